@@ -1,0 +1,45 @@
+"""distmeta: Ray-distributed meta-training of language models that learn a new task from a few examples."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distmeta.adapt import AdaptedModel, adapt, load_adapted
+    from distmeta.config import Config, load_config
+    from distmeta.errors import InputError
+    from distmeta.evaluate import Evaluation, evaluate
+    from distmeta.train import Run, TrainingError, train
+
+__version__ = "0.1.0"
+
+# Where each public name lives. Nothing is imported before it is used: torch and Ray take seconds.
+_HOME = {
+    "AdaptedModel": "adapt", "adapt": "adapt", "load_adapted": "adapt", "Config": "config", "load_config": "config",
+    "InputError": "errors", "Evaluation": "evaluate", "evaluate": "evaluate", "Run": "train", "TrainingError": "train",
+    "train": "train",
+}  # fmt: skip
+__all__ = [
+    "AdaptedModel", "Config", "Evaluation", "InputError", "Run", "TrainingError", "adapt", "evaluate", "load_adapted",
+    "load_config", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'distmeta' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"distmeta.{_HOME[name]}"), name)
+
+
+class _Package(types.ModuleType):
+    """`distmeta.train` is the function, also after the module of that name was imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,231 @@
+"""`distmeta adapt` and `distmeta predict`: a new task from a few labelled examples, and its predictions.
+
+An adapted model is a directory like a checkpoint: safetensors, JSON and a manifest, nothing that can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from distmeta import checkpoint as checkpoints
+from distmeta.algorithms.rates import inner_loop
+from distmeta.config import Config, DataConfig, dump_config, make_config
+from distmeta.errors import InputError
+from distmeta.evaluate import load_model, split_meta
+from distmeta.inner import adapt as adapt_weights
+from distmeta.models.backbone import set_attention
+from distmeta.models.batch import TextBatch, to_batches
+from distmeta.models.task_model import TaskModel, build_model
+from distmeta.sampling.collate import collate
+from distmeta.sampling.episode import Rows
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BATCH_ROWS = 256
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A model adapted to one task."""
+
+    config: Config
+    labels: list[str]
+    model: TaskModel
+    params: dict[str, Tensor]  # everything that differs from the base, head included
+    tokenizer_file: Path
+    state: dict[str, Any]
+    inner_losses: list[float]  # support loss after 0..K inner steps
+
+    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """For each text {"label": ..., "confidence": p, "probabilities": {label: p}}, in order."""
+        out = []
+        tokenizer = _tokenizer(self.tokenizer_file)
+        device = next(iter(self.params.values())).device
+        for at in range(0, len(texts), BATCH_ROWS):
+            part = texts[at : at + BATCH_ROWS]
+            rows = tokenise(tokenizer, part, [0] * len(part), self.config.model.max_tokens)
+            pad_id = int(self.state["pad_id"])
+            batches = collate([rows], 0, pad_id)
+            probabilities = np.zeros((len(part), len(self.labels)))
+            with torch.no_grad():
+                for numbers, batch in zip(batches, to_batches(batches, device, self.model.causal), strict=True):
+                    logits = self.model.logits(self.params, batch)[0, :, : len(self.labels)]
+                    probabilities[numbers["rows"][0]] = logits.softmax(-1).double().cpu().numpy()
+            for p in probabilities:
+                best = int(p.argmax())
+                named = {label: round(float(x), 6) for label, x in zip(self.labels, p, strict=True)}
+                out.append({"label": self.labels[best], "confidence": named[self.labels[best]], "probabilities": named})
+        return out
+
+    def save(self, path: str | Path) -> Path:
+        """Write the adapted model to a new directory. Raises InputError if something is there already."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        if path.exists() and any(path.iterdir()):
+            raise InputError(f"{path}: not empty; give a new directory for the adapted model")
+
+        def fill(draft: Path) -> None:
+            save_file({name: value.cpu().contiguous() for name, value in self.params.items()}, draft / "adapted.safetensors")
+            about = {**self.state, "labels": self.labels, "inner_losses": self.inner_losses}
+            (draft / "adapted.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
+            (draft / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
+            shutil.copyfile(self.tokenizer_file, draft / "tokenizer.json")
+
+        checkpoints.write_directory(path, fill)
+        return path
+
+
+def adapt(
+    checkpoint: str | Path, support: Sequence[Mapping[str, Any]] | str | Path, *, steps: int | None = None
+) -> AdaptedModel:
+    """Adapt a run's newest checkpoint, or the one given, to the task of `support`.
+
+    support: rows with the run's text and label columns, or a file of them in any format that training reads.
+    steps: inner steps; None: as the run evaluates. Raises InputError.
+    """
+    saved = checkpoints.load(checkpoint)
+    config = saved.config
+    where = "support" if not isinstance(support, str | Path) else str(support)
+    pairs = list(_pairs(support, config, where))
+    labels = task_labels([label for _, label in pairs], config, saved.state, where)
+    model = load_model(saved)
+    model.classes = len(labels) if model.prototype_head else model.classes
+    fast, shared, rates = split_meta(model, saved.meta)
+    steps = steps if steps is not None else config.eval.steps if config.eval.steps is not None else config.inner.steps
+    tokenizer = _tokenizer(saved.tokenizer_file)
+    numbers = [labels.index(label) for _, label in pairs]
+    rows = tokenise(tokenizer, [text for text, _ in pairs], numbers, config.model.max_tokens)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, fast, shared, rates = model.to(device), *({n: v.to(device) for n, v in d.items()} for d in (fast, shared, rates))
+    batches = to_batches(collate([rows], config.inner.buckets, int(saved.state["pad_id"])), device, model.causal)
+    set_attention(model.backbone, "first_order")
+
+    def loss(params: dict[str, Tensor], batch: TextBatch) -> Tensor:
+        return model.loss(params, batch).sum()
+
+    start = model.start if model.prototype_head else None
+    result = adapt_weights(loss, fast, batches, inner_loop(config.inner, rates, steps), shared=shared, start=start)
+    state = {key: saved.state[key] for key in ("classes", "vocab_size", "pad_id")} | {"meta_step": saved.step}
+    return AdaptedModel(
+        config, labels, model, {**shared, **result.params}, saved.tokenizer_file, state, result.inner_losses.tolist()
+    )
+
+
+def load_adapted(path: str | Path) -> AdaptedModel:
+    """Read what `AdaptedModel.save` wrote. Raises InputError."""
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not (path / "adapted.json").is_file():
+        raise InputError(f"{path}: not an adapted model (no adapted.json); make one with `distmeta adapt`")
+    reason = checkpoints.damage(path)
+    if reason is not None:
+        raise InputError(f"{path}: damaged: {reason}")
+    state = json.loads((path / "adapted.json").read_text(encoding="utf-8"))
+    config = make_config(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")), str(path / "config.yaml"))
+    labels, losses = state.pop("labels"), state.pop("inner_losses")
+    model = build_model(config, state["vocab_size"], state["pad_id"], state["classes"])
+    set_attention(model.backbone, "first_order")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    params = {name: value.to(device) for name, value in load_file(path / "adapted.safetensors").items()}
+    return AdaptedModel(config, labels, model.to(device), params, path / "tokenizer.json", state, losses)
+
+
+def task_labels(given: Sequence[str], config: Config, state: Mapping[str, Any], where: str) -> list[str]:
+    """The label names of the new task, in the order of the head's classes. Raises InputError."""
+    found = list(dict.fromkeys(given))
+    if config.task.family == "domain" and not config.task.permute_labels:
+        unknown = [label for label in found if label not in state["labels"]]
+        if unknown:
+            raise InputError(f"{where}: label '{unknown[0]}' is not one the model knows: {', '.join(state['labels'])}")
+        return list(state["labels"])
+    if len(found) < 2:
+        raise InputError(f"{where}: one label only ('{found[0]}'); a task needs examples of at least two")
+    if len(found) > state["classes"] and config.model.head == "linear":
+        raise InputError(
+            f"{where}: {len(found)} labels, but the model was meta-trained for {state['classes']}; "
+            "give fewer, or meta-train with model.head=prototype, which takes any number"
+        )
+    return found
+
+
+def tokenise(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], max_tokens: int) -> Rows:
+    """Texts and label numbers as rows of an episode."""
+    from distmeta.tasks.tokenizer import encode
+
+    tokens, lengths = next(encode(tokenizer, [list(texts)], max_tokens))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Rows(tokens, offsets, np.asarray(labels, np.int64), np.arange(len(lengths)))
+
+
+def read_texts(path: str, column: str) -> Iterator[str]:
+    """Texts to predict: from a data file, from lines of text, or from standard input ("-"). Raises InputError.
+
+    A line that is a JSON object gives its `column`; any other line is a text.
+    """
+    import sys
+
+    from distmeta.tasks.readers import find_sources, read_examples
+
+    if path != "-" and Path(path).suffix != ".txt":
+        for batch in read_examples(find_sources(path), DataConfig(text=column, label=column), "classes"):
+            yield from batch.column("text").to_pylist()
+        return
+    stream = sys.stdin if path == "-" else _open(path)
+    for number, line in enumerate(stream, 1):
+        line = line.rstrip("\n")
+        if not line.strip():
+            continue
+        if line.lstrip().startswith("{"):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}, line {number}: not JSON: {error}") from None
+            if not isinstance(row.get(column), str):
+                raise InputError(f"{path}, line {number}: no text in '{column}'; it has {', '.join(row)}")
+            line = row[column]
+        yield line
+
+
+def _open(path: str) -> Iterable[str]:
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    return Path(path).read_text(encoding="utf-8").splitlines()
+
+
+def _pairs(support: Sequence[Mapping[str, Any]] | str | Path, config: Config, where: str) -> Iterator[tuple[str, str]]:
+    text, label = config.data.text, config.data.label
+    if isinstance(support, str | Path):
+        from distmeta.tasks.readers import find_sources, read_examples
+
+        for batch in read_examples(find_sources(str(support)), DataConfig(text=text, label=label), "classes"):
+            columns = batch.to_pydict()
+            yield from zip(columns["text"], columns["label"], strict=True)
+        return
+    if not support:
+        raise InputError("support: no example in it; give some of each label")
+    for number, row in enumerate(support):
+        for column in (text, label):
+            if column not in row:
+                raise InputError(f"support, example {number}: no '{column}'; it has {', '.join(map(str, row))}")
+        if not isinstance(row[text], str) or not row[text].strip():
+            raise InputError(f"support, example {number}: '{text}' is {row[text]!r}, not a text")
+        yield row[text], str(row[label])
+
+
+def _tokenizer(file: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(file))

@@ -1,0 +1,182 @@
+"""The command line: parse, call, print. Exit 0: done, 1: failed, 2: unusable input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from distmeta.errors import InputError
+
+app = typer.Typer(
+    help="Meta-train language models that learn a new task from a few examples.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Source = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[RECIPE|FILE.yaml] [section.key=value ...]", help="a recipe or file, and overrides"),
+]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document on standard output and nothing else")]
+
+
+def split_source(words: list[str] | None) -> tuple[str | None, list[str]]:
+    """(recipe or file, overrides) of the words after a verb. Raises InputError for two recipes."""
+    sources = [word for word in words or [] if "=" not in word]
+    if len(sources) > 1:
+        raise InputError(f"{sources[1]}: one recipe or file at a time ({sources[0]} was given); an override is key=value")
+    return (sources[0] if sources else None), [word for word in words or [] if "=" in word]
+
+
+@app.command()
+def train(
+    source: Source = None,
+    run_dir: Annotated[str | None, typer.Option(help="run directory; default runs/NAME")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue from the newest whole checkpoint")] = False,
+    as_json: Json = False,
+) -> None:
+    """Meta-train. Without arguments: the built-in product reviews, about a minute on two cores."""
+    from distmeta.config import load_config
+    from distmeta.train import train as run_training
+
+    name, overrides = split_source(source)
+    config = load_config(name, overrides + ([f"run.dir={run_dir}"] if run_dir else []))
+    run = run_training(config, resume=resume, show=True)
+    if as_json:
+        print(json.dumps({"run": str(run.path), "checkpoint": str(run.checkpoint), "evaluation": run.evaluation}))
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
+    data: Annotated[list[str] | None, typer.Option(help="other data, in the run's columns; repeatable")] = None,
+    episodes: Annotated[int | None, typer.Option(min=2, help="default: as the run's eval.episodes")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test tasks")] = "test",
+    baselines: Annotated[bool, typer.Option("--baselines/--no-baselines", help="also what was not meta-trained")] = False,
+    out: Annotated[Path | None, typer.Option(help="directory for evaluation.json")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a checkpoint on few-shot episodes, with 95% intervals."""
+    from distmeta.evaluate import evaluate as score
+
+    paths: Any = data[0] if data and len(data) == 1 else data
+    result = score(checkpoint, paths, episodes, split=split, baselines=baselines, say=_note)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        result.save(out)
+    if as_json:
+        print(json.dumps(result.methods))
+        return
+    from rich.console import Console
+
+    from distmeta.progress import evaluation_table, per_class_table
+
+    console = Console()
+    console.print(evaluation_table(result.methods, title=f"{split} tasks, mean and 95% interval over episodes"))
+    for table in per_class_table(result.details):
+        console.print(table)
+
+
+@app.command()
+def adapt(
+    checkpoint: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
+    support: Annotated[str, typer.Option(help="file of labelled examples")],
+    out: Annotated[Path, typer.Option(help="new directory for the adapted model")],
+    steps: Annotated[int | None, typer.Option(min=0, help="inner steps; default: as the run evaluates")] = None,
+    as_json: Json = False,
+) -> None:
+    """Adapt a meta-trained model to a new task from a few labelled examples."""
+    from distmeta.adapt import adapt as fit
+
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: not empty; give a new directory for the adapted model")
+    adapted = fit(checkpoint, support, steps=steps)
+    adapted.save(out)
+    report = {"out": str(out), "labels": adapted.labels, "support_loss": adapted.inner_losses}
+    if as_json:
+        print(json.dumps(report))
+    else:
+        path = " -> ".join(f"{x:.3f}" for x in adapted.inner_losses)
+        print(f"adapted to {', '.join(adapted.labels)}: support loss {path}\nsaved in {out}")
+
+
+@app.command()
+def predict(
+    adapted: Annotated[str, typer.Argument(metavar="ADAPTED")],
+    texts: Annotated[str, typer.Option("--input", help="data file, .txt with a text a line, or - for standard input")],
+) -> None:
+    """Label texts with an adapted model: one JSON line each."""
+    from distmeta.adapt import load_adapted, read_texts
+
+    model = load_adapted(adapted)
+    for prediction in model.predict(list(read_texts(texts, model.config.data.text))):
+        print(json.dumps(prediction, ensure_ascii=False))
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the recipes: complete runs by name."""
+    from distmeta.config import RECIPES, recipe_names
+
+    about = {}
+    for name in recipe_names():
+        first = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").split("\n", 1)[0]
+        about[name] = first.lstrip("# ").strip()
+    if as_json:
+        print(json.dumps(about))
+    else:
+        for name, line in about.items():
+            print(f"{name:24} {line}")
+
+
+@app.command()
+def config(source: Source = None, as_json: Json = False) -> None:
+    """Print everything that a run would use, defaults included."""
+    from distmeta.config import dump_config, load_config
+
+    name, overrides = split_source(source)
+    loaded = load_config(name, overrides)
+    print(json.dumps(loaded.model_dump(mode="json")) if as_json else dump_config(loaded), end="\n" if as_json else "")
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app(standalone_mode=False)
+    except InputError as error:
+        print(f"distmeta: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("distmeta: interrupted; `--resume` continues a training run from its newest checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    import click
+
+    from distmeta.train import TrainingError
+
+    if isinstance(error, click.exceptions.Exit):
+        sys.exit(error.exit_code)
+    if isinstance(error, click.ClickException):
+        error.show()
+        sys.exit(2)
+    if isinstance(error, TrainingError | ArithmeticError | TimeoutError):
+        print(f"distmeta: {error}", file=sys.stderr)
+        sys.exit(1)
+    raise error
+
+
+if __name__ == "__main__":
+    main()

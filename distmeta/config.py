@@ -1,0 +1,331 @@
+"""The configuration of a run: typed, frozen, strict, and the only place where defaults live.
+
+A configuration is made of a recipe (a YAML file that states only what differs from the defaults below) and of
+dotted overrides (`inner.lr=0.05`). An unknown key or an unusable value is one line that names the key, the
+value, what is allowed and the nearest match.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from distmeta.errors import InputError, nearest
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """What adapts."""
+
+    pretrained: str | None = Field(None, description="a Hugging Face directory or hub id; null: from `config`")
+    architecture: str = Field("bert", description="transformers model type built when `pretrained` is null")
+    config: dict[str, Any] = Field(
+        {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128},
+        description="its transformers configuration, in that architecture's own keys",
+    )
+    tokenizer: Literal["word", "wordpiece", "character"] = Field(
+        "word", description="level of the tokenizer trained on the task store's text when `pretrained` is null"
+    )
+    vocab_size: int = Field(8000, ge=16, description="largest vocabulary of the trained tokenizer")
+    max_tokens: int = Field(64, ge=4, description="longer texts are cut, special tokens included")
+    head: Literal["linear", "prototype"] = Field(
+        "linear", description="linear: meta-learnt; prototype: set from each episode's support (proto-MAML)"
+    )
+    pooling: Literal["auto", "first", "last", "mean"] = Field(
+        "auto", description="token states read by the head; auto: mean for encoders, last for decoders"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="in every dropout layer, while training")
+    lora_rank: int = Field(8, ge=1)
+    lora_alpha: float = Field(16.0, gt=0, description="LoRA output is scaled by alpha / rank")
+    lora_targets: str = Field("auto", description="regular expression of linear module names; auto: query and value")
+
+
+class DataConfig(Section):
+    """Where the tasks are read from. Without a path: the built-in product reviews."""
+
+    path: str | list[str] | None = Field(None, description="files, directories or globs, local or a filesystem URI")
+    text: str = "text"
+    label: str = "label"
+    task: str = Field("task", description="column that names the task (family domain)")
+    split: str = Field("split", description="column with train, validation or test; absent: by stable hash")
+    splits: dict[str, list[str]] | str | None = Field(
+        None, description="lists of tasks or classes for train, validation, test; or JSON_FILE or JSON_FILE#KEY"
+    )
+    fractions: tuple[float, float, float] = Field(
+        (0.6, 0.2, 0.2), description="shares of tasks or classes by stable hash"
+    )
+    cache: str | None = Field(None, description="directory of token caches; null: ~/.cache/distmeta")
+
+    @field_validator("fractions")
+    @classmethod
+    def _sums_to_one(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(value) < 0 or abs(sum(value) - 1) > 1e-6:
+            raise ValueError("three shares of at least 0 that add up to 1")
+        return value
+
+
+class TaskConfig(Section):
+    """What an episode is."""
+
+    family: Literal["domain", "classes"] = Field(
+        "domain", description="domain: a task per domain, fixed labels; classes: N ways over disjoint classes"
+    )
+    ways: int | None = Field(None, ge=2, description="classes in an episode; domain: all labels")
+    shots: int = Field(5, ge=1, description="support examples of each class")
+    queries: int = Field(10, ge=1, description="query examples of each class")
+    permute_labels: bool = Field(False, description="family domain: a new order of the label ids in each episode")
+
+
+class InnerConfig(Section):
+    """The inner loop: adaptation on a support set."""
+
+    lr: float = Field(0.1, gt=0, description="(initial) inner learning rate")
+    steps: int = Field(5, ge=1, description="inner steps in training")
+    optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+    momentum: float = Field(0.9, ge=0, lt=1, description="of optimizer momentum")
+    learn_lr: Literal["none", "scalar", "per_step", "per_layer", "per_parameter"] = "none"
+    adapt: str = Field("all", description="all, lora, head, or a regular expression of parameter names")
+    memory: Literal["auto", "walk", "unroll"] = "auto"
+    budget_mb: float = Field(2048, gt=0, description="memory: auto unrolls within this many megabytes")
+    buckets: int = Field(0, ge=0, description="length-sorted micro-batches of a set; 0: chosen by their cost")
+    task_batch: int = Field(0, ge=0, description="tasks that run as one; 0: chosen by their size and the device")
+
+    @field_validator("learn_lr", mode="before")
+    @classmethod
+    def _from_bool(cls, value: object) -> object:
+        return {True: "scalar", False: "none", None: "none"}.get(value, value) if not isinstance(value, str) else value  # type: ignore[call-overload]
+
+
+class OuterConfig(Section):
+    """The outer loop: the update of the meta-parameters."""
+
+    lr: float = Field(1e-3, gt=0)
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1, description="of optimizer sgd")
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    meta_batch_size: int = Field(8, ge=1, description="episodes of a meta-step, over all ranks")
+    steps: int = Field(300, ge=1, description="meta-steps")
+    until: str | None = Field(
+        None, description="stop once a meta-validation metric is reached, such as accuracy>=0.9 (needs eval.every)"
+    )
+    base: Literal["auto", "train", "freeze"] = Field(
+        "auto", description="parameters that the inner loop does not adapt; auto: train only if built from config"
+    )
+
+    @field_validator("until", mode="before")
+    @classmethod
+    def _accuracy_by_default(cls, value: object) -> object:
+        return f"accuracy>={value}" if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @field_validator("until")
+    @classmethod
+    def _parses(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_until(value)
+        return value
+
+
+class SamplingConfig(Section):
+    actors: int = Field(2, ge=0, description="sampler actors; 0: episodes are made in the learner's process")
+    window: int = Field(32, ge=1, description="most episodes asked for and not yet used, per learner rank")
+    timeout_s: float = Field(120, gt=0, description="longest wait for one group of episodes")
+
+
+class ClusterConfig(Section):
+    workers: int = Field(2, ge=1, description="learner ranks")
+    address: str | None = Field(None, description="Ray cluster; null: RAY_ADDRESS, else one is started here")
+    storage: str | None = Field(None, description="directory, shared by all nodes, in which run.dir is resolved")
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float | None = Field(None, ge=0, description="null: 1 where the cluster has enough GPUs")
+    cpus_per_sampler: float = Field(0.25, ge=0)
+    max_failures: int = Field(3, ge=0, description="restarts of the learner group from its last checkpoint")
+
+
+class EvalConfig(Section):
+    episodes: int = Field(600, ge=2, description="meta-test episodes")
+    steps: int | None = Field(None, ge=0, description="inner steps when evaluating; null: inner.steps")
+    baselines: bool = Field(True, description="also score the methods that were not meta-trained")
+    every: int = Field(0, ge=0, description="meta-steps between meta-validations; 0: none")
+    validation_episodes: int = Field(50, ge=2)
+
+
+class RunConfig(Section):
+    name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0)
+    dir: str | None = Field(None, description="run directory; null: runs/NAME")
+    checkpoint_every: int = Field(50, ge=1, description="meta-steps between checkpoints")
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    timeout_s: float = Field(600, gt=0, description="longest wait for another rank")
+
+
+DEEPSPEED_DEFAULTS: dict[str, Any] = {"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}
+
+
+class Config(Section):
+    """A whole run. Sections follow the flow of data."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    task: TaskConfig = TaskConfig()
+    inner: InnerConfig = InnerConfig()
+    algorithm: str = Field("maml", description="a name in distmeta.algorithms")
+    outer: OuterConfig = OuterConfig()
+    deepspeed: dict[str, Any] = Field(DEEPSPEED_DEFAULTS, description="handed to deepspeed.initialize as it is")
+    sampling: SamplingConfig = SamplingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    eval: EvalConfig = EvalConfig()
+    run: RunConfig = RunConfig()
+
+    @field_validator("deepspeed", mode="before")
+    @classmethod
+    def _over_defaults(cls, value: object) -> object:
+        return merge(DEEPSPEED_DEFAULTS, value) if isinstance(value, dict) else value
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _stage(cls, value: dict[str, Any]) -> dict[str, Any]:
+        zero = value.get("zero_optimization")
+        stage = zero.get("stage", 0) if isinstance(zero, dict) else None
+        if stage not in (0, 1, 2):
+            raise ValueError(f"zero_optimization.stage = {stage!r}: this learner shards with stage 0, 1 or 2")
+        for key in ("optimizer", "scheduler"):
+            if key in value:
+                raise ValueError(f"{key} belongs in the section outer (outer.optimizer, outer.schedule)")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        from distmeta.algorithms import ALGORITHMS
+
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(
+                f"algorithm = {self.algorithm!r}: one of {', '.join(ALGORITHMS)}.{nearest(self.algorithm, ALGORITHMS)}"
+            )
+        if self.outer.until is not None and self.eval.every == 0:
+            raise ValueError("outer.until needs meta-validations: set eval.every to the meta-steps between them")
+        if self.outer.meta_batch_size < self.cluster.workers:
+            raise ValueError(
+                f"outer.meta_batch_size = {self.outer.meta_batch_size} is less than cluster.workers = "
+                f"{self.cluster.workers}: every rank needs an episode; lower cluster.workers"
+            )
+        if self.algorithm == "reptile" and self.inner.learn_lr != "none":
+            raise ValueError("algorithm = reptile learns no inner rates: set inner.learn_lr=none, or use maml or fomaml")
+        if self.task.family == "domain" and self.task.ways is not None:
+            raise ValueError("task.ways belongs to task.family=classes; a domain episode has all labels")
+        return self
+
+    @property
+    def ways(self) -> int | None:
+        """Classes in an episode where the configuration alone says (family classes); else None."""
+        return (self.task.ways or 5) if self.task.family == "classes" else None
+
+
+def parse_until(text: str) -> tuple[str, str, float]:
+    """`accuracy>=0.9` -> ("accuracy", ">=", 0.9). Raises ValueError."""
+    match = re.fullmatch(r"\s*(accuracy|loss|f1|precision|recall)\s*(>=|<=)\s*([0-9.eE+-]+)\s*", text)
+    if match is None:
+        raise ValueError("a condition such as accuracy>=0.9, or loss<=0.3 (accuracy, loss, precision, recall, f1)")
+    return match[1], match[2], float(match[3])
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid upon `base`, dictionaries within dictionaries merged. Neither is changed."""
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe_path(source: str) -> Path:
+    """The YAML file that `source`, a recipe's name or a file, stands for. Raises InputError."""
+    if source in recipe_names():
+        return RECIPES / f"{source}.yaml"
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise InputError(f"{source}: no such file; give a YAML file, or one of the recipes {', '.join(recipe_names())}")
+    raise InputError(
+        f"{source}: no recipe of that name, and not a .yaml file; recipes: {', '.join(recipe_names())}."
+        + nearest(source, recipe_names())
+    )
+
+
+def load_config(source: str | Path | None = None, overrides: list[str] | None = None) -> Config:
+    """The configuration of a recipe or YAML file (default: the recipe `default`) with dotted overrides.
+
+    Raises InputError with one line for a file that does not parse, an unknown key or an unusable value.
+    """
+    path = recipe_path(str(source or "default"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}; a configuration is a mapping of sections")
+    for override in overrides or []:
+        content = merge(content, _parse_override(override))
+    return make_config(content, where=str(path) if source else "the command line")
+
+
+def make_config(content: dict[str, Any], where: str = "configuration") -> Config:
+    """A checked configuration from nested dictionaries. Raises InputError."""
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_one_line(error)}") from None
+
+
+def dump_config(config: Config) -> str:
+    """The whole configuration as YAML; `make_config(yaml.safe_load(...))` gives it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override}: an override is section.key=value, such as inner.lr=0.05")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value  # type: ignore[no-any-return]
+
+
+def _one_line(error: ValidationError) -> str:
+    first, *rest = error.errors()
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _keys_beside(first["loc"])
+        line = f"unknown key '{key}'; allowed here: {', '.join(known)}.{nearest(str(first['loc'][-1]), known)}"
+    else:
+        reason = first["msg"].removeprefix("Value error, ")
+        line = f"{key} = {first['input']!r}: {reason}" if key else reason
+    return line + (f" (and {len(rest)} more)" if rest else "")
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Config
+    for part in location[:-1]:
+        annotation = model.model_fields[part].annotation
+        model = next((a for a in (annotation, *get_args(annotation)) if hasattr(a, "model_fields")), None)
+    return list(model.model_fields) if model else []

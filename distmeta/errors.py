@@ -1,0 +1,19 @@
+"""Errors that a person caused and a person can mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Unusable input. The message is one line: what is wrong, where, what is allowed, the mend.
+
+    The command line prints the message alone and exits with 2.
+    """
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """" Did you mean 'x'?" for the closest of `choices`, or an empty string when none is close."""
+    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean '{found[0]}'?" if found else ""

@@ -1,0 +1,7 @@
+"""The inner loop: adaptation to a support set, and the derivative of what comes out of it. Pure torch."""
+
+from .adapt import Adapted, adapt
+from .loop import Diverged, InnerLoop
+from .walk import MetaGradient, meta_gradient
+
+__all__ = ["Adapted", "Diverged", "InnerLoop", "MetaGradient", "adapt", "meta_gradient"]

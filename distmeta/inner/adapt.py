@@ -1,0 +1,230 @@
+"""Forward through the inner loop: `adapt`, and the descent that the meta-gradient walks back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import optimizers
+from .budget import Budget
+from .lists import Sum, Tensors, minus
+from .loop import Diverged, InnerLoop
+from .problem import Loss, Named, Problem, Start, TaskAxis, gradient, listed, start_values, values
+from .rates import Rates
+
+Graph = tuple[Tensors, Tensors]  # (inputs, gradients) of one micro-batch, the gradients with their graph
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What `adapt` returns, everything detached. With a task axis all tensors lead with it.
+
+    params: the fast weights after the last step, those of `start` included. inner_losses: [K + 1] or [T, K +
+    1], the support loss after 0..K steps ([.., K] without last_inner_loss). trajectory: the fast weights
+    after 0..K steps, None unless asked for.
+    """
+
+    params: Named
+    inner_losses: Tensor
+    trajectory: list[Named] | None
+
+
+@dataclass
+class Step:
+    """What is kept of one step: only the fields that were asked for."""
+
+    theta: Tensors = field(default_factory=list)  # before the step
+    gradient: Tensors = field(default_factory=list)
+    state: optimizers.State = ()  # after the step
+    direction: Tensors = field(default_factory=list)
+    graphs: list[Graph] = field(default_factory=list)  # one for each micro-batch; empty: recompute
+
+
+@dataclass
+class Descent:
+    """theta: after the last step. losses: [] or [T] for each evaluation. steps: what was kept of each step."""
+
+    theta: Tensors
+    losses: list[Tensor]
+    steps: list[Step]
+
+
+def adapt(
+    loss: Loss,
+    params: Mapping[str, Tensor],
+    support: Any,
+    inner: InnerLoop,
+    *,
+    shared: Mapping[str, Tensor] | None = None,
+    start: Start | None = None,
+    task_axis: TaskAxis = False,
+    has_aux: bool = False,
+    steps: int | None = None,
+    trajectory: bool = False,
+    last_inner_loss: bool = True,
+    names: Sequence[str] | None = None,
+) -> Adapted:
+    """The fast weights after `steps` (default: inner.steps) steps on the support set; arguments as
+    `meta_gradient`.
+
+    Steps beyond those that have a rate of their own use the last one's. Raises Diverged.
+    """
+    count = inner.steps if steps is None else steps
+    problem = pose(loss, params, support, inner, shared, task_axis, has_aux)
+    first = dict(params)
+    if start is not None:
+        with torch.no_grad():
+            first |= checked(start_values(problem, start, {**problem.shared, **first}, support), params)
+    problem, theta = with_names(problem, first)
+    rates = Rates(inner, problem.names, theta, problem.per_task)
+    keep = frozenset({"theta"}) if trajectory else frozenset()
+    descent = descend(problem, inner, rates, theta, count, keep)
+    if last_inner_loss:
+        descent.losses.append(support_loss(problem, descent.theta, count))
+    refuse_divergence(problem, descent.losses, None, count, names)
+    adapted = named(problem, descent.theta)
+    path = [named(problem, step.theta) for step in descent.steps] + [adapted] if trajectory else None
+    return Adapted(adapted, stacked(problem, descent.losses, adapted), path)
+
+
+def pose(
+    loss: Loss,
+    params: Mapping[str, Tensor],
+    support: Any,
+    inner: InnerLoop,
+    shared: Mapping[str, Tensor] | None,
+    task_axis: TaskAxis,
+    has_aux: bool,
+) -> Problem:
+    """The problem, with the names of `params` alone so far."""
+    if not params:
+        raise ValueError("params is empty: there is nothing to adapt")
+    if task_axis not in (True, False, "native"):
+        raise ValueError(f'task_axis is True, False or "native", not {task_axis!r}')
+    for name, tensor in params.items():
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"params[{name!r}] is a tensor of {tensor.dtype}; only floating point can be adapted"
+            )
+    batches = listed(support)
+    if not batches:
+        raise ValueError("support is an empty list of micro-batches")
+    tasks = None
+    if task_axis:
+        sizes = {name: t.shape[0] if t.ndim else None for name, t in params.items()}
+        if None in sizes.values() or len(set(sizes.values())) > 1:
+            raise ValueError(f"task_axis: all of params need the same leading task axis; found {sizes}")
+        tasks = next(iter(sizes.values()))
+    detached = {name: t.detach() for name, t in (shared or {}).items()}
+    return Problem(loss, tuple(params), detached, batches, has_aux, task_axis, tasks, inner.seed)
+
+
+def with_names(problem: Problem, first: Named) -> tuple[Problem, Tensors]:
+    """The problem with the names of all fast weights, and their values before step 0, detached."""
+    whole = Problem(**{**problem.__dict__, "names": tuple(first)})
+    return whole, [t.detach() for t in first.values()]
+
+
+def checked(started: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> Named:
+    """What `start` returned, which must not have a name that params has."""
+    twice = sorted(set(started) & set(params))
+    if twice:
+        raise ValueError(
+            f"start returned {twice[0]!r}, which is in params: it cannot be both given and computed"
+        )
+    return dict(started)
+
+
+def descend(
+    problem: Problem,
+    inner: InnerLoop,
+    rates: Rates,
+    theta: Tensors,
+    steps: int,
+    keep: frozenset[str] = frozenset(),
+    budget: Budget | None = None,
+) -> Descent:
+    """Run the inner loop. keep: fields of Step to record. budget: keeps graphs; without one none is built."""
+    anchor = theta
+    state: optimizers.State = ()
+    losses: list[Tensor] = []
+    record: list[Step] = []
+    for k in range(steps):
+        loss, g, graphs = _step_gradient(problem, theta, k, budget)
+        if inner.proximal:
+            g = [a + inner.proximal * (t - z) for a, t, z in zip(g, theta, anchor, strict=True)]
+        direction, state = optimizers.update(inner, k, g, state)
+        losses.append(loss)
+        if keep:
+            fields = {"theta": theta, "gradient": g, "state": state, "direction": direction}
+            record.append(Step(**{name: fields[name] for name in keep}, graphs=graphs))  # type: ignore[arg-type]
+        theta = minus(theta, rates.at(k), direction)
+    return Descent(theta, losses, record)
+
+
+def _step_gradient(
+    problem: Problem, theta: Tensors, k: int, budget: Budget | None
+) -> tuple[Tensor, Tensors, list[Graph]]:
+    """(loss, gradient, kept graphs) of the support set at step k, one micro-batch after the other."""
+    losses, total = Sum(), Sum()
+    graphs: list[Graph] = []
+    for j, batch in enumerate(problem.support):
+        if budget is not None and budget.open:
+            with budget.watch(k):
+                loss, _, inputs, grads = gradient(problem, theta, batch, ("support", k, j), create_graph=True)
+            graphs.append((inputs, grads))
+            grads = [g.detach() for g in grads]
+            del inputs
+            if not budget.fits(k):
+                graphs.clear()
+        else:
+            loss, _, _, grads = gradient(problem, theta, batch, ("support", k, j))
+        losses.add([loss])
+        total.add(grads)
+    if budget is not None:
+        budget.end_step(k)
+    return losses.tensors[0], total.tensors, graphs
+
+
+def support_loss(problem: Problem, theta: Tensors, k: int) -> Tensor:
+    """The support loss at theta, without gradient: [] or [T]."""
+    total = Sum()
+    with torch.no_grad():
+        for j, batch in enumerate(problem.support):
+            total.add([values(problem, theta, problem.shared, batch, ("support", k, j))[0]])
+    return total.tensors[0]
+
+
+def refuse_divergence(
+    problem: Problem, losses: list[Tensor], query: Tensor | None, steps: int, names: Sequence[str] | None
+) -> None:
+    """Raise Diverged if a loss is not finite: the one host synchronisation of an inner loop, after its end."""
+    every = losses if query is None else [*losses, query]
+    if not every:
+        return
+    finite = torch.isfinite(torch.stack(every))  # [evaluations] or [evaluations, T]
+    if bool(finite.all()):
+        return
+    by_step = finite if finite.ndim == 1 else finite.all(dim=1)
+    at = int((~by_step).nonzero()[0])
+    which = "query" if query is not None and at == len(losses) else "support"
+    tasks: list[int] = [] if finite.ndim == 1 else [int(t) for t in (~finite[at]).nonzero().flatten()]
+    worst = every[at][tasks[0]] if tasks else every[at]
+    concerned = [] if names is None else ([names[t] for t in tasks] if tasks else list(names))
+    raise Diverged(steps if which == "query" else at, steps, float(worst), which, tasks, concerned)
+
+
+def stacked(problem: Problem, losses: list[Tensor], adapted: Named) -> Tensor:
+    """[evaluations], or [T, evaluations]."""
+    if losses:
+        return torch.stack(losses, dim=-1)
+    like = next(iter(adapted.values()))
+    return like.new_zeros((0,) if problem.tasks is None else (problem.tasks, 0))
+
+
+def named(problem: Problem, tensors: Tensors) -> Named:
+    return dict(zip(problem.names, tensors, strict=True))

@@ -1,0 +1,92 @@
+"""Second derivatives of the support loss times a vector: exactly, and by a central difference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .adapt import Graph
+from .lists import Sum, Tensors, along, dots, times, wide, zeros_like
+from .problem import Problem, gradient
+
+
+@dataclass(frozen=True)
+class Product:
+    """At fast weights theta, for a vector v: H v, d/dshared <g, v>, and the support gradient g if asked for."""
+
+    theta: Tensors
+    shared: Tensors
+    gradient: Tensors
+
+
+def exact(
+    problem: Problem,
+    theta: Tensors,
+    vector: Tensors,
+    k: int,
+    graphs: list[Graph],
+    *,
+    want_gradient: bool = False,
+    retain: bool = False,
+) -> Product:
+    """Reverse over reverse, one micro-batch after the other; kept graphs are used up unless `retain`."""
+    products, gradients = Sum(), Sum()
+    for j in range(len(problem.support)):
+        graph = graphs[j] if graphs else _graph(problem, theta, k, j)
+        if want_gradient:
+            gradients.add([g.detach() for g in graph[1]])
+        products.add(_of_graph(graph, vector, retain))
+        del graph
+        if graphs and not retain:
+            graphs[j] = ([], [])
+    n = len(theta)
+    return Product(products.tensors[:n], products.tensors[n:], gradients.tensors)
+
+
+def central_difference(
+    problem: Problem, theta: Tensors, vector: Tensors, k: int, *, want_gradient: bool = False
+) -> Product:
+    """|v| (g(theta + r u) - g(theta - r u)) / 2r for u = v / |v|: as in DARTS (1806.09055), SAMA
+    (2310.05674).
+
+    Needs no double backward, so fused attention kernels will do. Its bias is r^2 / 6 times the third
+    derivative of the gradient along u, and rounding adds about eps |g| / r, eps being that of the dtype; r =
+    cbrt(eps) * max(1, |theta|) balances the two. The gradient returned is the mean of the two, biased by r^2
+    / 2.
+    """
+    per_task = problem.per_task
+    size = dots(vector, vector, per_task, wide(vector)).sqrt()
+    weight = dots(theta, theta, per_task, size.dtype).sqrt().clamp(min=1.0)
+    radius = weight * torch.finfo(theta[0].dtype).eps ** (1 / 3)
+    size = torch.where(size > 0, size, 1.0)
+    offset = times(vector, along(radius / size, vector))
+    # Each task's loss is weighted before the sum over tasks that the gradient of shared is.
+    scale = size / (2 * radius)
+    above, below = Sum(), Sum()
+    for side, total in ((1.0, above), (-1.0, below)):
+        moved = list(torch._foreach_add(theta, offset, alpha=side))
+        for j, batch in enumerate(problem.support):
+            key = ("support", k, j)
+            total.add(gradient(problem, moved, batch, key, of_shared=True, weight=scale)[3])
+    n = len(theta)
+    difference = list(torch._foreach_sub(above.tensors, below.tensors))
+    mean: Tensors = []
+    if want_gradient:
+        both = [a + b for a, b in zip(above.tensors[:n], below.tensors[:n], strict=True)]
+        mean = times(both, along(0.5 / scale, both))
+    return Product(difference[:n], difference[n:], mean)
+
+
+def _graph(problem: Problem, theta: Tensors, k: int, j: int) -> Graph:
+    _, _, inputs, grads = gradient(problem, theta, problem.support[j], ("support", k, j), create_graph=True)
+    return inputs, grads
+
+
+def _of_graph(graph: Graph, vector: Tensors, retain: bool) -> Tensors:
+    inputs, grads = graph
+    pairs = [(g, v) for g, v in zip(grads, vector, strict=True) if g.requires_grad]
+    if not pairs:
+        return zeros_like(inputs)
+    outputs, cotangents = zip(*pairs, strict=True)
+    return list(torch.autograd.grad(outputs, inputs, cotangents, retain_graph=retain, materialize_grads=True))

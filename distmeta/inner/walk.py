@@ -1,0 +1,292 @@
+"""The meta-gradient: the query loss after adaptation, differentiated with respect to where adaptation began.
+
+Backward over the steps, with theta_{k+1} = theta_k - rate_k * d_k and lambda_K the query gradient at theta_K:
+
+    lambda_k = lambda_{k+1} + H_k mu_k                     H_k: Hessian of the support loss at theta_k
+    mu_k     = cotangent of the gradient g_k: -rate_k * lambda_{k+1}, through the optimiser's state
+    d/drate_k = -<lambda_{k+1}, d_k>
+    d/dshared += d/dshared <g_k, mu_k>                     the same product, one more input
+
+It is MAML's exact gradient (arXiv 1703.03400) by the recursion of MixFlow-MG (arXiv 2505.00793), reverse over
+reverse. Nothing of a step but its fast weights has to outlive it, so memory is flat in the number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from . import optimizers, products
+from .adapt import (
+    Descent,
+    Step,
+    checked,
+    descend,
+    named,
+    pose,
+    refuse_divergence,
+    stacked,
+    support_loss,
+    with_names,
+)
+from .budget import Budget
+from .lists import Sum, Tensors, negated, times
+from .loop import InnerLoop
+from .problem import (
+    Loss,
+    Named,
+    Problem,
+    Start,
+    TaskAxis,
+    float_names,
+    generator_state,
+    gradient,
+    listed,
+    start_values,
+)
+from .rates import Rates
+
+Order = Literal["exact", "first_order", "implicit", "finite_difference"]
+ORDERS = ("exact", "first_order", "implicit", "finite_difference")
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """What `meta_gradient` returns, everything detached. With a task axis all but shared_grads lead with it.
+
+    grads          as params: d query loss / d params
+    lr_grads       in the structure of inner.lr: a tensor, a dict of those that are tensors, or None
+    shared_grads   as the floating point part of shared, summed over tasks
+    loss           query loss after adaptation, [] or [T]
+    inner_losses   support loss after 0..K steps, [K + 1] or [T, K + 1] ([.., K] without last_inner_loss)
+    adapted        fast weights after the last step, those of `start` included
+    aux            what the loss returned beside itself on each query micro-batch; [] without has_aux
+    """
+
+    grads: Named
+    lr_grads: Tensor | dict[str, Tensor] | None
+    shared_grads: Named
+    loss: Tensor
+    inner_losses: Tensor
+    adapted: Named
+    aux: list[Any]
+
+
+def meta_gradient(
+    loss: Loss,
+    params: Mapping[str, Tensor],
+    support: Any,
+    query: Any,
+    inner: InnerLoop,
+    order: Order = "exact",
+    *,
+    shared: Mapping[str, Tensor] | None = None,
+    start: Start | None = None,
+    task_axis: TaskAxis = False,
+    has_aux: bool = False,
+    last_inner_loss: bool = True,
+    names: Sequence[str] | None = None,
+) -> MetaGradient:
+    """Adapt `params` to `support`, and differentiate the loss on `query` with respect to `params`.
+
+    loss(tensors, batch) returns a scalar, or (scalar, anything) with has_aux; tensors: {**shared, **fast
+    weights}.
+    support, query: a batch, or a list of micro-batches whose losses add up.
+    shared: tensors that the loss reads and that are learnt, but not adapted.
+    start({**shared, **params}, support) -> initial values of further fast weights, differentiated through.
+    task_axis: False; True (params and batches lead with a task axis T, loss is for one task and is vmapped; a
+    leaf of a batch that is no tensor, or a 0-d one, goes to every task); "native" (loss takes the stacked
+    dict and returns [T]). shared and inner.lr have no task axis.
+    order: exact; first_order (no derivative of the inner gradients; lr_grads treats them as constants too);
+    implicit (iMAML, whose result does not depend on the rates: their derivatives are 0); finite_difference
+    (exact with each Hessian-vector product replaced by a central difference, biased as `products` says).
+    names: of the episodes (one, or T), for the message of Diverged, which is raised when a loss is not
+    finite.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"order is one of {', '.join(ORDERS)}, not {order!r}")
+    if order == "implicit" and not inner.proximal > 0:
+        raise ValueError(
+            'order="implicit" needs InnerLoop(proximal=...) > 0, the pull to the initial weights'
+        )
+    queries = listed(query)
+    if not queries:
+        raise ValueError("query is an empty list of micro-batches")
+    problem = pose(loss, params, support, inner, shared, task_axis, has_aux)
+    given = {name: t.detach() for name, t in params.items()}
+    beginning = Beginning(problem, given, start, support, keep=inner.memory != "walk")
+    problem, theta = with_names(problem, beginning.first)
+    rates = Rates(inner, problem.names, theta, problem.per_task)
+
+    descent = _descend(problem, inner, rates, theta, order)
+    if last_inner_loss:
+        descent.losses.append(support_loss(problem, descent.theta, inner.steps))
+    query_loss, aux, cotangent, of_shared = _query(problem, descent.theta, queries)
+    cotangent, of_shared = _back(problem, inner, rates, descent, order, cotangent, of_shared)
+
+    grads, of_shared = beginning.pullback(problem, cotangent, of_shared)
+    refuse_divergence(problem, descent.losses, query_loss, inner.steps, names)
+    adapted = named(problem, descent.theta)
+    return MetaGradient(
+        grads,
+        rates.gradients(),
+        dict(zip(float_names(problem.shared), of_shared, strict=True)),
+        query_loss,
+        stacked(problem, descent.losses, adapted),
+        adapted,
+        aux,
+    )
+
+
+def _descend(problem: Problem, inner: InnerLoop, rates: Rates, theta: Tensors, order: Order) -> Descent:
+    """Forward, recording what the order needs on its way back."""
+    keep: set[str] = set()
+    if rates.learnt and order != "implicit" and (order == "first_order" or _records_direction(inner)):
+        keep |= {"direction"}
+    if order in ("exact", "finite_difference"):
+        keep |= {"theta"} | ({"gradient", "state"} if inner.optimizer == "adam" else set())
+    budget = Budget(inner) if order == "exact" else None
+    device = theta[0].device
+    before = generator_state(device) if problem.seed is None and "theta" in keep else None
+    descent = descend(problem, inner, rates, theta, inner.steps, frozenset(keep), budget)
+    recomputed = any(not step.graphs for step in descent.steps)
+    if before is not None and recomputed and not torch.equal(before, generator_state(device)):
+        raise ValueError(
+            "the loss draws random numbers (dropout?) and steps are recomputed: give InnerLoop(seed=...), so "
+            'that both times see the same, or keep all graphs with memory="unroll"'
+        )
+    return descent
+
+
+def _records_direction(inner: InnerLoop) -> bool:
+    # sgd's direction is the gradient, which the product yields anyway; adam's follows from its state.
+    return inner.optimizer == "momentum" or (inner.optimizer == "sgd" and inner.proximal > 0)
+
+
+def _query(
+    problem: Problem, theta: Tensors, queries: list[Any]
+) -> tuple[Tensor, list[Any], Tensors, Tensors]:
+    """(query loss, aux, gradient at theta, gradient of shared)."""
+    losses, total, n = Sum(), Sum(), len(theta)
+    auxes = []
+    for j, batch in enumerate(queries):
+        loss, aux, _, grads = gradient(problem, theta, batch, ("query", j), of_shared=True)
+        losses.add([loss])
+        total.add(grads)
+        auxes.append(aux)
+        del grads
+    return losses.tensors[0], auxes if problem.has_aux else [], total.tensors[:n], total.tensors[n:]
+
+
+def _back(
+    problem: Problem,
+    inner: InnerLoop,
+    rates: Rates,
+    descent: Descent,
+    order: Order,
+    cotangent: Tensors,
+    of_shared: Tensors,
+) -> tuple[Tensors, Tensors]:
+    """From the derivatives at the adapted weights to those at the initial ones (and of shared)."""
+    if order == "implicit":
+        from .implicit import solve
+
+        return solve(problem, inner, descent.theta, cotangent, of_shared)
+    if order == "first_order":
+        for k, step in enumerate(descent.steps):
+            rates.accumulate(k, cotangent, step.direction)
+        return cotangent, of_shared
+    return _walk(problem, inner, rates, descent.steps, order, cotangent, of_shared)
+
+
+def _walk(
+    problem: Problem,
+    inner: InnerLoop,
+    rates: Rates,
+    steps: list[Step],
+    order: Order,
+    cotangent: Tensors,
+    of_shared: Tensors,
+) -> tuple[Tensors, Tensors]:
+    """The recursion above; `steps` is used up."""
+    cot, shared, anchor = Sum(cotangent), Sum(of_shared), Sum()
+    cot_state: optimizers.State = ()
+    want = bool(rates.learnt) and inner.optimizer == "sgd" and not inner.proximal
+    for k in reversed(range(len(steps))):
+        step = steps.pop()
+        toward = times(cot.tensors, negated(rates.at(k)))
+        mu, cot_state = optimizers.pullback(inner, k, step.gradient, step.state, toward, cot_state)
+        del toward
+        if order == "exact":
+            product = products.exact(problem, step.theta, mu, k, step.graphs, want_gradient=want)
+        else:
+            product = products.central_difference(problem, step.theta, mu, k, want_gradient=want)
+        if rates.learnt:
+            rates.accumulate(k, cot.tensors, _direction(inner, k, step, product))
+        cot.add(product.theta)
+        shared.add(product.shared)
+        if inner.proximal:
+            cot.add(mu, alpha=inner.proximal)
+            anchor.add(mu, alpha=-inner.proximal)
+        del step, product, mu
+    cot.add(anchor.tensors)
+    return cot.tensors, shared.tensors
+
+
+def _direction(inner: InnerLoop, k: int, step: Step, product: products.Product) -> Tensors:
+    if inner.optimizer == "adam":
+        return optimizers.direction(inner, k, step.state)
+    return step.direction or product.gradient
+
+
+class Beginning:
+    """The fast weights before step 0: params and what `start` computes, and the way back through it."""
+
+    def __init__(
+        self, problem: Problem, params: Named, start: Start | None, support: Any, keep: bool
+    ) -> None:
+        self._problem, self._params, self._start, self._support = problem, params, start, support
+        self._graph: tuple[Named, Named] | None = None
+        self.first = dict(params)
+        if start is None:
+            return
+        if keep:
+            self._graph = self._run()
+            self.first |= {name: t.detach() for name, t in self._graph[1].items()}
+        else:
+            everything = {**problem.shared, **params}
+            with torch.no_grad():
+                self.first |= checked(start_values(problem, start, everything, support), params)
+
+    def _run(self) -> tuple[Named, Named]:
+        """(leaves, what start computes from them, with its graph)."""
+        everything = {**self._problem.shared, **self._params}
+        leaves = {
+            name: t.detach().requires_grad_() if t.is_floating_point() else t
+            for name, t in everything.items()
+        }
+        with torch.enable_grad():
+            started = start_values(self._problem, cast(Start, self._start), leaves, self._support)
+        return leaves, checked(started, self._params)
+
+    def pullback(self, problem: Problem, cotangent: Tensors, of_shared: Tensors) -> tuple[Named, Tensors]:
+        """(gradient of params, gradient of shared) from the cotangents of all fast weights and of shared."""
+        found = named(problem, cotangent)
+        grads = {name: found[name] for name in self._params}
+        if self._start is None:
+            return grads, of_shared
+        leaves, started = self._graph or self._run()
+        pairs = [(t, found[name]) for name, t in started.items() if t.requires_grad]
+        if not pairs:
+            return grads, of_shared
+        shared_names = float_names(problem.shared)
+        inputs = [leaves[name] for name in (*self._params, *shared_names)]
+        outputs, cotangents = zip(*pairs, strict=True)
+        parts = torch.autograd.grad(outputs, inputs, cotangents, materialize_grads=True)
+        n = len(self._params)
+        grads = {name: g + part for (name, g), part in zip(grads.items(), parts[:n], strict=True)}
+        return grads, [a + b for a, b in zip(of_shared, parts[n:], strict=True)]

@@ -1,0 +1,156 @@
+"""The DeepSpeed engine over the meta-parameters, and nothing else.
+
+The engine never sees a forward or a backward pass: the meta-gradient is computed from snapshots of the
+meta-parameters, and handed over whole. That is exact at every order, since no hook of DeepSpeed's meets a graph.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distmeta.config import Config
+
+
+class MetaEngine:
+    """Sharded meta-parameters: snapshot, step, and their whole state for checkpoints.
+
+    All ranks of the group call every method in the same order.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], config: Config, device: torch.device) -> None:
+        os.environ.setdefault("DS_ACCELERATOR", device.type)
+        import deepspeed
+        from deepspeed.utils import logger
+
+        logger.setLevel("ERROR")
+        if device.type == "cpu":
+            # DeepSpeed would compile its shared-memory collective at the first start (40 s and a compiler);
+            # gloo carries adapter-sized gradients as well.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.names = list(values)
+        self.stage = int(config.deepspeed["zero_optimization"]["stage"])
+        module = nn.Module()
+        module.values = nn.ParameterList(nn.Parameter(v.detach().clone()) for v in values.values())
+        self._params: list[nn.Parameter] = list(module.values)
+        settings = {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            **config.deepspeed,
+        }
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=module.to(device),
+            optimizer=make_optimizer(list(module.parameters()), config),
+            config=settings,
+            dist_init_required=False,
+        )
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies of the meta-parameters by name, detached."""
+        return {name: p.detach().clone() for name, p in zip(self.names, self._params, strict=True)}
+
+    def step(self, grads: Mapping[str, Tensor], lr: float) -> float:
+        """One outer step with the mean over ranks of `grads`; returns the global gradient norm before clipping."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        if self.stage == 0:
+            self._set_grads(grads)
+            self._engine.allreduce_gradients()
+            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p.grad) for p in self._params]))
+            self._engine.step()
+            return float(norm)
+        with self._engine.coalesce_grad_reduction():
+            self._set_grads(grads)
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    def _set_grads(self, grads: Mapping[str, Tensor]) -> None:
+        for name, p in zip(self.names, self._params, strict=True):
+            p.grad = grads[name].to(dtype=p.dtype, device=p.device).contiguous()
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """The torch optimizer inside; under ZeRO 1 and 2 its parameters are this rank's flat shards."""
+        outer = self._engine.optimizer
+        return outer if self.stage == 0 else outer.optimizer
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """ "KEY/NAME" -> whole optimizer state of each meta-parameter, on the CPU. Gathered from all ranks."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        keys = _state_keys(self._optimizer)
+        out = {}
+        for name, p in zip(self.names, self._params, strict=True):
+            for key in keys:
+                value = self._optimizer.state[p][key] if self.stage == 0 else safe_get_full_optimizer_state(p, key)
+                out[f"{key}/{name}"] = value.detach().cpu().clone().contiguous()
+        return out
+
+    def load_optimizer_state(self, saved: Mapping[str, Tensor], steps: int) -> None:
+        """Take over what `optimizer_state` gave, at this or another world size, after `steps` outer steps."""
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        keys = sorted({name.split("/", 1)[0] for name in saved})
+        for group in self._optimizer.param_groups:
+            for p in group["params"]:  # a fresh optimizer has no state before its first step
+                self._optimizer.state[p] = {key: torch.zeros_like(p) for key in keys}
+                if "exp_avg" in keys:
+                    self._optimizer.state[p]["step"] = torch.tensor(float(steps))
+        if self.stage > 0:
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()  # links shards to parameters
+        for name, p in zip(self.names, self._params, strict=True):
+            for key in keys:
+                value = saved[f"{key}/{name}"].to(p.device)
+                if self.stage == 0:
+                    self._optimizer.state[p][key].copy_(value)
+                else:
+                    safe_set_full_optimizer_state(p, value, key)
+
+
+def _state_keys(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the optimizer's states that are shaped like the parameter."""
+    return sorted(
+        {
+            key
+            for p, state in optimizer.state.items()
+            for key, value in state.items()
+            if isinstance(value, Tensor) and value.shape == p.shape and key != "step"
+        }
+    )
+
+
+def make_optimizer(params: list[nn.Parameter], config: Config) -> torch.optim.Optimizer:
+    """The outer optimizer, a torch one, over `params`."""
+    outer = config.outer
+    if outer.optimizer == "sgd":
+        return torch.optim.SGD(params, lr=outer.lr, momentum=outer.momentum, weight_decay=outer.weight_decay)
+    kind = torch.optim.AdamW if outer.optimizer == "adamw" else torch.optim.Adam
+    return kind(params, lr=outer.lr, betas=outer.betas, eps=outer.eps, weight_decay=outer.weight_decay)
+
+
+def outer_lr(config: Config, step: int) -> float:
+    """The outer learning rate of meta-step `step` (from 1), a pure function: warm-up, then the schedule."""
+    import math
+
+    outer = config.outer
+    if step <= outer.warmup_steps:
+        return outer.lr * step / outer.warmup_steps
+    done = (step - 1 - outer.warmup_steps) / max(1, outer.steps - outer.warmup_steps)
+    factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[outer.schedule]
+    return outer.lr * factor
+
+
+def weigh(grads: Mapping[str, Tensor], local: int, total: int, world: int) -> dict[str, Tensor]:
+    """Sums over a rank's `local` tasks, scaled so that the engine's mean over ranks is the mean over all tasks."""
+    assert local >= 0
+    return {name: g * (world / total) for name, g in grads.items()}
+
+
+def describe(engine: MetaEngine) -> dict[str, Any]:
+    return {"zero_stage": engine.stage, "meta_parameters": sum(p.numel() for p in engine._params)}

@@ -1,0 +1,307 @@
+"""The learner's loop, from top to bottom: what one rank does from its start to the last meta-step.
+
+    episodes -> adapt on each support set -> meta-gradient -> mean over ranks -> outer step -> record -> checkpoint
+
+Every rank runs `learn`. Rank r takes episodes (t-1)B + its share of 0..B-1 in meta-step t, whatever the number of
+samplers. State is the meta-parameters, their optimizer's state and the step; all else is a function of these.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from distmeta import checkpoint as checkpoints
+from distmeta.algorithms import load_algorithm
+from distmeta.algorithms.rates import initial_log_rates, inner_loop, log_rate_gradients, mean_rate
+from distmeta.config import Config, make_config, parse_until
+from distmeta.errors import InputError
+from distmeta.evaluate import (
+    evaluate_methods,
+    group_episodes,
+    load_group,
+    score_episodes,
+    split_meta,
+    stack,
+    summarise,
+    tasks_at_once,
+)
+from distmeta.inner import Diverged
+from distmeta.learner.engine import MetaEngine, outer_lr
+from distmeta.models.backbone import set_attention
+from distmeta.models.task_model import TaskModel, build_model
+from distmeta.sampling.episode import Episode, sample_episode
+from distmeta.sampling.sampler import Sampler
+from distmeta.sampling.window import EpisodeWindow
+from distmeta.tasks.store import TaskStore, open_store
+
+Params = dict[str, Tensor]
+Say = Callable[[str], None]
+
+
+class OuterDiverged(ArithmeticError):
+    """The outer loop left the finite numbers; the message names the meta-step."""
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Entry point under Ray Train: sets the process up, then learns. `settings` as train.py makes them."""
+    import ray.train
+
+    run_dir = Path(settings["run_dir"])
+    if (run_dir / "error.json").exists():
+        return  # the first attempt ended in an error that a second would meet again
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(settings["threads"])))
+    try:
+        learn(
+            make_config(settings["config"]), run_dir, Path(settings["store"]), settings["samplers"],
+            rank, world, device, report=ray.train.report,
+        )  # fmt: skip
+    except (InputError, Diverged, OuterDiverged) as error:
+        kind = "input" if isinstance(error, InputError) else "diverged"
+        checkpoints.write_text(run_dir / "error.json", json.dumps({"kind": kind, "message": str(error)}))
+        raise
+
+
+def learn(
+    config: Config,
+    run_dir: Path,
+    store_path: Path,
+    samplers: list[Any],
+    rank: int,
+    world: int,
+    device: torch.device,
+    report: Any = lambda record: None,
+) -> None:
+    """Meta-train one rank of a torch.distributed group, from the newest whole checkpoint of `run_dir` if any."""
+    store = open_store(store_path)
+    classes = config.ways or len(store.labels)
+    model = build_model(config, store.vocab_size, store.pad_id, classes).to(device)
+    algorithm = load_algorithm(config.algorithm)
+    say = Log(run_dir).say if rank == 0 else lambda line: None
+    engine, step, tasks_seen, stopped = start(config, run_dir, model, device, say)
+    journal = Journal(run_dir, step) if rank == 0 else None
+    mine = share(config.outer.meta_batch_size, rank, world)
+    window = EpisodeWindow(
+        ([t * config.outer.meta_batch_size + j for j in mine] for t in range(step, config.outer.steps)),
+        samplers[rank:] + samplers[:rank] or Sampler(store, config.task, config.run.seed).sample,
+        split="train", window=config.sampling.window, timeout_s=config.sampling.timeout_s,
+    )  # fmt: skip
+    for episodes, wait_s in window if not stopped else ():
+        step += 1
+        began = time.perf_counter()
+        grads, sums = meta_gradients(model, engine.snapshot(), algorithm, config, store, episodes, step, device)
+        inner_s = time.perf_counter() - began
+
+        began = time.perf_counter()
+        total = config.outer.meta_batch_size
+        norm = engine.step({name: g * (world / total) for name, g in grads.items()}, outer_lr(config, step))
+        sums = all_sum(sums)
+        tasks_seen += total
+        record = {
+            "step": step, "tasks_seen": tasks_seen, "outer_loss": sums[0] / total, "query_accuracy": sums[1] / total,
+            "inner_loss": [s / total for s in sums[2:]], "grad_norm": norm, "outer_lr": outer_lr(config, step),
+            "inner_lr": mean_rate(config.inner, split_meta(model, engine.snapshot())[2]),
+        }  # fmt: skip
+        if not math.isfinite(norm) or not math.isfinite(record["outer_loss"]):
+            raise OuterDiverged(f"meta-step {step}: outer loss {record['outer_loss']}, gradient norm {norm}; lower outer.lr")
+        aggregate_s = time.perf_counter() - began
+
+        if config.eval.every and (step % config.eval.every == 0 or step == config.outer.steps):
+            record["validation"] = validate(model, engine.snapshot(), store, config, rank, world, device)
+            stopped = is_reached(config.outer.until, record["validation"])
+        began = time.perf_counter()
+        if step % config.run.checkpoint_every == 0 or step == config.outer.steps or stopped:
+            save(config, run_dir, store, classes, engine, step, tasks_seen, stopped, rank)
+            report({key: record[key] for key in ("step", "outer_loss", "query_accuracy")} | (record.get("validation") or {}))
+        checkpoint_s = time.perf_counter() - began
+        if journal:
+            seconds = {"wait_s": wait_s, "inner_s": inner_s, "aggregate_s": aggregate_s, "checkpoint_s": checkpoint_s}
+            journal.write({**record, **seconds})
+        if stopped:
+            break
+    finish(model, engine, store, config, run_dir, rank, world, device, say)
+
+
+def start(
+    config: Config, run_dir: Path, model: TaskModel, device: torch.device, say: Say
+) -> tuple[MetaEngine, int, int, bool]:
+    """The engine at the newest whole checkpoint, or at the initial values; then (step, tasks seen, stopped) so far."""
+    rates = initial_log_rates(config.inner, model.fast)
+    values = {**model.fast, **model.shared, **rates}
+    found = checkpoints.newest_whole(run_dir, say)
+    if found is None:
+        return MetaEngine(values, config, device), 0, 0, False
+    saved = checkpoints.load(found, optimizer=True)
+    engine = MetaEngine({name: saved.meta[name] for name in values}, config, device)
+    engine.load_optimizer_state(saved.optimizer, saved.step)
+    say(f"continuing from {found.name}")
+    return engine, saved.step, int(saved.state["tasks_seen"]), bool(saved.state["stopped"])
+
+
+def share(total: int, rank: int, world: int) -> range:
+    """Positions of a meta-batch that belong to a rank: consecutive, sizes differing by at most one."""
+    return range(rank * total // world, (rank + 1) * total // world)
+
+
+def meta_gradients(
+    model: TaskModel, meta: Params, algorithm: Any, config: Config, store: TaskStore,
+    episodes: list[Episode], step: int, device: torch.device,
+) -> tuple[Params, list[float]]:  # fmt: skip
+    """Sums over this rank's episodes of the meta-gradient, and of [query loss, accuracy, inner losses 0..K]."""
+    set_attention(model.backbone, algorithm.ORDER)
+    model.train(config.model.dropout > 0)
+    fast, shared, rates = split_meta(model, meta)
+    loop = inner_loop(config.inner, rates, seed=dropout_seed(config, step, episodes))
+    grads = {name: torch.zeros_like(value) for name, value in meta.items()}
+    sums = torch.zeros(3 + config.inner.steps, dtype=torch.float64)
+    size = tasks_at_once(model, config, episodes, device)
+    for group in group_episodes(episodes, size):
+        support, query = load_group(group, model, config, store.pad_id, device)
+        native = model.takes_task_axis
+        result = algorithm.meta_gradient(
+            model.loss_and_logits if native else one_task(model),
+            stack(fast, len(group)) if native else fast,
+            support, query, loop, shared=shared, start=model.start if model.prototype_head else None,
+            task_axis="native" if native else False, has_aux=True, names=[e.task for e in group],
+        )  # fmt: skip
+        for name, g in {**result.grads, **result.shared_grads}.items():
+            grads[name] += g.sum(0) if native and name in fast else g
+        for name, g in log_rate_gradients(rates, result.lr_grads).items():
+            grads[name] += g
+        hits = [(logits.argmax(-1) == part.labels).sum(1) / part.total for logits, part in zip(result.aux, query, strict=True)]
+        losses = result.inner_losses.reshape(-1, config.inner.steps + 1).sum(0)
+        sums += torch.stack([result.loss.sum(), torch.stack(hits).sum(), *losses]).double().cpu()
+    model.eval()
+    return grads, sums.tolist()
+
+
+def one_task(model: TaskModel) -> Any:
+    def loss(params: Params, batch: Any) -> tuple[Tensor, Tensor]:
+        value, logits = model.loss_and_logits(params, batch)
+        return value.sum(), logits
+
+    return loss
+
+
+def dropout_seed(config: Config, step: int, episodes: list[Episode]) -> int | None:
+    """The key of this step's dropout masks, a function of (seed, step, first episode); None without dropout."""
+    if config.model.dropout == 0 or not episodes:
+        return None
+    return int(np.random.SeedSequence([config.run.seed, step, episodes[0].index]).generate_state(1)[0])
+
+
+def all_sum(values: list[float]) -> list[float]:
+    """Element-wise sums over all ranks."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return values
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def gather(mine: list[Any]) -> list[Any]:
+    """The ranks' lists one after another, on every rank."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return mine
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    return [item for part in parts for item in part]
+
+
+def validate(
+    model: TaskModel, meta: Params, store: TaskStore, config: Config, rank: int, world: int, device: torch.device
+) -> dict[str, float]:
+    """Mean metrics over the meta-validation episodes after adaptation, the same on every rank."""
+    fast, shared, rates = split_meta(model, meta)
+    mine = share(config.eval.validation_episodes, rank, world)
+    episodes = [sample_episode(store, config.task, config.run.seed, "validation", i) for i in mine]
+    loop = inner_loop(config.inner, rates, config.eval.steps)
+    scored = gather(score_episodes(model, fast, shared, loop, episodes, config, store.pad_id, device))
+    return {name: value["mean"] for name, value in summarise(scored).items()}
+
+
+def is_reached(until: str | None, validation: dict[str, float]) -> bool:
+    if until is None:
+        return False
+    metric, sign, value = parse_until(until)
+    return validation[metric] >= value if sign == ">=" else validation[metric] <= value
+
+
+def save(
+    config: Config, run_dir: Path, store: TaskStore, classes: int, engine: MetaEngine, step: int, tasks_seen: int, stopped: bool,
+    rank: int,
+) -> None:  # fmt: skip
+    """Write a checkpoint: gathered on all ranks, written by rank 0."""
+    optimizer = engine.optimizer_state()
+    if rank == 0:
+        state = {
+            "step": step, "tasks_seen": tasks_seen, "classes": classes, "labels": store.labels,
+            "vocab_size": store.vocab_size, "pad_id": store.pad_id, "store_key": store.key, "stopped": stopped,
+        }  # fmt: skip
+        meta = {name: value.cpu().contiguous() for name, value in engine.snapshot().items()}
+        path = run_dir / "checkpoints" / f"step-{step:06d}"
+        checkpoints.save(path, config, state, meta, optimizer, store.tokenizer_file)
+        checkpoints.prune(run_dir, config.run.keep)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def finish(
+    model: TaskModel, engine: MetaEngine, store: TaskStore, config: Config, run_dir: Path, rank: int, world: int, device: torch.device,
+    say: Say,
+) -> None:  # fmt: skip
+    """Evaluate on meta-test episodes, divided over the ranks; rank 0 writes json."""
+    result = evaluate_methods(
+        model, engine.snapshot(), store, config, device,
+        rank=rank, world=world, gather=gather, say=say,
+    )  # fmt: skip
+    if rank == 0:
+        result.save(run_dir)
+
+
+class Log:
+    """log.txt: plain lines for a person; the driver shows them as they come."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "log.txt"
+
+    def say(self, line: str) -> None:
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+
+class Journal:
+    """metrics.jsonl: one record a meta-step. Records after the step that the run continues from are dropped."""
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        self.path = run_dir / "metrics.jsonl"
+        kept = []
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    break  # the last line of a process that was killed
+                if record["step"] <= step:
+                    kept.append(line)
+        checkpoints.write_text(self.path, "".join(line + "\n" for line in kept))
+
+    def write(self, record: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+

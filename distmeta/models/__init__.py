@@ -1,0 +1,1 @@
+"""What adapts: a transformer, its task-axis layers, and the few-shot classifier on top of it."""

@@ -1,0 +1,129 @@
+"""Loading a pretrained transformer, or building a small one from its configuration."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from distmeta.config import ModelConfig
+from distmeta.errors import InputError, nearest
+
+
+def build_backbone(config: ModelConfig, vocab_size: int, pad_id: int, seed: int) -> nn.Module:
+    """The transformer without a task head, in float32 and evaluation mode.
+
+    From `config.pretrained` (a directory or hub id, safetensors only, no remote code), else initialised from
+    `config.architecture` and `config.config` with `seed`. Raises InputError.
+    """
+    from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if config.pretrained is not None:
+        hf_config = _pretrained_config(config.pretrained)
+        _set_dropout(hf_config, config.dropout)
+        try:
+            model = AutoModel.from_pretrained(
+                config.pretrained, config=hf_config, use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(f"model.pretrained = {config.pretrained}: {_first_line(error)}") from None
+        needed = model.get_input_embeddings().weight.shape[0]
+        if vocab_size > needed:
+            raise InputError(
+                f"model.pretrained = {config.pretrained}: its tokenizer has {vocab_size} tokens but its embedding {needed}"
+            )
+    else:
+        hf_config = _fresh_config(config, vocab_size, pad_id)
+        _set_dropout(hf_config, config.dropout)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                model = AutoModel.from_config(hf_config, attn_implementation="eager")
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise InputError(f"model.config: {_first_line(error)}") from None
+    if hf_config.is_encoder_decoder:
+        model = model.get_encoder()
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # unused by the heads; as a meta-parameter it would be dead weight
+    return model.eval()
+
+
+def _pretrained_config(name: str) -> Any:
+    from transformers import AutoConfig
+
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise InputError(f"model.pretrained = {name}: the directory has no config.json; give a Hugging Face model directory")
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.pretrained = {name}: {_first_line(error)}") from None
+
+
+def _fresh_config(config: ModelConfig, vocab_size: int, pad_id: int) -> Any:
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if config.architecture not in CONFIG_MAPPING:
+        raise InputError(
+            f"model.architecture = {config.architecture}: not a transformers model type."
+            + nearest(config.architecture, CONFIG_MAPPING.keys())
+        )
+    default = AutoConfig.for_model(config.architecture)
+    known = set(default.to_dict()) | set(default.attribute_map)
+    for key in config.config:
+        if key not in known:
+            raise InputError(
+                f"model.config.{key}: not a setting of architecture {config.architecture}.{nearest(key, known)}"
+            )
+    given = {"vocab_size": vocab_size, "pad_token_id": pad_id, "bos_token_id": None, "eos_token_id": None}
+    try:
+        return AutoConfig.for_model(config.architecture, **{**given, **config.config, "vocab_size": vocab_size})
+    except Exception as error:  # each architecture validates in its own way
+        raise InputError(f"model.config: {_first_line(error)}") from None
+
+
+def _set_dropout(hf_config: Any, rate: float) -> None:
+    for key, value in hf_config.to_dict().items():
+        if ("dropout" in key or "pdrop" in key) and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(hf_config, key, rate)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether a token sees only those before it (decoders), which decides the mask and the pooled token."""
+    hf_config = model.config
+    if getattr(hf_config, "is_encoder_decoder", False):
+        return False
+    if getattr(hf_config, "is_decoder", False):
+        return True
+    layers = (m for m in model.modules() if isinstance(getattr(m, "is_causal", None), bool))
+    return any(m.is_causal for m in layers)
+
+
+def set_attention(model: nn.Module, order: str) -> str:
+    """Choose the attention kernel for a derivative order, and return its name.
+
+    Fused kernels have no double backward (pytorch #117974), so an exact or implicit order takes the eager form;
+    everything else takes PyTorch's fused scaled-dot-product attention.
+    """
+    kernel = "eager" if order in ("exact", "implicit") else "sdpa"
+    try:
+        model.set_attn_implementation(kernel)  # type: ignore[operator]
+    except (ValueError, ImportError):
+        kernel = "eager"  # an architecture without the fused form
+        model.set_attn_implementation(kernel)  # type: ignore[operator]
+    return kernel
+
+
+def accepted_inputs(model: nn.Module) -> frozenset[str]:
+    """Names of the forward arguments that this architecture takes."""
+    return frozenset(inspect.signature(model.forward).parameters)

@@ -1,0 +1,57 @@
+"""Collated episodes as tensors, with masks and positions prepared outside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Rows of T tasks, n each, N = T n, cut or padded to L tokens."""
+
+    input_ids: Tensor  # int64 [N, L]
+    keep: Tensor  # float32 [N, L]: 1 for a token, 0 for padding
+    mask: Tensor | None  # additive, float32 [N or 1, 1, 1 or L, L]; None: every token sees every token
+    positions: Tensor  # int64 [N, L]
+    labels: Tensor  # int64 [T, n]
+    total: int  # rows of a task over all the parts of its set: losses of parts add up to a mean
+
+    @property
+    def tokens(self) -> int:
+        return self.input_ids.numel()
+
+
+def to_batch(part: Mapping[str, Any], device: torch.device | str, causal: bool) -> TextBatch:
+    """One part of `distmeta.sampling.collate` on `device`.
+
+    Masks are additive and four-dimensional, which every transformers model takes as it is, so that no model
+    looks at the data to build one.
+    """
+    ids = part["input_ids"]
+    rows, length = ids.shape[0] * ids.shape[1], ids.shape[2]
+    keep = torch.as_tensor(np.ascontiguousarray(part["attention_mask"], dtype=np.float32)).view(rows, length)
+    padded = bool((part["attention_mask"] == 0).any())
+    mask = None
+    if padded:
+        mask = (1.0 - keep).mul_(torch.finfo(torch.float32).min).view(rows, 1, 1, length)
+    if causal:
+        future = torch.full((length, length), torch.finfo(torch.float32).min).triu_(1)
+        mask = future.view(1, 1, length, length) if mask is None else torch.minimum(mask, future)
+    return TextBatch(
+        input_ids=torch.as_tensor(ids, dtype=torch.int64).reshape(rows, length).to(device),
+        keep=keep.to(device),
+        mask=None if mask is None else mask.to(device),
+        positions=torch.arange(length, device=device).expand(rows, length),
+        labels=torch.as_tensor(part["labels"], dtype=torch.int64).to(device),
+        total=int(part["total"]),
+    )
+
+
+def to_batches(parts: list[dict[str, Any]], device: torch.device | str, causal: bool) -> list[TextBatch]:
+    return [to_batch(part, device, causal) for part in parts]

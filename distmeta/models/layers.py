@@ -1,0 +1,166 @@
+"""Layers whose weights may carry a task axis, and LoRA.
+
+Letters: T tasks, n rows of a task, N = T n rows, S tokens, I in, O out, r LoRA rank, V vocabulary.
+
+In a meta-batch every task has fast weights of its own. A layer below takes them with a leading axis T, its
+input being the rows of all tasks one after another, [N, S, I]: the network runs once over all tasks, each task's
+rows meeting that task's weights. Weights without the axis are shared by all rows, at no cost.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distmeta.errors import InputError
+
+
+class _Affine(nn.Module):
+    """y = x W (+ b) (+ scale x A B): W [I, O] or [T, I, O] after `_matrix`, LoRA (Hu et al., arXiv 2106.09685)."""
+
+    weight: Tensor
+    bias: Tensor | None
+    lora_A: Tensor  # [r, I] or [T, r, I], as peft stores it
+    lora_B: Tensor  # [O, r] or [T, O, r]
+    lora_scale: float
+
+    def _matrix(self) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = _product(x, self._matrix())
+        if self.bias is not None:
+            y = y + per_task(self.bias, y, 1)
+        if hasattr(self, "lora_A"):
+            y = y + self.lora_scale * _product(_product(x, self.lora_A.mT), self.lora_B.mT)
+        return y
+
+
+class TaskLinear(_Affine, nn.Linear):
+    """nn.Linear, whose weight [O, I] may be [T, O, I] and bias [O] may be [T, O]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dim() == 2 and (self.bias is None or self.bias.dim() == 1):
+            y = F.linear(x, self.weight, self.bias)
+            if hasattr(self, "lora_A"):
+                y = y + self.lora_scale * _product(_product(x, self.lora_A.mT), self.lora_B.mT)
+            return y
+        return _Affine.forward(self, x)
+
+    def _matrix(self) -> Tensor:
+        return self.weight.mT
+
+
+class TaskConv1D(_Affine):
+    """transformers' Conv1D (GPT-2): a linear layer with its weight [I, O] transposed."""
+
+    def _matrix(self) -> Tensor:
+        return self.weight
+
+
+class TaskLayerNorm(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight is None or (self.weight.dim() == 1 and (self.bias is None or self.bias.dim() == 1)):
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        y = F.layer_norm(x, self.normalized_shape, None, None, self.eps) * per_task(self.weight, x, 1)
+        return y if self.bias is None else y + per_task(self.bias, x, 1)
+
+
+class TaskRMSNorm(nn.Module):
+    """The root-mean-square norm of Llama, Qwen and T5, computed in at least float32."""
+
+    weight: Tensor
+    variance_epsilon: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        y = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return per_task(self.weight, x, 1) * y.to(x.dtype)
+
+
+class TaskEmbedding(nn.Embedding):
+    """nn.Embedding, whose weight [V, I] may be [T, V, I]; ids [N, S] (or [1, S], the same for every row)."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if self.weight.dim() == 2:
+            return F.embedding(ids, self.weight, self.padding_idx)
+        tasks, vocabulary, width = self.weight.shape
+        first = torch.arange(tasks, device=ids.device).mul_(vocabulary).view(tasks, 1, 1)
+        flat = (ids.view(tasks, -1, ids.shape[-1]) + first).view(ids.shape)
+        return F.embedding(flat, self.weight.reshape(tasks * vocabulary, width))
+
+
+def _product(x: Tensor, matrix: Tensor) -> Tensor:
+    """x [N, ..., I] times [I, O] -> [N, ..., O]; with [T, I, O], the rows of task t meet matrix t."""
+    if matrix.dim() == 2:
+        return x @ matrix
+    y = torch.bmm(x.reshape(matrix.shape[0], -1, x.shape[-1]), matrix)
+    return y.view(*x.shape[:-1], matrix.shape[-1])
+
+
+def per_task(weight: Tensor, x: Tensor, own_dims: int) -> Tensor:
+    """`weight` [...] or [T, ...] in a shape that broadcasts against x [N, ..., O]."""
+    if weight.dim() == own_dims:
+        return weight
+    rows = x.shape[0] // weight.shape[0]
+    inner = (1,) * (x.dim() - 1 - own_dims)
+    return weight.repeat_interleave(rows, 0).view(x.shape[0], *inner, *weight.shape[1:])
+
+
+def give_task_axis(backbone: nn.Module) -> None:
+    """Let the layers of a Hugging Face model take fast weights with a task axis. Names and values stay."""
+    for module in backbone.modules():
+        kind = type(module).__name__
+        if type(module) is nn.Linear:
+            module.__class__ = TaskLinear
+        elif kind == "Conv1D":
+            module.__class__ = TaskConv1D
+        elif type(module) is nn.LayerNorm:
+            module.__class__ = TaskLayerNorm
+        elif type(module) is nn.Embedding:
+            module.__class__ = TaskEmbedding
+        elif kind.endswith("RMSNorm") or kind == "T5LayerNorm":
+            if hasattr(module, "variance_epsilon") and isinstance(getattr(module, "weight", None), nn.Parameter):
+                module.__class__ = TaskRMSNorm
+
+
+def without_task_axis(backbone: nn.Module) -> list[str]:
+    """Names of the parameters that cannot carry a task axis; tasks that adapt them are run one by one."""
+    able = TaskLinear | TaskConv1D | TaskLayerNorm | TaskEmbedding | TaskRMSNorm
+    names = []
+    for path, module in backbone.named_modules():
+        fixed = not isinstance(module, able) or "relative_attention_bias" in path  # its ids have no row axis
+        names += [f"{path}.{name}".strip(".") for name, _ in module.named_parameters(recurse=False) if fixed]
+    return names
+
+
+def add_lora(backbone: nn.Module, rank: int, alpha: float, targets: str, seed: int) -> list[str]:
+    """Add trainable low-rank pairs beside the linear layers that `targets` names; the names of those layers.
+
+    A starts uniform as in peft, B at zero, so that the network's output is unchanged. `targets` is a regular
+    expression searched in the layer's path; "auto" takes the query and value projections, or the joint one.
+    Raises InputError when nothing matches.
+    """
+    pattern = r"(query|value|q_proj|v_proj|c_attn|q_lin|v_lin|\.q|\.v|qkv)$" if targets == "auto" else targets
+    found = [
+        (path, module)
+        for path, module in backbone.named_modules()
+        if isinstance(module, TaskLinear | TaskConv1D) and re.search(pattern, path)
+    ]
+    if not found:
+        some = [path for path, module in backbone.named_modules() if isinstance(module, TaskLinear | TaskConv1D)]
+        raise InputError(
+            f"model.lora_targets = {targets}: matches no linear layer of this model; its layers are named as {some[:6]}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    for _, module in found:
+        inputs, outputs = module._matrix().shape
+        bound = (1 / inputs) ** 0.5  # kaiming_uniform_(a=sqrt(5)), as peft initialises A
+        a = torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)
+        module.lora_A = nn.Parameter(a)
+        module.lora_B = nn.Parameter(torch.zeros(outputs, rank))
+        module.lora_scale = alpha / rank
+    return [path for path, _ in found]

@@ -1,0 +1,150 @@
+"""The few-shot classifier: a backbone, a head, and which of its parameters adapt, are meta-learnt, or are frozen.
+
+Letters: T tasks, n rows of a task in a batch, N = T n, L tokens, D width, C classes of an episode.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from distmeta.config import Config
+from distmeta.errors import InputError
+from distmeta.models import backbone as backbones
+from distmeta.models.batch import TextBatch
+from distmeta.models.layers import add_lora, give_task_axis, without_task_axis
+
+Params = dict[str, Tensor]
+
+
+class TaskModel(nn.Module):
+    """Text to class logits, as pure functions of a dictionary of parameters.
+
+    Its own parameters are the values before meta-training and never change; every function takes the running
+    values by name. Fast weights may carry a leading task axis [T, ...]; then the batch holds T tasks' rows.
+
+    fast:    initial values of what the inner loop adapts (meta-learnt).
+    shared:  what the outer loop alone learns.
+    The rest is frozen.
+    """
+
+    def __init__(self, backbone: nn.Module, classes: int, config: Config) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classes = classes
+        self.prototype_head = config.model.head == "prototype"
+        self.causal = backbones.is_causal(backbone)
+        self.pooling = config.model.pooling
+        if self.pooling == "auto":
+            self.pooling = "last" if self.causal else "mean"
+        self._inputs = backbones.accepted_inputs(backbone)
+        width = int(backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        give_task_axis(backbone)
+        if config.inner.adapt == "lora":
+            m = config.model
+            add_lora(backbone, m.lora_rank, m.lora_alpha, m.lora_targets, config.run.seed)
+        generator = torch.Generator().manual_seed(config.run.seed)
+        if self.prototype_head:
+            self.head_log_scale = nn.Parameter(torch.tensor(-0.5 * float(torch.tensor(width).log())))
+        else:
+            self.head_weight = nn.Parameter(torch.randn(classes, width, generator=generator) * 0.02)
+            self.head_bias = nn.Parameter(torch.zeros(classes))
+        self.requires_grad_(False)
+        self.fast, self.shared = self._roles(config)
+        fixed = {f"backbone.{name}" for name in without_task_axis(backbone)}
+        self.takes_task_axis = not (fixed & set(self.fast))
+
+    def _roles(self, config: Config) -> tuple[Params, Params]:
+        values = dict(self.named_parameters())
+        adapt = config.inner.adapt
+        is_head = {name for name in values if name.startswith("head_") and name != "head_log_scale"}
+        if adapt == "all":
+            fast = {name for name in values if name != "head_log_scale"}
+        elif adapt == "lora":
+            fast = {name for name in values if "lora_" in name} | is_head
+        elif adapt == "head":
+            fast = is_head
+        else:
+            try:
+                fast = {name for name in values if re.search(adapt, name)}
+            except re.error as error:
+                raise InputError(f"inner.adapt = {adapt}: not all, lora, head or a regular expression: {error}") from None
+            if not fast:
+                raise InputError(f"inner.adapt = {adapt}: matches no parameter; names are such as {sorted(values)[:6]}")
+        train_base = config.outer.base == "train" or (config.outer.base == "auto" and config.model.pretrained is None)
+        shared = {name for name in values if name not in fast and (train_base or name.startswith("head_"))}
+        return {n: v for n, v in values.items() if n in fast}, {n: v for n, v in values.items() if n in shared}
+
+    def forward(self, batch: TextBatch) -> Tensor:
+        """Pooled features, [N, D]."""
+        given: dict[str, Any] = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.mask,
+            "position_ids": batch.positions,
+            "use_cache": False,
+        }
+        if self.backbone.config.model_type in ("roberta", "xlm-roberta", "camembert"):  # type: ignore[union-attr]
+            given["position_ids"] = batch.positions + self.backbone.config.pad_token_id + 1  # type: ignore[union-attr, operator]
+        if "token_type_ids" in self._inputs and not self.causal:
+            given["token_type_ids"] = torch.zeros_like(batch.input_ids)
+        states = self.backbone(**{k: v for k, v in given.items() if k in self._inputs}).last_hidden_state
+        if self.pooling == "first":
+            return states[:, 0]
+        if self.pooling == "last":
+            last = batch.keep.sum(1).long() - 1
+            return states[torch.arange(states.shape[0], device=states.device), last]
+        keep = batch.keep.unsqueeze(-1).to(states.dtype)
+        return (states * keep).sum(1) / keep.sum(1)
+
+    def features(self, params: Params, batch: TextBatch) -> Tensor:
+        """Pooled features by task, [T, n, D]."""
+        own = {name: value for name, value in params.items() if not name.startswith("head_")}
+        pooled = functional_call(self, own, (batch,), tie_weights=False)
+        return pooled.view(*batch.labels.shape, -1)
+
+    def logits(self, params: Params, batch: TextBatch) -> Tensor:
+        """Class scores, [T, n, C]. `params` holds the head and whatever differs from the initial values."""
+        x = self.features(params, batch)
+        weight = params.get("head_weight", getattr(self, "head_weight", None))
+        bias = params.get("head_bias", getattr(self, "head_bias", None))
+        assert weight is not None and bias is not None, "a prototype head is set by start()"
+        return x @ weight.mT + (bias if bias.dim() == 1 else bias.unsqueeze(1))
+
+    def loss(self, params: Params, batch: TextBatch) -> Tensor:
+        """Each task's part of its mean cross-entropy, [T]; over the parts of a set it adds up to the mean."""
+        return self.loss_and_logits(params, batch)[0]
+
+    def loss_and_logits(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        scores = self.logits(params, batch)
+        losses = F.cross_entropy(scores.flatten(0, 1), batch.labels.flatten(), reduction="none")
+        return losses.view(batch.labels.shape).sum(1) / batch.total, scores
+
+    def start(self, params: Params, support: list[TextBatch]) -> Params:
+        """The prototype head of an episode: logits = scale * -|x - c|^2 (proto-MAML, arXiv 1903.03096, section 3.1).
+
+        head_weight [T, C, D] = 2 s c and head_bias [T, C] = -s |c|^2, with c the class means over the support set
+        and s = exp(head_log_scale), meta-learnt. Differentiable with respect to `params`.
+        """
+        sums, counts = 0.0, 0.0
+        for batch in support:
+            x = self.features(params, batch)
+            chosen = F.one_hot(batch.labels, self.classes).to(x.dtype)  # [T, n, C]
+            sums = sums + chosen.mT @ x
+            counts = counts + chosen.sum(1)
+        centres = sums / counts.clamp(min=1).unsqueeze(-1)  # type: ignore[union-attr]
+        scale = params["head_log_scale"].exp()
+        return {"head_weight": 2 * scale * centres, "head_bias": -scale * centres.pow(2).sum(-1)}
+
+
+def build_model(config: Config, vocab_size: int, pad_id: int, classes: int) -> TaskModel:
+    """The model that a configuration describes, for a tokenizer's vocabulary and C classes. Raises InputError."""
+    backbone = backbones.build_backbone(config.model, vocab_size, pad_id, config.run.seed)
+    limit = getattr(backbone.config, "max_position_embeddings", None) or getattr(backbone.config, "n_positions", None)
+    if isinstance(limit, int) and config.model.max_tokens > limit:
+        raise InputError(f"model.max_tokens = {config.model.max_tokens}: the model has {limit} positions")
+    return TaskModel(backbone, classes, config)

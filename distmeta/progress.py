@@ -1,0 +1,165 @@
+"""What a person sees of a run: a live display on a terminal, plain lines in a log, a closing table.
+
+The display only reads what the learner writes into the run directory, so it works the same wherever the learner
+runs, and a run shows the same when it is watched by nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from distmeta.config import Config
+
+if TYPE_CHECKING:
+    from distmeta.train import Run
+
+POLL_S = 0.3
+LOG_EVERY_S = 10.0  # between plain progress lines
+
+
+class Display:
+    """Follows metrics.jsonl and log.txt of a run in a thread, and shows them on standard error."""
+
+    def __init__(self, config: Config, show: bool) -> None:
+        self.config, self.show = config, show
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._bar: Any = None
+        self._began = time.monotonic()
+        if show:
+            from rich.console import Console
+
+            self.console = Console(stderr=True)
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+        if self._bar is not None:
+            self._bar.stop()
+
+    def phase(self, what: str) -> None:
+        if self.show:
+            self.console.print(f"[{time.monotonic() - self._began:5.1f} s] {what}", highlight=False, markup=False)
+
+    def follow(self, run_dir: Path) -> None:
+        """Begin to show what is appended to the run's files from now on."""
+        if self.show:
+            self.phase(f"run directory {_relative(run_dir)}")
+            self._thread = threading.Thread(target=self._watch, args=(run_dir,), daemon=True)
+            self._thread.start()
+
+    def _watch(self, run_dir: Path) -> None:
+        log = Tail(run_dir / "log.txt", from_end=True)
+        records = Tail(run_dir / "metrics.jsonl", from_end=False)
+        if sys.stderr.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("meta-training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[line]}"),
+                TimeRemainingColumn(), console=self.console,
+            )  # fmt: skip
+            self._bar.start()
+            task = self._bar.add_task("", total=self.config.outer.steps, line="")
+        last_line = time.monotonic()
+        while not self._stop.is_set():
+            self._stop.wait(POLL_S)
+            for line in log.lines():
+                self.phase(line)
+            new = [json.loads(line) for line in records.lines()]
+            if not new:
+                continue
+            if self._bar is not None:
+                self._bar.update(task, completed=new[-1]["step"], line=describe(new[-1]))
+            elif time.monotonic() - last_line > LOG_EVERY_S or new[-1]["step"] >= self.config.outer.steps:
+                last_line = time.monotonic()
+                self.phase(f"step {new[-1]['step']}/{self.config.outer.steps}  {describe(new[-1])}")
+            for record in new:
+                if "validation" in record:
+                    v = record["validation"]
+                    self.phase(f"meta-validation at step {record['step']}: accuracy {v['accuracy']:.3f}  loss {v['loss']:.3f}")
+
+    def results(self, run: Run) -> None:
+        """The closing table, on standard output."""
+        from rich.console import Console
+
+        Console().print(evaluation_table(run.evaluation))
+        lines = verdict(run.evaluation)
+        last = run.metrics[-1]
+        print(f"{lines}\n{last['step']} meta-steps, {last['tasks_seen']} episodes; results in {_relative(run.path)}")
+
+
+class Tail:
+    """Whole new lines of a growing file."""
+
+    def __init__(self, path: Path, from_end: bool) -> None:
+        self.path = path
+        self.position = path.stat().st_size if from_end and path.exists() else 0
+
+    def lines(self) -> list[str]:
+        try:
+            size = self.path.stat().st_size
+        except FileNotFoundError:
+            return []
+        if size < self.position:  # the file was cut back to a checkpoint
+            self.position = 0
+        with self.path.open("rb") as stream:
+            stream.seek(self.position)
+            whole, _, _ = stream.read(size - self.position).rpartition(b"\n")
+        self.position += len(whole) + 1 if whole else 0
+        return whole.decode("utf-8", "replace").split("\n") if whole else []
+
+
+def describe(record: dict[str, Any]) -> str:
+    accuracy = f"  accuracy {record['query_accuracy']:.3f}" if "query_accuracy" in record else ""
+    seconds = sum(record.get(k, 0) for k in ("wait_s", "inner_s", "aggregate_s", "checkpoint_s"))
+    return f"loss {record['outer_loss']:.3f}{accuracy}  {seconds * 1000:.0f} ms/step"
+
+
+def evaluation_table(methods: dict[str, Any]) -> Any:
+    """A rich table of evaluation.json."""
+    from rich.table import Table
+
+    table = Table(title="unseen tasks, mean and 95% interval over episodes")
+    table.add_column("method")
+    for column in ("accuracy", "precision", "recall", "F1", "by inner steps"):
+        table.add_column(column, justify="right")
+    for name, scores in methods.items():
+        accuracy = scores["accuracy"]
+        curve = accuracy.get("curve", [])
+        shown = " ".join(f"{x:.2f}" for x in (curve if len(curve) <= 8 else curve[:: max(1, len(curve) // 6)]))
+        table.add_row(
+            name, f"{accuracy['mean']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]",
+            *(f"{scores[k]['mean']:.3f}" for k in ("precision", "recall", "f1")), shown,
+        )  # fmt: skip
+    return table
+
+
+def verdict(methods: dict[str, Any]) -> str:
+    """One sentence: does the meta-trained model adapt better than those that were not meta-trained?"""
+    ours = methods["meta_trained"]["accuracy"]
+    others = {name: scores["accuracy"] for name, scores in methods.items() if name != "meta_trained"}
+    if not others:
+        return f"meta-trained: {ours['mean']:.3f}"
+    name, best = max(others.items(), key=lambda item: item[1]["mean"])
+    if ours["low"] > best["high"]:
+        return f"The meta-trained model adapts better than every baseline: {ours['mean']:.3f} against {best['mean']:.3f} ({name})."
+    if ours["high"] < best["low"]:
+        return f"The meta-trained model adapts worse than {name}: {ours['mean']:.3f} against {best['mean']:.3f}."
+    return f"No clear difference from {name}: {ours['mean']:.3f} against {best['mean']:.3f}."
+
+
+def _relative(path: Path) -> str:
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,86 @@
+"""Ragged rows of several episodes as a few length-sorted, hardly padded micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distmeta.sampling.episode import Rows
+
+# One more micro-batch costs about as much as this many tokens: the fixed price of a forward and a backward pass.
+PART_OVERHEAD = 256
+MOST_CUTS = 32
+
+
+def collate(rows: Sequence[Rows], buckets: int, pad_id: int, multiple: int = 1) -> list[dict[str, Any]]:
+    """The supports (or queries) of T episodes with n rows each, as micro-batches.
+
+    Each episode's rows are sorted by length and cut at the same places. A micro-batch with m rows of at most L
+    tokens (L rounded up to `multiple`) is
+        input_ids, attention_mask  int64 [T, m, L]
+        labels, rows               int64 [T, m]; rows: the position in the episode's own order
+        total                      n
+    `buckets` is the largest number of micro-batches; 0 chooses the number that costs least.
+    """
+    n = len(rows[0].labels)
+    if any(len(r.labels) != n for r in rows):
+        raise ValueError(f"episodes with different numbers of rows: {[len(r.labels) for r in rows]}")
+    offsets = np.stack([r.offsets for r in rows])
+    lengths = np.diff(offsets, axis=1)
+    order = np.argsort(lengths, axis=1, kind="stable")
+    lengths = np.take_along_axis(lengths, order, 1)
+    tokens = np.concatenate([r.tokens for r in rows])
+    begins = np.concatenate([[0], np.cumsum(offsets[:, -1])[:-1]])
+    start = begins[:, None] + np.take_along_axis(offsets[:, :-1], order, 1)
+    labels = np.take_along_axis(np.stack([r.labels for r in rows]), order, 1)
+    longest = -(-lengths.max(0) // multiple) * multiple
+    parts = []
+    for first, last in _cuts(longest, len(rows), buckets):
+        place = np.arange(longest[last - 1])
+        mask = place < lengths[:, first:last, None]
+        ids = tokens[np.where(mask, start[:, first:last, None] + place, 0)]
+        parts.append({
+            "input_ids": np.where(mask, ids, pad_id).astype(np.int64),
+            "attention_mask": mask.astype(np.int64),
+            "labels": np.ascontiguousarray(labels[:, first:last]),
+            "rows": np.ascontiguousarray(order[:, first:last]),
+            "total": n,
+        })  # fmt: skip
+    return parts
+
+
+def _cuts(longest: NDArray[np.int64], tasks: int, buckets: int) -> list[tuple[int, int]]:
+    """Where to cut n rows, of ascending lengths `longest`, so that the padded tokens are fewest.
+
+    Dynamic programming over the places where the length changes (at most MOST_CUTS of them): with one more part
+    at a time, until a part saves less than it costs (buckets = 0) or there are `buckets` of them.
+    """
+    n = len(longest)
+    edges = np.flatnonzero(np.diff(longest)) + 1
+    if len(edges) > MOST_CUTS:
+        edges = edges[np.linspace(0, len(edges) - 1, MOST_CUTS).astype(int)]
+    edges = np.concatenate([[0], edges, [n]])
+    if len(edges) == 2 or buckets == 1:
+        return [(0, n)]
+    # cost[i, j]: tokens of one part from edge i to edge j
+    cost = tasks * (edges - edges[:, None]) * longest[edges - 1]
+    cost = np.where(edges > edges[:, None], cost, np.iinfo(np.int64).max // 4)
+    best = [cost[0]]
+    back: list[NDArray[np.int64]] = []
+    while len(best) < min(buckets or n, len(edges) - 1):
+        through = best[-1][:, None] + cost
+        came = through.argmin(0)
+        reached = through[came, np.arange(len(edges))]
+        saved = best[-1][-1] - reached[-1]
+        if saved <= 0 or (buckets == 0 and saved <= PART_OVERHEAD):
+            break
+        best.append(reached)
+        back.append(came)
+    ends = [len(edges) - 1]
+    for came in reversed(back):
+        ends.append(int(came[ends[-1]]))
+    places = [0, *(int(edges[end]) for end in reversed(ends))]
+    return list(zip(places[:-1], places[1:], strict=True))

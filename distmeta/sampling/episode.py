@@ -1,0 +1,55 @@
+"""An episode as a pure function of (task store, task, seed, split, index)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distmeta.config import TaskConfig
+from distmeta.tasks.draws import Draws
+from distmeta.tasks.families import FAMILIES
+from distmeta.tasks.splits import SPLITS
+from distmeta.tasks.store import TaskStore, gather
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n examples. Row i has the tokens tokens[offsets[i]:offsets[i + 1]]."""
+
+    tokens: NDArray[np.int32]
+    offsets: NDArray[np.int64]  # [n + 1]
+    labels: NDArray[np.int64]  # [n], numbers of the episode's label_names
+    rows: NDArray[np.int64]  # [n], row numbers in the store
+
+
+@dataclass(frozen=True)
+class Episode:
+    index: int
+    task: str
+    label_names: tuple[str, ...]
+    support: Rows
+    query: Rows
+
+
+def sample_episode(store: TaskStore, task: TaskConfig, seed: int, split: str, index: int) -> Episode:
+    """Episode `index` of a split: the same in every process, whatever was drawn before.
+
+    The data must have passed `check_feasible`.
+    """
+    draws = Draws(seed, SPLITS.index(split), index)
+    choice = FAMILIES[task.family](store, store.groups[split], task, draws)
+    ways = len(choice.label_names)
+    labels = np.repeat(np.arange(ways), task.shots + task.queries).reshape(choice.rows.shape)
+    # Support, then query, each in a random order.
+    first = draws.permutation(ways * task.shots)
+    second = draws.permutation(ways * task.queries)
+    rows = np.concatenate([choice.rows[:, : task.shots].ravel()[first], choice.rows[:, task.shots :].ravel()[second]])
+    label = np.concatenate([labels[:, : task.shots].ravel()[first], labels[:, task.shots :].ravel()[second]])
+    tokens, offsets = gather(store.tokens, store.offsets, rows)
+    cut = len(first)
+    middle = offsets[cut]
+    support = Rows(tokens[:middle], offsets[: cut + 1], label[:cut], rows[:cut])
+    query = Rows(tokens[middle:], offsets[cut:] - middle, label[cut:], rows[cut:])
+    return Episode(index, choice.task, choice.label_names, support, query)

@@ -1,0 +1,45 @@
+"""Sampler actors: stateless makers of episodes. Any of them can make any episode, so that none is missed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distmeta.config import TaskConfig
+from distmeta.sampling.episode import Episode, sample_episode
+from distmeta.tasks.store import TaskStore, open_store
+
+
+class Sampler:
+    """Makes episodes of one task store; in this process, or as a Ray actor from `start_samplers`.
+
+    The store is opened at the first call: a store that a node cannot read is then an error with a name, not an
+    actor that dies while it starts.
+    """
+
+    def __init__(self, store: str | Path | TaskStore, task: TaskConfig, seed: int) -> None:
+        self._store = store if isinstance(store, TaskStore) else None
+        self._path, self._task, self._seed = store.path if isinstance(store, TaskStore) else Path(store), task, seed
+
+    def sample(self, indices: Sequence[int], split: str) -> list[Episode]:
+        """The episodes of these indices, in their order."""
+        if self._store is None:
+            self._store = open_store(self._path)
+        return [sample_episode(self._store, self._task, self._seed, split, index) for index in indices]
+
+
+def start_samplers(
+    store_path: str | Path, task: TaskConfig, seed: int, actors: int, cpus: float = 0.25, **options: Any
+) -> list[Any]:
+    """Handles of `actors` sampler actors, spread over the nodes; Ray must be initialised.
+
+    Ray restarts a sampler that dies and repeats the calls that it owes, without end. The store must be readable
+    under the same path on every node.
+    """
+    import ray
+
+    remote = ray.remote(Sampler).options(  # type: ignore[attr-defined]
+        num_cpus=cpus, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD", **options
+    )
+    return [remote.remote(str(store_path), task, seed) for _ in range(actors)]

@@ -1,0 +1,139 @@
+"""Groups of episodes in order, made ahead of their use, never more than a window of them in flight.
+
+An episode is in flight from the moment it is asked for until its learner holds it: waiting, being made, or finished
+in Ray's object store. Which sampler makes it has no influence on it, and a group is handed over only when it is
+whole, so that the order and the content do not depend on the samplers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distmeta.sampling.episode import Episode
+
+Local = Callable[[Sequence[int], str], list[Episode]]
+
+
+class SamplerTimeout(TimeoutError):
+    """A group of episodes was not whole in time; the message names who owes what."""
+
+
+@dataclass
+class _Piece:
+    """Part of a group, asked of one sampler."""
+
+    indices: list[int]
+    last: bool  # of its group
+    sampler: int
+    reference: Any = None
+
+
+class EpisodeWindow:
+    """Iterate over it for (episodes of a group, seconds waited for them).
+
+    groups   lists of episode indices, in the order of use; read no further than the window reaches
+    source   handles of sampler actors, or `Sampler.sample` of one in this process (then nothing is made ahead)
+    window   most episodes in flight; a larger group is asked for in pieces
+    in_flight, peak: episodes now, and at most so far; waited_s: seconds so far, of which none were of use
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[Sequence[int]],
+        source: Sequence[Any] | Local,
+        *,
+        split: str,
+        window: int,
+        timeout_s: float = 120.0,
+    ) -> None:
+        if window < 1:
+            raise ValueError(f"window = {window}; at least 1")
+        self.split, self.window, self.timeout_s = split, window, timeout_s
+        self.in_flight = self.peak = 0
+        self.waited_s = 0.0
+        self._local = source if callable(source) else None
+        self._samplers: Sequence[Any] = [] if callable(source) else source
+        if not callable(source) and len(source) == 0:
+            raise ValueError("no samplers; for none, give a function that makes episodes in this process")
+        self._pieces = self._cut(groups)
+        self._next = next(self._pieces, None)
+        self._pending: deque[_Piece] = deque()
+
+    def __iter__(self) -> Iterator[tuple[list[Episode], float]]:
+        self._ask()
+        while self._pending:
+            began = time.perf_counter()
+            group: list[Episode] = []
+            whole = False
+            while not whole:
+                piece = self._pending[0]
+                group += self._receive(piece, began + self.timeout_s)
+                self._pending.popleft()
+                self.in_flight -= len(piece.indices)
+                whole = piece.last
+                if not whole or self._local is None:
+                    self._ask()  # the samplers go on while the learner works
+            waited = time.perf_counter() - began
+            self.waited_s += waited
+            yield group, waited
+            self._ask()
+
+    def _cut(self, groups: Iterable[Sequence[int]]) -> Iterator[_Piece]:
+        """Groups in pieces, so that every sampler has a part in a group and the window holds one of each."""
+        samplers = max(len(self._samplers), 1)
+        turn = 0
+        for group in groups:
+            size = max(1, min(-(-len(group) // samplers), self.window // samplers))
+            for at in range(0, len(group), size):
+                yield _Piece(list(group[at : at + size]), at + size >= len(group), turn % samplers)
+                turn += 1
+
+    def _ask(self) -> None:
+        """Asks for as many further pieces as the window allows."""
+        while self._next is not None and self.in_flight + len(self._next.indices) <= self.window:
+            piece = self._next
+            if self._local is None:
+                piece.reference = self._samplers[piece.sampler].sample.remote(piece.indices, self.split)
+            elif self._pending:
+                return
+            self._pending.append(piece)
+            self.in_flight += len(piece.indices)
+            self.peak = max(self.peak, self.in_flight)
+            self._next = next(self._pieces, None)
+
+    def _receive(self, piece: _Piece, deadline: float) -> list[Episode]:
+        if self._local is not None:
+            return self._local(piece.indices, self.split)
+        import ray
+
+        try:
+            episodes = ray.get(piece.reference, timeout=max(deadline - time.perf_counter(), 0))
+        except ray.exceptions.GetTimeoutError:
+            raise SamplerTimeout(self._who_owes()) from None
+        piece.reference = None
+        return episodes  # type: ignore[no-any-return]
+
+    def _who_owes(self) -> str:
+        """Names the samplers whose part of the group at the head has not come."""
+        import ray
+
+        owed: dict[int, list[int]] = {}
+        for piece in self._pending:
+            ready, _ = ray.wait([piece.reference], timeout=0)
+            if not ready:
+                owed.setdefault(piece.sampler, []).extend(piece.indices)
+            if piece.last:
+                break
+        names = "; ".join(
+            f"sampler {number} of {len(self._samplers)} (actor {self._samplers[number]._actor_id.hex()[:8]}) owes "
+            f"{self.split} episodes {', '.join(map(str, indices))}"
+            for number, indices in owed.items()
+        )
+        return (
+            f"no whole group of episodes after sampling.timeout_s={self.timeout_s:g} s: {names or 'all have come late'}; "
+            f"is there room in the cluster for sampling.actors x cluster.cpus_per_sampler CPUs?"
+        )

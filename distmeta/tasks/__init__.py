@@ -1,0 +1,6 @@
+"""What is learnt from: examples on disk, as tasks or classes in three disjoint splits, tokenised once."""
+
+from distmeta.tasks.families import check_feasible, ways_of
+from distmeta.tasks.store import Groups, TaskStore, build_store, open_store
+
+__all__ = ["Groups", "TaskStore", "build_store", "check_feasible", "open_store", "ways_of"]

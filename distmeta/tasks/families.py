@@ -1,0 +1,98 @@
+"""Task families: which rows and which labels make an episode.
+
+A family is a function of (store, groups of the split, task, draws) that chooses rows; adding one is such a function
+and a line in FAMILIES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distmeta.config import TaskConfig
+from distmeta.errors import InputError
+from distmeta.tasks.draws import Draws
+from distmeta.tasks.splits import SPLITS
+from distmeta.tasks.store import Groups, TaskStore
+
+
+@dataclass(frozen=True)
+class Choice:
+    """rows [ways, shots + queries]: row numbers in the store, all different; row w has the label label_names[w]."""
+
+    task: str
+    label_names: tuple[str, ...]
+    rows: NDArray[np.int64]
+
+
+def choose_domain(store: TaskStore, groups: Groups, task: TaskConfig, draws: Draws) -> Choice:
+    """A task of the split, and rows of every label of it."""
+    at = int(draws.below(np.array([len(groups.ids)]))[0])
+    ways = len(store.labels)
+    order = draws.permutation(ways) if task.permute_labels else np.arange(ways)
+    rows = _rows(groups.start[at, order], groups.count[at, order], task, draws)
+    return Choice(store.tasks[groups.ids[at]], tuple(store.labels[i] for i in order), rows)
+
+
+def choose_classes(store: TaskStore, groups: Groups, task: TaskConfig, draws: Draws) -> Choice:
+    """N of the split's classes in a random order, and rows of each."""
+    ways = ways_of(store, task)
+    chosen = draws.distinct(np.array([len(groups.ids)]), ways)[0]
+    rows = _rows(groups.start[chosen, 0], groups.count[chosen, 0], task, draws)
+    return Choice(f"{ways}-way", tuple(store.labels[i] for i in groups.ids[chosen]), rows)
+
+
+FAMILIES: dict[str, Callable[[TaskStore, Groups, TaskConfig, Draws], Choice]] = {
+    "domain": choose_domain,
+    "classes": choose_classes,
+}
+
+
+def _rows(start: NDArray[np.int64], count: NDArray[np.int64], task: TaskConfig, draws: Draws) -> NDArray[np.int64]:
+    return start[:, None] + draws.distinct(count, task.shots + task.queries)
+
+
+def ways_of(store: TaskStore, task: TaskConfig) -> int:
+    """Classes in an episode."""
+    return len(store.labels) if task.family == "domain" else task.ways or 5
+
+
+def check_feasible(store: TaskStore, task: TaskConfig, splits: Sequence[str] = SPLITS) -> None:
+    """Raises InputError if some episode of some split that is not empty could not be drawn."""
+    if store.family != task.family:
+        raise InputError(f"{store.path}: was built for task.family={store.family}, not {task.family}")
+    need = task.shots + task.queries
+    for split in splits:
+        groups = store.groups[split]
+        if len(groups.ids) == 0:
+            continue
+        if task.family == "classes" and ways_of(store, task) > len(groups.ids):
+            raise InputError(
+                f"task.ways={ways_of(store, task)} is more than the {len(groups.ids)} classes of the split "
+                f"'{split}'; lower task.ways, or give this split more classes (data.splits, data.fractions)"
+            )
+        short = np.argwhere(groups.count < need)
+        if len(short):
+            group, column = short[0]
+            name = store.labels[groups.ids[group] if task.family == "classes" else column]
+            of = f" of the task '{store.tasks[groups.ids[group]]}'" if task.family == "domain" else ""
+            raise InputError(_too_few(f"class '{name}'{of} ({split})", int(groups.count[group, column]), task))
+    if task.family == "domain" and len(store.labels) < 2:
+        raise InputError(f"the data has one label only ('{store.labels[0]}'); a task needs at least two")
+
+
+def _too_few(where: str, there: int, task: TaskConfig) -> str:
+    need = task.shots + task.queries
+    if there > task.shots:
+        mend = f"lower task.queries to {there - task.shots} or task.shots"
+    elif there > 1:
+        mend = f"lower task.shots + task.queries to {there}"
+    else:
+        mend = "in family domain every task needs examples of every label" if task.family == "domain" else "add some"
+    return (
+        f"{where} has {there} example{'s' * (there != 1)}; task.shots={task.shots} + task.queries={task.queries} need "
+        f"{need}: {mend}, or leave it out (data.splits)"
+    )

@@ -1,0 +1,406 @@
+"""Examples from files, in streaming batches, with every unusable input named by one line.
+
+JSONL, CSV/TSV (these also compressed), Parquet, Arrow (IPC file or stream), saved Hugging Face datasets, and
+directories or globs of them, on the local disk or on any pyarrow or fsspec filesystem (`s3://`, `gs://`, ...).
+JSONL is parsed line by line with the standard library: pyarrow's parser is faster but cannot name the line that
+does not parse, and tokenising costs more than either.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from distmeta.config import DataConfig
+from distmeta.errors import InputError, nearest
+
+KINDS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
+    ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
+}  # fmt: skip
+COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
+BATCH = 8192
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data file."""
+
+    name: str  # as messages call it
+    path: str  # within its filesystem
+    filesystem: Any
+    kind: str
+    split: str | None = None  # the folder's name, in a saved DatasetDict
+
+    def open(self) -> Any:
+        """A sequential, decompressed input stream."""
+        return self.filesystem.open_input_stream(self.path, compression="detect")
+
+    def digest(self) -> str:
+        """Of the content for a local file; of path, size and time of change for a remote one."""
+        hashed = hashlib.blake2b(self.kind.encode(), digest_size=16)
+        hashed.update((self.split or "").encode())
+        if isinstance(self.filesystem, pafs.LocalFileSystem):
+            with open(self.path, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    hashed.update(chunk)
+        else:
+            info = self.filesystem.get_file_info(self.path)
+            hashed.update(f"{self.name}\0{info.size}\0{info.mtime_ns}".encode())
+        return hashed.hexdigest()
+
+
+def filesystem_of(path: str) -> tuple[Any, str]:
+    """The filesystem of a local path or URI, and the path within it. Raises InputError."""
+    if "://" not in path:
+        return pafs.LocalFileSystem(), str(Path(path).expanduser())
+    try:
+        return pafs.FileSystem.from_uri(path)  # type: ignore[no-any-return]
+    except (pa.ArrowException, OSError, ValueError):
+        pass
+    try:
+        import fsspec
+
+        filesystem, inner = fsspec.core.url_to_fs(path)
+    except ImportError as error:
+        raise InputError(f"data.path = {path}: this filesystem needs a package: {error}") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"data.path = {path}: {' '.join(str(error).split())}") from None
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
+
+
+def find_sources(paths: str | Sequence[str]) -> list[Source]:
+    """The data files that `paths` (files, directories, globs) stand for, in a stable order. Raises InputError."""
+    sources: list[Source] = []
+    for path in [paths] if isinstance(paths, str) else paths:
+        filesystem, inner = filesystem_of(path)
+        sources += _expand(filesystem, path, inner)
+    if not sources:
+        raise InputError("data.path is an empty list; name at least one file, directory or glob")
+    for source in sources:
+        if source.filesystem.get_file_info(source.path).size == 0:
+            raise InputError(f"{source.name}: the file is empty")
+    return sources
+
+
+def read_examples(sources: Sequence[Source], data: DataConfig, family: str) -> Iterator[pa.RecordBatch]:
+    """Batches with the string columns text, label, task (family domain) and split (where the data has one).
+
+    Either all batches have a split column or none. Raises InputError for the first row that cannot be used.
+    """
+    has_split: bool | None = None
+    for source in sources:
+        rows = 0
+        columns: dict[str, str] = {}
+
+        def choose(there: Sequence[str], source: Source = source, columns: dict[str, str] = columns) -> dict[str, str]:
+            columns.update(choose_columns(there, source, data, family, has_split))
+            return columns
+
+        for arrays, numbers in READ[source.kind](source, choose):
+            if has_split is None:
+                has_split = "split" in columns or (source.split is not None and data.splits is None)
+            if rows == 0 and source.kind in ("csv", "tsv"):
+                _refuse_numeric_strings(arrays["text"], source, columns["text"])
+            checked = {
+                role: _strings(array, role, columns[role], source, numbers) for role, array in arrays.items()
+            }
+            if has_split and "split" not in checked:
+                checked["split"] = pa.array([source.split] * len(numbers), pa.large_string())
+            rows += len(numbers)
+            yield pa.RecordBatch.from_pydict(checked)
+        if rows == 0:
+            raise InputError(f"{source.name}: holds no examples")
+
+
+def choose_columns(
+    there: Sequence[str], source: Source, data: DataConfig, family: str, has_split: bool | None = None
+) -> dict[str, str]:
+    """Which column of a file plays which role. Raises InputError for a missing one."""
+
+    def missing(role: str, name: str, mend: str = "") -> InputError:
+        mend = mend or f"set data.{role} to one of them."
+        return InputError(
+            f"{source.name}: no column '{name}' (data.{role}); its columns are {', '.join(there)}; "
+            f"{mend}{nearest(name, there)}"
+        )
+
+    chosen = {}
+    for role in ("text", "label"):
+        chosen[role] = name = getattr(data, role)
+        if name not in there:
+            raise missing(role, name)
+    if data.task in there:
+        if family == "domain":
+            chosen["task"] = data.task
+    elif family == "domain":
+        raise missing("task", data.task, "set data.task to the column that names the task, or task.family=classes.")
+    elif "task" in data.model_fields_set:
+        raise missing("task", data.task)
+    if data.splits is None:
+        by_hash = data.split == "hash" and "hash" not in there
+        if data.split in there:
+            chosen["split"] = data.split
+        elif "split" in data.model_fields_set and not by_hash and source.split is None:
+            raise missing("split", data.split, "set data.split to one of them, or to hash for a stable hash.")
+        elif has_split and source.split is None:
+            raise missing("split", data.split, "the files before it have one.")
+        if has_split is False and "split" in chosen:
+            raise InputError(f"{source.name}: has a column '{data.split}', but the files before it have none")
+    return chosen
+
+
+def _expand(filesystem: Any, shown: str, inner: str) -> list[Source]:
+    kind = filesystem.get_file_info(inner).type
+    if kind == pafs.FileType.File:
+        return [_source(filesystem, inner, shown)]
+    scheme = shown.partition("://")[0] + "://" if "://" in shown else ""
+    if kind == pafs.FileType.Directory:
+        found = _in_directory(filesystem, inner.rstrip("/"), scheme)
+        if not found:
+            raise InputError(f"{shown}: no data file in this directory; known types: {', '.join(KINDS)}")
+        return found
+    if not glob.has_magic(inner):
+        raise InputError(f"{shown}: no such file or directory (data.path)")
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        matches = sorted(glob.glob(inner, recursive=True))
+    else:
+        base = inner[: glob.magic_check.search(inner).start()].rpartition("/")[0]  # type: ignore[attr-defined]
+        listed = filesystem.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
+        matches = sorted(info.path for info in listed if fnmatch.fnmatch(info.path.lstrip("/"), inner.lstrip("/")))
+    if not matches:
+        raise InputError(f"{shown}: no file matches (data.path)")
+    return [source for match in matches for source in _expand(filesystem, scheme + match, match)]
+
+
+def _in_directory(filesystem: Any, path: str, scheme: str, split: str | None = None) -> list[Source]:
+    def note(name: str) -> Any:
+        if filesystem.get_file_info(f"{path}/{name}").type != pafs.FileType.File:
+            return None
+        try:
+            with filesystem.open_input_stream(f"{path}/{name}") as stream:
+                return json.loads(stream.read())
+        except ValueError:
+            raise InputError(f"{scheme}{path}/{name}: not readable JSON; is the saved dataset complete?") from None
+
+    parts, state = note("dataset_dict.json"), note("state.json")
+    try:
+        if parts is not None:
+            names = [str(name) for name in parts["splits"]]
+            return [s for name in names for s in _in_directory(filesystem, f"{path}/{name}", scheme, name)]
+        if state is not None:
+            files = [f"{path}/{entry['filename']}" for entry in state["_data_files"]]
+            return [_source(filesystem, file, scheme + file, split) for file in files]
+    except (KeyError, TypeError):
+        raise InputError(f"{scheme}{path}: not a saved Hugging Face dataset that can be read") from None
+    listed = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    found = []
+    for info in sorted(listed, key=lambda info: info.path):
+        parts_below = info.path[len(path) :].strip("/").split("/")
+        hidden = any(part.startswith((".", "_")) for part in parts_below) or info.base_name.startswith("cache-")
+        # A .json file beside data is a description (splits.json, dataset_info.json); named itself, it is JSONL.
+        if info.type == pafs.FileType.File and not hidden and _suffix(info.path) in set(KINDS) - {".json"}:
+            found.append(_source(filesystem, info.path, scheme + info.path, split))
+    return found
+
+
+def _suffix(path: str) -> str:
+    suffixes = Path(path.lower()).suffixes
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _source(filesystem: Any, path: str, shown: str, split: str | None = None) -> Source:
+    if filesystem.get_file_info(path).type != pafs.FileType.File:
+        raise InputError(f"{shown}: no such file")
+    kind = KINDS.get(_suffix(path))
+    if kind is None:
+        raise InputError(f"{shown}: unknown file type '{Path(path).suffix}'; known types: {', '.join(KINDS)}")
+    if kind in ("parquet", "arrow") and path.lower().endswith(COMPRESSED):
+        raise InputError(f"{shown}: compressed {kind} cannot be memory-mapped; decompress it")
+    return Source(shown, path, filesystem, kind, split)
+
+
+# --- one function per file type: (source, choose) -> (role -> array, row numbers from 1) ---
+
+Choose = Callable[[Sequence[str]], dict[str, str]]
+Batches = Iterator[tuple[dict[str, pa.Array], "np.ndarray[Any, Any]"]]
+
+
+def _read_jsonl(source: Source, choose: Choose) -> Batches:
+    columns: dict[str, str] = {}
+    rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    for number, line in _lines(source):
+        where = f"{source.name} line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where}: does not parse as JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: holds a {type(row).__name__}; each line is one JSON object")
+        columns = columns or choose(list(row))
+        for role, column in columns.items():
+            if column not in row:
+                raise InputError(f"{where}: no '{column}' (data.{role}).{nearest(column, row)}")
+        rows.append(row)
+        numbers.append(number)
+        if len(rows) == BATCH:
+            yield _from_python(rows, columns, source, numbers)
+            rows, numbers = [], []
+    if rows:
+        yield _from_python(rows, columns, source, numbers)
+
+
+def _lines(source: Source) -> Iterator[tuple[int, str]]:
+    with source.open() as stream:
+        raw: IO[bytes] = io.BufferedReader(stream, 1 << 20)
+        for number, line in enumerate(raw, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{source.name} line {number}: not UTF-8 ({error.reason})") from None
+            if text.strip():
+                yield number, text
+
+
+def _from_python(
+    rows: list[dict[str, Any]], columns: dict[str, str], source: Source, numbers: list[int]
+) -> tuple[dict[str, pa.Array], np.ndarray[Any, Any]]:
+    arrays = {}
+    for role, column in columns.items():
+        values = [row[column] for row in rows]
+        allowed = (str,) if role == "text" else (str, int)
+        if not set(map(type, values)) <= {*allowed, type(None)}:
+            at, value = next((i, v) for i, v in enumerate(values) if v is not None and type(v) not in allowed)
+            kinds = "text" if role == "text" else "text or whole numbers"
+            raise InputError(
+                f"{source.name} line {numbers[at]}: '{column}' (data.{role}) is {json.dumps(value)[:40]}; "
+                f"it must hold {kinds}"
+            )
+        try:
+            arrays[role] = pa.array([v if v is None else str(v) for v in values], pa.large_string())
+        except UnicodeEncodeError as error:
+            at = values.index(error.object)
+            raise InputError(f"{source.name} line {numbers[at]}: '{column}' is not valid Unicode") from None
+    return arrays, np.array(numbers)
+
+
+def _read_csv(source: Source, choose: Choose) -> Batches:
+    parse = pacsv.ParseOptions(delimiter="\t" if source.kind == "tsv" else ",", newlines_in_values=True)
+    read = pacsv.ReadOptions(block_size=1 << 24)
+    try:
+        # Twice: the first opening only reads the names, so that no unused column needs a type.
+        with source.open() as stream:
+            there = pacsv.open_csv(stream, read_options=read, parse_options=parse).schema.names
+        columns = choose(there)
+        convert = pacsv.ConvertOptions(
+            include_columns=list(dict.fromkeys(columns.values())),
+            column_types={name: pa.large_string() for name in columns.values()},
+            strings_can_be_null=False,
+        )
+        with source.open() as stream:
+            reader = pacsv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert)
+            yield from _numbered(reader, columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{source.name}: {' '.join(str(error).split())[:200]}") from None
+
+
+def _read_parquet(source: Source, choose: Choose) -> Batches:
+    try:
+        with source.filesystem.open_input_file(source.path) as stream:
+            file = pq.ParquetFile(stream)
+            columns = choose(file.schema_arrow.names)
+            only = list(dict.fromkeys(columns.values()))
+            names = _class_names(file.schema_arrow, columns["label"])
+            yield from _numbered(file.iter_batches(BATCH, columns=only), columns, names)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{source.name}: not readable Parquet: {' '.join(str(error).split())[:200]}") from None
+
+
+def _read_arrow(source: Source, choose: Choose) -> Batches:
+    try:
+        with source.filesystem.open_input_file(source.path) as stream:
+            try:
+                file = pa.ipc.open_file(stream)
+                schema, batches = file.schema, (file.get_batch(i) for i in range(file.num_record_batches))
+            except pa.ArrowInvalid:
+                stream.seek(0)
+                batches = pa.ipc.open_stream(stream)
+                schema = batches.schema
+            columns = choose(schema.names)
+            yield from _numbered(batches, columns, _class_names(schema, columns["label"]))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{source.name}: not readable Arrow: {' '.join(str(error).split())[:200]}") from None
+
+
+READ: dict[str, Callable[[Source, Choose], Batches]] = {
+    "jsonl": _read_jsonl, "csv": _read_csv, "tsv": _read_csv, "parquet": _read_parquet, "arrow": _read_arrow,
+}  # fmt: skip
+
+
+def _numbered(batches: Any, columns: dict[str, str], class_names: list[str] | None = None) -> Batches:
+    at = 1
+    for batch in batches:
+        if len(batch) == 0:
+            continue
+        arrays = {role: batch.column(batch.schema.get_field_index(name)) for role, name in columns.items()}
+        if class_names and pa.types.is_integer(arrays["label"].type):
+            arrays["label"] = pa.array(class_names, pa.large_string()).take(arrays["label"])
+        yield arrays, np.arange(at, at + len(batch))
+        at += len(batch)
+
+
+def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
+    """The names behind integer labels, which Hugging Face datasets keeps in the schema's metadata."""
+    try:
+        note = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        return [str(name) for name in note["names"]] if note["_type"] == "ClassLabel" else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _refuse_numeric_strings(texts: pa.Array, source: Source, column: str) -> None:
+    try:
+        pc.cast(texts.slice(0, 1000), pa.float64())
+    except pa.ArrowInvalid:
+        return
+    raise InputError(f"{source.name}: column '{column}' (data.text) holds numbers; set data.text to a column of text")
+
+
+def _strings(
+    array: pa.Array, role: str, column: str, source: Source, numbers: np.ndarray[Any, Any]
+) -> pa.Array:
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    kind = array.type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    name = f"column '{column}' (data.{role})"
+    if not text and not pa.types.is_null(kind):
+        if role == "text":
+            raise InputError(f"{source.name}: {name} holds {kind}, not text; set data.text to a column of text")
+        if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+            raise InputError(f"{source.name}: {name} holds {kind}; it must hold text or whole numbers")
+    strings = array.cast(pa.large_string())
+    empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(strings), ""), True)
+    first = pc.index(empty, True).as_py()
+    if first >= 0:
+        what = "null" if not strings[first].is_valid else "empty"
+        word = "line" if source.kind == "jsonl" else "row"
+        raise InputError(f"{source.name} {word} {numbers[first]}: {name} is {what}")
+    return strings

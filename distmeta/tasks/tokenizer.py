@@ -1,0 +1,176 @@
+"""Tokenizers of the `tokenizers` library: a pretrained one as it is, or one trained on the meta-train text.
+
+A trained tokenizer has [PAD] [UNK] [CLS] [SEP] [MASK] and the template [CLS] text [SEP]. A pretrained one keeps its
+own special tokens and template. The pad token is recorded as the tokenizer's padding, so that its one JSON file
+says everything that is needed to use it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+from distmeta.errors import InputError
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+# Where a pretrained directory does not name them, in this order. The last ones: a decoder pads with its end token.
+PAD_NAMES = ["[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>"]
+CLS_NAMES, SEP_NAMES = ["[CLS]", "<s>", "<cls>"], ["[SEP]", "</s>", "<sep>"]
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    vocab_size: int  # one more than the largest id
+    pad: int
+    cls: int | None
+    sep: int | None
+
+
+def train_tokenizer(texts: Iterable[str], level: str, vocab_size: int) -> Tokenizer:
+    """A tokenizer of `level` word, wordpiece or character, the same for the same texts. Raises InputError."""
+    if level == "character":
+        tokenizer = _train_characters(texts, vocab_size)
+    elif level == "word":
+        # Lower case; split at white space, punctuation, and around every Chinese character.
+        tokenizer = Tokenizer(models.WordLevel({"[UNK]": 1}, unk_token="[UNK]"))
+        _split_words(tokenizer)
+        trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False)
+        tokenizer.train_from_iterator(texts, trainer)
+    elif level == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece({"[UNK]": 1}, unk_token="[UNK]"))
+        _split_words(tokenizer)
+        tokenizer.decoder = decoders.WordPiece(prefix="##")
+        pieces = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False)
+        tokenizer.train_from_iterator(texts, pieces)
+    else:
+        raise InputError(f"model.tokenizer = {level!r}: one of word, wordpiece, character")
+    ids = {token: tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]")}
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=list(ids.items())
+    )
+    tokenizer.enable_padding(pad_id=tokenizer.token_to_id("[PAD]"), pad_token="[PAD]")
+    return tokenizer
+
+
+def _train_characters(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    counts: Counter[str] = Counter()
+    normalizer = normalizers.NFC()
+    for text in texts:
+        counts.update(normalizer.normalize_str(text))
+    ordered = sorted(counts, key=lambda c: (-counts[c], c))[: max(vocab_size - len(SPECIAL), 0)]
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *ordered])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def _split_words(tokenizer: Tokenizer) -> None:
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+
+
+def load_tokenizer(source: str | Path) -> Tokenizer:
+    """The tokenizer of a pretrained directory, a tokenizer.json or a hub id, its pad token set. Raises InputError."""
+    path = Path(source).expanduser()
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if file.is_file():
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(f"{file}: not a tokenizer that can be read: {error}") from None
+        named = _named_tokens(file.parent)
+    else:
+        tokenizer, named = _from_transformers(str(source))
+    _set_padding(tokenizer, named, str(source))
+    return tokenizer
+
+
+def _from_transformers(source: str) -> tuple[Tokenizer, dict[str, str]]:
+    from transformers import AutoTokenizer
+
+    try:
+        auto = AutoTokenizer.from_pretrained(source)
+        tokenizer = Tokenizer.from_str(auto.backend_tokenizer.to_str())
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise InputError(f"model.pretrained = {source}: no tokenizer can be loaded: {reason}") from None
+    names = ("pad_token", "eos_token")
+    return tokenizer, {name: str(getattr(auto, name)) for name in names if getattr(auto, name, None)}
+
+
+def _named_tokens(directory: Path) -> dict[str, str]:
+    """pad_token and eos_token as the directory's configuration files name them."""
+    found: dict[str, str] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        try:
+            content = json.loads((directory / file).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        for name in ("pad_token", "eos_token"):
+            token: Any = content.get(name)
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                found[name] = token
+    return found
+
+
+def _set_padding(tokenizer: Tokenizer, named: dict[str, str], source: str) -> None:
+    recorded = tokenizer.padding["pad_token"] if tokenizer.padding else None
+    for token in (named.get("pad_token"), recorded, named.get("eos_token"), *PAD_NAMES):
+        number = tokenizer.token_to_id(token) if token else None
+        if number is not None:
+            tokenizer.enable_padding(pad_id=number, pad_token=token)
+            return
+    raise InputError(f"{source}: its tokenizer names neither a pad nor an end token, so that texts cannot be batched")
+
+
+def special_ids(tokenizer: Tokenizer) -> SpecialIds:
+    """Ids that batching and heads need; the tokenizer must come from this module."""
+
+    def first(names: Sequence[str]) -> int | None:
+        return next((i for i in map(tokenizer.token_to_id, names) if i is not None), None)
+
+    size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    return SpecialIds(size, tokenizer.padding["pad_id"], first(CLS_NAMES), first(SEP_NAMES))
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    return hashlib.blake2b(tokenizer.to_str().encode(), digest_size=16).hexdigest()
+
+
+def encode(
+    tokenizer: Tokenizer, batches: Iterable[list[str]], max_tokens: int
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+    """For each batch of texts: all its token ids in one array, and the number of them in each text.
+
+    Texts are cut at `max_tokens`, special tokens included.
+    """
+    plain = Tokenizer.from_str(tokenizer.to_str())
+    plain.no_padding()
+    plain.enable_truncation(max_tokens)
+    for texts in batches:
+        ids = [encoding.ids for encoding in plain.encode_batch_fast(texts)]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        flat = np.fromiter((i for row in ids for i in row), np.int32, int(lengths.sum()))
+        yield flat, lengths

@@ -1,0 +1,283 @@
+"""`distmeta train`: from a configuration to a run directory.
+
+The driver prepares (tasks, run directory, Ray), starts the samplers and the learner group, shows what the group
+writes, and reads the result back. It does no mathematics and imports no model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distmeta import checkpoint as checkpoints
+from distmeta.config import Config, dump_config, make_config
+from distmeta.errors import InputError
+
+# What may differ between a run and its continuation; all else would make it another run.
+RESUMABLE = ("cluster", "sampling", "run", "eval", "outer.steps", "outer.until", "inner.memory", "inner.budget_mb",
+             "inner.task_batch", "inner.buckets", "deepspeed", "data.cache")  # fmt: skip
+
+
+class TrainingError(RuntimeError):
+    """A run that did not end; the message is for a person, the cause in `RUN/log.txt` and Ray's logs."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    path: Path
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl, one a meta-step."""
+        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest whole checkpoint."""
+        return checkpoints.resolve(self.path)
+
+    @cached_property
+    def evaluation(self) -> dict[str, Any]:
+        """evaluation.json."""
+        return json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def train(config: Config | dict[str, Any], *, resume: bool = False, show: bool = False) -> Run:
+    """Meta-train as `config` says, on a Ray cluster or on one started here; returns when the run has ended.
+
+    resume: continue the newest run of that name (or the one in run.dir) from its newest whole checkpoint; without
+    one it begins anew. show: progress and results on the terminal. Raises InputError (nothing was written) or
+    TrainingError.
+    """
+    if isinstance(config, dict):
+        config = make_config(config)
+    from distmeta.progress import Display
+
+    with Display(config, show) as display:
+        display.phase("reading tasks")
+        store = prepare_store(config, display)
+        run_dir, fresh = claim_directory(config, resume)
+        try:
+            with only_driver(run_dir):
+                write_setting(run_dir, config, store)
+                display.phase("starting Ray")
+                with ray_cluster(config) as cluster:
+                    display.follow(run_dir)
+                    run_learners(config, run_dir, store, cluster)
+        except InputError:
+            if fresh:
+                shutil.rmtree(run_dir, ignore_errors=True)
+            raise
+        run = Run(run_dir)
+    if show:
+        display.results(run)
+    return run
+
+
+def prepare_store(config: Config, display: Any = None) -> Path:
+    """The token cache of the run's tasks, built if need be, and checked against what episodes ask of it."""
+    from distmeta.tasks.families import check_feasible
+    from distmeta.tasks.store import build_store, open_store
+
+    path = build_store(config.data, config.task, config.model)
+    store = open_store(path)
+    check_feasible(store, config.task)
+    if config.eval.every and len(store.groups["validation"].ids) == 0:
+        raise InputError("eval.every: the data has no meta-validation tasks; name some, or set eval.every=0")
+    return path
+
+
+def claim_directory(config: Config, resume: bool) -> tuple[Path, bool]:
+    """The run's directory, and whether it is new. Raises InputError when it is taken, or cannot be continued."""
+    base = Path(config.cluster.storage or ".")
+    named = base / (config.run.dir or f"runs/{config.run.name}")
+    taken = [path for path in [named, *named.parent.glob(f"{named.name}-*")] if (path / "config.yaml").is_file()]
+    if config.run.dir is not None:
+        taken = [named] if named in taken else []
+    if resume and taken:
+        run_dir = max(taken, key=lambda path: (path / "config.yaml").stat().st_mtime)
+        check_resumable(run_dir, config)
+        return run_dir.resolve(), False
+    if config.run.dir is not None and named.exists() and any(named.iterdir()):
+        raise InputError(f"run.dir = {named}: not empty; --resume continues a run, or give another run.dir")
+    number = 1
+    run_dir = named
+    while run_dir.exists() and any(run_dir.iterdir()):
+        number += 1
+        run_dir = named.with_name(f"{named.name}-{number}")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return run_dir.resolve(), True
+
+
+def check_resumable(run_dir: Path, config: Config) -> None:
+    """Raises InputError naming the first key whose value makes `config` another run than the one in `run_dir`."""
+    old = make_config(yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")), str(run_dir / "config.yaml"))
+    before, now = flatten(old.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key) and not any(key == r or key.startswith(r + ".") for r in RESUMABLE):
+            raise InputError(
+                f"--resume: {key} is {now.get(key)!r} but {run_dir} was run with {before.get(key)!r}; "
+                "continue with the same value, or begin another run"
+            )
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return out
+
+
+@contextlib.contextmanager
+def only_driver(run_dir: Path, timeout_s: float = 30) -> Iterator[None]:
+    """Hold the run's lock, so that two drivers never write into one run. Raises InputError after `timeout_s`."""
+    with (run_dir / ".lock").open("a") as lock:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise InputError(f"{run_dir}: another process is training this run (it holds {lock.name})") from None
+                time.sleep(0.2)
+        yield
+
+
+def write_setting(run_dir: Path, config: Config, store: Path) -> None:
+    """config.yaml and environment.json."""
+    from importlib.metadata import version
+
+    packages = ("torch", "ray", "deepspeed", "transformers", "pyarrow", "tokenizers", "numpy", "safetensors")
+    environment = {
+        "command": sys.argv, "python": platform.python_version(), "platform": platform.platform(),
+        "host": platform.node(), "cores": os.cpu_count(), "store": str(store),
+        "versions": {"distmeta": version("distmeta"), **{name: version(name) for name in packages}},
+    }  # fmt: skip
+    checkpoints.write_text(run_dir / "environment.json", json.dumps(environment, indent=1))
+    checkpoints.write_text(run_dir / "config.yaml", dump_config(config))
+
+
+@dataclass(frozen=True)
+class Cluster:
+    cpus: float
+    gpus: float
+    local: bool
+
+
+@contextlib.contextmanager
+def ray_cluster(config: Config) -> Iterator[Cluster]:
+    """Connect to the cluster of `cluster.address` or RAY_ADDRESS, or start one here for the length of the run."""
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also how long each report() of a worker waits
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield _resources(ray, local=False)
+        return
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        workers, samplers = config.cluster.workers, config.sampling.actors
+        need = workers * config.cluster.cpus_per_worker + samplers * config.cluster.cpus_per_sampler
+        ray.init(num_cpus=max(os.cpu_count() or 1, int(need + 1)), include_dashboard=False, **quiet)
+    else:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InputError(f"cluster.address = {address}: cannot connect to Ray: {str(error).splitlines()[0]}") from None
+    try:
+        yield _resources(ray, local=address is None)
+    finally:
+        ray.shutdown()
+
+
+def _resources(ray: Any, local: bool) -> Cluster:
+    found = ray.cluster_resources()
+    return Cluster(cpus=found.get("CPU", 0), gpus=found.get("GPU", 0), local=local)
+
+
+def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster) -> None:
+    """Start samplers and the learner group, and wait for the group's end."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from distmeta.learner.worker import train_worker
+    from distmeta.sampling.sampler import start_samplers
+
+    c = config.cluster
+    gpus = c.gpus_per_worker if c.gpus_per_worker is not None else float(cluster.gpus >= c.workers)
+    need = {"CPU": c.workers * c.cpus_per_worker + config.sampling.actors * c.cpus_per_sampler, "GPU": c.workers * gpus}
+    for kind, amount, there in (("CPU", need["CPU"], cluster.cpus), ("GPU", need["GPU"], cluster.gpus)):
+        if amount > there:
+            raise InputError(
+                f"cluster.workers = {c.workers} and sampling.actors = {config.sampling.actors} need {amount:g} {kind}, "
+                f"the cluster has {there:g}; ask for less, or add nodes"
+            )
+    samplers = start_samplers(store, config.task, config.run.seed, config.sampling.actors, c.cpus_per_sampler)
+    error_file = run_dir / "error.json"
+    error_file.unlink(missing_ok=True)
+    shutil.rmtree(run_dir / ".ray", ignore_errors=True)  # Ray's own record of an earlier attempt
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": config.model_dump(mode="json"), "run_dir": str(run_dir), "store": str(store),
+            "samplers": samplers, "threads": c.cpus_per_worker,
+        },
+        torch_config=TorchConfig(timeout_s=int(config.run.timeout_s)),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=c.workers, use_gpu=gpus > 0,
+            resources_per_worker={"CPU": c.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name="train", storage_path=str(run_dir / ".ray"),
+            failure_config=ray.train.FailureConfig(max_failures=c.max_failures),
+        ),
+    )  # fmt: skip
+    failure: Exception | None = None
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        failure = error
+    finally:
+        for sampler in samplers:
+            ray.kill(sampler)
+        shutil.rmtree(run_dir / ".ray", ignore_errors=True)
+    if error_file.exists():
+        told = json.loads(error_file.read_text(encoding="utf-8"))
+        raise (InputError if told["kind"] == "input" else TrainingError)(told["message"])
+    if failure is not None:
+        raise TrainingError(
+            f"the learner group failed {c.max_failures + 1} times; the last cause: {_cause(failure)}. "
+            f"Checkpoints so far are in {run_dir}; --resume continues from the newest"
+        ) from failure
+
+
+def _cause(error: Exception) -> str:
+    """The last line of the traceback that a worker died of."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    found = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Diverged|Timeout)\b", line)]
+    return (found or lines or ["unknown"])[-1]

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from distmeta import checkpoint as checkpoints
 from distmeta.algorithms.rates import inner_loop
-from distmeta.config import Config, DataConfig, dump_config, make_config
+from distmeta.config import Config, DataConfig, dump_config
 from distmeta.errors import InputError
 from distmeta.evaluate import load_model, split_meta
 from distmeta.inner import adapt as adapt_weights
@@ -65,7 +64,8 @@ class AdaptedModel:
             for p in probabilities:
                 best = int(p.argmax())
                 named = {label: round(float(x), 6) for label, x in zip(self.labels, p, strict=True)}
-                out.append({"label": self.labels[best], "confidence": named[self.labels[best]], "probabilities": named})
+                label = self.labels[best]
+                out.append({"label": label, "confidence": named[label], "probabilities": named})
         return out
 
     def save(self, path: str | Path) -> Path:
@@ -73,11 +73,11 @@ class AdaptedModel:
         from safetensors.torch import save_file
 
         path = Path(path)
-        if path.exists() and any(path.iterdir()):
-            raise InputError(f"{path}: not empty; give a new directory for the adapted model")
+        check_new(path)
 
         def fill(draft: Path) -> None:
-            save_file({name: value.cpu().contiguous() for name, value in self.params.items()}, draft / "adapted.safetensors")
+            params = {name: value.cpu().contiguous() for name, value in self.params.items()}
+            save_file(params, draft / "adapted.safetensors")
             about = {**self.state, "labels": self.labels, "inner_losses": self.inner_losses}
             (draft / "adapted.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
             (draft / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
@@ -85,6 +85,12 @@ class AdaptedModel:
 
         checkpoints.write_directory(path, fill)
         return path
+
+
+def check_new(path: Path) -> None:
+    """Raises InputError unless `path` is free for a new directory."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path}: exists already; give a new directory for the adapted model")
 
 
 def adapt(
@@ -108,7 +114,8 @@ def adapt(
     numbers = [labels.index(label) for _, label in pairs]
     rows = tokenise(tokenizer, [text for text, _ in pairs], numbers, config.model.max_tokens)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, fast, shared, rates = model.to(device), *({n: v.to(device) for n, v in d.items()} for d in (fast, shared, rates))
+    model = model.to(device)
+    fast, shared, rates = ({n: v.to(device) for n, v in d.items()} for d in (fast, shared, rates))
     batches = to_batches(collate([rows], config.inner.buckets, int(saved.state["pad_id"])), device, model.causal)
     set_attention(model.backbone, "first_order")
 
@@ -134,7 +141,7 @@ def load_adapted(path: str | Path) -> AdaptedModel:
     if reason is not None:
         raise InputError(f"{path}: damaged: {reason}")
     state = json.loads((path / "adapted.json").read_text(encoding="utf-8"))
-    config = make_config(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")), str(path / "config.yaml"))
+    config = checkpoints.read_config(path / "config.yaml")
     labels, losses = state.pop("labels"), state.pop("inner_losses")
     model = build_model(config, state["vocab_size"], state["pad_id"], state["classes"])
     set_attention(model.backbone, "first_order")
@@ -146,13 +153,13 @@ def load_adapted(path: str | Path) -> AdaptedModel:
 def task_labels(given: Sequence[str], config: Config, state: Mapping[str, Any], where: str) -> list[str]:
     """The label names of the new task, in the order of the head's classes. Raises InputError."""
     found = list(dict.fromkeys(given))
+    if len(found) < 2:
+        raise InputError(f"{where}: one label only ('{found[0]}'); a task needs examples of at least two")
     if config.task.family == "domain" and not config.task.permute_labels:
         unknown = [label for label in found if label not in state["labels"]]
         if unknown:
             raise InputError(f"{where}: label '{unknown[0]}' is not one the model knows: {', '.join(state['labels'])}")
         return list(state["labels"])
-    if len(found) < 2:
-        raise InputError(f"{where}: one label only ('{found[0]}'); a task needs examples of at least two")
     if len(found) > state["classes"] and config.model.head == "linear":
         raise InputError(
             f"{where}: {len(found)} labels, but the model was meta-trained for {state['classes']}; "

@@ -12,11 +12,14 @@ that was damaged later does not match the manifest. Nothing here unpickles.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,11 +73,11 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
         write_text(draft / MANIFEST, json.dumps({"format": 1, "files": manifest}, indent=1))
         for file in draft.rglob("*"):
             if file.is_file():
-                _sync(file)
+                sync(file)
         if path.exists():
             shutil.rmtree(path)
         os.replace(draft, path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -87,28 +90,56 @@ def write_text(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
+@contextlib.contextmanager
+def only_holder(file: Path, timeout_s: float) -> Iterator[None]:
+    """Hold the lock `file` of a run, so that two processes never write into one run; the system frees it at their end.
+
+    Raises InputError when another process has it for `timeout_s` more seconds.
+    """
+    with file.open("a") as lock:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise InputError(f"{file.parent}: another process is training this run (it holds {file})") from None
+                time.sleep(0.2)
+        yield
+
+
 def damage(path: Path) -> str | None:
     """Why a directory is not a whole checkpoint, or None if it is one."""
     try:
-        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        sums = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except FileNotFoundError:
         return f"{MANIFEST} is missing (the checkpoint was not finished)"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is not readable"
-    for name, expected in files.items():
+    if not sums:
+        return f"{MANIFEST} names no files"
+    for name, (size, sha256) in sums.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != expected["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        if _sha256(file) != expected["sha256"]:
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if _sha256(file) != sha256:
             return f"{name} was changed (its SHA-256 differs from the manifest)"
     return None
 
 
 def checkpoints_of(run_dir: Path) -> list[Path]:
     """Directories of checkpoints of a run, newest first, whole or not."""
-    return sorted((run_dir / "checkpoints").glob("step-*"), reverse=True)
+    found = [p for p in (run_dir / "checkpoints").glob("step-*") if p.name.removeprefix("step-").isdecimal()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The meta-step in the name of a checkpoint's directory."""
+    return int(path.name.removeprefix("step-"))
 
 
 def newest_whole(run_dir: Path, say: Callable[[str], None] = print) -> Path | None:
@@ -121,9 +152,12 @@ def newest_whole(run_dir: Path, say: Callable[[str], None] = print) -> Path | No
     return None
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints, and drafts that a crash left."""
-    for path in checkpoints_of(run_dir)[keep:]:
+def prune(run_dir: Path, keep: int, step: int) -> None:
+    """Remove all but the `keep` newest checkpoints up to `step`, just written, and drafts that a crash left.
+
+    Damaged ones of later steps, which the run went on before, are left until they are written anew.
+    """
+    for path in [p for p in checkpoints_of(run_dir) if step_of(p) <= step][keep:]:
         shutil.rmtree(path, ignore_errors=True)
     for draft in (run_dir / "checkpoints").glob(".tmp-*"):
         shutil.rmtree(draft, ignore_errors=True)
@@ -179,19 +213,32 @@ def load(path: str | Path, optimizer: bool = False) -> Checkpoint:
     path = resolve(path)
     return Checkpoint(
         path=path,
-        config=make_config(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")), where=str(path / "config.yaml")),
+        config=read_config(path / "config.yaml"),
         state=json.loads((path / "state.json").read_text(encoding="utf-8")),
         meta=load_file(path / "meta.safetensors"),
         optimizer=load_file(path / "optimizer.safetensors") if optimizer else {},
     )
 
 
+def read_config(path: Path) -> Config:
+    """A configuration that a run or a checkpoint wrote. Raises InputError."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not readable: {' '.join(str(error).split())}") from None
+    return make_config(content, where=str(path))
+
+
 def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or the names in a directory, on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

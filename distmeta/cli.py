@@ -29,7 +29,9 @@ def split_source(words: list[str] | None) -> tuple[str | None, list[str]]:
     """(recipe or file, overrides) of the words after a verb. Raises InputError for two recipes."""
     sources = [word for word in words or [] if "=" not in word]
     if len(sources) > 1:
-        raise InputError(f"{sources[1]}: one recipe or file at a time ({sources[0]} was given); an override is key=value")
+        raise InputError(
+            f"{sources[1]}: one recipe or file at a time ({sources[0]} was given); an override is key=value"
+        )
     return (sources[0] if sources else None), [word for word in words or [] if "=" in word]
 
 
@@ -57,7 +59,9 @@ def evaluate(
     data: Annotated[list[str] | None, typer.Option(help="other data, in the run's columns; repeatable")] = None,
     episodes: Annotated[int | None, typer.Option(min=2, help="default: as the run's eval.episodes")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test tasks")] = "test",
-    baselines: Annotated[bool, typer.Option("--baselines/--no-baselines", help="also what was not meta-trained")] = False,
+    baselines: Annotated[
+        bool, typer.Option("--baselines/--no-baselines", help="also what was not meta-trained")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="directory for evaluation.json")] = None,
     as_json: Json = False,
 ) -> None:
@@ -74,12 +78,13 @@ def evaluate(
         return
     from rich.console import Console
 
-    from distmeta.progress import evaluation_table, per_class_table
+    from distmeta.progress import class_table, evaluation_table
 
     console = Console()
     console.print(evaluation_table(result.methods, title=f"{split} tasks, mean and 95% interval over episodes"))
-    for table in per_class_table(result.details):
-        console.print(table)
+    by_class = class_table(result.details)
+    if by_class is not None:
+        console.print(by_class)
 
 
 @app.command()

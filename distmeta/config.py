@@ -65,6 +65,14 @@ class DataConfig(Section):
     )
     cache: str | None = Field(None, description="directory of token caches; null: ~/.cache/distmeta")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_are_not_choices(cls, given: Any) -> Any:
+        """A column that is named as it is by default may be absent, also when a written configuration is read."""
+        if not isinstance(given, dict):
+            return given
+        return {k: v for k, v in given.items() if k not in cls.model_fields or v != cls.model_fields[k].default}
+
     @field_validator("fractions")
     @classmethod
     def _sums_to_one(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -222,7 +230,14 @@ class Config(Section):
                 f"{self.cluster.workers}: every rank needs an episode; lower cluster.workers"
             )
         if self.algorithm == "reptile" and self.inner.learn_lr != "none":
-            raise ValueError("algorithm = reptile learns no inner rates: set inner.learn_lr=none, or use maml or fomaml")
+            raise ValueError(
+                "algorithm = reptile learns no inner rates: set inner.learn_lr=none, or use maml or fomaml"
+            )
+        if self.inner.adapt == "head" and self.model.head == "prototype":
+            raise ValueError(
+                "inner.adapt = head: a prototype head is computed from the support set, so nothing that is meta-learnt "
+                "would adapt; set model.head=linear, or inner.adapt=all or lora"
+            )
         if self.task.family == "domain" and self.task.ways is not None:
             raise ValueError("task.ways belongs to task.family=classes; a domain episode has all labels")
         return self

@@ -14,6 +14,6 @@ class InputError(ValueError):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """" Did you mean 'x'?" for the closest of `choices`, or an empty string when none is close."""
+    """ " Did you mean 'x'?" for the closest of `choices`, or an empty string when none is close."""
     found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f" Did you mean '{found[0]}'?" if found else ""

@@ -35,11 +35,14 @@ if TYPE_CHECKING:
 
 FINE_TUNE_FACTORS = (0.3, 1.0, 3.0)  # of inner.lr: what the fine-tuned baseline may choose from on meta-validation
 FINE_TUNE_LENGTH = 4  # it takes this many times the inner steps
+# What a loss that is no number counts as in means: -log of the smallest positive float32, the least probability that
+# a softmax can give to the right class.
+WORST_LOSS = 103.28
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One episode's query set after 0..K inner steps."""
+    """One episode's query set after 0..K inner steps. `loss` is not finite where the inner loop diverged."""
 
     task: str
     label_names: tuple[str, ...]
@@ -102,7 +105,10 @@ def score_episodes(
     pad_id: int,
     device: torch.device,
 ) -> list[Scored]:
-    """Adapt to each episode and predict its query set after 0..K inner steps."""
+    """Adapt to each episode and predict its query set after 0..K inner steps.
+
+    An episode whose inner loop diverges does not end the evaluation: its rows without finite scores are wrong.
+    """
     set_attention(model.backbone, "first_order")
     out: list[Scored] = []
     for group in group_episodes(episodes, tasks_at_once(model, config, episodes, device)):
@@ -112,15 +118,16 @@ def score_episodes(
         path = adapt(
             model.loss if native else lambda p, b: model.loss(p, b).sum(),
             params, support, loop, shared=dict(shared), start=model.start if model.prototype_head else None,
-            task_axis="native" if native else False, trajectory=True,
+            task_axis="native" if native else False, trajectory=True, check=False,
         ).trajectory  # fmt: skip
+        assert path is not None
         labels = np.concatenate([b.labels.cpu().numpy() for b in query], 1)  # [T, n]
         predicted, losses = [], []
         with torch.no_grad():
             for params_k in path:
                 logits = torch.cat([model.logits({**shared, **params_k}, b) for b in query], 1)  # [T, n, C]
                 target = torch.cat([b.labels for b in query], 1)
-                predicted.append(logits.argmax(-1).cpu().numpy())
+                predicted.append(predictions(logits, target).cpu().numpy())
                 losses.append(F.cross_entropy(logits.mT, target, reduction="none").mean(1).double().cpu().numpy())
         for t, episode in enumerate(group):
             out.append(
@@ -135,8 +142,23 @@ def score_episodes(
     return out
 
 
+def predictions(logits: Tensor, labels: Tensor) -> Tensor:
+    """The class with the highest score, [T, n] of [T, n, C]; a wrong class where a score is not a finite number.
+
+    argmax takes NaN for the largest, which would make a diverged model look as if it had chosen a class, at times
+    the right one. The wrong class is the one after the label, so that no class is favoured.
+    """
+    wrong = (labels + 1) % logits.shape[-1]
+    return torch.where(logits.isfinite().all(-1), logits.argmax(-1), wrong)
+
+
 def score_prototypes(
-    model: TaskModel, values: Mapping[str, Tensor], episodes: Sequence[Episode], config: Config, pad_id: int, device: torch.device
+    model: TaskModel,
+    values: Mapping[str, Tensor],
+    episodes: Sequence[Episode],
+    config: Config,
+    pad_id: int,
+    device: torch.device,
 ) -> list[Scored]:
     """Nearest class mean of the features (Snell et al. 2017, arXiv 1703.05175), without any gradient step."""
     set_attention(model.backbone, "first_order")
@@ -167,17 +189,18 @@ def summarise(scored: Sequence[Scored]) -> dict[str, Any]:
     per_episode: dict[str, list[NDArray[np.float64]]] = {}
     for s in scored:
         matrices = metrics.confusion(np.broadcast_to(s.labels, s.predicted.shape), s.predicted, len(s.label_names))
-        for name, value in {**metrics.scores(matrices), "loss": s.loss}.items():
+        loss = np.where(np.isfinite(s.loss), s.loss, WORST_LOSS)
+        for name, value in {**metrics.scores(matrices), "loss": loss}.items():
             per_episode.setdefault(name, []).append(value)
     return {name: metrics.interval(np.stack(values)) for name, values in per_episode.items()}
 
 
 def details(scored: Sequence[Scored], fixed_labels: bool) -> dict[str, Any]:
-    """Accuracy by task, and, where all episodes share their labels, each class's precision, recall and F1."""
+    """How many episodes diverged; where all share their labels, accuracy by task and scores of each class."""
     by_task: dict[str, list[float]] = {}
     for s in scored:
         by_task.setdefault(s.task, []).append(float((s.predicted[-1] == s.labels).mean()))
-    out: dict[str, Any] = {}
+    out: dict[str, Any] = {"diverged": sum(not np.isfinite(s.loss[-1]) for s in scored)}
     if fixed_labels:
         names = sorted({name for s in scored for name in s.label_names})
         total = np.zeros((len(names), len(names)), np.int64)
@@ -193,7 +216,9 @@ def details(scored: Sequence[Scored], fixed_labels: bool) -> dict[str, Any]:
     return out
 
 
-def split_meta(model: TaskModel, meta: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+def split_meta(
+    model: TaskModel, meta: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Meta-parameters by role: (fast, shared, logarithms of the inner learning rates)."""
     fast = {name: meta[name] for name in model.fast}
     shared = {name: meta[name] for name in model.shared}
@@ -210,7 +235,8 @@ class Evaluation:
 
     def save(self, directory: Path) -> None:
         checkpoints.write_text(directory / "evaluation.json", json.dumps(self.methods, indent=1))
-        checkpoints.write_text(directory / "evaluation_details.json", json.dumps(self.details, indent=1, ensure_ascii=False))
+        text = json.dumps(self.details, indent=1, ensure_ascii=False)
+        checkpoints.write_text(directory / "evaluation_details.json", text)
 
 
 Gather = Callable[[list[Scored]], list[Scored]]
@@ -236,8 +262,8 @@ def evaluate_methods(
 
     meta_trained: the meta-parameters, after `eval.steps` inner steps. no_adaptation: the same before the first.
     fine_tuned: the untrained initial weights, adapted by the same inner optimizer with several times the steps
-    and a learning rate chosen on meta-validation episodes. prototypes: nearest class mean of the untrained
-    initial features.
+    and a learning rate chosen on meta-validation (or -train) episodes where there are any. prototypes: nearest
+    class mean of the untrained initial features.
     """
     pad_id = store.pad_id
     count, seed = config.eval.episodes, config.run.seed
@@ -250,6 +276,9 @@ def evaluate_methods(
     say(f"evaluating on {count} episodes ({split})")
     trained = gather(score_episodes(model, fast, shared, loop, mine, config, pad_id, device))
     about: dict[str, Any] = {"split": split, "episodes": count, "seed": seed, "inner_steps": steps}
+    lost = sum(not np.isfinite(s.loss[-1]) for s in trained)
+    if lost:
+        say(f"the inner loop diverged in {lost} of {count} episodes, whose rows count as wrong; use a smaller inner.lr")
     methods = {"meta_trained": summarise(trained)}
     more: dict[str, Any] = {"settings": about, "meta_trained": details(trained, fixed)}
     if config.eval.baselines:
@@ -257,17 +286,19 @@ def evaluate_methods(
         methods["no_adaptation"] = summarise(start)
         untrained_fast, untrained_shared = dict(model.fast), dict(model.shared)
         tuned = dataclasses.replace(inner_loop(config.inner, {}, max(1, steps) * FINE_TUNE_LENGTH))
-        held = "validation" if len(store.groups["validation"].ids) else "train"
-        few = [sample_episode(store, config.task, seed, held, i) for i in _share(24, rank, world)]
-        best, best_lr = -1.0, 0.0
-        for factor in FINE_TUNE_FACTORS:
+        # On tasks that are not those scored; data given to `evaluate` may have none, then the rate is inner.lr.
+        held = next((name for name in ("validation", "train") if name != split and len(store.groups[name].ids)), None)
+        few = [sample_episode(store, config.task, seed, held, i) for i in _share(24, rank, world)] if held else []
+        best, best_lr = -1.0, config.inner.lr
+        for factor in FINE_TUNE_FACTORS if held else ():
             trial = dataclasses.replace(tuned, lr=config.inner.lr * factor)
             tried = gather(score_episodes(model, untrained_fast, untrained_shared, trial, few, config, pad_id, device))
             accuracy = summarise(tried)["accuracy"]["mean"]
             if accuracy > best:
                 best, best_lr = accuracy, config.inner.lr * factor
         tuned = dataclasses.replace(tuned, lr=best_lr)
-        say(f"baseline fine_tuned: {tuned.steps} steps at lr {best_lr:g} (chosen on {held} episodes)")
+        chosen = f" (chosen on {held} episodes)" if held else ""
+        say(f"baseline fine_tuned: {tuned.steps} steps at lr {best_lr:g}{chosen}")
         scored = gather(score_episodes(model, untrained_fast, untrained_shared, tuned, mine, config, pad_id, device))
         methods["fine_tuned"] = summarise(scored)
         more["fine_tuned"] = {"steps": tuned.steps, "lr": best_lr, "chosen_on": held, **details(scored, fixed)}
@@ -307,7 +338,7 @@ def evaluate(
     config = saved.config.model_copy(update={"eval": saved.config.eval.model_copy(update=changes)})
     if data is not None:
         path = data if isinstance(data, str) else list(data)
-        config = config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
+        config = config.model_copy(update={"data": config.data.model_copy(update={"path": path, "splits": None})})
     store = _store_of(saved, config, only_test=data is not None)
     if split not in store.groups or len(store.groups[split].ids) == 0:
         there = [name for name, groups in store.groups.items() if len(groups.ids)]

@@ -40,7 +40,9 @@ class Display:
     def __enter__(self) -> Display:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
@@ -86,7 +88,9 @@ class Display:
             for record in new:
                 if "validation" in record:
                     v = record["validation"]
-                    self.phase(f"meta-validation at step {record['step']}: accuracy {v['accuracy']:.3f}  loss {v['loss']:.3f}")
+                    self.phase(
+                        f"meta-validation at step {record['step']}: accuracy {v['accuracy']:.3f}  loss {v['loss']:.3f}"
+                    )
 
     def results(self, run: Run) -> None:
         """The closing table, on standard output."""
@@ -125,22 +129,37 @@ def describe(record: dict[str, Any]) -> str:
     return f"loss {record['outer_loss']:.3f}{accuracy}  {seconds * 1000:.0f} ms/step"
 
 
-def evaluation_table(methods: dict[str, Any]) -> Any:
+def evaluation_table(methods: dict[str, Any], title: str = "unseen tasks, mean and 95% interval over episodes") -> Any:
     """A rich table of evaluation.json."""
     from rich.table import Table
 
-    table = Table(title="unseen tasks, mean and 95% interval over episodes")
-    table.add_column("method")
+    table = Table(title=title)
+    table.add_column("method", no_wrap=True)
     for column in ("accuracy", "precision", "recall", "F1", "by inner steps"):
         table.add_column(column, justify="right")
     for name, scores in methods.items():
         accuracy = scores["accuracy"]
         curve = accuracy.get("curve", [])
         shown = " ".join(f"{x:.2f}" for x in (curve if len(curve) <= 8 else curve[:: max(1, len(curve) // 6)]))
-        table.add_row(
-            name, f"{accuracy['mean']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]",
-            *(f"{scores[k]['mean']:.3f}" for k in ("precision", "recall", "f1")), shown,
-        )  # fmt: skip
+        row = [f"{accuracy['mean']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]"]
+        row += [f"{scores[k]['mean']:.3f}" for k in ("precision", "recall", "f1")]
+        table.add_row(name, *row, shown)
+    return table
+
+
+def class_table(details: dict[str, Any]) -> Any:
+    """A rich table of the meta-trained model's scores of each class; None where episodes have labels of their own."""
+    from rich.table import Table
+
+    per_class = details.get("meta_trained", {}).get("per_class")
+    if per_class is None:
+        return None
+    table = Table(title="meta-trained model, by class, over the query examples of all episodes")
+    table.add_column("class", no_wrap=True)
+    for column in ("precision", "recall", "F1"):
+        table.add_column(column, justify="right")
+    for name, scores in per_class.items():
+        table.add_row(name, *(f"{scores[k]:.3f}" for k in ("precision", "recall", "f1")))
     return table
 
 
@@ -152,7 +171,10 @@ def verdict(methods: dict[str, Any]) -> str:
         return f"meta-trained: {ours['mean']:.3f}"
     name, best = max(others.items(), key=lambda item: item[1]["mean"])
     if ours["low"] > best["high"]:
-        return f"The meta-trained model adapts better than every baseline: {ours['mean']:.3f} against {best['mean']:.3f} ({name})."
+        return (
+            f"The meta-trained model adapts better than every baseline: {ours['mean']:.3f} against "
+            f"{best['mean']:.3f} ({name})."
+        )
     if ours["high"] < best["low"]:
         return f"The meta-trained model adapts worse than {name}: {ours['mean']:.3f} against {best['mean']:.3f}."
     return f"No clear difference from {name}: {ours['mean']:.3f} against {best['mean']:.3f}."

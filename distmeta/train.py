@@ -7,29 +7,26 @@ writes, and reads the result back. It does no mathematics and imports no model.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
 import re
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from distmeta import checkpoint as checkpoints
 from distmeta.config import Config, dump_config, make_config
 from distmeta.errors import InputError
 
 # What may differ between a run and its continuation; all else would make it another run.
-RESUMABLE = ("cluster", "sampling", "run", "eval", "outer.steps", "outer.until", "inner.memory", "inner.budget_mb",
-             "inner.task_batch", "inner.buckets", "deepspeed", "data.cache")  # fmt: skip
+RESUMABLE = ("cluster", "sampling", "run.name", "run.dir", "run.checkpoint_every", "run.keep", "run.timeout_s", "eval",
+             "outer.steps", "outer.until", "inner.memory", "inner.budget_mb", "inner.task_batch", "inner.buckets",
+             "deepspeed.zero_optimization", "data.path", "data.cache")  # fmt: skip
 
 
 class TrainingError(RuntimeError):
@@ -56,7 +53,8 @@ class Run:
     @cached_property
     def evaluation(self) -> dict[str, Any]:
         """evaluation.json."""
-        return json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
+        return found
 
 
 def train(config: Config | dict[str, Any], *, resume: bool = False, show: bool = False) -> Run:
@@ -73,9 +71,9 @@ def train(config: Config | dict[str, Any], *, resume: bool = False, show: bool =
     with Display(config, show) as display:
         display.phase("reading tasks")
         store = prepare_store(config, display)
-        run_dir, fresh = claim_directory(config, resume)
+        run_dir, fresh = claim_directory(config, resume, store)
         try:
-            with only_driver(run_dir):
+            with checkpoints.only_holder(run_dir / ".lock", 30):
                 write_setting(run_dir, config, store)
                 display.phase("starting Ray")
                 with ray_cluster(config) as cluster:
@@ -84,6 +82,8 @@ def train(config: Config | dict[str, Any], *, resume: bool = False, show: bool =
         except InputError:
             if fresh:
                 shutil.rmtree(run_dir, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    run_dir.parent.rmdir()  # runs/, if nothing else is in it
             raise
         run = Run(run_dir)
     if show:
@@ -104,31 +104,38 @@ def prepare_store(config: Config, display: Any = None) -> Path:
     return path
 
 
-def claim_directory(config: Config, resume: bool) -> tuple[Path, bool]:
+def claim_directory(config: Config, resume: bool, store: Path) -> tuple[Path, bool]:
     """The run's directory, and whether it is new. Raises InputError when it is taken, or cannot be continued."""
     base = Path(config.cluster.storage or ".")
     named = base / (config.run.dir or f"runs/{config.run.name}")
-    taken = [path for path in [named, *named.parent.glob(f"{named.name}-*")] if (path / "config.yaml").is_file()]
-    if config.run.dir is not None:
-        taken = [named] if named in taken else []
+    others = named.parent.glob(f"{named.name}-*") if config.run.dir is None else ()
+    numbered = [path for path in others if path.name.removeprefix(f"{named.name}-").isdecimal()]
+    taken = [path for path in [named, *numbered] if (path / "config.yaml").is_file()]
     if resume and taken:
         run_dir = max(taken, key=lambda path: (path / "config.yaml").stat().st_mtime)
-        check_resumable(run_dir, config)
+        check_resumable(run_dir, config, store)
         return run_dir.resolve(), False
-    if config.run.dir is not None and named.exists() and any(named.iterdir()):
+    if config.run.dir is not None and is_used(named):
         raise InputError(f"run.dir = {named}: not empty; --resume continues a run, or give another run.dir")
     number = 1
     run_dir = named
-    while run_dir.exists() and any(run_dir.iterdir()):
+    while is_used(run_dir):
         number += 1
         run_dir = named.with_name(f"{named.name}-{number}")
     run_dir.mkdir(parents=True, exist_ok=True)
     return run_dir.resolve(), True
 
 
-def check_resumable(run_dir: Path, config: Config) -> None:
+def is_used(path: Path) -> bool:
+    """Whether something is at `path` that a new run must not touch; not what a driver killed at once has left."""
+    if not path.is_dir():
+        return path.exists()
+    return any(not entry.name.startswith(".") and entry.name != "environment.json" for entry in path.iterdir())
+
+
+def check_resumable(run_dir: Path, config: Config, store: Path) -> None:
     """Raises InputError naming the first key whose value makes `config` another run than the one in `run_dir`."""
-    old = make_config(yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")), str(run_dir / "config.yaml"))
+    old = checkpoints.read_config(run_dir / "config.yaml")
     before, now = flatten(old.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key) and not any(key == r or key.startswith(r + ".") for r in RESUMABLE):
@@ -136,6 +143,12 @@ def check_resumable(run_dir: Path, config: Config) -> None:
                 f"--resume: {key} is {now.get(key)!r} but {run_dir} was run with {before.get(key)!r}; "
                 "continue with the same value, or begin another run"
             )
+    before_store = Path(json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))["store"])
+    if before_store.name != store.name:
+        raise InputError(
+            f"--resume: the data or its tokenizer is not what {run_dir} was run with (task store {store.name} instead "
+            f"of {before_store.name}); bring the data back, or begin another run"
+        )
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -144,22 +157,6 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return out
-
-
-@contextlib.contextmanager
-def only_driver(run_dir: Path, timeout_s: float = 30) -> Iterator[None]:
-    """Hold the run's lock, so that two drivers never write into one run. Raises InputError after `timeout_s`."""
-    with (run_dir / ".lock").open("a") as lock:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise InputError(f"{run_dir}: another process is training this run (it holds {lock.name})") from None
-                time.sleep(0.2)
-        yield
 
 
 def write_setting(run_dir: Path, config: Config, store: Path) -> None:
@@ -208,7 +205,8 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(f"cluster.address = {address}: cannot connect to Ray: {str(error).splitlines()[0]}") from None
+            reason = str(error).splitlines()[0]
+            raise InputError(f"cluster.address = {address}: cannot connect to Ray: {reason}") from None
     try:
         yield _resources(ray, local=address is None)
     finally:

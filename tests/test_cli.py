@@ -15,7 +15,8 @@ def run(*words, cwd=None, stdin=None):
 
 
 def test_import_is_light():
-    code = "import sys, distmeta, distmeta.config, distmeta.cli; print([m for m in ('torch','ray','deepspeed','transformers') if m in sys.modules])"
+    heavy = ("torch", "ray", "deepspeed", "transformers")
+    code = f"import sys, distmeta, distmeta.config, distmeta.cli; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
@@ -59,4 +60,7 @@ def test_json_is_one_document_and_config_round_trips(tmp_path):
     printed = run("config", "default", "inner.lr=0.05", "--json")
     assert json.loads(printed.stdout)["inner"]["lr"] == 0.05
     (tmp_path / "mine.yaml").write_text(run("config", "inner.lr=0.05").stdout)
-    assert json.loads(run("config", str(tmp_path / "mine.yaml"), "--json").stdout)["inner"] == json.loads(printed.stdout)["inner"]
+    assert (
+        json.loads(run("config", str(tmp_path / "mine.yaml"), "--json").stdout)["inner"]
+        == json.loads(printed.stdout)["inner"]
+    )

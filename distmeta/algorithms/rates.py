@@ -18,7 +18,7 @@ from distmeta.inner import InnerLoop
 PREFIX = "log_lr"
 
 
-def initial_log_rates(config: InnerConfig, fast: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def initial_log_rates(config: InnerConfig, adapted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Meta-parameters for the inner learning rates, by name; empty when they are not learnt.
 
     scalar: one, []. per_step: [steps]. per_layer: one for each adapted tensor, []. per_parameter: one for each
@@ -30,9 +30,9 @@ def initial_log_rates(config: InnerConfig, fast: Mapping[str, Tensor]) -> dict[s
     if config.learn_lr == "per_step":
         return {PREFIX: torch.full((config.steps,), start)}
     if config.learn_lr == "per_layer":
-        return {f"{PREFIX}.{name}": torch.tensor(start) for name in fast}
+        return {f"{PREFIX}.{name}": torch.tensor(start) for name in adapted}
     if config.learn_lr == "per_parameter":
-        return {f"{PREFIX}.{name}": torch.full_like(value, start) for name, value in fast.items()}
+        return {f"{PREFIX}.{name}": torch.full_like(value, start) for name, value in adapted.items()}
     return {}
 
 
@@ -45,7 +45,9 @@ def rates_of(config: InnerConfig, log_rates: Mapping[str, Tensor]) -> float | Te
     return {name.removeprefix(f"{PREFIX}."): value.exp() for name, value in log_rates.items()}
 
 
-def log_rate_gradients(log_rates: Mapping[str, Tensor], lr_grads: Tensor | Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def log_rate_gradients(
+    log_rates: Mapping[str, Tensor], lr_grads: Tensor | Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
     """Chain rule to the logarithms; a leading task axis of `lr_grads` is summed."""
     grads = {}
     for name, value in log_rates.items():
@@ -55,7 +57,9 @@ def log_rate_gradients(log_rates: Mapping[str, Tensor], lr_grads: Tensor | Mappi
     return grads
 
 
-def inner_loop(config: InnerConfig, log_rates: Mapping[str, Tensor], steps: int | None = None, seed: int | None = None) -> InnerLoop:
+def inner_loop(
+    config: InnerConfig, log_rates: Mapping[str, Tensor], steps: int | None = None, seed: int | None = None
+) -> InnerLoop:
     """The inner loop of a configuration. With more `steps` than rates per step, the last rate is repeated."""
     steps = config.steps if steps is None else steps
     lr = rates_of(config, log_rates)
@@ -64,6 +68,7 @@ def inner_loop(config: InnerConfig, log_rates: Mapping[str, Tensor], steps: int 
     return InnerLoop(
         steps=steps, lr=lr, optimizer=config.optimizer, momentum=config.momentum,
         memory=config.memory, budget_mb=config.budget_mb, seed=seed,
+        lr_per="parameter",  # a bias of as many numbers as there are steps
     )  # fmt: skip
 
 

@@ -67,11 +67,13 @@ def adapt(
     trajectory: bool = False,
     last_inner_loss: bool = True,
     names: Sequence[str] | None = None,
+    check: bool = True,
 ) -> Adapted:
     """The fast weights after `steps` (default: inner.steps) steps on the support set; arguments as
     `meta_gradient`.
 
-    Steps beyond those that have a rate of their own use the last one's. Raises Diverged.
+    Steps beyond those that have a rate of their own use the last one's. Raises Diverged; with check=False the
+    losses and weights of a loop that diverges are returned as they are, not finite.
     """
     count = inner.steps if steps is None else steps
     problem = pose(loss, params, support, inner, shared, task_axis, has_aux)
@@ -85,7 +87,8 @@ def adapt(
     descent = descend(problem, inner, rates, theta, count, keep)
     if last_inner_loss:
         descent.losses.append(support_loss(problem, descent.theta, count))
-    refuse_divergence(problem, descent.losses, None, count, names)
+    if check:
+        refuse_divergence(problem, descent.losses, None, count, names)
     adapted = named(problem, descent.theta)
     path = [named(problem, step.theta) for step in descent.steps] + [adapted] if trajectory else None
     return Adapted(adapted, stacked(problem, descent.losses, adapted), path)
@@ -107,9 +110,7 @@ def pose(
         raise ValueError(f'task_axis is True, False or "native", not {task_axis!r}')
     for name, tensor in params.items():
         if not tensor.is_floating_point():
-            raise ValueError(
-                f"params[{name!r}] is a tensor of {tensor.dtype}; only floating point can be adapted"
-            )
+            raise ValueError(f"params[{name!r}] is a tensor of {tensor.dtype}; only floating point can be adapted")
     batches = listed(support)
     if not batches:
         raise ValueError("support is an empty list of micro-batches")
@@ -133,9 +134,7 @@ def checked(started: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> Name
     """What `start` returned, which must not have a name that params has."""
     twice = sorted(set(started) & set(params))
     if twice:
-        raise ValueError(
-            f"start returned {twice[0]!r}, which is in params: it cannot be both given and computed"
-        )
+        raise ValueError(f"start returned {twice[0]!r}, which is in params: it cannot be both given and computed")
     return dict(started)
 
 

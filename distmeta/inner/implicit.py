@@ -26,15 +26,15 @@ def solve(
     """
     graphs = _graphs(problem, inner, theta)
 
-    def product(vector: Tensors) -> products.Product:
-        return products.exact(problem, theta, vector, inner.steps, graphs, retain=True)
+    def product(vector: Tensors, check: bool = False) -> products.Product:
+        return products.exact(problem, theta, vector, inner.steps, graphs, retain=True, check=check)
 
     x = zeros_like(cotangent)
     r = [t.clone() for t in cotangent]
     p = r
     rr = dots(r, r, problem.per_task, wide(r))
-    for _ in range(inner.cg_steps):
-        ap = list(torch._foreach_add(p, product(p).theta, alpha=1 / inner.proximal))
+    for i in range(inner.cg_steps):
+        ap = list(torch._foreach_add(p, product(p, check=i == 0).theta, alpha=1 / inner.proximal))
         curvature = dots(p, ap, problem.per_task, rr.dtype)
         # No step along a direction of negative curvature, or once the residual is 0; decided on the device.
         alpha = torch.where(curvature > 0, rr / curvature, 0.0)
@@ -58,9 +58,7 @@ def _graphs(problem: Problem, inner: InnerLoop, theta: Tensors) -> list[Graph]:
         if not budget.open:
             return []
         with budget.watch(0):
-            _, _, inputs, grads = gradient(
-                problem, theta, batch, ("support", inner.steps, j), create_graph=True
-            )
+            _, _, inputs, grads = gradient(problem, theta, batch, ("support", inner.steps, j), create_graph=True)
         graphs.append((inputs, grads))
         budget.fits(0)
     return graphs if budget.open else []

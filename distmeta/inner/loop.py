@@ -140,9 +140,7 @@ def _between(key: str, value: float, low: float, high: float) -> None:
 def _rate(key: str, rate: object) -> None:
     if isinstance(rate, Tensor):
         if not rate.is_floating_point():
-            raise ValueError(
-                f"InnerLoop.{key} is a tensor of {rate.dtype}; a rate is a floating point number"
-            )
+            raise ValueError(f"InnerLoop.{key} is a tensor of {rate.dtype}; a rate is a floating point number")
     elif isinstance(rate, bool) or not isinstance(rate, int | float):
         raise ValueError(f"InnerLoop.{key} is a number or a tensor, not {type(rate).__name__}")
     elif not (rate >= 0 and math.isfinite(rate)):

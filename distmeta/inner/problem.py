@@ -44,9 +44,7 @@ class Problem:
         return self.tasks is not None
 
 
-def values(
-    problem: Problem, fast: Tensors, shared: Named, batch: Any, key: tuple[object, ...]
-) -> tuple[Tensor, Any]:
+def values(problem: Problem, fast: Tensors, shared: Named, batch: Any, key: tuple[object, ...]) -> tuple[Tensor, Any]:
     """(loss, aux) on one micro-batch; loss is [] or [T]. key: of the random numbers drawn."""
     named = dict(zip(problem.names, fast, strict=True))
     with seeded(problem.seed, key, fast[0].device):
@@ -57,9 +55,7 @@ def values(
             loss, aux = _parts(out, problem.has_aux)
     expected = () if problem.tasks is None else (problem.tasks,)
     if tuple(loss.shape) != expected:
-        raise ValueError(
-            f"the loss has shape {list(loss.shape)}; expected {list(expected)}{_meaning(problem)}"
-        )
+        raise ValueError(f"the loss has shape {list(loss.shape)}; expected {list(expected)}{_meaning(problem)}")
     return loss, aux
 
 
@@ -91,9 +87,7 @@ def gradient(
         total = loss if weight is None else loss * weight
         total = total.sum() if problem.per_task else total
         if total.requires_grad:
-            grads = list(
-                torch.autograd.grad(total, wanted, create_graph=create_graph, materialize_grads=True)
-            )
+            grads = list(torch.autograd.grad(total, wanted, create_graph=create_graph, materialize_grads=True))
         else:
             grads = zeros_like(wanted)
     return loss.detach(), _detached(aux), leaves + shared_leaves, grads
@@ -145,8 +139,8 @@ def _vmapped(problem: Problem, fast: Named, shared: Named, batch: Any) -> tuple[
     dims = _dims(batch)
     if 0 not in tree_flatten(dims)[0]:
         raise ValueError(
-            f"task_axis=True: the batch is a {type(batch).__name__} in which no tensor was found; allowed: tensors, and "
-            "dicts, lists and tuples of them, with a leading task axis"
+            f"task_axis=True: the batch is a {type(batch).__name__} in which no tensor was found; allowed: tensors, "
+            "and dicts, lists and tuples of them, with a leading task axis"
         )
     # Only tensors may leave vmap: what else aux holds is carried around it.
     around: list[Any] = []

@@ -29,13 +29,19 @@ def exact(
     *,
     want_gradient: bool = False,
     retain: bool = False,
+    check: bool = False,
 ) -> Product:
-    """Reverse over reverse, one micro-batch after the other; kept graphs are used up unless `retain`."""
+    """Reverse over reverse, one micro-batch after the other; kept graphs are used up unless `retain`.
+
+    check: refuse a loss with an operation that torch would silently take for a constant.
+    """
     products, gradients = Sum(), Sum()
     for j in range(len(problem.support)):
         graph = graphs[j] if graphs else _graph(problem, theta, k, j)
         if want_gradient:
             gradients.add([g.detach() for g in graph[1]])
+        if check and j == 0:
+            _refuse_constants(graph[1])
         products.add(_of_graph(graph, vector, retain))
         del graph
         if graphs and not retain:
@@ -90,3 +96,25 @@ def _of_graph(graph: Graph, vector: Tensors, retain: bool) -> Tensors:
         return zeros_like(inputs)
     outputs, cotangents = zip(*pairs, strict=True)
     return list(torch.autograd.grad(outputs, inputs, cotangents, retain_graph=retain, materialize_grads=True))
+
+
+def _refuse_constants(gradients: Tensors) -> None:
+    """Raise if the graph of `gradients` holds the output of a backward marked once_differentiable.
+
+    torch hangs an error on such an output, but autograd.grad towards given inputs passes it by: the second
+    derivative would silently lack that part. (Operations that are merely not implemented do raise.)
+    """
+    seen: set[object] = set()
+    todo = [g.grad_fn for g in gradients]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name().endswith("::Error"):
+            raise RuntimeError(
+                "the loss uses an operation whose backward is once_differentiable (a fused attention kernel?), "
+                'so it has no exact second derivative: use an eager implementation, or order="first_order" or '
+                '"finite_difference"'
+            )
+        todo.extend(following for following, _ in node.next_functions)

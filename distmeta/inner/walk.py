@@ -110,9 +110,7 @@ def meta_gradient(
     if order not in ORDERS:
         raise ValueError(f"order is one of {', '.join(ORDERS)}, not {order!r}")
     if order == "implicit" and not inner.proximal > 0:
-        raise ValueError(
-            'order="implicit" needs InnerLoop(proximal=...) > 0, the pull to the initial weights'
-        )
+        raise ValueError('order="implicit" needs InnerLoop(proximal=...) > 0, the pull to the initial weights')
     queries = listed(query)
     if not queries:
         raise ValueError("query is an empty list of micro-batches")
@@ -167,9 +165,7 @@ def _records_direction(inner: InnerLoop) -> bool:
     return inner.optimizer == "momentum" or (inner.optimizer == "sgd" and inner.proximal > 0)
 
 
-def _query(
-    problem: Problem, theta: Tensors, queries: list[Any]
-) -> tuple[Tensor, list[Any], Tensors, Tensors]:
+def _query(problem: Problem, theta: Tensors, queries: list[Any]) -> tuple[Tensor, list[Any], Tensors, Tensors]:
     """(query loss, aux, gradient at theta, gradient of shared)."""
     losses, total, n = Sum(), Sum(), len(theta)
     auxes = []
@@ -222,7 +218,8 @@ def _walk(
         mu, cot_state = optimizers.pullback(inner, k, step.gradient, step.state, toward, cot_state)
         del toward
         if order == "exact":
-            product = products.exact(problem, step.theta, mu, k, step.graphs, want_gradient=want)
+            last = k == inner.steps - 1
+            product = products.exact(problem, step.theta, mu, k, step.graphs, want_gradient=want, check=last)
         else:
             product = products.central_difference(problem, step.theta, mu, k, want_gradient=want)
         if rates.learnt:
@@ -246,9 +243,7 @@ def _direction(inner: InnerLoop, k: int, step: Step, product: products.Product) 
 class Beginning:
     """The fast weights before step 0: params and what `start` computes, and the way back through it."""
 
-    def __init__(
-        self, problem: Problem, params: Named, start: Start | None, support: Any, keep: bool
-    ) -> None:
+    def __init__(self, problem: Problem, params: Named, start: Start | None, support: Any, keep: bool) -> None:
         self._problem, self._params, self._start, self._support = problem, params, start, support
         self._graph: tuple[Named, Named] | None = None
         self.first = dict(params)
@@ -265,10 +260,7 @@ class Beginning:
     def _run(self) -> tuple[Named, Named]:
         """(leaves, what start computes from them, with its graph)."""
         everything = {**self._problem.shared, **self._params}
-        leaves = {
-            name: t.detach().requires_grad_() if t.is_floating_point() else t
-            for name, t in everything.items()
-        }
+        leaves = {name: t.detach().requires_grad_() if t.is_floating_point() else t for name, t in everything.items()}
         with torch.enable_grad():
             started = start_values(self._problem, cast(Start, self._start), leaves, self._support)
         return leaves, checked(started, self._params)

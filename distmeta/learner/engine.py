@@ -7,7 +7,7 @@ meta-parameters, and handed over whole. That is exact at every order, since no h
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,10 +32,11 @@ class MetaEngine:
             # DeepSpeed would compile its shared-memory collective at the first start (40 s and a compiler);
             # gloo carries adapter-sized gradients as well.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.names = list(values)
+        self.shapes = {name: v.shape for name, v in values.items()}
         self.stage = int(config.deepspeed["zero_optimization"]["stage"])
         module = nn.Module()
-        module.values = nn.ParameterList(nn.Parameter(v.detach().clone()) for v in values.values())
+        # DeepSpeed cannot broadcast a tensor without dimensions: a single number is held as [1].
+        module.values = nn.ParameterList(nn.Parameter(v.detach().clone().view(v.shape or 1)) for v in values.values())
         self._params: list[nn.Parameter] = list(module.values)
         settings = {
             "train_micro_batch_size_per_gpu": 1,
@@ -53,7 +54,7 @@ class MetaEngine:
 
     def snapshot(self) -> dict[str, Tensor]:
         """Copies of the meta-parameters by name, detached."""
-        return {name: p.detach().clone() for name, p in zip(self.names, self._params, strict=True)}
+        return {name: p.detach().clone().view(self.shapes[name]) for name, p in self._named()}
 
     def step(self, grads: Mapping[str, Tensor], lr: float) -> float:
         """One outer step with the mean over ranks of `grads`; returns the global gradient norm before clipping."""
@@ -71,14 +72,18 @@ class MetaEngine:
         return float(self._engine.get_global_grad_norm())
 
     def _set_grads(self, grads: Mapping[str, Tensor]) -> None:
-        for name, p in zip(self.names, self._params, strict=True):
-            p.grad = grads[name].to(dtype=p.dtype, device=p.device).contiguous()
+        for name, p in self._named():
+            p.grad = grads[name].to(dtype=p.dtype, device=p.device).contiguous().view(p.shape)
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return zip(self.shapes, self._params, strict=True)
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
         """The torch optimizer inside; under ZeRO 1 and 2 its parameters are this rank's flat shards."""
-        outer = self._engine.optimizer
-        return outer if self.stage == 0 else outer.optimizer
+        outer: Any = self._engine.optimizer
+        inside: torch.optim.Optimizer = outer if self.stage == 0 else outer.optimizer
+        return inside
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """ "KEY/NAME" -> whole optimizer state of each meta-parameter, on the CPU. Gathered from all ranks."""
@@ -86,10 +91,10 @@ class MetaEngine:
 
         keys = _state_keys(self._optimizer)
         out = {}
-        for name, p in zip(self.names, self._params, strict=True):
+        for name, p in self._named():
             for key in keys:
                 value = self._optimizer.state[p][key] if self.stage == 0 else safe_get_full_optimizer_state(p, key)
-                out[f"{key}/{name}"] = value.detach().cpu().clone().contiguous()
+                out[f"{key}/{name}"] = value.detach().cpu().clone().view(self.shapes[name])
         return out
 
     def load_optimizer_state(self, saved: Mapping[str, Tensor], steps: int) -> None:
@@ -104,9 +109,9 @@ class MetaEngine:
                     self._optimizer.state[p]["step"] = torch.tensor(float(steps))
         if self.stage > 0:
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()  # links shards to parameters
-        for name, p in zip(self.names, self._params, strict=True):
+        for name, p in self._named():
             for key in keys:
-                value = saved[f"{key}/{name}"].to(p.device)
+                value = saved[f"{key}/{name}"].to(p.device).view(p.shape)
                 if self.stage == 0:
                     self._optimizer.state[p][key].copy_(value)
                 else:
@@ -144,13 +149,3 @@ def outer_lr(config: Config, step: int) -> float:
     done = (step - 1 - outer.warmup_steps) / max(1, outer.steps - outer.warmup_steps)
     factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[outer.schedule]
     return outer.lr * factor
-
-
-def weigh(grads: Mapping[str, Tensor], local: int, total: int, world: int) -> dict[str, Tensor]:
-    """Sums over a rank's `local` tasks, scaled so that the engine's mean over ranks is the mean over all tasks."""
-    assert local >= 0
-    return {name: g * (world / total) for name, g in grads.items()}
-
-
-def describe(engine: MetaEngine) -> dict[str, Any]:
-    return {"zero_stage": engine.stage, "meta_parameters": sum(p.numel() for p in engine._params)}

@@ -8,6 +8,7 @@ samplers. State is the meta-parameters, their optimizer's state and the step; al
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -64,11 +65,15 @@ def train_worker(settings: dict[str, Any]) -> None:
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(settings["threads"])))
+    config = make_config(settings["config"])
+    # Learners outlive a driver that is killed, by seconds: those of its successor wait for their end.
+    alone = checkpoints.only_holder(run_dir / ".learner.lock", config.run.timeout_s / 2)
     try:
-        learn(
-            make_config(settings["config"]), run_dir, Path(settings["store"]), settings["samplers"],
-            rank, world, device, report=ray.train.report,
-        )  # fmt: skip
+        with alone if rank == 0 else contextlib.nullcontext():
+            learn(
+                config, run_dir, Path(settings["store"]), settings["samplers"], rank, world, device,
+                report=ray.train.report,
+            )  # fmt: skip
     except (InputError, Diverged, OuterDiverged) as error:
         kind = "input" if isinstance(error, InputError) else "diverged"
         checkpoints.write_text(run_dir / "error.json", json.dumps({"kind": kind, "message": str(error)}))
@@ -91,8 +96,8 @@ def learn(
     model = build_model(config, store.vocab_size, store.pad_id, classes).to(device)
     algorithm = load_algorithm(config.algorithm)
     say = Log(run_dir).say if rank == 0 else lambda line: None
-    engine, step, tasks_seen, stopped = start(config, run_dir, model, device, say)
-    journal = Journal(run_dir, step) if rank == 0 else None
+    engine, step, tasks_seen, stopped, last = start(config, run_dir, model, device, say)
+    journal = Journal(run_dir, step, last) if rank == 0 else None
     mine = share(config.outer.meta_batch_size, rank, world)
     window = EpisodeWindow(
         ([t * config.outer.meta_batch_size + j for j in mine] for t in range(step, config.outer.steps)),
@@ -110,25 +115,30 @@ def learn(
         norm = engine.step({name: g * (world / total) for name, g in grads.items()}, outer_lr(config, step))
         sums = all_sum(sums)
         tasks_seen += total
-        record = {
+        record: dict[str, Any] = {
             "step": step, "tasks_seen": tasks_seen, "outer_loss": sums[0] / total, "query_accuracy": sums[1] / total,
             "inner_loss": [s / total for s in sums[2:]], "grad_norm": norm, "outer_lr": outer_lr(config, step),
             "inner_lr": mean_rate(config.inner, split_meta(model, engine.snapshot())[2]),
         }  # fmt: skip
         if not math.isfinite(norm) or not math.isfinite(record["outer_loss"]):
-            raise OuterDiverged(f"meta-step {step}: outer loss {record['outer_loss']}, gradient norm {norm}; lower outer.lr")
+            raise OuterDiverged(
+                f"meta-step {step}: outer loss {record['outer_loss']}, gradient norm {norm}; lower outer.lr"
+            )
         aggregate_s = time.perf_counter() - began
+        seconds = {"wait_s": wait_s, "inner_s": inner_s, "aggregate_s": aggregate_s, "checkpoint_s": 0.0}
 
         if config.eval.every and (step % config.eval.every == 0 or step == config.outer.steps):
             record["validation"] = validate(model, engine.snapshot(), store, config, rank, world, device)
             stopped = is_reached(config.outer.until, record["validation"])
         began = time.perf_counter()
         if step % config.run.checkpoint_every == 0 or step == config.outer.steps or stopped:
-            save(config, run_dir, store, classes, engine, step, tasks_seen, stopped, rank)
-            report({key: record[key] for key in ("step", "outer_loss", "query_accuracy")} | (record.get("validation") or {}))
-        checkpoint_s = time.perf_counter() - began
+            if journal:
+                journal.sync()
+            save(config, run_dir, store, classes, engine, step, tasks_seen, stopped, {**record, **seconds}, rank)
+            shown = {key: record[key] for key in ("step", "outer_loss", "query_accuracy")}
+            report(shown | record.get("validation", {}))
+        seconds["checkpoint_s"] = time.perf_counter() - began
         if journal:
-            seconds = {"wait_s": wait_s, "inner_s": inner_s, "aggregate_s": aggregate_s, "checkpoint_s": checkpoint_s}
             journal.write({**record, **seconds})
         if stopped:
             break
@@ -137,18 +147,22 @@ def learn(
 
 def start(
     config: Config, run_dir: Path, model: TaskModel, device: torch.device, say: Say
-) -> tuple[MetaEngine, int, int, bool]:
-    """The engine at the newest whole checkpoint, or at the initial values; then (step, tasks seen, stopped) so far."""
-    rates = initial_log_rates(config.inner, model.fast)
+) -> tuple[MetaEngine, int, int, bool, dict[str, Any] | None]:
+    """The engine at the newest whole checkpoint, or at the initial values; then what was reached so far.
+
+    That is (step, tasks seen, whether outer.until, as it is now, stopped the run there, the step's record).
+    """
+    rates = initial_log_rates(config.inner, model.adapted)
     values = {**model.fast, **model.shared, **rates}
     found = checkpoints.newest_whole(run_dir, say)
     if found is None:
-        return MetaEngine(values, config, device), 0, 0, False
+        return MetaEngine(values, config, device), 0, 0, False, None
     saved = checkpoints.load(found, optimizer=True)
     engine = MetaEngine({name: saved.meta[name] for name in values}, config, device)
     engine.load_optimizer_state(saved.optimizer, saved.step)
     say(f"continuing from {found.name}")
-    return engine, saved.step, int(saved.state["tasks_seen"]), bool(saved.state["stopped"])
+    stopped = saved.state["stopped"] and saved.config.outer.until == config.outer.until
+    return engine, saved.step, saved.state["tasks_seen"], stopped, saved.state["record"]
 
 
 def share(total: int, rank: int, world: int) -> range:
@@ -181,7 +195,8 @@ def meta_gradients(
             grads[name] += g.sum(0) if native and name in fast else g
         for name, g in log_rate_gradients(rates, result.lr_grads).items():
             grads[name] += g
-        hits = [(logits.argmax(-1) == part.labels).sum(1) / part.total for logits, part in zip(result.aux, query, strict=True)]
+        scored = zip(result.aux, query, strict=True)
+        hits = [(logits.argmax(-1) == part.labels).sum(1) / part.total for logits, part in scored]
         losses = result.inner_losses.reshape(-1, config.inner.steps + 1).sum(0)
         sums += torch.stack([result.loss.sum(), torch.stack(hits).sum(), *losses]).double().cpu()
     model.eval()
@@ -242,27 +257,28 @@ def is_reached(until: str | None, validation: dict[str, float]) -> bool:
 
 
 def save(
-    config: Config, run_dir: Path, store: TaskStore, classes: int, engine: MetaEngine, step: int, tasks_seen: int, stopped: bool,
-    rank: int,
+    config: Config, run_dir: Path, store: TaskStore, classes: int, engine: MetaEngine, step: int, tasks_seen: int,
+    stopped: bool, record: dict[str, Any], rank: int,
 ) -> None:  # fmt: skip
-    """Write a checkpoint: gathered on all ranks, written by rank 0."""
+    """Write a checkpoint: gathered on all ranks, written by rank 0. `record`: this step's, not in the journal yet."""
     optimizer = engine.optimizer_state()
     if rank == 0:
         state = {
             "step": step, "tasks_seen": tasks_seen, "classes": classes, "labels": store.labels,
             "vocab_size": store.vocab_size, "pad_id": store.pad_id, "store_key": store.key, "stopped": stopped,
+            "record": record,
         }  # fmt: skip
         meta = {name: value.cpu().contiguous() for name, value in engine.snapshot().items()}
         path = run_dir / "checkpoints" / f"step-{step:06d}"
         checkpoints.save(path, config, state, meta, optimizer, store.tokenizer_file)
-        checkpoints.prune(run_dir, config.run.keep)
+        checkpoints.prune(run_dir, config.run.keep, step)
     if dist.is_initialized():
         dist.barrier()
 
 
 def finish(
-    model: TaskModel, engine: MetaEngine, store: TaskStore, config: Config, run_dir: Path, rank: int, world: int, device: torch.device,
-    say: Say,
+    model: TaskModel, engine: MetaEngine, store: TaskStore, config: Config, run_dir: Path, rank: int, world: int,
+    device: torch.device, say: Say,
 ) -> None:  # fmt: skip
     """Evaluate on meta-test episodes, divided over the ranks; rank 0 writes json."""
     result = evaluate_methods(
@@ -285,11 +301,14 @@ class Log:
 
 
 class Journal:
-    """metrics.jsonl: one record a meta-step. Records after the step that the run continues from are dropped."""
+    """metrics.jsonl: one record a meta-step. Records after the step that the run continues from are dropped.
 
-    def __init__(self, run_dir: Path, step: int) -> None:
+    `last` is that step's record: a process killed between its checkpoint and its journal had not written it.
+    """
+
+    def __init__(self, run_dir: Path, step: int, last: dict[str, Any] | None = None) -> None:
         self.path = run_dir / "metrics.jsonl"
-        kept = []
+        kept: list[str] = []
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 try:
@@ -298,10 +317,14 @@ class Journal:
                     break  # the last line of a process that was killed
                 if record["step"] <= step:
                     kept.append(line)
+        if last is not None and len(kept) == step - 1:
+            kept.append(json.dumps(last))
         checkpoints.write_text(self.path, "".join(line + "\n" for line in kept))
 
     def write(self, record: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
 
-
+    def sync(self) -> None:
+        """What was written is on the disk before a checkpoint that counts on it."""
+        checkpoints.sync(self.path)

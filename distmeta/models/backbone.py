@@ -19,7 +19,8 @@ def build_backbone(config: ModelConfig, vocab_size: int, pad_id: int, seed: int)
     From `config.pretrained` (a directory or hub id, safetensors only, no remote code), else initialised from
     `config.architecture` and `config.config` with `seed`. Raises InputError.
     """
-    from transformers import AutoConfig, AutoModel
+    from safetensors import SafetensorError
+    from transformers import AutoModel
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -28,15 +29,21 @@ def build_backbone(config: ModelConfig, vocab_size: int, pad_id: int, seed: int)
         hf_config = _pretrained_config(config.pretrained)
         _set_dropout(hf_config, config.dropout)
         try:
-            model = AutoModel.from_pretrained(
-                config.pretrained, config=hf_config, use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
-            )
-        except (OSError, ValueError) as error:
+            model, loading = AutoModel.from_pretrained(
+                config.pretrained, config=hf_config, use_safetensors=True, dtype=torch.float32,
+                attn_implementation="eager", output_loading_info=True,
+            )  # fmt: skip
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"model.pretrained = {config.pretrained}: {_first_line(error)}") from None
+        absent = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
+        if absent:  # transformers would go on with random values
+            raise InputError(
+                f"model.pretrained = {config.pretrained}: its weights lack {len(absent)} tensors, such as {absent[0]}"
+            )
         needed = model.get_input_embeddings().weight.shape[0]
         if vocab_size > needed:
             raise InputError(
-                f"model.pretrained = {config.pretrained}: its tokenizer has {vocab_size} tokens but its embedding {needed}"
+                f"model.pretrained = {config.pretrained}: its tokenizer has {vocab_size} tokens, its embedding {needed}"
             )
     else:
         hf_config = _fresh_config(config, vocab_size, pad_id)
@@ -51,14 +58,17 @@ def build_backbone(config: ModelConfig, vocab_size: int, pad_id: int, seed: int)
         model = model.get_encoder()
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # unused by the heads; as a meta-parameter it would be dead weight
-    return model.eval()
+    backbone: nn.Module = model.eval()
+    return backbone
 
 
 def _pretrained_config(name: str) -> Any:
     from transformers import AutoConfig
 
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
-        raise InputError(f"model.pretrained = {name}: the directory has no config.json; give a Hugging Face model directory")
+        raise InputError(
+            f"model.pretrained = {name}: the directory has no config.json; give a Hugging Face model directory"
+        )
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -122,6 +132,21 @@ def set_attention(model: nn.Module, order: str) -> str:
         kernel = "eager"  # an architecture without the fused form
         model.set_attn_implementation(kernel)  # type: ignore[operator]
     return kernel
+
+
+def first_position(model: nn.Module) -> int:
+    """The position id of the first token: RoBERTa and its kin count from the one after their pad token's id."""
+    hf_config: Any = model.config
+    return int(hf_config.pad_token_id) + 1 if hf_config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+
+
+def positions(model: nn.Module) -> int | None:
+    """The longest text, in tokens, that the model has positions for; None where its configuration sets no limit."""
+    for key in ("max_position_embeddings", "n_positions"):
+        limit = getattr(model.config, key, None)
+        if isinstance(limit, int):
+            return limit - first_position(model)
+    return None
 
 
 def accepted_inputs(model: nn.Module) -> frozenset[str]:

@@ -10,6 +10,7 @@ rows meeting that task's weights. Weights without the axis are shared by all row
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ class _Affine(nn.Module):
     """y = x W (+ b) (+ scale x A B): W [I, O] or [T, I, O] after `_matrix`, LoRA (Hu et al., arXiv 2106.09685)."""
 
     weight: Tensor
-    bias: Tensor | None
+    bias: Any  # Tensor | None, as nn.Linear declares its own
     lora_A: Tensor  # [r, I] or [T, r, I], as peft stores it
     lora_B: Tensor  # [O, r] or [T, O, r]
     lora_scale: float
@@ -86,7 +87,7 @@ class TaskEmbedding(nn.Embedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         if self.weight.dim() == 2:
-            return F.embedding(ids, self.weight, self.padding_idx)
+            return F.embedding(ids, self.weight)  # padding_idx would stop the gradient of a pad token in the text
         tasks, vocabulary, width = self.weight.shape
         first = torch.arange(tasks, device=ids.device).mul_(vocabulary).view(tasks, 1, 1)
         flat = (ids.view(tasks, -1, ids.shape[-1]) + first).view(ids.shape)
@@ -122,9 +123,8 @@ def give_task_axis(backbone: nn.Module) -> None:
             module.__class__ = TaskLayerNorm
         elif type(module) is nn.Embedding:
             module.__class__ = TaskEmbedding
-        elif kind.endswith("RMSNorm") or kind == "T5LayerNorm":
-            if hasattr(module, "variance_epsilon") and isinstance(getattr(module, "weight", None), nn.Parameter):
-                module.__class__ = TaskRMSNorm
+        elif (kind.endswith("RMSNorm") or kind == "T5LayerNorm") and hasattr(module, "variance_epsilon"):
+            module.__class__ = TaskRMSNorm
 
 
 def without_task_axis(backbone: nn.Module) -> list[str]:

@@ -29,6 +29,8 @@ class TaskModel(nn.Module):
     values by name. Fast weights may carry a leading task axis [T, ...]; then the batch holds T tasks' rows.
 
     fast:    initial values of what the inner loop adapts (meta-learnt).
+    adapted: all that the inner loop adapts: `fast`, and a number each in the place of a prototype head's tensors,
+             whose values and classes are the episode's.
     shared:  what the outer loop alone learns.
     The rest is frozen.
     """
@@ -43,6 +45,7 @@ class TaskModel(nn.Module):
         if self.pooling == "auto":
             self.pooling = "last" if self.causal else "mean"
         self._inputs = backbones.accepted_inputs(backbone)
+        self._first_position = backbones.first_position(backbone)
         width = int(backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
         give_task_axis(backbone)
         if config.inner.adapt == "lora":
@@ -56,6 +59,8 @@ class TaskModel(nn.Module):
             self.head_bias = nn.Parameter(torch.zeros(classes))
         self.requires_grad_(False)
         self.fast, self.shared = self._roles(config)
+        computed = ("head_weight", "head_bias") if self.prototype_head else ()
+        self.adapted: Params = self.fast | {name: torch.zeros(()) for name in computed}
         fixed = {f"backbone.{name}" for name in without_task_axis(backbone)}
         self.takes_task_axis = not (fixed & set(self.fast))
 
@@ -73,7 +78,9 @@ class TaskModel(nn.Module):
             try:
                 fast = {name for name in values if re.search(adapt, name)}
             except re.error as error:
-                raise InputError(f"inner.adapt = {adapt}: not all, lora, head or a regular expression: {error}") from None
+                raise InputError(
+                    f"inner.adapt = {adapt}: not all, lora, head or a regular expression: {error}"
+                ) from None
             if not fast:
                 raise InputError(f"inner.adapt = {adapt}: matches no parameter; names are such as {sorted(values)[:6]}")
         train_base = config.outer.base == "train" or (config.outer.base == "auto" and config.model.pretrained is None)
@@ -88,11 +95,11 @@ class TaskModel(nn.Module):
             "position_ids": batch.positions,
             "use_cache": False,
         }
-        if self.backbone.config.model_type in ("roberta", "xlm-roberta", "camembert"):  # type: ignore[union-attr]
-            given["position_ids"] = batch.positions + self.backbone.config.pad_token_id + 1  # type: ignore[union-attr, operator]
+        if self._first_position:
+            given["position_ids"] = batch.positions + self._first_position
         if "token_type_ids" in self._inputs and not self.causal:
             given["token_type_ids"] = torch.zeros_like(batch.input_ids)
-        states = self.backbone(**{k: v for k, v in given.items() if k in self._inputs}).last_hidden_state
+        states: Tensor = self.backbone(**{k: v for k, v in given.items() if k in self._inputs}).last_hidden_state
         if self.pooling == "first":
             return states[:, 0]
         if self.pooling == "last":
@@ -104,7 +111,7 @@ class TaskModel(nn.Module):
     def features(self, params: Params, batch: TextBatch) -> Tensor:
         """Pooled features by task, [T, n, D]."""
         own = {name: value for name, value in params.items() if not name.startswith("head_")}
-        pooled = functional_call(self, own, (batch,), tie_weights=False)
+        pooled: Tensor = functional_call(self, own, (batch,), tie_weights=False)
         return pooled.view(*batch.labels.shape, -1)
 
     def logits(self, params: Params, batch: TextBatch) -> Tensor:
@@ -130,13 +137,15 @@ class TaskModel(nn.Module):
         head_weight [T, C, D] = 2 s c and head_bias [T, C] = -s |c|^2, with c the class means over the support set
         and s = exp(head_log_scale), meta-learnt. Differentiable with respect to `params`.
         """
-        sums, counts = 0.0, 0.0
+        sums: Tensor | float = 0.0
+        counts: Tensor | float = 0.0
         for batch in support:
             x = self.features(params, batch)
             chosen = F.one_hot(batch.labels, self.classes).to(x.dtype)  # [T, n, C]
             sums = sums + chosen.mT @ x
             counts = counts + chosen.sum(1)
-        centres = sums / counts.clamp(min=1).unsqueeze(-1)  # type: ignore[union-attr]
+        assert isinstance(counts, Tensor), "a support set has at least one part"
+        centres = sums / counts.clamp(min=1).unsqueeze(-1)
         scale = params["head_log_scale"].exp()
         return {"head_weight": 2 * scale * centres, "head_bias": -scale * centres.pow(2).sum(-1)}
 
@@ -144,7 +153,7 @@ class TaskModel(nn.Module):
 def build_model(config: Config, vocab_size: int, pad_id: int, classes: int) -> TaskModel:
     """The model that a configuration describes, for a tokenizer's vocabulary and C classes. Raises InputError."""
     backbone = backbones.build_backbone(config.model, vocab_size, pad_id, config.run.seed)
-    limit = getattr(backbone.config, "max_position_embeddings", None) or getattr(backbone.config, "n_positions", None)
-    if isinstance(limit, int) and config.model.max_tokens > limit:
+    limit = backbones.positions(backbone)
+    if limit is not None and config.model.max_tokens > limit:
         raise InputError(f"model.max_tokens = {config.model.max_tokens}: the model has {limit} positions")
     return TaskModel(backbone, classes, config)

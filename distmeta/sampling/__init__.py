@@ -5,4 +5,13 @@ from distmeta.sampling.episode import Episode, Rows, sample_episode
 from distmeta.sampling.sampler import Sampler, start_samplers
 from distmeta.sampling.window import EpisodeWindow, SamplerTimeout
 
-__all__ = ["Episode", "EpisodeWindow", "Rows", "Sampler", "SamplerTimeout", "collate", "sample_episode", "start_samplers"]
+__all__ = [
+    "Episode",
+    "EpisodeWindow",
+    "Rows",
+    "Sampler",
+    "SamplerTimeout",
+    "collate",
+    "sample_episode",
+    "start_samplers",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from distmeta.sampling.episode import Rows
 
-# One more micro-batch costs about as much as this many tokens: the fixed price of a forward and a backward pass.
+# One more micro-batch costs about as much as this many tokens: the fixed price of forward and backward.
 PART_OVERHEAD = 256
 MOST_CUTS = 32
 
@@ -18,8 +19,8 @@ MOST_CUTS = 32
 def collate(rows: Sequence[Rows], buckets: int, pad_id: int, multiple: int = 1) -> list[dict[str, Any]]:
     """The supports (or queries) of T episodes with n rows each, as micro-batches.
 
-    Each episode's rows are sorted by length and cut at the same places. A micro-batch with m rows of at most L
-    tokens (L rounded up to `multiple`) is
+    Each episode's rows are sorted by length and cut at the same places. A micro-batch with m rows of at
+    most L tokens (L rounded up to `multiple`) is
         input_ids, attention_mask  int64 [T, m, L]
         labels, rows               int64 [T, m]; rows: the position in the episode's own order
         total                      n
@@ -55,8 +56,8 @@ def collate(rows: Sequence[Rows], buckets: int, pad_id: int, multiple: int = 1) 
 def _cuts(longest: NDArray[np.int64], tasks: int, buckets: int) -> list[tuple[int, int]]:
     """Where to cut n rows, of ascending lengths `longest`, so that the padded tokens are fewest.
 
-    Dynamic programming over the places where the length changes (at most MOST_CUTS of them): with one more part
-    at a time, until a part saves less than it costs (buckets = 0) or there are `buckets` of them.
+    Dynamic programming over the places where the length changes (at most MOST_CUTS of them): with one more
+    part at a time, until a part saves less than it costs (buckets = 0) or there are `buckets` of them.
     """
     n = len(longest)
     edges = np.flatnonzero(np.diff(longest)) + 1
@@ -83,4 +84,4 @@ def _cuts(longest: NDArray[np.int64], tasks: int, buckets: int) -> list[tuple[in
     for came in reversed(back):
         ends.append(int(came[ends[-1]]))
     places = [0, *(int(edges[end]) for end in reversed(ends))]
-    return list(zip(places[:-1], places[1:], strict=True))
+    return list(pairwise(places))

@@ -11,7 +11,8 @@ from distmeta.config import TaskConfig
 from distmeta.tasks.draws import Draws
 from distmeta.tasks.families import FAMILIES
 from distmeta.tasks.splits import SPLITS
-from distmeta.tasks.store import TaskStore, gather
+from distmeta.tasks.spool import gather
+from distmeta.tasks.store import TaskStore
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,17 @@ from distmeta.tasks.store import TaskStore, open_store
 class Sampler:
     """Makes episodes of one task store; in this process, or as a Ray actor from `start_samplers`.
 
-    The store is opened at the first call: a store that a node cannot read is then an error with a name, not an
-    actor that dies while it starts.
+    The store is opened at the first call: a store that a node cannot read is then an error with a name, not
+    an actor that dies while it starts.
     """
 
     def __init__(self, store: str | Path | TaskStore, task: TaskConfig, seed: int) -> None:
         self._store = store if isinstance(store, TaskStore) else None
-        self._path, self._task, self._seed = store.path if isinstance(store, TaskStore) else Path(store), task, seed
+        self._path, self._task, self._seed = (
+            store.path if isinstance(store, TaskStore) else Path(store),
+            task,
+            seed,
+        )
 
     def sample(self, indices: Sequence[int], split: str) -> list[Episode]:
         """The episodes of these indices, in their order."""
@@ -34,8 +38,8 @@ def start_samplers(
 ) -> list[Any]:
     """Handles of `actors` sampler actors, spread over the nodes; Ray must be initialised.
 
-    Ray restarts a sampler that dies and repeats the calls that it owes, without end. The store must be readable
-    under the same path on every node.
+    Ray restarts a sampler that dies and repeats the calls that it owes, without end. The store must be
+    readable under the same path on every node.
     """
     import ray
 

@@ -1,8 +1,8 @@
 """Groups of episodes in order, made ahead of their use, never more than a window of them in flight.
 
-An episode is in flight from the moment it is asked for until its learner holds it: waiting, being made, or finished
-in Ray's object store. Which sampler makes it has no influence on it, and a group is handed over only when it is
-whole, so that the order and the content do not depend on the samplers.
+An episode is in flight from the moment it is asked for until its learner holds it: waiting, being made, or
+finished in Ray's object store. Which sampler makes it has no influence on it, and a group is handed over
+only when it is whole, so that the order and the content do not depend on the samplers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from distmeta.errors import InputError
 from distmeta.sampling.episode import Episode
 
 Local = Callable[[Sequence[int], str], list[Episode]]
@@ -36,7 +37,7 @@ class EpisodeWindow:
     """Iterate over it for (episodes of a group, seconds waited for them).
 
     groups   lists of episode indices, in the order of use; read no further than the window reaches
-    source   handles of sampler actors, or `Sampler.sample` of one in this process (then nothing is made ahead)
+    source   handles of sampler actors; or `Sampler.sample` of one in this process (nothing is made ahead)
     window   most episodes in flight; a larger group is asked for in pieces
     in_flight, peak: episodes now, and at most so far; waited_s: seconds so far, of which none were of use
     """
@@ -88,7 +89,7 @@ class EpisodeWindow:
         turn = 0
         for group in groups:
             size = max(1, min(-(-len(group) // samplers), self.window // samplers))
-            for at in range(0, len(group), size):
+            for at in range(0, max(len(group), 1), size):  # a group may be empty
                 yield _Piece(list(group[at : at + size]), at + size >= len(group), turn % samplers)
                 turn += 1
 
@@ -114,6 +115,10 @@ class EpisodeWindow:
             episodes = ray.get(piece.reference, timeout=max(deadline - time.perf_counter(), 0))
         except ray.exceptions.GetTimeoutError:
             raise SamplerTimeout(self._who_owes()) from None
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, InputError):  # its one line, without the sampler's traceback
+                raise error.cause from None
+            raise
         piece.reference = None
         return episodes  # type: ignore[no-any-return]
 
@@ -129,11 +134,12 @@ class EpisodeWindow:
             if piece.last:
                 break
         names = "; ".join(
-            f"sampler {number} of {len(self._samplers)} (actor {self._samplers[number]._actor_id.hex()[:8]}) owes "
-            f"{self.split} episodes {', '.join(map(str, indices))}"
+            f"sampler {number} of {len(self._samplers)} (actor {self._samplers[number]._actor_id.hex()[:8]}) "
+            f"owes {self.split} episodes {', '.join(map(str, indices))}"
             for number, indices in owed.items()
         )
         return (
-            f"no whole group of episodes after sampling.timeout_s={self.timeout_s:g} s: {names or 'all have come late'}; "
-            f"is there room in the cluster for sampling.actors x cluster.cpus_per_sampler CPUs?"
+            f"no whole group of episodes after sampling.timeout_s={self.timeout_s:g} s: "
+            f"{names or 'all have come late'}; is there room in the cluster for "
+            f"sampling.actors x cluster.cpus_per_sampler CPUs?"
         )

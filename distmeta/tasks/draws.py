@@ -1,6 +1,7 @@
 """Random draws that are the same for ever: raw Philox words and integer arithmetic only.
 
-NumPy promises that a bit generator's stream never changes, but not that `Generator.choice` or `shuffle` do not.
+NumPy promises that a bit generator's stream never changes, but not that `Generator.choice` or `shuffle` do
+not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Task families: which rows and which labels make an episode.
 
-A family is a function of (store, groups of the split, task, draws) that chooses rows; adding one is such a function
-and a line in FAMILIES.
+A family is a function of (store, groups of the split, task, draws) that chooses rows; adding one is such a
+function and a line in FAMILIES.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from distmeta.tasks.store import Groups, TaskStore
 
 @dataclass(frozen=True)
 class Choice:
-    """rows [ways, shots + queries]: row numbers in the store, all different; row w has the label label_names[w]."""
+    """rows [ways, shots + queries]: row numbers in the store, all different; rows[w] have label_names[w]."""
 
     task: str
     label_names: tuple[str, ...]
@@ -87,12 +87,12 @@ def check_feasible(store: TaskStore, task: TaskConfig, splits: Sequence[str] = S
 def _too_few(where: str, there: int, task: TaskConfig) -> str:
     need = task.shots + task.queries
     if there > task.shots:
-        mend = f"lower task.queries to {there - task.shots} or task.shots"
+        mend = f"lower task.queries to {there - task.shots} (or task.shots)"
     elif there > 1:
         mend = f"lower task.shots + task.queries to {there}"
     else:
         mend = "in family domain every task needs examples of every label" if task.family == "domain" else "add some"
     return (
-        f"{where} has {there} example{'s' * (there != 1)}; task.shots={task.shots} + task.queries={task.queries} need "
-        f"{need}: {mend}, or leave it out (data.splits)"
+        f"{where} has {there} example{'s' * (there != 1)}; task.shots={task.shots} + "
+        f"task.queries={task.queries} need {need}: {mend}, or leave it out (data.splits)"
     )

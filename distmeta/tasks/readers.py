@@ -1,100 +1,32 @@
 """Examples from files, in streaming batches, with every unusable input named by one line.
 
-JSONL, CSV/TSV (these also compressed), Parquet, Arrow (IPC file or stream), saved Hugging Face datasets, and
-directories or globs of them, on the local disk or on any pyarrow or fsspec filesystem (`s3://`, `gs://`, ...).
-JSONL is parsed line by line with the standard library: pyarrow's parser is faster but cannot name the line that
-does not parse, and tokenising costs more than either.
+JSONL, CSV/TSV (these also compressed), Parquet, Arrow (IPC file or stream), saved Hugging Face datasets,
+and directories or globs of them, on the local disk or on any pyarrow or fsspec filesystem (`s3://`,
+`gs://`, ...). JSONL is parsed line by line with the standard library: pyarrow's parser is faster but cannot
+name the line that does not parse, and tokenising costs more than either.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import glob
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from distmeta.config import DataConfig
 from distmeta.errors import InputError, nearest
+from distmeta.tasks.sources import Source, find_sources
 
-KINDS = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
-    ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
-}  # fmt: skip
-COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
+__all__ = ["find_sources", "read_examples"]
+
 BATCH = 8192
-
-
-@dataclass(frozen=True)
-class Source:
-    """One data file."""
-
-    name: str  # as messages call it
-    path: str  # within its filesystem
-    filesystem: Any
-    kind: str
-    split: str | None = None  # the folder's name, in a saved DatasetDict
-
-    def open(self) -> Any:
-        """A sequential, decompressed input stream."""
-        return self.filesystem.open_input_stream(self.path, compression="detect")
-
-    def digest(self) -> str:
-        """Of the content for a local file; of path, size and time of change for a remote one."""
-        hashed = hashlib.blake2b(self.kind.encode(), digest_size=16)
-        hashed.update((self.split or "").encode())
-        if isinstance(self.filesystem, pafs.LocalFileSystem):
-            with open(self.path, "rb") as file:
-                while chunk := file.read(1 << 20):
-                    hashed.update(chunk)
-        else:
-            info = self.filesystem.get_file_info(self.path)
-            hashed.update(f"{self.name}\0{info.size}\0{info.mtime_ns}".encode())
-        return hashed.hexdigest()
-
-
-def filesystem_of(path: str) -> tuple[Any, str]:
-    """The filesystem of a local path or URI, and the path within it. Raises InputError."""
-    if "://" not in path:
-        return pafs.LocalFileSystem(), str(Path(path).expanduser())
-    try:
-        return pafs.FileSystem.from_uri(path)  # type: ignore[no-any-return]
-    except (pa.ArrowException, OSError, ValueError):
-        pass
-    try:
-        import fsspec
-
-        filesystem, inner = fsspec.core.url_to_fs(path)
-    except ImportError as error:
-        raise InputError(f"data.path = {path}: this filesystem needs a package: {error}") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"data.path = {path}: {' '.join(str(error).split())}") from None
-    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
-
-
-def find_sources(paths: str | Sequence[str]) -> list[Source]:
-    """The data files that `paths` (files, directories, globs) stand for, in a stable order. Raises InputError."""
-    sources: list[Source] = []
-    for path in [paths] if isinstance(paths, str) else paths:
-        filesystem, inner = filesystem_of(path)
-        sources += _expand(filesystem, path, inner)
-    if not sources:
-        raise InputError("data.path is an empty list; name at least one file, directory or glob")
-    for source in sources:
-        if source.filesystem.get_file_info(source.path).size == 0:
-            raise InputError(f"{source.name}: the file is empty")
-    return sources
 
 
 def read_examples(sources: Sequence[Source], data: DataConfig, family: str) -> Iterator[pa.RecordBatch]:
@@ -105,19 +37,14 @@ def read_examples(sources: Sequence[Source], data: DataConfig, family: str) -> I
     has_split: bool | None = None
     for source in sources:
         rows = 0
-        columns: dict[str, str] = {}
-
-        def choose(there: Sequence[str], source: Source = source, columns: dict[str, str] = columns) -> dict[str, str]:
-            columns.update(choose_columns(there, source, data, family, has_split))
-            return columns
-
+        choose = partial(choose_columns, source=source, data=data, family=family, has_split=has_split)
         for arrays, numbers in READ[source.kind](source, choose):
             if has_split is None:
-                has_split = "split" in columns or (source.split is not None and data.splits is None)
+                has_split = "split" in arrays or (source.split is not None and data.splits is None)
             if rows == 0 and source.kind in ("csv", "tsv"):
-                _refuse_numeric_strings(arrays["text"], source, columns["text"])
+                _refuse_numeric_strings(arrays["text"], source, data.text)
             checked = {
-                role: _strings(array, role, columns[role], source, numbers) for role, array in arrays.items()
+                role: _strings(array, role, getattr(data, role), source, numbers) for role, array in arrays.items()
             }
             if has_split and "split" not in checked:
                 checked["split"] = pa.array([source.split] * len(numbers), pa.large_string())
@@ -162,78 +89,6 @@ def choose_columns(
         if has_split is False and "split" in chosen:
             raise InputError(f"{source.name}: has a column '{data.split}', but the files before it have none")
     return chosen
-
-
-def _expand(filesystem: Any, shown: str, inner: str) -> list[Source]:
-    kind = filesystem.get_file_info(inner).type
-    if kind == pafs.FileType.File:
-        return [_source(filesystem, inner, shown)]
-    scheme = shown.partition("://")[0] + "://" if "://" in shown else ""
-    if kind == pafs.FileType.Directory:
-        found = _in_directory(filesystem, inner.rstrip("/"), scheme)
-        if not found:
-            raise InputError(f"{shown}: no data file in this directory; known types: {', '.join(KINDS)}")
-        return found
-    if not glob.has_magic(inner):
-        raise InputError(f"{shown}: no such file or directory (data.path)")
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        matches = sorted(glob.glob(inner, recursive=True))
-    else:
-        base = inner[: glob.magic_check.search(inner).start()].rpartition("/")[0]  # type: ignore[attr-defined]
-        listed = filesystem.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
-        matches = sorted(info.path for info in listed if fnmatch.fnmatch(info.path.lstrip("/"), inner.lstrip("/")))
-    if not matches:
-        raise InputError(f"{shown}: no file matches (data.path)")
-    return [source for match in matches for source in _expand(filesystem, scheme + match, match)]
-
-
-def _in_directory(filesystem: Any, path: str, scheme: str, split: str | None = None) -> list[Source]:
-    def note(name: str) -> Any:
-        if filesystem.get_file_info(f"{path}/{name}").type != pafs.FileType.File:
-            return None
-        try:
-            with filesystem.open_input_stream(f"{path}/{name}") as stream:
-                return json.loads(stream.read())
-        except ValueError:
-            raise InputError(f"{scheme}{path}/{name}: not readable JSON; is the saved dataset complete?") from None
-
-    parts, state = note("dataset_dict.json"), note("state.json")
-    try:
-        if parts is not None:
-            names = [str(name) for name in parts["splits"]]
-            return [s for name in names for s in _in_directory(filesystem, f"{path}/{name}", scheme, name)]
-        if state is not None:
-            files = [f"{path}/{entry['filename']}" for entry in state["_data_files"]]
-            return [_source(filesystem, file, scheme + file, split) for file in files]
-    except (KeyError, TypeError):
-        raise InputError(f"{scheme}{path}: not a saved Hugging Face dataset that can be read") from None
-    listed = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-    found = []
-    for info in sorted(listed, key=lambda info: info.path):
-        parts_below = info.path[len(path) :].strip("/").split("/")
-        hidden = any(part.startswith((".", "_")) for part in parts_below) or info.base_name.startswith("cache-")
-        # A .json file beside data is a description (splits.json, dataset_info.json); named itself, it is JSONL.
-        if info.type == pafs.FileType.File and not hidden and _suffix(info.path) in set(KINDS) - {".json"}:
-            found.append(_source(filesystem, info.path, scheme + info.path, split))
-    return found
-
-
-def _suffix(path: str) -> str:
-    suffixes = Path(path.lower()).suffixes
-    if suffixes and suffixes[-1] in COMPRESSED:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
-
-
-def _source(filesystem: Any, path: str, shown: str, split: str | None = None) -> Source:
-    if filesystem.get_file_info(path).type != pafs.FileType.File:
-        raise InputError(f"{shown}: no such file")
-    kind = KINDS.get(_suffix(path))
-    if kind is None:
-        raise InputError(f"{shown}: unknown file type '{Path(path).suffix}'; known types: {', '.join(KINDS)}")
-    if kind in ("parquet", "arrow") and path.lower().endswith(COMPRESSED):
-        raise InputError(f"{shown}: compressed {kind} cannot be memory-mapped; decompress it")
-    return Source(shown, path, filesystem, kind, split)
 
 
 # --- one function per file type: (source, choose) -> (role -> array, row numbers from 1) ---
@@ -383,9 +238,7 @@ def _refuse_numeric_strings(texts: pa.Array, source: Source, column: str) -> Non
     raise InputError(f"{source.name}: column '{column}' (data.text) holds numbers; set data.text to a column of text")
 
 
-def _strings(
-    array: pa.Array, role: str, column: str, source: Source, numbers: np.ndarray[Any, Any]
-) -> pa.Array:
+def _strings(array: pa.Array, role: str, column: str, source: Source, numbers: np.ndarray[Any, Any]) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     kind = array.type

@@ -1,12 +1,13 @@
 """The built-in suite: made-up product reviews in 112 domains, part of whose vocabulary changes its polarity.
 
-A domain (kettle, tent, ...) cares about 3 of 8 attributes (size, weight, sound, ...). Which pole of an attribute is
-praised there is drawn per domain, for half of the domains one way and for half the other, in each split: reviews of
-other domains cannot tell, a few reviews of this one can, and what carries over is which words belong together.
-Every review has two opinion words about different attributes: positive two praising ones, negative two
-criticising ones, neutral one of each, in either order. In some reviews one of the two is a word like 'good' or
-'poor', which means the same everywhere, so that pooled training can learn something. Sentences, fillers and
-numbers of words are drawn independently of the label; no label has more words, other words or more opinions.
+A domain (kettle, tent, ...) cares about 3 of 8 attributes (size, weight, sound, ...). Which pole of an
+attribute is praised there is drawn per domain, for half of the domains one way and for half the other, in
+each split: reviews of other domains cannot tell, a few reviews of this one can, and what carries over is
+which words belong together. Every review has two opinion words about different attributes: positive two
+praising ones, negative two criticising ones, neutral one of each, in either order. In some reviews one of
+the two is a word like 'good' or 'poor', which means the same everywhere, so that pooled training can learn
+something. Sentences, fillers and numbers of words are drawn independently of the label; no label has more
+words, other words or more opinions.
 """
 
 from __future__ import annotations
@@ -34,22 +35,24 @@ ATTRIBUTES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 COMMON = (("bad", "poor", "awful", "disappointing"), ("good", "great", "excellent", "delightful"))
 
-PRODUCTS = {
+_NAMES = {
     "train": (
-        "kettle tent toaster backpack lamp sofa headphone keyboard bicycle blender pillow jacket camera suitcase "
-        "drill mattress speaker watch oven fridge desk chair helmet glove boot skateboard guitar printer phone tablet "
-        "heater fan vacuum mirror carpet curtain wallet umbrella thermos grill bookshelf wardrobe drawer doorbell "
-        "clock calculator microscope telescope trumpet flute drum hairdryer toothbrush shaver bathtub faucet shower "
-        "sink dishwasher freezer mixer juicer pan pot plate bowl spoon knife cup jar basket bucket broom mop hose "
-        "shovel rake mower tractor wheelbarrow"
-    ).split(),
+        "kettle tent toaster backpack lamp sofa headphone keyboard bicycle blender pillow jacket "
+        "camera suitcase drill mattress speaker watch oven fridge desk chair helmet glove boot "
+        "skateboard guitar printer phone tablet heater fan vacuum mirror carpet curtain wallet "
+        "umbrella thermos grill bookshelf wardrobe drawer doorbell clock calculator microscope "
+        "telescope trumpet flute drum hairdryer toothbrush shaver bathtub faucet shower sink "
+        "dishwasher freezer mixer juicer pan pot plate bowl spoon knife cup jar basket bucket broom "
+        "mop hose shovel rake mower tractor wheelbarrow "
+    ),
     "validation": (
-        "bottle hammock router monitor scooter violin ladder stroller mug bench scarf kayak lantern bracelet saw rug"
-    ).split(),
+        "bottle hammock router monitor scooter violin ladder stroller mug bench scarf kayak lantern bracelet saw rug "
+    ),
     "test": (
-        "iron canoe laptop drone piano stool blanket projector razor sled teapot trolley tripod necklace hammer sandal"
-    ).split(),
-}  # fmt: skip
+        "iron canoe laptop drone piano stool blanket projector razor sled teapot trolley tripod necklace hammer sandal "
+    ),
+}
+PRODUCTS = {split: names.split() for split, names in _NAMES.items()}
 
 TEMPLATES = (
     "the {product} is {how1} {one} and {how2} {two} {tail}",
@@ -63,7 +66,15 @@ TEMPLATES = (
 )
 HOW = ("very", "quite", "rather", "really", "fairly", "so")
 HEADS = ("i bought", "we ordered", "my sister got me", "last month i tried", "i now own", "we borrowed")
-TAILS = ("after a week", "for a family", "in our home", "on the first day", "out of the box", "in daily use", "so far")
+TAILS = (
+    "after a week",
+    "for a family",
+    "in our home",
+    "on the first day",
+    "out of the box",
+    "in daily use",
+    "so far",
+)
 
 
 def make_polarities(seed: int = 0) -> dict[str, dict[str, int]]:
@@ -126,5 +137,11 @@ def _review(rng: random.Random, product: str, praised: dict[str, int], label: st
         words[place] = rng.choice(COMMON[praise[place]])
     how = rng.sample(HOW, 2)
     return rng.choice(TEMPLATES).format(
-        product=product, one=words[0], two=words[1], how1=how[0], how2=how[1], head=rng.choice(HEADS), tail=rng.choice(TAILS)
+        product=product,
+        one=words[0],
+        two=words[1],
+        how1=how[0],
+        how2=how[1],
+        head=rng.choice(HEADS),
+        tail=rng.choice(TAILS),
     )

@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
 from distmeta.errors import InputError, nearest
-from distmeta.tasks.readers import filesystem_of
+from distmeta.tasks.sources import filesystem_of
 
 SPLITS = ("train", "validation", "test")
 ALIASES = {"train": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "test": 2}
@@ -46,10 +46,8 @@ def split_by_lists(names: Sequence[str], lists: dict[str, list[str]], what: str)
     return out
 
 
-def split_by_column(
-    names: Sequence[str], pairs: Iterable[tuple[int, str]], what: str, column: str
-) -> NDArray[np.int8]:
-    """Split numbers [names] from the (number of the name, split) pairs that occur in the data. Raises InputError."""
+def split_by_column(names: Sequence[str], pairs: Iterable[tuple[int, str]], what: str, column: str) -> NDArray[np.int8]:
+    """Split numbers [names] from the pairs (number of the name, split) that occur. Raises InputError."""
     out = np.full(len(names), LEFT_OUT, np.int8)
     for name, word in pairs:
         split = split_number(word, f"column '{column}' (data.split)")
@@ -63,8 +61,8 @@ def split_by_column(
 def split_by_hash(names: Sequence[str], fractions: Sequence[float], least: int = 1) -> NDArray[np.int8]:
     """Split numbers [names]: the names in the order of their hashes, cut by `fractions`.
 
-    Every split with a share gets at least `least` names where there are enough, test and train before validation.
-    A new name moves only names beside the two cuts.
+    Every split with a share gets at least `least` names where there are enough, test and train before
+    validation. A new name moves only names beside the two cuts.
     """
     count = len(names)
     sizes = [round(count * share) for share in fractions]
@@ -87,7 +85,7 @@ def split_by_hash(names: Sequence[str], fractions: Sequence[float], least: int =
 
 
 def read_lists(splits: dict[str, list[str]] | str) -> dict[str, list[str]]:
-    """`data.splits` as lists: a mapping as it is, or the mapping in JSON_FILE or JSON_FILE#KEY. Raises InputError."""
+    """`data.splits` as lists: a mapping itself, or that in JSON_FILE or JSON_FILE#KEY. Raises InputError."""
     if not isinstance(splits, str):
         return splits
     path, _, key = splits.partition("#")
@@ -121,7 +119,7 @@ def check_not_empty(splits: NDArray[np.int8], what: str, need: Sequence[int] = (
         if not np.any(splits == split):
             counts = ", ".join(f"{word} {int(np.sum(splits == i))}" for i, word in enumerate(SPLITS))
             raise InputError(
-                f"no {what} in the split '{SPLITS[split]}' ({counts}); train and test each need at least one: "
+                f"no {what} in the split '{SPLITS[split]}' ({counts}); train and test each need one: "
                 f"give lists in data.splits, set data.fractions, or use data with more {_many(what)}"
             )
 
@@ -133,6 +131,6 @@ def _many(what: str) -> str:
 def _twice(what: str, name: str, first: int, second: int, mend: str) -> str:
     a, b = sorted((first, second))
     return (
-        f"{what} '{name}' is in two splits, {SPLITS[a]} and {SPLITS[b]}; meta-train, meta-validation and meta-test "
-        f"must not share a {what}: {mend}"
+        f"{what} '{name}' is in two splits, {SPLITS[a]} and {SPLITS[b]}; meta-train, meta-validation and "
+        f"meta-test must not share a {what}: {mend}"
     )

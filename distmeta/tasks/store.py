@@ -1,13 +1,14 @@
-"""The task store: every example, tokenised once, as memory-mapped Arrow with the rows of each group side by side.
+"""The task store: every example, tokenised once, as memory-mapped Arrow with the rows of each group side by
+side.
 
     <cache>/<key>/rows.arrow      one record batch: text, tokens, label, task; sorted by (split, task, label)
-                  groups.arrow    for each split and task (family domain) or class: where its rows begin, how many
+                  groups.arrow    for each split and task (family domain) or class: its first row, how many
                   names.arrow     label and task names       tokenizer.json       meta.json
 
-The key is made of the content of the files, the tokenizer and whatever else decides what is written. A store is
-built in a directory of its own and moved into place whole, so that two processes may build the same one at once.
-Nothing here keeps a Python object per row: one pass over the files spools text and codes to flat files, a sort
-of the codes gives the order, a second pass gathers, tokenises and writes.
+The key is made of the content of the files, the tokenizer and whatever else decides what is written. A
+store is built in a directory of its own and moved into place whole, so that two processes may build the
+same one at once. Nothing here keeps a Python object per row: one pass over the files spools text and codes
+to flat files, a sort of the codes gives the order, a second pass gathers, tokenises and writes.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
-from distmeta.errors import InputError, nearest
+from distmeta.errors import InputError
 from distmeta.tasks import reviews, splits, tokenizer
-from distmeta.tasks.readers import Source, find_sources, read_examples
+from distmeta.tasks.readers import read_examples
+from distmeta.tasks.sources import Source, find_sources
 from distmeta.tasks.splits import SPLITS
+from distmeta.tasks.spool import (
+    Progress,
+    Spool,
+    ends_of,
+    gather,
+    ordered_codes,
+    spool_examples,
+    spooled_texts,
+)
 
-FORMAT = 1  # part of every key: a change of what is written makes new stores
-BATCH = 4096
-Progress = Callable[[str, int, int | None], None]  # what is done, how far, of how much (None: not known)
+VOCABULARY_ROWS = 1_000_000
+FORMAT = 2  # part of every key: a change of what is written makes new stores
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class TaskStore:
-    """A built store, opened for reading. Arrays are memory-mapped: opening costs milliseconds and little memory."""
+    """A built store, opened for reading. Arrays are memory-mapped: opening costs milliseconds."""
 
     path: Path
     key: str
@@ -64,13 +74,13 @@ class TaskStore:
     cls_id: int | None
     sep_id: int | None
     max_tokens: int
-    tokens: NDArray[np.int32]  # of all rows, one after another
-    offsets: NDArray[np.int64]  # [rows + 1]: where each row's tokens begin
-    label_ids: NDArray[np.int32]  # [rows]
-    task_ids: NDArray[np.int32]  # [rows]; all 0 in family classes
-    groups: dict[str, Groups]  # by split
-    left_out: list[str]  # names that data.splits does not mention
-    _texts: Any
+    tokens: NDArray[np.int32] = field(repr=False)  # of all rows, one after another
+    offsets: NDArray[np.int64] = field(repr=False)  # [rows + 1]: where each row's tokens begin
+    label_ids: NDArray[np.int32] = field(repr=False)  # [rows]
+    task_ids: NDArray[np.int32] = field(repr=False)  # [rows]; all 0 in family classes
+    groups: dict[str, Groups] = field(repr=False)  # by split
+    left_out: list[str] = field(repr=False)  # names that data.splits does not mention
+    _texts: Any = field(repr=False)
 
     @property
     def rows(self) -> int:
@@ -140,9 +150,9 @@ def build_store(
     """The directory of the task store for this data, built unless it is there.
 
     seed            of the built-in suite (data.path null); it changes nothing else
-    tokenizer_file  used instead of model's tokenizer: a checkpoint that is evaluated on new data brings its own
+    tokenizer_file  used instead of model's: a checkpoint that is evaluated on new data brings its own
     labels          family domain: the label names in the order of the checkpoint's head
-    only_test       what has no split of its own (no split column, no data.splits) is meta-test; train may be empty
+    only_test       without a split column and data.splits everything is meta-test; train may be empty
     Raises InputError for data that cannot be used; nothing is left behind then.
     """
     sources = find_sources(data.path) if data.path is not None else None
@@ -156,7 +166,7 @@ def build_store(
     _remove_abandoned(root)
     work = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=root))
     try:
-        spool = _spool(_batches(sources, data, task.family, seed), work, progress)
+        spool = spool_examples(_batches(sources, data, task.family, seed), work, progress)
         _write(spool, work, key, data, task, model, ready, labels, only_test, progress)
         try:
             os.replace(work, final)
@@ -172,28 +182,7 @@ def cache_directory(data: DataConfig) -> Path:
     return Path(data.cache or os.environ.get("DISTMETA_CACHE") or "~/.cache/distmeta").expanduser()
 
 
-def gather(
-    flat: NDArray[Any], offsets: NDArray[np.int64], rows: NDArray[np.int64]
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Ragged rows, copied one after another, and their new offsets [n + 1]."""
-    start = offsets[rows]
-    lengths = offsets[rows + 1] - start
-    out = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(lengths, out=out[1:])
-    return flat[np.repeat(start - out[:-1], lengths) + np.arange(out[-1])], out
-
-
 # --- building ---
-
-
-@dataclass(frozen=True)
-class _Spool:
-    """The examples in file order: text flat on disk, everything else as codes."""
-
-    text: NDArray[np.uint8]
-    offsets: NDArray[np.int64]
-    codes: dict[str, NDArray[np.int32]]  # role -> [rows]
-    names: dict[str, list[str]]  # role -> name of each code
 
 
 def _given_tokenizer(model: ModelConfig, file: Path | None) -> Any:
@@ -229,42 +218,17 @@ def _key(
 def _batches(sources: list[Source] | None, data: DataConfig, family: str, seed: int) -> Iterator[Any]:
     if sources is not None:
         return read_examples(sources, data, family)
-    columns = ["text", "label", *(["task"] if family == "domain" else []), *([] if data.splits else ["split"])]
+    columns = [
+        "text",
+        "label",
+        *(["task"] if family == "domain" else []),
+        *([] if data.splits else ["split"]),
+    ]
     return iter(reviews.make_reviews(seed).select(columns).to_batches())
 
 
-def _spool(batches: Iterator[Any], work: Path, progress: Progress | None) -> _Spool:
-    codes: dict[str, list[NDArray[np.int32]]] = {}
-    known: dict[str, dict[str, int]] = {}
-    lengths = []
-    rows = 0
-    with open(work / "text.spool", "wb") as file:
-        for batch in batches:
-            for role in batch.schema.names:
-                if role == "text":
-                    continue
-                encoded = batch.column(role).dictionary_encode()
-                seen = known.setdefault(role, {})
-                number = [seen.setdefault(name, len(seen)) for name in encoded.dictionary.to_pylist()]
-                codes.setdefault(role, []).append(np.array(number, np.int32)[encoded.indices.to_numpy()])
-            text = batch.column("text").cast(pa.large_string())
-            _, ends, content = text.buffers()
-            offsets = np.frombuffer(ends, np.int64)[text.offset : text.offset + len(text) + 1]
-            lengths.append(np.diff(offsets))
-            file.write(content[offsets[0] : offsets[-1]])
-            rows += len(text)
-            if progress:
-                progress("reading", rows, None)
-    return _Spool(
-        text=np.memmap(work / "text.spool", np.uint8, "r"),
-        offsets=_ends(np.concatenate(lengths)),
-        codes={role: np.concatenate(parts) for role, parts in codes.items()},
-        names={role: list(seen) for role, seen in known.items()},
-    )
-
-
 def _write(
-    spool: _Spool,
+    spool: Spool,
     work: Path,
     key: str,
     data: DataConfig,
@@ -276,8 +240,8 @@ def _write(
     progress: Progress | None,
 ) -> None:
     domain = task.family == "domain"
-    label_names, label = _ordered(spool, "label", labels if domain else None)
-    task_names, tasks = _ordered(spool, "task") if domain else ([], np.zeros_like(label))
+    label_names, label = ordered_codes(spool, "label", labels if domain else None)
+    task_names, tasks = ordered_codes(spool, "task") if domain else ([], np.zeros_like(label))
     names, name_of_row, what = (task_names, tasks, "task") if domain else (label_names, label, "class")
     split = _assign(names, name_of_row, what, spool, data, task, only_test)
 
@@ -288,15 +252,16 @@ def _write(
 
     if ready is None:
         train = order[split_of_row == 0] if np.any(split == 0) else order
-        # The vocabulary comes from meta-train text alone.
-        texts = (text for batch in _texts(spool, train) for text in batch)
+        # The vocabulary comes from meta-train text alone, evenly spaced if there is very much of it.
+        train = train[:: -(-len(train) // VOCABULARY_ROWS)]
+        texts = (text for batch in spooled_texts(spool, train) for text in batch)
         ready = tokenizer.train_tokenizer(texts, model.tokenizer, model.vocab_size)
     special = tokenizer.special_ids(ready)
 
     lengths = []
     done = 0
     with open(work / "tokens.spool", "wb") as token_file, open(work / "sorted.spool", "wb") as text_file:
-        for flat, sizes in tokenizer.encode(ready, _texts(spool, order), model.max_tokens):
+        for flat, sizes in tokenizer.encode(ready, spooled_texts(spool, order), model.max_tokens):
             if not sizes.all():
                 row = order[done + int(np.argmin(sizes))]
                 text = gather(spool.text, spool.offsets, np.array([row]))[0].tobytes().decode()
@@ -308,19 +273,23 @@ def _write(
             if progress:
                 progress("tokenising", done, len(order))
 
-    token_ends, text_ends = _ends(np.concatenate(lengths)), _ends(np.diff(spool.offsets)[order])
+    token_ends, text_ends = ends_of(np.concatenate(lengths)), ends_of(np.diff(spool.offsets)[order])
     flat_tokens = pa.Array.from_buffers(pa.int32(), int(token_ends[-1]), [None, _mapped(work / "tokens.spool")])
     columns = {
-        "text": pa.LargeStringArray.from_buffers(
-            len(order), pa.py_buffer(text_ends), _mapped(work / "sorted.spool")
-        ),
+        "text": pa.LargeStringArray.from_buffers(len(order), pa.py_buffer(text_ends), _mapped(work / "sorted.spool")),
         "tokens": pa.LargeListArray.from_arrays(pa.array(token_ends), flat_tokens),
         "label": pa.array(label),
         "task": pa.array(tasks),
     }
     _write_batch(work / "rows.arrow", columns)
-    _write_batch(work / "groups.arrow", _groups(split, split_of_row, name_of_row[order], label, len(label_names), domain))
-    _write_batch(work / "names.arrow", {"labels": pa.array([label_names]), "tasks": pa.array([task_names], pa.list_(pa.string()))})
+    _write_batch(
+        work / "groups.arrow",
+        _groups(split, split_of_row, name_of_row[order], label, len(label_names), domain),
+    )
+    _write_batch(
+        work / "names.arrow",
+        {"labels": pa.array([label_names]), "tasks": pa.array([task_names], pa.list_(pa.string()))},
+    )
     for spooled in ("text.spool", "tokens.spool", "sorted.spool"):
         (work / spooled).unlink()
     ready.enable_truncation(model.max_tokens)
@@ -334,23 +303,11 @@ def _write(
     (work / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def _ordered(spool: _Spool, role: str, given: list[str] | None = None) -> tuple[list[str], NDArray[np.int32]]:
-    """Names in an order that does not depend on the files' (numbers by value), and the codes in that order."""
-    names = spool.names[role]
-    if given is None:
-        given = sorted(names, key=lambda n: (not n.isdecimal(), int(n) if n.isdecimal() else 0, n))
-    place = {name: i for i, name in enumerate(given)}
-    for name in names:
-        if name not in place:
-            raise InputError(f"unknown {role} '{name}' in the data; known here: {', '.join(given)}.{nearest(name, given)}")
-    return given, np.array([place[name] for name in names], np.int32)[spool.codes[role]]
-
-
 def _assign(
     names: list[str],
     name_of_row: NDArray[np.int32],
     what: str,
-    spool: _Spool,
+    spool: Spool,
     data: DataConfig,
     task: TaskConfig,
     only_test: bool,
@@ -360,7 +317,9 @@ def _assign(
     elif "split" in spool.codes:
         words = spool.names["split"]
         pairs = np.unique(name_of_row.astype(np.int64) * len(words) + spool.codes["split"])
-        out = splits.split_by_column(names, ((p // len(words), words[p % len(words)]) for p in pairs.tolist()), what, data.split)
+        out = splits.split_by_column(
+            names, ((p // len(words), words[p % len(words)]) for p in pairs.tolist()), what, data.split
+        )
     elif only_test:
         out = np.full(len(names), 2, np.int8)
     else:
@@ -377,7 +336,7 @@ def _groups(
     labels: int,
     domain: bool,
 ) -> dict[str, Any]:
-    """One row for each (split, name, label) in family domain or (split, name) in family classes, empty ones too."""
+    """One row for each (split, name, label) in family domain, (split, name) in classes, empty ones too."""
     ids = np.argsort(split, kind="stable").astype(np.int32)  # as the rows are sorted: by split, then by name
     ids = ids[split[ids] >= 0]
     place = np.zeros(len(split), np.int64)
@@ -392,16 +351,6 @@ def _groups(
         "start": pa.array(start),
         "count": pa.array(count),
     }
-
-
-def _texts(spool: _Spool, rows: NDArray[np.int64]) -> Iterator[list[str]]:
-    for at in range(0, len(rows), BATCH):
-        flat, ends = gather(spool.text, spool.offsets, rows[at : at + BATCH])
-        yield pa.LargeStringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), pa.py_buffer(flat)).to_pylist()
-
-
-def _ends(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def _mapped(path: Path) -> Any:

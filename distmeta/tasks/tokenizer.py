@@ -1,8 +1,8 @@
 """Tokenizers of the `tokenizers` library: a pretrained one as it is, or one trained on the meta-train text.
 
-A trained tokenizer has [PAD] [UNK] [CLS] [SEP] [MASK] and the template [CLS] text [SEP]. A pretrained one keeps its
-own special tokens and template. The pad token is recorded as the tokenizer's padding, so that its one JSON file
-says everything that is needed to use it again.
+A trained tokenizer has [PAD] [UNK] [CLS] [SEP] [MASK] and the template [CLS] text [SEP]. A pretrained one
+keeps its own special tokens and template. The pad token is recorded as the tokenizer's padding, so that its
+one JSON file says everything that is needed to use it again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tokenizers import (
 from distmeta.errors import InputError
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# Where a pretrained directory does not name them, in this order. The last ones: a decoder pads with its end token.
+# Where a pretrained directory does not name them, in this order; a decoder pads with its end token.
 PAD_NAMES = ["[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>"]
 CLS_NAMES, SEP_NAMES = ["[CLS]", "<s>", "<cls>"], ["[SEP]", "</s>", "<sep>"]
 
@@ -55,11 +55,7 @@ def train_tokenizer(texts: Iterable[str], level: str, vocab_size: int) -> Tokeni
         trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False)
         tokenizer.train_from_iterator(texts, trainer)
     elif level == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece({"[UNK]": 1}, unk_token="[UNK]"))
-        _split_words(tokenizer)
-        tokenizer.decoder = decoders.WordPiece(prefix="##")
-        pieces = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False)
-        tokenizer.train_from_iterator(texts, pieces)
+        tokenizer = _train_wordpieces(texts, vocab_size)
     else:
         raise InputError(f"model.tokenizer = {level!r}: one of word, wordpiece, character")
     ids = {token: tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]")}
@@ -85,13 +81,42 @@ def _train_characters(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+def _train_wordpieces(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Pieces from the library's trainer, made deterministic.
+
+    It numbers the pieces '##c' in the order of a hash map with a random seed, and breaks ties by number.
+    Given as special tokens they keep their order; the vocabulary then gets a tokenizer in which they are not
+    special.
+    """
+    blank = Tokenizer(models.WordPiece({"[UNK]": 1}, unk_token="[UNK]"))
+    _split_words(blank)
+    words: Counter[str] = Counter()
+    for text in texts:
+        normal = blank.normalizer.normalize_str(text)
+        words.update(word for word, _ in blank.pre_tokenizer.pre_tokenize_str(normal))
+    letters: Counter[str] = Counter()
+    for word, count in words.items():
+        for letter in word:
+            letters[letter] += count
+    kept = set(sorted(letters, key=lambda c: (-letters[c], c))[: vocab_size // 3])
+    words = Counter({word: count for word, count in words.items() if kept.issuperset(word)})
+    pieces = sorted({f"##{letter}" for word in words for letter in word[1:]})
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=[*SPECIAL, *pieces], show_progress=False)
+    blank.train_from_iterator(words.elements(), trainer)
+    tokenizer = Tokenizer(models.WordPiece(blank.get_vocab(), unk_token="[UNK]"))
+    tokenizer.add_special_tokens(SPECIAL)
+    _split_words(tokenizer)
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    return tokenizer
+
+
 def _split_words(tokenizer: Tokenizer) -> None:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
-    """The tokenizer of a pretrained directory, a tokenizer.json or a hub id, its pad token set. Raises InputError."""
+    """That of a pretrained directory, a tokenizer.json or a hub id, its pad token set. Raises InputError."""
     path = Path(source).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
     if file.is_file():
@@ -151,8 +176,10 @@ def special_ids(tokenizer: Tokenizer) -> SpecialIds:
     def first(names: Sequence[str]) -> int | None:
         return next((i for i in map(tokenizer.token_to_id, names) if i is not None), None)
 
+    padding = tokenizer.padding
+    assert padding is not None, "train_tokenizer and load_tokenizer set it"
     size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    return SpecialIds(size, tokenizer.padding["pad_id"], first(CLS_NAMES), first(SEP_NAMES))
+    return SpecialIds(size, padding["pad_id"], first(CLS_NAMES), first(SEP_NAMES))
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

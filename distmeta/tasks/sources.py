@@ -1,0 +1,163 @@
+"""Finding the data files: files, directories, globs, on the local disk or a pyarrow or fsspec filesystem."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from distmeta.errors import InputError
+
+KINDS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv",
+    ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
+}  # fmt: skip
+COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data file."""
+
+    name: str  # as messages call it
+    path: str  # within its filesystem
+    filesystem: Any
+    kind: str
+    split: str | None = None  # the folder's name, in a saved DatasetDict
+
+    def open(self) -> Any:
+        """A sequential, decompressed input stream."""
+        return self.filesystem.open_input_stream(self.path, compression="detect")
+
+    def digest(self) -> str:
+        """Of the content for a local file; of path, size and time of change for a remote one."""
+        hashed = hashlib.blake2b(self.kind.encode(), digest_size=16)
+        hashed.update((self.split or "").encode())
+        if isinstance(self.filesystem, pafs.LocalFileSystem):
+            with open(self.path, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    hashed.update(chunk)
+        else:
+            info = self.filesystem.get_file_info(self.path)
+            hashed.update(f"{self.name}\0{info.size}\0{info.mtime_ns}".encode())
+        return hashed.hexdigest()
+
+
+def filesystem_of(path: str) -> tuple[Any, str]:
+    """The filesystem of a local path or URI, and the path within it. Raises InputError."""
+    if "://" not in path:
+        return pafs.LocalFileSystem(), str(Path(path).expanduser())
+    try:
+        return pafs.FileSystem.from_uri(path)  # type: ignore[no-any-return]
+    except (pa.ArrowException, OSError, ValueError):
+        pass
+    try:
+        import fsspec
+
+        filesystem, inner = fsspec.core.url_to_fs(path)
+    except ImportError as error:
+        raise InputError(f"data.path = {path}: this filesystem needs a package: {error}") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"data.path = {path}: {' '.join(str(error).split())}") from None
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
+
+
+def find_sources(paths: str | Sequence[str]) -> list[Source]:
+    """The data files that `paths` (files, directories, globs) stand for, in a stable order."""
+    sources: list[Source] = []
+    for path in [paths] if isinstance(paths, str) else paths:
+        filesystem, inner = filesystem_of(path)
+        sources += _expand(filesystem, path, inner)
+    if not sources:
+        raise InputError("data.path is an empty list; name at least one file, directory or glob")
+    for source in sources:
+        if source.filesystem.get_file_info(source.path).size == 0:
+            raise InputError(f"{source.name}: the file is empty")
+    return sources
+
+
+def _expand(filesystem: Any, shown: str, inner: str) -> list[Source]:
+    kind = filesystem.get_file_info(inner).type
+    if kind == pafs.FileType.File:
+        return [_source(filesystem, inner, shown)]
+    scheme = shown.partition("://")[0] + "://" if "://" in shown else ""
+    if kind == pafs.FileType.Directory:
+        found = _in_directory(filesystem, inner.rstrip("/"), scheme)
+        if not found:
+            raise InputError(f"{shown}: no data file in this directory; known types: {', '.join(KINDS)}")
+        return found
+    if not glob.has_magic(inner):
+        raise InputError(f"{shown}: no such file or directory (data.path)")
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        matches = sorted(glob.glob(inner, recursive=True))
+    else:
+        base = "/".join(takewhile(lambda part: not glob.has_magic(part), inner.split("/")[:-1]))
+        listed = filesystem.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
+        matches = sorted(info.path for info in listed if fnmatch.fnmatch(info.path.lstrip("/"), inner.lstrip("/")))
+    if not matches:
+        raise InputError(f"{shown}: no file matches (data.path)")
+    return [source for match in matches for source in _expand(filesystem, scheme + match, match)]
+
+
+def _in_directory(filesystem: Any, path: str, scheme: str, split: str | None = None) -> list[Source]:
+    def note(name: str) -> Any:
+        if filesystem.get_file_info(f"{path}/{name}").type != pafs.FileType.File:
+            return None
+        try:
+            with filesystem.open_input_stream(f"{path}/{name}") as stream:
+                return json.loads(stream.read())
+        except ValueError:
+            raise InputError(f"{scheme}{path}/{name}: not readable JSON; is the saved dataset complete?") from None
+
+    parts, state = note("dataset_dict.json"), note("state.json")
+    try:
+        if parts is not None:
+            names = [str(name) for name in parts["splits"]]
+            return [s for name in names for s in _in_directory(filesystem, f"{path}/{name}", scheme, name)]
+        if state is not None:
+            files = [f"{path}/{entry['filename']}" for entry in state["_data_files"]]
+            return [_source(filesystem, file, scheme + file, split) for file in files]
+    except (KeyError, TypeError):
+        raise InputError(f"{scheme}{path}: not a saved Hugging Face dataset that can be read") from None
+    listed = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    paths = {info.path for info in listed}
+    # A cache of ours below the data (data.cache) is not data.
+    stores = {n.removesuffix("/rows.arrow") for n in paths if n.endswith("/rows.arrow")}
+    stores = {store for store in stores if f"{store}/tokenizer.json" in paths}
+    # A .json file beside data describes it (splits.json, dataset_info.json); named itself, it is JSONL.
+    suffixes = set(KINDS) - {".json"}
+    found = []
+    for info in sorted(listed, key=lambda info: info.path):
+        folder, _, file = info.path.rpartition("/")
+        below = info.path[len(path) :].strip("/").split("/")
+        hidden = file.startswith("cache-") or folder in stores or any(p.startswith((".", "_")) for p in below)
+        if info.type == pafs.FileType.File and not hidden and _suffix(file) in suffixes:
+            found.append(_source(filesystem, info.path, scheme + info.path, split))
+    return found
+
+
+def _suffix(path: str) -> str:
+    suffixes = Path(path.lower()).suffixes
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _source(filesystem: Any, path: str, shown: str, split: str | None = None) -> Source:
+    if filesystem.get_file_info(path).type != pafs.FileType.File:
+        raise InputError(f"{shown}: no such file")
+    kind = KINDS.get(_suffix(path))
+    if kind is None:
+        raise InputError(f"{shown}: unknown file type '{Path(path).suffix}'; known types: {', '.join(KINDS)}")
+    if kind in ("parquet", "arrow") and path.lower().endswith(COMPRESSED):
+        raise InputError(f"{shown}: compressed {kind} cannot be memory-mapped; decompress it")
+    return Source(shown, path, filesystem, kind, split)

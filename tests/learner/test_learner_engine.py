@@ -1,0 +1,102 @@
+"""The sharded engine against plain torch: ZeRO 0, 1, 2 at 1 and 2 ranks; its state at another world size."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import engine_cases
+import pytest
+import small
+import torch
+
+import distmeta
+from distmeta.learner.engine import outer_lr
+from distmeta.learner.worker import share
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """{(world, rank): report} of three processes, and what they left behind."""
+    folder = tmp_path_factory.mktemp("engine")
+    extensions = tmp_path_factory.mktemp("extensions")
+    before = set(os.listdir("/dev/shm"))
+    environment = {
+        **os.environ, "TORCH_EXTENSIONS_DIR": str(extensions),
+        "PYTHONPATH": os.pathsep.join(str(Path(part.__file__).parents[up]) for part, up in ((small, 0), (distmeta, 1))),
+    }  # fmt: skip
+    ranks = [(1, 0), (2, 0), (2, 1)]
+    processes = {
+        (world, rank): subprocess.Popen(
+            [sys.executable, engine_cases.__file__, str(world), str(rank), str(folder)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment | {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)},
+        )
+        for world, rank in ranks
+    }  # fmt: skip
+    found = {}
+    for key, process in processes.items():
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err[-3000:]
+        found[key] = json.loads(out.splitlines()[-1])
+    left = [name for name in set(os.listdir("/dev/shm")) - before if "deepspeed" in name or "torch" in name]
+    return found, left, list(extensions.rglob("*"))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("rank", [(1, 0), (2, 0), (2, 1)])
+def test_steps_are_plain_torch_s(reports, rank, stage):
+    cases = {name: r for name, r in reports[0][rank].items() if name.startswith(f"{stage}-")}
+    assert len(cases) == 6
+    for name, report in cases.items():
+        assert report["apart"] < 1e-6, name
+        assert report["undisturbed"] < 1e-6, name
+        assert report["norm"] < 1e-6, name  # before clipping, at every stage
+        kinds = {"adamw": {"exp_avg", "exp_avg_sq"}, "momentum": {"momentum_buffer"}, "sgd": set()}
+        assert {key.split("/")[0] for key in report["keys"]} == kinds[name.split("-")[1]]
+
+
+@pytest.mark.parametrize("rank", [(1, 0), (2, 0), (2, 1)])
+def test_state_is_read_at_any_world_size(reports, rank):
+    for name, report in reports[0][rank].items():
+        for source, continued in report["continued"].items():
+            assert continued["apart"] < 1e-6, (name, source)
+            if int(source) == rank[0]:
+                assert continued["identical"], name
+
+
+def test_nothing_is_compiled_and_nothing_left(reports):
+    _, left, compiled = reports
+    assert left == []
+    assert compiled == []
+
+
+def test_the_reference_can_tell():
+    """Clipping, weight decay, momentum and the rate of each step all show in the reference's numbers."""
+    plain = engine_cases.reference((0, "adamw", 0.0))[0][2]
+    for other in [(0, "adamw", 0.5), (0, "momentum", 0.0)]:
+        assert engine_cases.apart(engine_cases.reference(other)[0][2], plain) > 1e-3
+    sgd = engine_cases.reference((0, "sgd", 0.0))[0][2]
+    assert engine_cases.apart(engine_cases.reference((0, "momentum", 0.0))[0][2], sgd) > 1e-3
+
+
+def test_outer_lr_is_warm_up_then_schedule():
+    def rates(**outer):
+        made = small.config(outer={"lr": 1.0, "steps": 10, **outer})
+        return torch.tensor([outer_lr(made, step) for step in range(1, 11)])
+
+    assert torch.equal(rates(), torch.ones(10))
+    assert rates(warmup_steps=4)[:5].tolist() == [0.25, 0.5, 0.75, 1.0, 1.0]
+    linear = rates(schedule="linear")
+    assert linear[0] == 1 and torch.allclose(linear.diff(), torch.tensor(-0.1)) and linear[-1] > 0
+    cosine = rates(schedule="cosine", warmup_steps=2)
+    assert cosine[2] == 1 and (cosine[2:].diff() < 0).all() and cosine[-1] > 0
+
+
+def test_shares_are_consecutive_and_even():
+    for total in (4, 7, 8):
+        for world in (1, 2, 3):
+            parts = [share(total, rank, world) for rank in range(world)]
+            assert [i for part in parts for i in part] == list(range(total))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1

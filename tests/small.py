@@ -1,0 +1,120 @@
+"""Small data, configurations and processes for tests. Imported by name: pytest puts this folder on the path."""
+
+import dataclasses
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from distmeta.config import Config, make_config, merge
+from distmeta.sampling.episode import Rows
+
+CLI = [sys.executable, "-m", "distmeta.cli"]
+PLENTY = ["red", "blue", "green", "small", "big", "fast", "slow", "old", "new", "hot", "cold", "sharp", "round", "flat"]
+
+# Decoders have two layers: with one, the last token cannot tell whether those before it looked ahead.
+BACKBONES = {
+    "bert": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+             "max_position_embeddings": 32},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32},
+    "llama": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+              "intermediate_size": 32},
+    "qwen2": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+              "intermediate_size": 32},
+    "t5": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2},
+}  # fmt: skip
+
+
+def write_domains(path: Path, tasks: int = 10, rows: int = 14) -> Path:
+    """text,label,task: in each task two words of its own say yes, and two others no."""
+    rng = random.Random(0)
+    lines = ["text,label,task"]
+    for t in range(tasks):
+        words = rng.sample(PLENTY, 4)
+        for i in range(rows):
+            for label, pair in (("yes", words[:2]), ("no", words[2:])):
+                filler = " ".join(rng.choice(["the", "a", "so", "it", "is"]) for _ in range(1 + (i + t) % 5))
+                lines.append(f"{filler} {rng.choice(pair)} thing,{label},task{t}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def config(path: Path | None = None, architecture: str = "bert", **sections) -> Config:
+    """A tiny configuration: one layer, 16 wide, family domain; sections as dictionaries, laid over it."""
+    base = {
+        "model": {"architecture": architecture, "config": BACKBONES[architecture], "max_tokens": 16, "vocab_size": 100},
+        "data": {"path": None if path is None else str(path)},
+        "task": {"shots": 3, "queries": 4},
+        "inner": {"lr": 0.2, "steps": 2},
+        "outer": {"lr": 0.01, "steps": 20, "meta_batch_size": 4},
+        "eval": {"episodes": 8, "validation_episodes": 4},
+        "run": {"checkpoint_every": 5, "timeout_s": 60},
+    }
+    return make_config(merge(base, sections))
+
+
+def rows(counts, vocabulary: int, classes: int, seed: int = 0, longest: int = 11, pad: int | None = None) -> list[Rows]:
+    """For each count, that many ragged random rows, every class among them; `pad` occurs as a token of the text."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for count in counts:
+        lengths = rng.integers(2, longest + 1, count)
+        tokens = rng.integers(5, vocabulary, lengths.sum()).astype(np.int32)
+        if pad is not None:
+            tokens[::7] = pad
+        labels = rng.permutation(np.arange(count) % classes)
+        out.append(Rows(tokens, np.concatenate([[0], np.cumsum(lengths)]), labels, np.arange(count)))
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What a `distmeta train` process left."""
+
+    run: Path
+    command: list[str]
+    cwd: Path
+    stdout: str
+    stderr: str
+
+    @property
+    def records(self) -> list[dict]:
+        return records(self.run)
+
+    @property
+    def weights(self) -> bytes:
+        return weights(self.run)
+
+
+def records(run: Path) -> list[dict]:
+    """metrics.jsonl without its seconds."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.endswith("_s")} for line in lines]
+
+
+def weights(run: Path) -> bytes:
+    """The final meta-parameters, byte for byte."""
+    return (run / "checkpoints" / "step-000020" / "meta.safetensors").read_bytes()
+
+
+def train_command(place: Path, data: Path, *words: str) -> Finished:
+    """Runs `distmeta train` on the tiny configuration in `place`, to its end."""
+    command = start_command(place, data, *words)
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Finished(place / "runs" / "tiny", command, place, done.stdout, done.stderr)
+
+
+def start_command(place: Path, data: Path, *words: str) -> list[str]:
+    import yaml
+
+    tiny = config(data, cluster={"workers": 2}, sampling={"actors": 2}, run={"name": "tiny"})
+    (place / "tiny.yaml").write_text(yaml.safe_dump(tiny.model_dump(mode="json")))
+    return [*CLI, "train", "tiny.yaml", *words]
+
+
+def cli(*words: str, cwd: Path, stdin: str | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run([*CLI, *words], cwd=cwd, input=stdin, capture_output=True, text=True, timeout=120)

@@ -1,0 +1,197 @@
+"""The store holds every example once, in groups, and the same content always gives the same store."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from tasks_data import make_rows, write_jsonl
+from tokenizers import Tokenizer
+
+from distmeta.config import DataConfig, ModelConfig, TaskConfig
+from distmeta.errors import InputError
+from distmeta.tasks import TaskStore, build_store, check_feasible, open_store
+from distmeta.tasks.spool import spool_examples, spooled_texts
+
+CHARACTERS = ModelConfig(tokenizer="character", max_tokens=24)
+FAMILY = {name: TaskConfig(family=name, shots=2, queries=3) for name in ("domain", "classes")}
+
+
+def build(tmp_path: Path, rows: list[dict[str, Any]], family: str = "domain", **more: Any) -> TaskStore:
+    keys = {"labels", "tokenizer_file", "only_test", "progress"}
+    data = DataConfig(
+        path=write_jsonl(tmp_path / "data.jsonl", rows),
+        cache=str(tmp_path / "cache"),
+        **{key: value for key, value in more.items() if key not in keys},
+    )
+    task = FAMILY[family]
+    return open_store(build_store(data, task, CHARACTERS, **{k: v for k, v in more.items() if k in keys}))
+
+
+def by_class(**more: Any) -> list[dict[str, Any]]:
+    """18 classes, six of each split."""
+    rows = [row | {"label": f"{row['task']}.{row['label']}"} for row in make_rows()]
+    return [{k: v for k, v in row.items() if k != "task"} for row in rows]
+
+
+@pytest.mark.parametrize("family", ["domain", "classes"])
+def test_every_example_is_there_once_in_its_group(tmp_path: Path, family: str) -> None:
+    rows = make_rows() if family == "domain" else by_class()
+    store = build(tmp_path, rows, family)
+    tokenizer = Tokenizer.from_file(str(store.tokenizer_file))
+    tokenizer.no_padding()
+    found: Counter[tuple[str, ...]] = Counter()
+    for split, groups in store.groups.items():
+        for g, number in enumerate(groups.ids):
+            for c in range(groups.count.shape[1]):
+                for row in range(groups.start[g, c], groups.start[g, c] + groups.count[g, c]):
+                    label = store.labels[store.label_ids[row]]
+                    if family == "domain":
+                        assert (store.task_ids[row], store.label_ids[row]) == (number, c)
+                        found[store.text(row), label, store.tasks[number], split] += 1
+                    else:
+                        assert store.label_ids[row] == number
+                        found[store.text(row), label, split] += 1
+                    tokens = store.tokens[store.offsets[row] : store.offsets[row + 1]]
+                    assert tokens.tolist() == tokenizer.encode(store.text(row)).ids
+    alias = {"train": "train", "val": "validation", "test": "test"}
+    columns = ("text", "label", "task") if family == "domain" else ("text", "label")
+    assert found == Counter((*(row[c] for c in columns), alias[row["split"]]) for row in rows)
+    assert store.rows == len(rows) and max(np.diff(store.offsets)) <= CHARACTERS.max_tokens
+
+
+def test_a_slice_of_a_batch_is_spooled_as_what_it_shows(tmp_path: Path) -> None:
+    batch = pa.RecordBatch.from_pydict(
+        {"text": pa.array(["not this", "é", "three 3"], pa.large_string()), "label": ["z", "a", "a"]}
+    )
+    spool = spool_examples(iter([batch.slice(1), batch.slice(1, 1)]), tmp_path, None)
+    assert [text for part in spooled_texts(spool, np.array([2, 0, 1])) for text in part] == [
+        "é",
+        "é",
+        "three 3",
+    ]
+    assert spool.names["label"][spool.codes["label"][0]] == "a"
+
+
+def test_the_vocabulary_comes_from_the_meta_train_text(tmp_path: Path) -> None:
+    rows = [
+        row | {"text": row["text"] + {"train": " α", "val": " β", "test": " γ"}[row["split"]]} for row in make_rows()
+    ]
+    vocabulary = Tokenizer.from_file(str(build(tmp_path, rows).tokenizer_file)).get_vocab()
+    assert "α" in vocabulary and "β" not in vocabulary and "γ" not in vocabulary
+
+
+def test_the_key_is_the_content(tmp_path: Path) -> None:
+    first = build(tmp_path, make_rows())
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(tmp_path / "data.jsonl", tmp_path / "elsewhere" / "other.jsonl")
+    cache = str(tmp_path / "cache")
+    moved = DataConfig(path=str(tmp_path / "elsewhere" / "other.jsonl"), cache=cache)
+    assert build_store(moved, FAMILY["domain"], CHARACTERS) == first.path
+    others = [
+        build_store(moved, FAMILY["domain"], ModelConfig(tokenizer="word", max_tokens=24)),
+        build_store(moved, FAMILY["domain"], ModelConfig(tokenizer="character", max_tokens=25)),
+        build(tmp_path, [*make_rows()[:-1], make_rows()[-1] | {"text": "changed"}]).path,
+    ]
+    assert len({first.path, *others}) == 4
+
+
+def test_a_store_is_not_built_twice_and_opens_anywhere(tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int | None]] = []
+    store = build(tmp_path, make_rows(), progress=lambda *a: seen.append(a))
+    assert seen[0] == ("reading", 144, None) and seen[-1] == ("tokenising", 144, 144)
+    seen.clear()
+    assert build(tmp_path, make_rows(), progress=lambda *a: seen.append(a)).key == store.key and not seen
+    again = pickle.loads(pickle.dumps(store))
+    assert (again.tokens == store.tokens).all() and not again.tokens.flags.writeable
+
+
+def test_a_cache_below_the_data_is_not_data(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "data.jsonl", make_rows())
+    data = DataConfig(path=str(tmp_path), cache=str(tmp_path / "cache"))
+    first = build_store(data, FAMILY["domain"], CHARACTERS)
+    assert build_store(data, FAMILY["domain"], CHARACTERS) == first
+
+
+def _build_in_process(data: DataConfig, out: Any) -> None:
+    out.put(build_store(data, FAMILY["domain"], CHARACTERS))
+
+
+def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
+    data = DataConfig(path=write_jsonl(tmp_path / "d.jsonl", make_rows(each=80)), cache=str(tmp_path / "cache"))
+    context = multiprocessing.get_context("spawn")
+    out = context.Queue()
+    both = [context.Process(target=_build_in_process, args=(data, out)) for _ in range(2)]
+    for process in both:
+        process.start()
+    paths = {out.get(timeout=60) for _ in both}
+    for process in both:
+        process.join()
+    assert len(paths) == 1 and open_store(paths.pop()).rows == 6 * 3 * 80
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no 'text'"):
+        build(tmp_path, [*make_rows(), {"label": "a"}])
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_damaged_store_is_named(tmp_path: Path) -> None:
+    store = build(tmp_path, make_rows())
+    (store.path / "rows.arrow").write_bytes((store.path / "rows.arrow").read_bytes()[:100])
+    with pytest.raises(InputError, match=r"not a whole task store .*delete it"):
+        open_store(store.path)
+
+
+def test_new_data_takes_the_tokenizer_and_labels_of_a_checkpoint(tmp_path: Path) -> None:
+    old = build(tmp_path, make_rows())
+    labels = ["label2", "label0", "label1"]
+    kept = tmp_path / "tokenizer.json"
+    shutil.copy(old.tokenizer_file, kept)
+    rows = make_rows(tasks=2, split=False)
+    new = build(tmp_path, rows, tokenizer_file=kept, labels=labels, only_test=True)
+    assert new.labels == labels and new.vocab_size == old.vocab_size and new.pad_id == old.pad_id
+    assert {split: len(groups.ids) for split, groups in new.groups.items()} == {
+        "train": 0,
+        "validation": 0,
+        "test": 2,
+    }
+    check_feasible(new, FAMILY["domain"])
+    with pytest.raises(InputError, match=r"unknown label 'label2' in the data; known here: label0, label1"):
+        build(tmp_path, rows, tokenizer_file=kept, labels=["label0", "label1"], only_test=True)
+
+
+def test_lists_leave_out_what_they_do_not_name(tmp_path: Path) -> None:
+    store = build(tmp_path, make_rows(), splits={"train": ["task0", "task1"], "test": ["task5"]})
+    assert store.left_out == ["task2", "task3", "task4"] and store.rows == 3 * 24
+    assert len(store.groups["validation"].ids) == 0
+
+
+def test_without_a_split_column_the_hash_decides(tmp_path: Path) -> None:
+    store = build(tmp_path, make_rows(tasks=10, split=False))
+    assert [len(store.groups[s].ids) for s in ("train", "validation", "test")] == [6, 2, 2]
+
+
+def test_a_class_in_two_splits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"class 'label0' is in two splits, train and validation"):
+        build(tmp_path, make_rows(), "classes")
+
+
+def test_infeasible_episodes_are_refused_before_the_first(tmp_path: Path) -> None:
+    store = build(tmp_path, by_class(), "classes")
+    check_feasible(store, FAMILY["classes"].model_copy(update={"ways": 3}))
+    with pytest.raises(InputError, match=r"task.ways=7 is more than the 3 classes of the split 'validation'"):
+        check_feasible(store, FAMILY["classes"].model_copy(update={"ways": 7}), ["validation", "test"])
+    with pytest.raises(InputError, match=r"class 'task0.label0' \(train\) has 8 examples; .* need 9: lower task.q.* 4"):
+        check_feasible(store, TaskConfig(family="classes", ways=2, shots=4, queries=5))
+    lacking = [row for row in make_rows() if (row["task"], row["label"]) != ("task2", "label1")]
+    with pytest.raises(InputError, match=r"class 'label1' of the task 'task2' \(validation\) has 0 examples"):
+        check_feasible(build(tmp_path, lacking), FAMILY["domain"])

@@ -1,0 +1,233 @@
+"""Evaluation: curves, baselines, divided over ranks, and loops that diverge."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import small
+import torch
+
+from distmeta import metrics
+from distmeta.algorithms.rates import initial_log_rates
+from distmeta.errors import InputError
+from distmeta.evaluate import (
+    WORST_LOSS,
+    Scored,
+    details,
+    evaluate,
+    evaluate_methods,
+    group_episodes,
+    load_model,
+    predictions,
+    score_episodes,
+    summarise,
+)
+from distmeta.inner import InnerLoop
+from distmeta.models.task_model import build_model
+from distmeta.sampling.episode import sample_episode
+from distmeta.tasks.store import build_store, open_store
+
+CPU = torch.device("cpu")
+
+
+def assert_near(found, expected, within):
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, abs=within), key
+
+
+class Setting:
+    def __init__(self, path, **sections):
+        self.config = small.config(path, **sections)
+        self.store = open_store(build_store(self.config.data, self.config.task, self.config.model))
+        self.model = build_model(self.config, self.store.vocab_size, self.store.pad_id, 2)
+        self.meta = {
+            **self.model.fast, **self.model.shared, **initial_log_rates(self.config.inner, self.model.adapted)
+        }  # fmt: skip
+
+    def methods(self, say=lambda line: None, **keywords):
+        config = self.config.model_copy(update={"eval": self.config.eval.model_copy(update=keywords.pop("eval", {}))})
+        return evaluate_methods(self.model, self.meta, self.store, config, CPU, say=say, **keywords)
+
+    def episodes(self, count):
+        return [sample_episode(self.store, self.config.task, 0, "test", i) for i in range(count)]
+
+
+def test_evaluation_has_the_design_s_shape(words_csv, tmp_path):
+    setting = Setting(words_csv, inner={"steps": 3})
+    found = setting.methods()
+    assert list(found.methods) == ["meta_trained", "no_adaptation", "fine_tuned", "prototypes"]
+    for name, scores in found.methods.items():
+        assert set(scores) == {"accuracy", "precision", "recall", "f1", "loss"}
+        steps = {"meta_trained": 3, "no_adaptation": 0, "fine_tuned": 12, "prototypes": 0}[name]
+        for score in scores.values():
+            assert set(score) == {"mean", "low", "high", "episodes", "curve"}
+            assert score["low"] <= score["mean"] <= score["high"] and score["episodes"] == 8
+            assert len(score["curve"]) == steps + 1 and score["curve"][-1] == pytest.approx(score["mean"])
+    assert found.methods["no_adaptation"]["accuracy"]["mean"] == found.methods["meta_trained"]["accuracy"]["curve"][0]
+    assert set(found.details["meta_trained"]["per_class"]) == {"yes", "no"}
+    assert np.sum(found.details["meta_trained"]["confusion"]["rows_are_labels"]) == 8 * 2 * 4
+    assert found.details["meta_trained"]["diverged"] == 0
+    found.save(tmp_path)
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == found.methods
+    assert list(setting.methods(eval={"baselines": False}).methods) == ["meta_trained"]
+
+
+@pytest.mark.parametrize("learnt", ["none", "per_step"])
+def test_a_curve_s_point_k_is_evaluating_with_k_steps(learnt, words_csv):
+    setting = Setting(words_csv, inner={"steps": 3, "learn_lr": learnt})
+    whole = setting.methods(eval={"baselines": False}).methods["meta_trained"]
+    for k in (0, 1, 2):
+        found = setting.methods(eval={"baselines": False, "steps": k}).methods["meta_trained"]
+        for name, score in found.items():
+            assert score["mean"] == pytest.approx(whole[name]["curve"][k], abs=1e-7)
+    longer = setting.methods(eval={"baselines": False, "steps": 5}).methods["meta_trained"]
+    assert longer["loss"]["curve"][:4] == pytest.approx(whole["loss"]["curve"], abs=1e-6)
+
+
+def test_divided_over_ranks_is_one_process(words_csv):
+    setting = Setting(words_csv)
+    whole = setting.methods(eval={"episodes": 7})
+    world = 3
+    # Each rank runs once to tell its parts, then once more with everybody's: what a collective would do.
+    told = {rank: [] for rank in range(world)}
+    for rank in range(world):
+        setting.methods(eval={"episodes": 7}, rank=rank, world=world,
+                        gather=lambda mine, rank=rank: told[rank].append(mine) or mine)  # fmt: skip
+    assert [len(parts[0]) for parts in told.values()] == [2, 2, 3]
+    assert len({len(parts) for parts in told.values()}) == 1
+    for rank in range(world):
+        calls = iter(range(len(told[0])))
+        found = setting.methods(
+            eval={"episodes": 7}, rank=rank, world=world,
+            gather=lambda mine, calls=calls: (lambda i: [s for r in range(world) for s in told[r][i]])(next(calls)),
+        )  # fmt: skip
+        for method in ("meta_trained", "no_adaptation", "prototypes"):
+            for name, score in whole.methods[method].items():
+                assert_near(found.methods[method][name], score, 1e-5)
+
+
+def test_groups_of_tasks_are_tasks_one_by_one(words_csv):
+    setting = Setting(words_csv, model={"head": "prototype"})
+    episodes = setting.episodes(5)
+    loop = InnerLoop(steps=2, lr=0.2)
+    found = []
+    for size in (1, 3):
+        config = setting.config.model_copy(
+            update={"inner": setting.config.inner.model_copy(update={"task_batch": size})}
+        )
+        found.append(
+            score_episodes(setting.model, setting.model.fast, setting.model.shared, loop, episodes, config, 0, CPU)
+        )
+    for one, many in zip(*found, strict=True):
+        assert one.task == many.task
+        order = np.argsort(one.labels, kind="stable"), np.argsort(many.labels, kind="stable")
+        assert (one.labels[order[0]] == many.labels[order[1]]).all()
+        np.testing.assert_allclose(one.loss, many.loss, rtol=1e-5)
+        assert ((one.predicted == one.labels).sum(1) == (many.predicted == many.labels).sum(1)).all()
+
+
+def test_an_episode_that_diverges_counts_as_wrong_and_ends_nothing(words_csv):
+    """By a rate that sends every loop out of the finite numbers, meta-trained and baselines alike."""
+    setting = Setting(words_csv, inner={"lr": 1e20, "steps": 3})
+    said = []
+    found = setting.methods(said.append)
+    ours = found.methods["meta_trained"]
+    assert ours["accuracy"]["mean"] == 0 and ours["accuracy"]["curve"][0] > 0
+    assert ours["loss"]["mean"] == pytest.approx(WORST_LOSS)
+    assert found.details["meta_trained"]["diverged"] == 8
+    assert found.methods["prototypes"]["accuracy"]["mean"] > 0
+    assert any("diverged in 8 of 8 episodes" in line for line in said)
+    json.loads(json.dumps(found.methods, allow_nan=False))
+
+
+def test_one_task_that_diverges_does_not_touch_its_neighbours(words_csv):
+    setting = Setting(words_csv)
+    episodes, bad = setting.episodes(3), 4  # [MASK], which no text has
+    spoilt = dataclasses.replace(
+        episodes[1],
+        support=dataclasses.replace(episodes[1].support, tokens=np.full_like(episodes[1].support.tokens, bad)),
+    )
+    fast = {name: value.detach().clone() for name, value in setting.model.fast.items()}
+    fast["backbone.embeddings.word_embeddings.weight"][bad] = float("inf")
+    loop = InnerLoop(steps=2, lr=0.2)
+    args = (loop, [episodes[0], spoilt, episodes[2]], setting.config, 0, CPU)
+    found = score_episodes(setting.model, fast, setting.model.shared, *args)
+    assert not np.isfinite(found[1].loss[-1]) and (found[1].predicted[-1] != found[1].labels).all()
+    args = (loop, episodes, setting.config, 0, CPU)
+    clean = score_episodes(setting.model, setting.model.fast, setting.model.shared, *args)
+    for i in (0, 2):
+        np.testing.assert_allclose(found[i].loss, clean[i].loss, rtol=1e-5)
+
+
+def test_scores_that_are_no_numbers_are_wrong_predictions():
+    nan = float("nan")
+    logits = torch.tensor([[[0.0, 1.0, 2.0], [nan, 1.0, 2.0], [0.0, nan, nan], [float("inf"), 0.0, 0.0]]])
+    labels = torch.tensor([[2, 2, 0, 0]])
+    assert predictions(logits, labels).tolist() == [[2, 0, 1, 1]]
+    scored = Scored("t", ("a", "b", "c"), labels[0].numpy(), predictions(logits, labels).numpy(), np.array([nan]))
+    assert summarise([scored])["accuracy"]["mean"] == 0.25
+    assert details([scored], False) == {"diverged": 1}
+
+
+def test_summary_is_the_mean_of_episodes():
+    rng = np.random.default_rng(0)
+    scored = [
+        Scored("t", ("a", "b"), rng.integers(0, 2, 6), rng.integers(0, 2, (3, 6)), rng.random(3)) for _ in range(9)
+    ]
+    found = summarise(scored)
+    accuracy = np.array([[(p == s.labels).mean() for p in s.predicted] for s in scored])
+    assert found["accuracy"] == metrics.interval(accuracy)
+    assert found["loss"]["curve"] == pytest.approx(np.mean([s.loss for s in scored], 0).tolist())
+
+
+def test_permuted_labels_are_counted_under_their_names():
+    labels, predicted = np.array([0, 1, 1]), np.array([[0, 1, 0]])
+    one = Scored("t", ("a", "b"), labels, predicted, np.array([0.1]))
+    other = Scored("t", ("b", "a"), labels, predicted, np.array([0.1]))
+    assert details([one, other], True)["confusion"] == {"labels": ["a", "b"], "rows_are_labels": [[2, 1], [1, 2]]}
+
+
+def test_groups_hold_equal_shapes_in_order(words_csv):
+    setting = Setting(words_csv)
+    episodes = setting.episodes(5)
+    shorter = dataclasses.replace(episodes[2], label_names=("a", "b", "c"))
+    groups = group_episodes([*episodes[:2], shorter, *episodes[3:]], 4)
+    assert [[e.index for e in group] for group in groups] == [[0, 1], [2], [3, 4]]
+
+
+def test_a_checkpoint_evaluates_as_its_run_did(undisturbed):
+    """Again in one process what two ranks found; also for data that was split by hash, and on other data."""
+    written = json.loads((undisturbed.run / "evaluation.json").read_text())
+    found = evaluate(undisturbed.run, baselines=False)
+    for name, score in written["meta_trained"].items():
+        assert_near(found.methods["meta_trained"][name], score, 1e-4)
+    fewer = evaluate(str(undisturbed.run / "checkpoints" / "step-000015"), episodes=4, baselines=False)
+    assert fewer.methods["meta_trained"]["accuracy"]["episodes"] == 4
+    assert fewer.methods["meta_trained"]["loss"]["mean"] != pytest.approx(
+        found.methods["meta_trained"]["loss"]["mean"], abs=1e-9
+    )
+
+
+def test_evaluating_on_other_data(undisturbed, tmp_path):
+    other = small.write_domains(tmp_path / "other.csv", tasks=3)
+    found = evaluate(undisturbed.run, str(other), episodes=4)
+    assert found.details["settings"]["split"] == "test"
+    assert set(found.details["meta_trained"]["per_task"]) <= {"task0", "task1", "task2"}
+    strange = tmp_path / "strange.csv"
+    strange.write_text(other.read_text().replace(",yes,", ",maybe,"))
+    with pytest.raises(InputError, match="maybe"):
+        evaluate(undisturbed.run, str(strange), episodes=4)
+    with pytest.raises(InputError, match="no such tasks"):
+        evaluate(undisturbed.run, str(other), episodes=4, split="train")
+
+
+def test_the_model_of_a_checkpoint_is_rebuilt(undisturbed):
+    from distmeta import checkpoint
+
+    saved = checkpoint.load(undisturbed.run)
+    first, again = load_model(saved), load_model(saved)
+    assert set(saved.meta) == {*first.fast, *first.shared}
+    assert all(torch.equal(v, again.fast[n]) for n, v in first.fast.items())
+    assert any(not torch.equal(v, saved.meta[n]) for n, v in first.fast.items())

@@ -1,0 +1,63 @@
+"""Scores against scikit-learn, intervals against their definition."""
+
+import numpy as np
+import pytest
+
+from distmeta import metrics
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_scores_are_scikit_learn_s(classes):
+    from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+
+    rng = np.random.default_rng(classes)
+    for case in range(40):
+        n = int(rng.integers(1, 20))
+        labels = rng.integers(0, classes, n)
+        predicted = np.where(rng.random(n) < 0.5, labels, rng.integers(0, max(1, classes - case % 2), n))
+        matrix = metrics.confusion(labels, predicted, classes)
+        assert (matrix == confusion_matrix(labels, predicted, labels=range(classes))).all()
+        found = metrics.scores(matrix)
+        expected = precision_recall_fscore_support(labels, predicted, average="macro", zero_division=0)[:3]
+        assert found["accuracy"] == pytest.approx(accuracy_score(labels, predicted))
+        for name, value in zip(("precision", "recall", "f1"), expected, strict=True):
+            assert found[name] == pytest.approx(value, abs=1e-12), (name, labels, predicted)
+        each = precision_recall_fscore_support(labels, predicted, labels=range(classes), average=None, zero_division=0)[
+            :3
+        ]
+        of_class = metrics.class_scores(matrix)
+        for name, value in zip(("precision", "recall", "f1"), each, strict=True):
+            np.testing.assert_allclose(of_class[name], value, atol=1e-12)
+
+
+def test_leading_axes_are_independent():
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.integers(0, 3, (2, 4, 9))
+    stacked = metrics.confusion(labels, predicted, 3)
+    assert stacked.shape == (4, 3, 3)
+    for i in range(4):
+        assert (stacked[i] == metrics.confusion(labels[i], predicted[i], 3)).all()
+        for name, value in metrics.scores(stacked).items():
+            assert value[i] == pytest.approx(float(metrics.scores(stacked[i])[name]))
+
+
+def test_interval_is_mean_and_normal_95():
+    from scipy.stats import norm
+
+    values = np.random.default_rng(0).random((50, 3))
+    found = metrics.interval(values)
+    half = norm.ppf(0.975) * values[:, -1].std(ddof=1) / np.sqrt(50)
+    assert found["mean"] == pytest.approx(values[:, -1].mean())
+    assert found["high"] - found["mean"] == pytest.approx(half, rel=1e-6)
+    assert found["mean"] - found["low"] == pytest.approx(half, rel=1e-6)
+    assert found["episodes"] == 50
+    assert found["curve"] == pytest.approx(values.mean(0).tolist())
+    assert "curve" not in metrics.interval(values[:, 0])
+    assert metrics.interval(np.array([0.5]))["low"] == 0.5
+
+
+def test_intervals_cover():
+    """Nineteen times in twenty the interval of 100 draws holds the true mean."""
+    draws = np.random.default_rng(1).binomial(20, 0.7, (2000, 100)) / 20
+    inside = [found["low"] <= 0.7 <= found["high"] for found in map(metrics.interval, draws)]
+    assert 0.93 < np.mean(inside) < 0.97

@@ -1,0 +1,188 @@
+"""`distmeta train` through Ray: the same numbers for any samplers, nearly so for any ranks; what it leaves."""
+
+import json
+import shutil
+
+import pytest
+import small
+import torch
+import yaml
+
+import distmeta
+from distmeta.config import load_config
+from distmeta.errors import InputError
+from distmeta.train import check_resumable, claim_directory, ray_cluster
+
+
+@pytest.fixture(scope="module")
+def ray_here():
+    """One small cluster for this module; `distmeta.train` uses what it finds."""
+    import ray
+
+    with ray_cluster(small.config(sampling={"actors": 3}, cluster={"workers": 2})):
+        yield ray
+
+
+@pytest.fixture(scope="module")
+def setting(undisturbed):
+    """The undisturbed run's configuration, as a dictionary."""
+    return yaml.safe_load((undisturbed.cwd / "tiny.yaml").read_text())
+
+
+def run(setting, folder, **changes):
+    return distmeta.train(small.merge(setting, {"run": {"dir": str(folder)}, **changes}))
+
+
+def test_the_terminal_and_the_run_directory(undisturbed, words_csv):
+    """What a person sees, and every file of the design."""
+    assert "unseen tasks" in undisturbed.stdout and "meta_trained" in undisturbed.stdout
+    assert "20 meta-steps, 80 episodes; results in runs/tiny" in undisturbed.stdout
+    assert len(undisturbed.stderr.splitlines()) < 15
+    for noise in ("Warning", "WARNING", "Traceback", "(pid=", "deprecat", "INFO"):
+        assert noise not in undisturbed.stderr + undisturbed.stdout
+    there = {p.name for p in undisturbed.run.iterdir() if not p.name.startswith(".")}
+    assert there == {
+        "config.yaml", "environment.json", "metrics.jsonl", "evaluation.json", "evaluation_details.json", "log.txt",
+        "checkpoints",
+    }  # fmt: skip
+    assert sorted(p.name for p in (undisturbed.run / "checkpoints").iterdir()) == ["step-000015", "step-000020"]
+    environment = json.loads((undisturbed.run / "environment.json").read_text())
+    assert {"torch", "ray", "deepspeed", "transformers", "distmeta"} <= set(environment["versions"])
+    assert load_config(str(undisturbed.run / "config.yaml")).data.path == str(words_csv)
+
+
+def test_metrics_and_evaluation(undisturbed):
+    found = distmeta.Run(undisturbed.run)
+    assert [r["step"] for r in found.metrics] == list(range(1, 21))
+    assert found.metrics[-1]["tasks_seen"] == 80
+    for record in found.metrics:
+        assert len(record["inner_loss"]) == 3
+        assert all(record[key] >= 0 for key in ("wait_s", "inner_s", "aggregate_s", "checkpoint_s"))
+        assert record["inner_lr"] == 0.2 and 0 <= record["query_accuracy"] <= 1
+    assert set(found.evaluation) == {"meta_trained", "no_adaptation", "fine_tuned", "prototypes"}
+    accuracy = found.evaluation["meta_trained"]["accuracy"]
+    assert accuracy["low"] <= accuracy["mean"] <= accuracy["high"] and accuracy["episodes"] == 8
+    assert len(accuracy["curve"]) == 3
+    assert found.checkpoint.name == "step-000020"
+
+
+def test_samplers_change_no_number_and_runs_repeat(undisturbed, setting, ray_here, tmp_path):
+    """Two ranks with 2 samplers (in the undisturbed run), 3 and none: bit-identical, weights and all."""
+    three = run(setting, tmp_path / "three", sampling={"actors": 3})
+    assert small.records(three.path) == undisturbed.records
+    assert small.weights(three.path) == undisturbed.weights
+    assert three.evaluation == json.loads((undisturbed.run / "evaluation.json").read_text())
+
+
+def test_one_rank_and_two_agree_to_rounding(undisturbed, setting, ray_here, tmp_path):
+    one = run(setting, tmp_path / "one", cluster={"workers": 1}, sampling={"actors": 0})
+    first, other = small.records(one.path), undisturbed.records
+    for key in ("outer_loss", "grad_norm"):
+        assert first[0][key] == pytest.approx(other[0][key], rel=1e-6)
+    assert [r["outer_loss"] for r in first] == pytest.approx([r["outer_loss"] for r in other], abs=1e-4)
+    losses = [r["outer_loss"] for r in first]
+    assert abs(losses[0] - losses[-1]) > 1e-2  # there was something to differ in
+
+
+def test_a_finished_run_can_be_resumed(undisturbed, setting, ray_here, tmp_path):
+    """By one rank more, with its samplers gone: nothing is trained, the evaluation is made again."""
+    shutil.copytree(undisturbed.run, tmp_path / "again")
+    content = small.merge(setting, {"run": {"dir": str(tmp_path / "again")}, "sampling": {"actors": 0}})
+    found = distmeta.train(content, resume=True)
+    assert small.records(found.path) == undisturbed.records
+    assert small.weights(found.path) == undisturbed.weights
+    assert found.evaluation == json.loads((undisturbed.run / "evaluation.json").read_text())
+
+
+def test_an_error_of_a_learner_is_one_line_and_leaves_nothing(setting, ray_here, tmp_path):
+    with pytest.raises(InputError, match="model.config.hidden_sise"):
+        run(setting, tmp_path / "runs" / "bad", model={"config": {"hidden_sise": 16}}, cluster={"workers": 1})
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_cluster_too_small_is_refused(setting, ray_here, tmp_path):
+    with pytest.raises(InputError, match="need 64.5 CPU"):
+        run(setting, tmp_path / "big", cluster={"workers": 64}, outer={"meta_batch_size": 64})
+    assert not (tmp_path / "big").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("inner.lr=0.1", "--resume: inner.lr is 0.1 but"),
+        ("run.seed=1", "--resume: run.seed is 1 but"),
+        ("deepspeed.gradient_clipping=0.5", "--resume: deepspeed.gradient_clipping is 0.5 but"),
+        ("data.text=label", "--resume: data.text is 'label' but"),
+    ],
+)
+def test_resuming_as_another_run_is_refused(word, expected, undisturbed):
+    before = {p: p.read_bytes() for p in undisturbed.run.rglob("*") if p.is_file()}
+    done = small.cli("train", "tiny.yaml", word, "--resume", cwd=undisturbed.cwd)
+    assert done.returncode == 2
+    assert expected in done.stderr.splitlines()[-1]
+    assert {p: p.read_bytes() for p in undisturbed.run.rglob("*") if p.is_file()} == before
+
+
+def test_what_may_change_between_a_run_and_its_continuation(undisturbed, setting):
+    store = undisturbed.run / json.loads((undisturbed.run / "environment.json").read_text())["store"]
+
+    def resumable(**changes):
+        from distmeta.config import make_config
+
+        check_resumable(undisturbed.run, make_config(small.merge(setting, changes)), store)
+
+    resumable()
+    resumable(cluster={"workers": 1}, sampling={"actors": 0}, eval={"episodes": 30}, outer={"steps": 40},
+              run={"checkpoint_every": 1, "keep": 5}, deepspeed={"zero_optimization": {"stage": 2}})  # fmt: skip
+    with pytest.raises(InputError, match="outer.lr"):
+        resumable(outer={"lr": 0.5})
+    with pytest.raises(InputError, match="the data or its tokenizer is not what"):
+        check_resumable(undisturbed.run, load_config(str(undisturbed.run / "config.yaml")), store.with_name("other"))
+
+
+def test_run_directories(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny, store = small.config(run={"name": "a"}), tmp_path
+
+    def claim(config=tiny, resume=False):
+        path, fresh = claim_directory(config, resume, store)
+        assert fresh
+        (path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        (path / "environment.json").write_text(json.dumps({"store": str(store)}))
+        return path.name
+
+    assert [claim(), claim(), claim(small.config(run={"name": "a-b"}))] == ["a", "a-2", "a-b"]
+    path, fresh = claim_directory(tiny, True, store)
+    assert (path.name, fresh) == ("a-2", False)  # the newest of that name; a-b is another run
+    own = small.config(run={"dir": "mine"})
+    assert claim(own) == "mine"
+    with pytest.raises(InputError, match="run.dir = mine: not empty"):
+        claim_directory(own, False, store)
+    assert claim_directory(own, True, store)[0].name == "mine"
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / ".lock").touch()  # a driver killed before it had written its configuration
+    assert claim(small.config(run={"dir": "begun"}), resume=True) == "begun"
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="not empty"):
+        claim_directory(small.config(run={"dir": "file"}), False, store)
+
+
+def test_samplers_at_one_rank(undisturbed, setting, ray_here, one_rank, tmp_path):
+    """0, 1 and 3 sampler actors feeding the learner's loop in this process."""
+    from distmeta.config import make_config
+    from distmeta.learner.worker import learn
+    from distmeta.sampling.sampler import start_samplers
+    from distmeta.tasks.store import build_store
+
+    config = make_config(small.merge(setting, {"outer": {"steps": 8}, "eval": {"baselines": False}}))
+    store = build_store(config.data, config.task, config.model)
+    found = []
+    for actors in (0, 1, 3):
+        samplers = start_samplers(store, config.task, config.run.seed, actors)
+        path = tmp_path / str(actors)
+        path.mkdir()
+        learn(config, path, store, samplers, 0, 1, torch.device("cpu"))
+        found.append((small.records(path), (path / "checkpoints/step-000008/meta.safetensors").read_bytes()))
+        for sampler in samplers:
+            ray_here.kill(sampler)
+    assert found[0] == found[1] == found[2]

@@ -1,0 +1,56 @@
+"""Unusable data at `distmeta train`: exit code 2, one line, before Ray is started, and nothing is left."""
+
+import time
+
+import pytest
+import small
+
+GOOD = [f"word{i} number {i},class{i % 6}" for i in range(120)]
+CLASSES = ["task.family=classes", "task.ways=2", "task.shots=2", "task.queries=3"]
+
+
+def csv(*lines, header="text,label"):
+    return "\n".join([header, *lines]) + "\n"
+
+
+CASES = {
+    "missing file": ("absent.csv", None, [], "absent.csv: no such file"),
+    "empty file": ("a.csv", "", [], "a.csv: the file is empty"),
+    "missing column": ("a.csv", csv(*GOOD, header="body,label"), [], "a.csv: no column 'text'"),
+    "unparsable line": ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": \n', [], "a.jsonl line 2"),
+    "too few examples": ("a.csv", csv(*GOOD), ["task.shots=18"], "has 20 examples"),
+    "class in two splits": (
+        "a.csv", csv("a b,c1,train", "a c,c1,test", header="text,label,split"), [],
+        "class 'c1' is in two splits, train and test",
+    ),
+    "numeric text": ("a.csv", csv(*(f"{i},c{i % 6}" for i in range(90))), [], "holds numbers"),
+    "more ways than classes": ("a.csv", csv(*GOOD), ["task.ways=5"], "task.ways=5 is more than"),
+    "no such model": ("a.csv", csv(*GOOD), ["model.pretrained=nowhere"], "nowhere"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_data_is_one_line_and_leaves_nothing(case, tmp_path, monkeypatch):
+    name, content, words, expected = CASES[case]
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    monkeypatch.setenv("DISTMETA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # were Ray asked for, this would be the complaint
+    began = time.monotonic()
+    done = small.cli("train", f"data.path={name}", *CLASSES, *words, cwd=tmp_path)
+    spent = time.monotonic() - began
+    assert done.returncode == 2, done.stderr
+    (line,) = [text for text in done.stderr.splitlines() if not text.endswith("reading tasks")]
+    assert line.startswith("distmeta: ") and expected in line
+    assert done.stdout == ""
+    assert {p.name for p in tmp_path.iterdir()} <= {name, "cache"}
+    assert not list(tmp_path.glob("cache/.*"))  # a store that was begun is taken away again
+    assert spent < 10  # half a second where the machine is idle; Ray alone takes longer
+
+
+def test_a_directory_that_is_no_checkpoint_is_one_line(tmp_path):
+    done = small.cli("evaluate", ".", cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("distmeta: .: not a run (no checkpoints/) and not a checkpoint")
+    assert len(done.stderr.splitlines()) == 1

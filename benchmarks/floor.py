@@ -2,10 +2,10 @@
 
 That is: no padding; layers below the lowest adapted one once for each row; in the last layer queries, projection and
 feed-forward of the pooled token alone; no derivative of frozen weights, none below the lowest adapted layer; nothing
-recomputed. The path is run on the meta device, which computes shapes only, and counted by torch.
+recomputed. The path is run with a row or two of a few tokens, and counted by torch.
 
 Every product works on rows that do not meet, so the count is a sum over rows of a + b L + c L^2, L being the row's
-tokens; a few counts at small L give the polynomials, exactly.
+tokens; counts at three small L give the polynomials, exactly.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _count(shape: Shape, length: int, support: int, query: int, steps: int, firs
 
 def _meta_gradient(shape: Shape, length: int, support: int, query: int, steps: int, first_order: bool) -> None:
     body, start = _weights(shape, length)
-    known = {n: (torch.empty(n, length, shape.width, device="meta"), 0) for n in {support, query}}
+    known = {n: (torch.zeros(n, length, shape.width), 0) for n in {support, query}}
     if shape.adapt != "all":
         with torch.no_grad():
             features = {r: _run(shape, body, {}, known[n], to=shape.lowest) for r, n in ((0, support), (1, query))}
@@ -91,7 +91,7 @@ def _weights(shape: Shape, length: int) -> tuple[dict[str, Tensor], dict[str, Te
         if shape.adapt == "lora" and i >= shape.lowest:
             for name in ("query", "value"):
                 low_rank |= {f"{i}.{name}.A": (shape.rank, d), f"{i}.{name}.B": (d, shape.rank)}
-    weights = {name: torch.empty(size, device="meta") for name, size in (sizes | low_rank).items()}
+    weights = {name: torch.zeros(size) for name, size in (sizes | low_rank).items()}
     adapted = {"all": list(sizes), "lora": [*low_rank, "head"], "head": ["head"]}[shape.adapt]
     return weights, {name: weights[name].requires_grad_() for name in adapted}
 

@@ -24,9 +24,7 @@ def trainable(module: nn.Module) -> Named:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def hand(
-    module: nn.Module, support: Any, query: Any, steps: int, lr: float, first_order: bool
-) -> tuple[Tensor, Named]:
+def hand(module: nn.Module, support: Any, query: Any, steps: int, lr: float, first_order: bool) -> tuple[Tensor, Named]:
     """A hand-written loop of torch.autograd.grad over functional_call."""
     start = trainable(module)
     fast = dict(start)

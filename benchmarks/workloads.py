@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Unavailable(Exception):
 class Row:
     """One workload: T tasks, what adapts, how; `ours` names distmeta's settings that run it.
 
-    part_tokens: distmeta's micro-batches, in tokens, by setting. lowest: the lowest adapted layer.
+    part_tokens: distmeta's micro-batches, in tokens, by setting. last_layer: LoRA in the last layer alone.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Row:
     support: tuple[int, int] = (25, 64)
     query: tuple[int, int] = (75, 64)
     data: str | None = None
-    lowest: int = 0
+    last_layer: bool = False
     part_tokens: dict[str, int] = field(default_factory=dict)
     rounds: int | None = None
     memory_only: bool = False
@@ -83,14 +83,14 @@ class Sizes:
     vocabulary: int = 8000
 
 
-TINY = Sizes(layers=4, width=16, heads=2, intermediate=32, vocabulary=100)
+TINY = Sizes(layers=2, width=16, heads=2, intermediate=32, vocabulary=100)
 
 
 def quick(row: Row) -> Row:
     """The row at a size that takes a moment."""
     return dataclasses.replace(
         row, steps=min(row.steps, 2), tasks=min(row.tasks, 2), support=(4, 8), query=(6, 8), rounds=1,
-        part_tokens={name: 16 for name in row.part_tokens},
+        part_tokens=dict.fromkeys(row.part_tokens, 64),
     )  # fmt: skip
 
 
@@ -118,9 +118,8 @@ def text_workload(row: Row, peers: dict[str, Peer], tiny: bool, data: Path) -> W
         for name, peer in peers.items():
             label = f"{name}, {kernel}" if first_order else name
             runs[label] = functools.partial(_peer, plain, peer, tasks, row.steps, lr, first_order)
-    lowest = sizes.layers if row.adapt == "head" else row.lowest
-    adapt = "lora" if row.adapt not in ("all", "head") else row.adapt
-    shape = Shape(sizes.layers, sizes.width, sizes.heads, sizes.intermediate, classes, adapt, 8, lowest)
+    lowest = sizes.layers if row.adapt == "head" else sizes.layers - 1 if row.last_layer else 0
+    shape = Shape(sizes.layers, sizes.width, sizes.heads, sizes.intermediate, classes, row.adapt, 8, lowest)
 
     @functools.cache
     def flops(i: int) -> float:
@@ -232,6 +231,14 @@ def _moved(fast: Named) -> Named:
     return {n: v.detach() + (0.02 * noise[n] if "lora_B" in n or "head" in n else 0) for n, v in fast.items()}
 
 
+# --- a base that is frozen for the whole run ---
+
+
+def frozen_base_workload(row: Row, peers: dict[str, Peer], tiny: bool, data: Path) -> Workload:
+    """A second pass over the same examples, whose features below the lowest adapted layer were kept by the first."""
+    raise Unavailable("not available: prefix features kept across meta-steps")
+
+
 # --- episodes ---
 
 
@@ -276,7 +283,9 @@ def _real_episodes(row: Row, sizes: Sizes, data: Path, tiny: bool) -> tuple[list
     if not path.is_file():
         raise Unavailable(f"{path} is absent; --data names the folder of the data sets")
     about = REAL[row.data]
-    config = _config(row, sizes, max_tokens=32 if tiny else MAX_TOKENS, path=path, **about)
+    if tiny:
+        about = about | {"task": about["task"] | {"shots": 2, "queries": 3}}
+    config = _config(row, sizes, max_tokens=16 if tiny else MAX_TOKENS, path=path, **about)
     file = None if "model" in about else _minilm_tokenizer()
     store = open_store(build_store(config.data, config.task, config.model, tokenizer_file=file))
     count = 1 if tiny else 3
@@ -296,7 +305,7 @@ def _minilm_tokenizer() -> Path | None:
 
 
 def _config(row: Row, sizes: Sizes, max_tokens: int, path: Path | None = None, **about: Any) -> Config:
-    targets = "auto" if row.lowest == 0 else rf"layer\.({'|'.join(map(str, range(row.lowest, 12)))})\..*(query|value)$"
+    targets = rf"layer\.{sizes.layers - 1}\..*(query|value)$" if row.last_layer else "auto"
     bert = {
         "hidden_size": sizes.width, "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
         "intermediate_size": sizes.intermediate, "max_position_embeddings": max(max_tokens, 64),
@@ -348,6 +357,9 @@ def sinusoid_workload(row: Row, peers: dict[str, Peer]) -> Workload:
     params = {name: p.detach() for name, p in module.named_parameters()}
     stacked = {name: p.expand(row.tasks, *p.shape) for name, p in params.items()}
 
+    if "compiled" in row.ours and "compile" not in {f.name for f in dataclasses.fields(InnerLoop)}:
+        raise Unavailable("not available: a compiled inner loop")
+
     def ours(setting: str) -> Callable[[int], Named]:
         memory: Any = "unroll" if setting == "batched" else setting
         loop = InnerLoop(steps=row.steps, lr=0.01, memory=memory)
@@ -381,7 +393,3 @@ def agreement(found: Named, expected: Named) -> float:
         raise KeyError(f"different parameters: {sorted(found.keys() ^ expected.keys())[:4]}")
     distance = sum(float((found[n] - expected[n]).double().square().sum()) for n in expected)
     return (distance / sum(float(g.double().square().sum()) for g in expected.values())) ** 0.5
-
-
-def lengths_of(tasks: Sequence[Any]) -> list[int]:
-    return [int(n) for group in tasks for pair in group for rows in pair for n in np.diff(rows.offsets)]

@@ -6,6 +6,7 @@ beside them; on a GPU, where the CPU only launches, the clock alone. MB are 2**2
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import json
@@ -65,9 +66,12 @@ def interleave(systems: Mapping[str, Callable[[int], object]], rounds: int) -> d
     within a round is free of it. Warm them up before.
     """
     timings: dict[str, list[Timing]] = {name: [] for name in systems}
+    gc.collect()
+    gc.freeze()  # the modules loaded so far need no more looking at, which makes the collections below quick
     for number in range(rounds):
         for name, system in systems.items():
-            timings[name].append(timed(lambda system=system: system(number)))  # type: ignore[misc]
+            timings[name].append(timed(functools.partial(system, number)))
+    gc.unfreeze()
     return timings
 
 
@@ -82,9 +86,9 @@ def ratio(ours: Sequence[Timing], theirs: Sequence[Timing]) -> Spread:
 
 
 def peak_mb(function: Callable[[], object]) -> float:
-    """MB by which running it once raised the peak of resident memory (GPU: allocated memory) over what was held before.
+    """MB by which one run raised the peak of resident memory (GPU: allocated memory) over what was held before.
 
-    Call it in a fresh process, after a tiny warm-up: memory that the allocator kept from earlier work would hide a part.
+    Call it in a fresh process, after a tiny warm-up: what the allocator kept from earlier work would hide a part.
     Raises OSError where the kernel has no resettable peak (it is Linux that has).
     """
     gc.collect()

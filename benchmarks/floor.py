@@ -27,7 +27,10 @@ Layer = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Shape:
-    """BERT, and what adapts: all, LoRA of `rank` on query and value from layer `lowest` up, or the head."""
+    """BERT, and what adapts: all, LoRA of `rank` on query and value from layer `lowest` up, or the head.
+
+    kept: what the layers below the lowest adapted one make of the rows is known already.
+    """
 
     layers: int
     width: int
@@ -37,6 +40,7 @@ class Shape:
     adapt: str = "all"
     rank: int = 8
     lowest: int = 0
+    kept: bool = False
 
 
 def lean_flops(shape: Shape, support: Sequence[int], query: Sequence[int], steps: int, first_order: bool) -> float:
@@ -65,7 +69,9 @@ def _count(shape: Shape, length: int, support: int, query: int, steps: int, firs
 def _meta_gradient(shape: Shape, length: int, support: int, query: int, steps: int, first_order: bool) -> None:
     body, start = _weights(shape, length)
     known = {n: (torch.zeros(n, length, shape.width), 0) for n in {support, query}}
-    if shape.adapt != "all":
+    if shape.kept:
+        features = {0: (known[support][0], shape.lowest), 1: (known[query][0], shape.lowest)}
+    elif shape.adapt != "all":
         with torch.no_grad():
             features = {r: _run(shape, body, {}, known[n], to=shape.lowest) for r, n in ((0, support), (1, query))}
     else:

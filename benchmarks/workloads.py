@@ -20,15 +20,17 @@ from torch import Tensor, nn
 
 from distmeta.bench.measure import matrix_flops
 from distmeta.config import Config, make_config
-from distmeta.inner import InnerLoop, meta_gradient
+from distmeta.inner import InnerLoop, compiled, meta_gradient
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch, to_batches
+from distmeta.models.prefix import StateCache, fixed_prefix
 from distmeta.models.task_model import build_model
 from distmeta.sampling.collate import collate
 from distmeta.sampling.episode import Rows, sample_episode
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 SEED = 0
+QUERY_ROWS = 1000  # numbers of random query rows begin here
 Named = dict[str, Tensor]
 Runs = dict[str, Callable[[int], Named]]
 
@@ -106,11 +108,16 @@ def text_workload(row: Row, peers: dict[str, Peer], tiny: bool, data: Path) -> W
     lr = 0.01 if row.adapt == "all" else 0.1
 
     def of(setting: str) -> Callable[[int], Named]:
-        cap = row.part_tokens.get(setting, 0)
-        batches = [_parts(group, cap) for group in tasks]
+        batches = [_parts(group, row.part_tokens.get(setting, 4096)) for group in tasks]
         memory: Any = setting if setting in ("walk", "unroll") else "auto"
         loop = InnerLoop(steps=row.steps, lr=lr, memory=memory)
-        return lambda i: _ours(model, fast, *batches[i % len(batches)], loop, row.order)
+        # A base that is frozen for the whole run: the states below the lowest adapted layer, kept across meta-steps.
+        cache = StateCache(2 * QUERY_ROWS, budget_mb=512) if setting == "second pass" else None
+        run = functools.partial(_ours, model, fast, loop, row.order, cache)
+        if cache is not None:
+            for pair in batches:
+                run(*pair)
+        return lambda i: run(*batches[i % len(batches)])
 
     runs: Runs = {}
     for kernel in ("sdpa", "eager") if first_order else ("eager",):
@@ -119,7 +126,8 @@ def text_workload(row: Row, peers: dict[str, Peer], tiny: bool, data: Path) -> W
             label = f"{name}, {kernel}" if first_order else name
             runs[label] = functools.partial(_peer, plain, peer, tasks, row.steps, lr, first_order)
     lowest = sizes.layers if row.adapt == "head" else sizes.layers - 1 if row.last_layer else 0
-    shape = Shape(sizes.layers, sizes.width, sizes.heads, sizes.intermediate, classes, row.adapt, 8, lowest)
+    kept = "second pass" in row.ours
+    shape = Shape(sizes.layers, sizes.width, sizes.heads, sizes.intermediate, classes, row.adapt, 8, lowest, kept)
 
     @functools.cache
     def flops(i: int) -> float:
@@ -130,13 +138,20 @@ def text_workload(row: Row, peers: dict[str, Peer], tiny: bool, data: Path) -> W
 
 
 def _ours(
-    model: Any, fast: Named, support: list[TextBatch], query: list[TextBatch], loop: InnerLoop, order: Any
+    model: Any,
+    fast: Named,
+    loop: InnerLoop,
+    order: Any,
+    cache: StateCache | None,
+    support: list[TextBatch],
+    query: list[TextBatch],
 ) -> Named:
     """The meta-gradient of T tasks as distmeta's learner takes it, summed over the tasks.
 
     A set of one task has no use for a task axis. The peers do not evaluate the support loss after the last step.
     """
     set_attention(model.backbone, order)
+    support, query = (fixed_prefix(model, {}, part, cache) for part in (support, query))
     count = support[0].labels.shape[0]
     options: dict[str, Any] = {"last_inner_loss": False}
     if count == 1:
@@ -209,19 +224,10 @@ def padded(rows: Rows) -> Named:
     return batch if keep.all() else batch | {"attention_mask": torch.from_numpy(keep.astype(np.int64))}
 
 
-def _parts(group: list[tuple[Rows, Rows]], cap: int) -> tuple[list[TextBatch], list[TextBatch]]:
-    """Supports and queries of a group of tasks, length-sorted, in micro-batches of about `cap` tokens (0: no limit)."""
-    out = []
-    for side in (0, 1):
-        parts = []
-        for part in collate([pair[side] for pair in group], 0, 0):
-            tasks, n, length = part["input_ids"].shape
-            size = max(1, cap // (tasks * length)) if cap else n
-            for a in range(0, n, size):
-                cut = {k: v[:, a : a + size] for k, v in part.items() if k != "total"}
-                parts.append({**cut, "total": part["total"]})
-        out.append(to_batches(parts, "cpu", False))
-    return out[0], out[1]
+def _parts(group: list[tuple[Rows, Rows]], most: int) -> tuple[list[TextBatch], list[TextBatch]]:
+    """Supports and queries of a group of tasks, length-sorted, in micro-batches of at most `most` padded tokens."""
+    support, query = (collate([pair[side] for pair in group], 0, 0, part_tokens=most) for side in (0, 1))
+    return to_batches(support, "cpu", False), to_batches(query, "cpu", False)
 
 
 def _moved(fast: Named) -> Named:
@@ -229,14 +235,6 @@ def _moved(fast: Named) -> Named:
     generator = torch.Generator().manual_seed(SEED + 1)
     noise = {name: torch.randn(v.shape, generator=generator) for name, v in fast.items()}
     return {n: v.detach() + (0.02 * noise[n] if "lora_B" in n or "head" in n else 0) for n, v in fast.items()}
-
-
-# --- a base that is frozen for the whole run ---
-
-
-def frozen_base_workload(row: Row, peers: dict[str, Peer], tiny: bool, data: Path) -> Workload:
-    """A second pass over the same examples, whose features below the lowest adapted layer were kept by the first."""
-    raise Unavailable("not available: prefix features kept across meta-steps")
 
 
 # --- episodes ---
@@ -247,14 +245,17 @@ def _episodes(row: Row, sizes: Sizes, data: Path, tiny: bool) -> tuple[list[Any]
     if row.data is not None:
         return _real_episodes(row, sizes, data, tiny)
     rng = np.random.default_rng(SEED)
-    group = [(_random_rows(rng, *row.support, sizes), _random_rows(rng, *row.query, sizes)) for _ in range(row.tasks)]
+    group = [
+        (_random_rows(rng, *row.support, sizes, 0), _random_rows(rng, *row.query, sizes, QUERY_ROWS))
+        for _ in range(row.tasks)
+    ]
     return [group], _config(row, sizes, max_tokens=max(row.support[1], row.query[1])), sizes.vocabulary, 5
 
 
-def _random_rows(rng: np.random.Generator, count: int, length: int, sizes: Sizes) -> Rows:
+def _random_rows(rng: np.random.Generator, count: int, length: int, sizes: Sizes, first: int) -> Rows:
     tokens = rng.integers(5, sizes.vocabulary, count * length).astype(np.int32)
     labels = rng.permutation(np.arange(count) % 5)
-    return Rows(tokens, np.arange(count + 1) * length, labels, np.arange(count))
+    return Rows(tokens, np.arange(count + 1) * length, labels, first + np.arange(count))
 
 
 REAL: dict[str, dict[str, Any]] = {
@@ -357,16 +358,15 @@ def sinusoid_workload(row: Row, peers: dict[str, Peer]) -> Workload:
     params = {name: p.detach() for name, p in module.named_parameters()}
     stacked = {name: p.expand(row.tasks, *p.shape) for name, p in params.items()}
 
-    if "compiled" in row.ours and "compile" not in {f.name for f in dataclasses.fields(InnerLoop)}:
-        raise Unavailable("not available: a compiled inner loop")
+    options: dict[str, Any] = {"task_axis": "native", "last_inner_loss": False}
 
     def ours(setting: str) -> Callable[[int], Named]:
-        memory: Any = "unroll" if setting == "batched" else setting
-        loop = InnerLoop(steps=row.steps, lr=0.01, memory=memory)
-        options: dict[str, Any] = {"task_axis": "native", "last_inner_loss": False}
+        loop = InnerLoop(steps=row.steps, lr=0.01, memory="unroll")
+        plain = functools.partial(meta_gradient, sinusoid_loss, **options)
+        function = compiled(sinusoid_loss, **options) if setting == "compiled" else plain
 
         def run(i: int) -> Named:
-            found = meta_gradient(sinusoid_loss, stacked, support, query, loop, **options)
+            found = function(stacked, support, query, loop)
             return {name: g.sum(0) for name, g in found.grads.items()}
 
         return run

@@ -134,7 +134,7 @@ def run_row(row: Row, rounds: int, tiny: bool, data: Path, memory: tuple[str, ..
         found, peers = _times(row, work, rounds, rate)
         out |= found
     if memory:
-        out["memory_mb"] = {name: _peak(row, name, tiny, data) for name in (*memory, *peers)}
+        out["memory_mb"] = {name: _peak(row, name, tiny, data) for name in (*memory, *(peers[:1] if tiny else peers))}
         if row.memory_only:
             out["growth_mb_per_step"] = _growth(row, out["memory_mb"], tiny, data)
     return out

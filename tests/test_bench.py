@@ -104,7 +104,9 @@ def test_bench_inner_measures_each_variant_and_says_what_auto_chooses(words_csv,
         words_csv, model={"pooling": "first", "lora_rank": 2}, inner={"adapt": "lora"}, outer={"base": "freeze"}
     )
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    done = small.cli("bench", "inner", "mine.yaml", "--rounds", "1", "--no-memory", "--json", "--out", "r.json", cwd=tmp_path)
+    done = small.cli(
+        "bench", "inner", "mine.yaml", "--rounds", "1", "--no-memory", "--json", "--out", "r.json", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     assert json.loads((tmp_path / "r.json").read_text()) == found

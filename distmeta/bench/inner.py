@@ -8,6 +8,7 @@ machine reaches on a square matrix product; below one times it no arrangement of
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -83,16 +84,16 @@ def variants(subject: Subject) -> dict[str, Variant]:
     return out
 
 
-def runner(subject: Subject, variant: Variant) -> Callable[[], None]:
-    """Runs the meta-step's gradient once; with `kept`, prefix states are filled in here and now."""
+def runner(subject: Subject, variant: Variant) -> Callable[[int], None]:
+    """Runs the meta-step's gradient once, whatever the round; with `kept`, prefix states are filled in here and now."""
     own = subject.with_inner(memory=variant.memory, **({"task_batch": variant.tasks} if variant.tasks else {}))
     cache = state_cache(own.model, own.config, own.store) if variant.kept else None
 
-    def run() -> None:
+    def run(number: int) -> None:
         _gradients(own, variant.algorithm, cache)
 
     if variant.kept:
-        run()
+        run(0)
     return run
 
 
@@ -112,9 +113,7 @@ def bench_inner(
     """
     if rounds < 1:
         raise InputError(f"--rounds {rounds}: at least 1")
-    if torch.cuda.is_available():
-        torch.cuda.init()
-    else:
+    if not torch.cuda.is_available():
         torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))  # as a learner's rank has
     subject = load_subject(config)
     chosen = variants(subject)
@@ -125,9 +124,9 @@ def bench_inner(
     runs = {name: runner(subject, variant) for name, variant in chosen.items()}
     for name, run in runs.items():
         say(f"warm-up: {name}")
-        run()
+        run(0)
     say(f"{rounds} interleaved rounds")
-    timings = measure.interleave({name: lambda _, run=run: run() for name, run in runs.items()}, rounds)
+    timings = measure.interleave(runs, rounds)
     results: dict[str, Any] = {}
     for name, found in timings.items():
         seconds = measure.spread(measure.seconds(found))
@@ -199,9 +198,9 @@ def peak(config: dict[str, Any], name: str) -> float | None:
     subject = load_subject(make_config(config))
     variant = variants(subject)[name]
     few = [dataclasses.replace(e, support=_first(e.support), query=_first(e.query)) for e in subject.episodes[:1]]
-    runner(dataclasses.replace(subject, episodes=few), variant)()
+    runner(dataclasses.replace(subject, episodes=few), variant)(0)
     try:
-        return measure.peak_mb(runner(subject, variant))
+        return measure.peak_mb(functools.partial(runner(subject, variant), 0))
     except OSError:
         return None
 

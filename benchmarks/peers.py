@@ -109,7 +109,6 @@ CLAIMS = [
     Claim("tiny-tasks", "unroll", "time", 0.7),
     Claim("sinusoid", "batched", "time", 0.1),
     Claim("sinusoid-compiled", "compiled", "time", 0.04),
-    Claim("frozen-base", "second pass", "time", 0.4),
     *(Claim(row.name, "auto", "auto", 1.1) for row in ROWS.values() if {"auto", "walk", "unroll"} <= set(row.ours)),
 ]  # fmt: skip
 

@@ -207,8 +207,8 @@ class Config(Section):
     def _stage(cls, value: dict[str, Any]) -> dict[str, Any]:
         zero = value.get("zero_optimization")
         stage = zero.get("stage", 0) if isinstance(zero, dict) else None
-        if stage not in (0, 1, 2):
-            raise ValueError(f"zero_optimization.stage = {stage!r}: this learner shards with stage 0, 1 or 2")
+        if stage not in (0, 1, 2, 3):
+            raise ValueError(f"zero_optimization.stage = {stage!r}: a ZeRO stage is 0, 1, 2 or 3")
         for key in ("optimizer", "scheduler"):
             if key in value:
                 raise ValueError(f"{key} belongs in the section outer (outer.optimizer, outer.schedule)")

@@ -26,6 +26,7 @@ from distmeta.errors import InputError
 from distmeta.inner import InnerLoop, adapt
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch, to_batches
+from distmeta.models.prefix import fixed_prefix
 from distmeta.models.sharding import all_together
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.sampling.collate import collate
@@ -86,8 +87,12 @@ def load_group(
     group: Sequence[Episode], model: TaskModel, config: Config, pad_id: int, device: torch.device
 ) -> tuple[list[TextBatch], list[TextBatch]]:
     """Support and query sets of a group of episodes as length-sorted parts on `device`."""
-    support = collate([e.support for e in group], config.inner.buckets, pad_id)
-    query = collate([e.query for e in group], config.inner.buckets, pad_id)
+    inner = config.inner
+    tokens = inner.part_tokens or (4096 if device.type == "cpu" else 0)
+    support, query = (
+        collate(part, inner.buckets, pad_id, part_tokens=tokens)
+        for part in ([e.support for e in group], [e.query for e in group])
+    )
     return to_batches(support, device, model.causal), to_batches(query, device, model.causal)
 
 
@@ -115,6 +120,7 @@ def score_episodes(
     out: list[Scored] = []
     for group in group_episodes(episodes, tasks_at_once(model, config, episodes, device)):
         support, query = load_group(group, model, config, pad_id, device)
+        support, query = (fixed_prefix(model, {**fast, **shared}, part) for part in (support, query))
         native = model.takes_task_axis
         params = stack(fast, len(group)) if native else dict(fast)
         path = adapt(

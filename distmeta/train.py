@@ -26,6 +26,7 @@ from distmeta.errors import InputError
 # What may differ between a run and its continuation; all else would make it another run.
 RESUMABLE = ("cluster", "sampling", "run.name", "run.dir", "run.checkpoint_every", "run.keep", "run.timeout_s", "eval",
              "outer.steps", "outer.until", "inner.memory", "inner.budget_mb", "inner.task_batch", "inner.buckets",
+             "inner.part_tokens", "inner.prefix_mb",
              "deepspeed.zero_optimization", "data.path", "data.cache")  # fmt: skip
 
 

@@ -8,7 +8,7 @@ At most one whole weight is alive on a rank. No hook is involved, so that any de
 
 Ranks do not run in lockstep: one has more episodes, another's rows are cut into more parts or recomputed more often.
 So every rank says, over a channel of its own, what it needs next, and all of them answer what each of them asked.
-A rank that has come to the end of its work answers the others' (`join`), and one that fails says so: whatever the
+A rank that has come to the end of its work answers the others, and one that fails says so: whatever the
 ranks do, the same collectives are called in the same order by all.
 """
 
@@ -59,6 +59,7 @@ class Shards:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.held: list[Shard] = []
         self.alive = self.peak = 0
+        self._buffer = torch.empty(0, dtype=torch.uint8, device=device)
         self._talk = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         self._open = False
 
@@ -81,7 +82,7 @@ class Shards:
         return functools.partial(self.look_up, len(self.held) - 1)
 
     def gather(self, index: int) -> Tensor:
-        """The whole weight [O, I]; its memory is free again as soon as the caller lets go of it."""
+        """The whole weight [O, I]; its memory is used again as soon as the caller has let go of it."""
         out = self._answer(index, None)
         assert out is not None
         return out
@@ -103,30 +104,27 @@ class Shards:
         self._open = True
         try:
             yield
-            while not bool((self._ask(DONE, 0)[:, 0] == DONE).all()):
-                pass
+            self._join()
         except RankFailed:
             raise
         except Exception:
             if self._open:
-                self._ask(FAILED, 0)
+                self._exchange(FAILED, 0)
             raise
         finally:
             self._open = False
 
     def _answer(self, index: int, ids: Tensor | None) -> Tensor | None:
         assert self._open, "weights in shards are used by all ranks together"
-        return self._serve(self._ask_for(index, ids), index, ids)
+        return self._serve(self._exchange(index, 0 if ids is None else ids.numel()), index, ids)
 
-    def _ask_for(self, index: int, ids: Tensor | None) -> Tensor:
-        return self._exchange(index, 0 if ids is None else ids.numel())
-
-    def _ask(self, index: int, count: int) -> Tensor:
-        """Say DONE or FAILED, and do what the others need."""
-        asked = self._exchange(index, count)
-        if index == DONE:
-            self._serve(asked, index, None)
-        return asked
+    def _join(self) -> None:
+        """Give the others what they need until they have come to their end too."""
+        while True:
+            asked = self._exchange(DONE, 0)
+            if bool((asked[:, 0] == DONE).all()):
+                return
+            self._serve(asked, DONE, None)
 
     def _exchange(self, index: int, count: int) -> Tensor:
         """[world, 2]: the index that each rank needs next, and its number of ids."""
@@ -161,15 +159,14 @@ class Shards:
         size = shard.own.numel()
         whole = None
         if self.rank in wanting:
-            whole = torch.empty(size * self.world, dtype=shard.own.dtype, device=self.device)
-            self._count(whole)
+            whole = self._space(size * self.world * shard.own.element_size()).view(shard.own.dtype)
         if len(wanting) == self.world:
             dist.all_gather_into_tensor(whole, shard.own)
         else:
             for r in wanting:
                 parts = list(whole.split(size)) if whole is not None and r == self.rank else None
                 dist.gather(shard.own, parts, dst=r)
-        return None if whole is None else whole[: shard.shape.numel()].view(shard.shape)
+        return None if whole is None else self._count(whole[: shard.shape.numel()].view(shard.shape))
 
     def _columns(self, shard: Shard, count: int, ids: Tensor | None) -> Tensor | None:
         mine = torch.zeros(count, dtype=torch.int64, device=self.device)
@@ -185,12 +182,21 @@ class Shards:
         rows = came.view(self.world, count, -1)[:, : ids.numel()].transpose(0, 1).reshape(ids.numel(), -1)
         return rows[:, : shard.shape[1]].view(*ids.shape, shard.shape[1])
 
-    def _count(self, whole: Tensor) -> None:
-        """Count a gathered weight for as long as its storage lives, whoever holds it."""
-        size = whole.numel() * whole.element_size()
+    def _space(self, size: int) -> Tensor:
+        """Bytes to gather into: one buffer for all weights, in turn; new ones if the last weight is still held."""
+        if self.alive:
+            return torch.empty(size, dtype=torch.uint8, device=self.device)
+        if self._buffer.numel() < size:
+            self._buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
+        return self._buffer[:size]
+
+    def _count(self, weight: Tensor) -> Tensor:
+        """Count a gathered weight for as long as it is held by anybody."""
+        size = weight.numel() * weight.element_size()
         self.alive += size
         self.peak = max(self.peak, self.alive)
-        weakref.finalize(whole.untyped_storage(), self._freed, size)
+        weakref.finalize(weight, self._freed, size)
+        return weight
 
     def _freed(self, size: int) -> None:
         self.alive -= size

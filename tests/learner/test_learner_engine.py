@@ -15,7 +15,6 @@ import distmeta
 from distmeta.learner.engine import outer_lr
 from distmeta.learner.worker import share
 
-
 RANKS = [(world, rank) for world in engine_cases.WORLDS for rank in range(world)]
 
 

@@ -1,9 +1,9 @@
 """One rank of a gloo group that trains small runs through `learn`. Prints one JSON document.
 
-    zero_cases.py WORLD RANK FOLDER STORE CASES.json
+    zero_cases.py WORLD RANK FOLDER CASES.json
 
-CASES.json: {name: configuration}. Of each: the run's records, its meta-parameters (in FOLDER/name-WORLD), and the bytes of
-gathered base weights.
+CASES.json: {name: configuration}. Of each: the records of the run (in FOLDER/name-WORLD), and the bytes of gathered
+base weights.
 """
 
 import json
@@ -43,7 +43,8 @@ def main(world, rank, folder, cases):
         else:
             sizes = [s.shape.numel() * s.own.element_size() for s in shards.held if s.own.dim() == 1]
             report[name] = {
-                "shards": len(shards.held), "peak": shards.peak, "alive": shards.alive, "largest": max(sizes, default=0),
+                "shards": len(shards.held), "peak": shards.peak, "alive": shards.alive,
+                "largest": max(sizes, default=0),
             }  # fmt: skip
         report[name]["records"] = small.records(run)
     dist.destroy_process_group()

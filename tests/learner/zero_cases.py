@@ -3,7 +3,7 @@
     zero_cases.py WORLD RANK FOLDER CASES.json
 
 CASES.json: {name: configuration}. Of each: the records of the run (in FOLDER/name-WORLD), and the bytes of gathered
-base weights.
+base weights. In a group of several, `uneven` says how ranks fare that use weights in different orders and numbers.
 """
 
 import json
@@ -18,6 +18,40 @@ from distmeta.config import make_config
 from distmeta.learner import worker
 from distmeta.models import sharding
 from distmeta.tasks.store import build_store
+
+
+def uneven(world, rank):
+    """Each rank gathers other weights, another number of times, looks ids up in between; then the last one fails."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(7, 5 + i, generator=generator) for i in range(3)]
+    table = torch.randn(11, 5, generator=generator)
+    shards = sharding.Shards(torch.device("cpu"), 60)
+    fetch = [shards.add_linear(w) for w in weights]
+    look_up = shards.add_embedding(table)
+    right = True
+    with shards.together():
+        for i in range(3 + 4 * rank):
+            place = (i * (rank + 1) + rank) % 3
+            right &= torch.equal(fetch[place](), weights[place])
+            if i % 2 == rank % 2:
+                ids = torch.arange(2 + rank).view(1, -1)
+                right &= torch.equal(look_up(ids), table[ids])
+    found = {"right": right, "peak": shards.peak, "alive": shards.alive}
+    held = fetch[0] if rank else None
+    with shards.together():  # a weight that is still held is not written over
+        if held is not None:
+            kept = held()
+            other = fetch[1]()
+            found["kept"] = torch.equal(kept, weights[0]) and torch.equal(other, weights[1])
+    try:
+        with shards.together():
+            if rank == world - 1:
+                raise ArithmeticError("of its own")
+            for _ in range(100):
+                fetch[0]()
+    except (ArithmeticError, sharding.RankFailed) as error:
+        found["error"] = f"{type(error).__name__}: {error}"
+    return found
 
 
 def main(world, rank, folder, cases):
@@ -47,6 +81,8 @@ def main(world, rank, folder, cases):
                 "largest": max(sizes, default=0),
             }  # fmt: skip
         report[name]["records"] = small.records(run)
+    if world > 1:
+        report["uneven"] = uneven(world, rank)
     dist.destroy_process_group()
     print(json.dumps(report))
 

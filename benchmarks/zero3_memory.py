@@ -156,12 +156,14 @@ def main() -> None:
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     for way in WAYS:
         first = result["by_rank"][way][0]
-        print(f"{way:10} growth {result['growth'][way] / 1e6:8.1f} MB   {first['seconds']:6.1f} s   loss {first['loss']:.6f}")
+        growth = result["growth"][way] / 1e6
+        print(f"{way:10} growth {growth:8.1f} MB   {first['seconds']:6.1f} s   loss {first['loss']:.6f}")
     ours = result["by_rank"]["distmeta"][0]
     print(f"ratio {result['ratio']:.3f}, gradients apart {result['gradients_apart']:.1e} of the largest's norm")
     print(
         f"gathered at most {ours['gathered_peak'] / 1e6:.1f} MB at once: the largest weight has "
-        f"{ours['largest_weight'] / 1e6:.1f}, a layer {ours['one_layer'] / 1e6:.1f}, the base {ours['base_bytes'] / 1e6:.1f}"
+        f"{ours['largest_weight'] / 1e6:.1f}, a layer {ours['one_layer'] / 1e6:.1f}, "
+        f"the base {ours['base_bytes'] / 1e6:.1f}"
     )
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/zero_table.py [--worlds 1 2 3] [--stages 0 1 2 3] [--json FILE]
 
-Each cell: three AdamW steps with clipping, by the learner's own functions (meta_gradients, MetaEngine, shard_frozen), and
-the largest difference of any meta-parameter from plain torch in one process, in float32 as well. eps is 1e-2, so that a
-gradient of the wrong scale shows: with a small one Adam would hide it. The meta-batch (5 episodes) divides by no number
-of ranks but one, and stage 3 shards every frozen matrix of the adapter runs.
+Each cell: three AdamW steps with clipping, by the learner's own functions (meta_gradients, MetaEngine, shard_frozen),
+and the largest difference of any meta-parameter from plain torch in one process, in float32 as well. eps is 1e-2, so
+that a gradient of the wrong scale shows: with a small one Adam would hide it. The meta-batch (5 episodes) divides by no
+number of ranks but one, and stage 3 shards every frozen matrix of the adapter runs.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ meta-parameters, and handed over whole. That is exact at every order, since no h
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -37,6 +38,7 @@ class MetaEngine:
             # DeepSpeed would compile its shared-memory collective at the first start (40 s and a compiler);
             # gloo carries adapter-sized gradients as well.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.seconds = 0.0  # so far, in the reduction of gradients and the gathering of snapshots
         self.shapes = {name: v.shape for name, v in values.items()}
         self.stage = int(config.deepspeed["zero_optimization"]["stage"])
         module = nn.Module()
@@ -63,22 +65,28 @@ class MetaEngine:
 
     def snapshot(self) -> dict[str, Tensor]:
         """Whole copies of the meta-parameters by name, detached."""
+        began = time.perf_counter()
         with self._whole():
-            return {name: p.detach().clone().view(self.shapes[name]) for name, p in self._named()}
+            out = {name: p.detach().clone().view(self.shapes[name]) for name, p in self._named()}
+        self.seconds += time.perf_counter() - began
+        return out
 
     def step(self, grads: Mapping[str, Tensor], lr: float) -> float:
         """One outer step with the mean over ranks of `grads`; returns the global gradient norm before clipping."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        began = time.perf_counter()
         if self.stage == 0:
             self._set_grads(grads)
             self._engine.allreduce_gradients()
+            self.seconds += time.perf_counter() - began
             norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p.grad) for p in self._params]))
             self._engine.step()
             return float(norm)
         # Stage 3 takes gradients of whole parameters only; the reduction, as its block ends, needs the gradients alone.
         with self._whole(), self._engine.coalesce_grad_reduction():
             self._set_grads(grads)
+        self.seconds += time.perf_counter() - began
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 

@@ -118,8 +118,13 @@ def learn(
         began = time.perf_counter()
         grads, sums = meta_gradients(model, meta, algorithm, config, store, episodes, step, device, cache)
         inner_s = time.perf_counter() - began
+        began = time.perf_counter()
+        if world > 1:
+            dist.barrier()  # the ranks' work differs: waiting for the slowest is no cost of communication
+        peers_s = time.perf_counter() - began
 
         began = time.perf_counter()
+        spoken = engine.seconds
         total = config.outer.meta_batch_size
         norm = engine.step({name: g * (world / total) for name, g in grads.items()}, outer_lr(config, step))
         meta = engine.snapshot()
@@ -135,7 +140,12 @@ def learn(
                 f"meta-step {step}: outer loss {record['outer_loss']}, gradient norm {norm}; lower outer.lr"
             )
         aggregate_s = time.perf_counter() - began
-        seconds = {"wait_s": wait_s, "inner_s": inner_s, "aggregate_s": aggregate_s, "checkpoint_s": 0.0}
+        seconds = {
+            "wait_s": wait_s, "inner_s": inner_s, "peers_s": peers_s, "aggregate_s": aggregate_s, "checkpoint_s": 0.0,
+            "comm_s": engine.seconds - spoken,  # part of aggregate_s: gradients and gathered meta-parameters
+        }  # fmt: skip
+        if shards is not None:  # part of inner_s: frozen weights on their way, waiting for other ranks included
+            seconds["base_comm_s"], shards.seconds = shards.seconds, 0.0
 
         if config.eval.every and (step % config.eval.every == 0 or step == config.outer.steps):
             record["validation"] = validate(model, meta, store, config, rank, world, device)

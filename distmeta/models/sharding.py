@@ -15,6 +15,7 @@ ranks do, the same collectives are called in the same order by all.
 from __future__ import annotations
 
 import functools
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -59,6 +60,7 @@ class Shards:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.held: list[Shard] = []
         self.alive = self.peak = 0
+        self.seconds = 0.0  # in communication, so far; on a GPU without what runs on after a call
         self._buffer = torch.empty(0, dtype=torch.uint8, device=device)
         self._talk = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         self._open = False
@@ -116,7 +118,10 @@ class Shards:
 
     def _answer(self, index: int, ids: Tensor | None) -> Tensor | None:
         assert self._open, "weights in shards are used by all ranks together"
-        return self._serve(self._exchange(index, 0 if ids is None else ids.numel()), index, ids)
+        began = time.perf_counter()
+        out = self._serve(self._exchange(index, 0 if ids is None else ids.numel()), index, ids)
+        self.seconds += time.perf_counter() - began
+        return out
 
     def _join(self) -> None:
         """Give the others what they need until they have come to their end too."""
@@ -164,7 +169,7 @@ class Shards:
             dist.all_gather_into_tensor(whole, shard.own)
         else:
             for r in wanting:
-                parts = list(whole.split(size)) if whole is not None and r == self.rank else None
+                parts = list(torch.split(whole, size)) if whole is not None and r == self.rank else None
                 dist.gather(shard.own, parts, dst=r)
         return None if whole is None else self._count(whole[: shard.shape.numel()].view(shard.shape))
 
@@ -206,8 +211,10 @@ class ShardedLinear(TaskLinear):
     """A frozen linear layer without its weight, which it fetches for each product."""
 
     fetch: Callable[[], Tensor]
+    dtype: torch.dtype
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)  # derivatives are taken outside of autocast
         shared_bias = self.bias is None or self.bias.dim() == 1
         y = frozen_linear(x, self.fetch, self.bias if shared_bias else None)
         if not shared_bias:
@@ -246,7 +253,7 @@ def shard_frozen(model: TaskModel, config: Config, device: torch.device) -> Shar
         layer: Any = module
         if isinstance(module, TaskLinear | TaskConv1D):
             fetch: Any = shards.add_linear(weight if isinstance(module, TaskLinear) else weight.mT)
-            layer.__class__ = ShardedLinear
+            layer.__class__, layer.dtype = ShardedLinear, weight.dtype
         elif isinstance(module, TaskEmbedding):
             fetch = shards.add_embedding(weight)
             layer.__class__ = ShardedEmbedding

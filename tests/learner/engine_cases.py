@@ -29,13 +29,15 @@ OPTIMIZERS = {
     "sgd": {"optimizer": "sgd"},
 }
 CASES = list(itertools.product((0, 1, 2, 3), OPTIMIZERS, (0.0, 0.5)))
+CASES += [(stage, "adamw", 0.5, "offload") for stage in (1, 2, 3)]
 LR = {1: 0.05, 2: 0.02, 3: 0.05, 4: 0.01, 5: 0.03}  # of each step: a schedule must reach the shards
 
 
-def config(stage, optimizer, clip):
+def config(stage, optimizer, clip, offload=None):
+    zero = {"stage": stage} | ({"offload_optimizer": {"device": "cpu"}} if offload else {})
     return small.config(
         outer={"lr": 0.05, **OPTIMIZERS[optimizer]},
-        deepspeed={"zero_optimization": {"stage": stage}, "gradient_clipping": clip},
+        deepspeed={"zero_optimization": zero, "gradient_clipping": clip},
     )
 
 

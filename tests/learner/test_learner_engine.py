@@ -49,7 +49,7 @@ def reports(tmp_path_factory):
 @pytest.mark.parametrize("rank", RANKS)
 def test_steps_are_plain_torch_s(reports, rank, stage):
     cases = {name: r for name, r in reports[0][rank].items() if name.startswith(f"{stage}-")}
-    assert len(cases) == 6
+    assert len(cases) == (7 if stage else 6)  # with the optimizer on the CPU from stage 1 on
     for name, report in cases.items():
         assert report["apart"] < 1e-6, name
         assert report["undisturbed"] < 1e-6, name

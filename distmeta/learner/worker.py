@@ -152,8 +152,7 @@ def start(
 
     That is (step, tasks seen, whether outer.until, as it is now, stopped the run there, the step's record).
     """
-    rates = initial_log_rates(config.inner, model.adapted)
-    values = {**model.fast, **model.shared, **rates}
+    values = initial_values(config, model)
     found = checkpoints.newest_whole(run_dir, say)
     if found is None:
         return MetaEngine(values, config, device), 0, 0, False, None
@@ -163,6 +162,11 @@ def start(
     say(f"continuing from {found.name}")
     stopped = saved.state["stopped"] and saved.config.outer.until == config.outer.until
     return engine, saved.step, saved.state["tasks_seen"], stopped, saved.state["record"]
+
+
+def initial_values(config: Config, model: TaskModel) -> Params:
+    """All meta-parameters as they begin: what adapts, what is shared, the logarithms of learnt inner rates."""
+    return {**model.fast, **model.shared, **initial_log_rates(config.inner, model.adapted)}
 
 
 def share(total: int, rank: int, world: int) -> range:

@@ -1,4 +1,4 @@
-"""Outer steps as a group of processes takes them, one a rank, and as one process with torch alone: for `distmeta check`.
+"""Outer steps as the ranks of a group take them, and as one process does with torch alone: for `distmeta check`.
 
 Both take the same meta-batches, and the learner's own meta-gradients; what differs is the sharing out, the reduction,
 the clipping and the optimizer's shards.

@@ -124,6 +124,23 @@ def predict(
 
 
 @app.command()
+def export(
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|ADAPTED")],
+    out: Annotated[Path, typer.Option(help="new directory")],
+    as_json: Json = False,
+) -> None:
+    """Write a Hugging Face or PEFT directory, with a model card, that loads without distmeta."""
+    from distmeta.export import export as write
+
+    write(source, out)
+    written = sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file())
+    if as_json:
+        print(json.dumps({"out": str(out), "files": written}))
+    else:
+        print(f"{', '.join(written)}\nin {out}; {out / 'README.md'} says how to load them")
+
+
+@app.command()
 def check(
     source: Source = None,
     ranks: Annotated[int, typer.Option(min=2, help="processes of the sharded comparison")] = 2,

@@ -142,7 +142,7 @@ def learn(
             journal.write({**record, **seconds})
         if stopped:
             break
-    finish(model, engine, store, config, run_dir, rank, world, device, say)
+    finish(model, engine, store, config, run_dir, step, rank, world, device, say)
 
 
 def start(
@@ -281,15 +281,16 @@ def save(
 
 
 def finish(
-    model: TaskModel, engine: MetaEngine, store: TaskStore, config: Config, run_dir: Path, rank: int, world: int,
-    device: torch.device, say: Say,
+    model: TaskModel, engine: MetaEngine, store: TaskStore, config: Config, run_dir: Path, step: int, rank: int,
+    world: int, device: torch.device, say: Say,
 ) -> None:  # fmt: skip
-    """Evaluate on meta-test episodes, divided over the ranks; rank 0 writes json."""
+    """Evaluate on meta-test episodes, divided over the ranks; rank 0 writes json, with the meta-step that it is of."""
     result = evaluate_methods(
         model, engine.snapshot(), store, config, device,
         rank=rank, world=world, gather=gather, say=say,
     )  # fmt: skip
     if rank == 0:
+        result.details["settings"]["meta_step"] = step
         result.save(run_dir)
 
 

@@ -24,6 +24,7 @@ from distmeta.evaluate import load_model, split_meta
 from distmeta.inner import adapt as adapt_weights
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch, to_batches
+from distmeta.models.prefix import fixed_prefix
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.sampling.collate import collate
 from distmeta.sampling.episode import Rows
@@ -118,6 +119,7 @@ def adapt(
     fast, shared, rates = ({n: v.to(device) for n, v in d.items()} for d in (fast, shared, rates))
     batches = to_batches(collate([rows], config.inner.buckets, int(saved.state["pad_id"])), device, model.causal)
     set_attention(model.backbone, "first_order")
+    batches = fixed_prefix(model, {**fast, **shared}, batches)
 
     def loss(params: dict[str, Tensor], batch: TextBatch) -> Tensor:
         return model.loss(params, batch).sum()

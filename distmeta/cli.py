@@ -51,6 +51,10 @@ def train(
     run = run_training(config, resume=resume, show=True)
     if as_json:
         print(json.dumps({"run": str(run.path), "checkpoint": str(run.checkpoint), "evaluation": run.evaluation}))
+    else:
+        from distmeta.progress import show_results
+
+        show_results(run)
 
 
 @app.command()

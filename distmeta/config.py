@@ -105,6 +105,12 @@ class InnerConfig(Section):
     memory: Literal["auto", "walk", "unroll"] = "auto"
     budget_mb: float = Field(2048, gt=0, description="memory: auto unrolls within this many megabytes")
     buckets: int = Field(0, ge=0, description="length-sorted micro-batches of a set; 0: chosen by their cost")
+    part_tokens: int = Field(
+        0, ge=0, description="most padded tokens of a micro-batch; 0: 4096 on a CPU, else no limit"
+    )
+    prefix_mb: float = Field(
+        512, ge=0, description="megabytes for what frozen layers below the adapted ones make of examples; 0: keep none"
+    )
     task_batch: int = Field(0, ge=0, description="tasks that run as one; 0: chosen by their size and the device")
 
     @field_validator("learn_lr", mode="before")

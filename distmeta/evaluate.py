@@ -26,6 +26,7 @@ from distmeta.errors import InputError
 from distmeta.inner import InnerLoop, adapt
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch, to_batches
+from distmeta.models.prefix import fixed_prefix
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.sampling.collate import collate
 from distmeta.sampling.episode import Episode, sample_episode
@@ -47,8 +48,8 @@ class Scored:
     task: str
     label_names: tuple[str, ...]
     labels: NDArray[np.int64]  # [n]
-    predicted: NDArray[np.int64]  # [K+1, n]
-    loss: NDArray[np.float64]  # [K+1]
+    predicted: NDArray[np.int64]  # [K+1, n], or [1, n] after the last step alone
+    loss: NDArray[np.float64]  # [K+1] or [1]
 
 
 def group_episodes(episodes: Sequence[Episode], size: int) -> list[list[Episode]]:
@@ -85,8 +86,12 @@ def load_group(
     group: Sequence[Episode], model: TaskModel, config: Config, pad_id: int, device: torch.device
 ) -> tuple[list[TextBatch], list[TextBatch]]:
     """Support and query sets of a group of episodes as length-sorted parts on `device`."""
-    support = collate([e.support for e in group], config.inner.buckets, pad_id)
-    query = collate([e.query for e in group], config.inner.buckets, pad_id)
+    inner = config.inner
+    tokens = inner.part_tokens or (4096 if device.type == "cpu" else 0)
+    support, query = (
+        collate(part, inner.buckets, pad_id, part_tokens=tokens)
+        for part in ([e.support for e in group], [e.query for e in group])
+    )
     return to_batches(support, device, model.causal), to_batches(query, device, model.causal)
 
 
@@ -104,8 +109,9 @@ def score_episodes(
     config: Config,
     pad_id: int,
     device: torch.device,
+    curve: bool = True,
 ) -> list[Scored]:
-    """Adapt to each episode and predict its query set after 0..K inner steps.
+    """Adapt to each episode and predict its query set after 0..K inner steps; curve=False: after the last one only.
 
     An episode whose inner loop diverges does not end the evaluation: its rows without finite scores are wrong.
     """
@@ -113,14 +119,15 @@ def score_episodes(
     out: list[Scored] = []
     for group in group_episodes(episodes, tasks_at_once(model, config, episodes, device)):
         support, query = load_group(group, model, config, pad_id, device)
+        support, query = (fixed_prefix(model, {**fast, **shared}, part) for part in (support, query))
         native = model.takes_task_axis
         params = stack(fast, len(group)) if native else dict(fast)
-        path = adapt(
+        adapted = adapt(
             model.loss if native else lambda p, b: model.loss(p, b).sum(),
             params, support, loop, shared=dict(shared), start=model.start if model.prototype_head else None,
-            task_axis="native" if native else False, trajectory=True, check=False,
-        ).trajectory  # fmt: skip
-        assert path is not None
+            task_axis="native" if native else False, trajectory=curve, last_inner_loss=False, check=False,
+        )  # fmt: skip
+        path = adapted.trajectory or [adapted.params]
         labels = np.concatenate([b.labels.cpu().numpy() for b in query], 1)  # [T, n]
         predicted, losses = [], []
         with torch.no_grad():
@@ -285,6 +292,11 @@ def evaluate_methods(
         start = [dataclasses.replace(s, predicted=s.predicted[:1], loss=s.loss[:1]) for s in trained]
         methods["no_adaptation"] = summarise(start)
         untrained_fast, untrained_shared = dict(model.fast), dict(model.shared)
+
+        def untrained(loop: InnerLoop, episodes: list[Episode]) -> list[Scored]:
+            values = untrained_fast, untrained_shared
+            return score_episodes(model, *values, loop, episodes, config, pad_id, device, curve=False)
+
         tuned = dataclasses.replace(inner_loop(config.inner, {}, max(1, steps) * FINE_TUNE_LENGTH))
         # On tasks that are not those scored; data given to `evaluate` may have none, then the rate is inner.lr.
         held = next((name for name in ("validation", "train") if name != split and len(store.groups[name].ids)), None)
@@ -292,14 +304,14 @@ def evaluate_methods(
         best, best_lr = -1.0, config.inner.lr
         for factor in FINE_TUNE_FACTORS if held else ():
             trial = dataclasses.replace(tuned, lr=config.inner.lr * factor)
-            tried = gather(score_episodes(model, untrained_fast, untrained_shared, trial, few, config, pad_id, device))
+            tried = gather(untrained(trial, few))
             accuracy = summarise(tried)["accuracy"]["mean"]
             if accuracy > best:
                 best, best_lr = accuracy, config.inner.lr * factor
         tuned = dataclasses.replace(tuned, lr=best_lr)
         chosen = f" (chosen on {held} episodes)" if held else ""
         say(f"baseline fine_tuned: {tuned.steps} steps at lr {best_lr:g}{chosen}")
-        scored = gather(score_episodes(model, untrained_fast, untrained_shared, tuned, mine, config, pad_id, device))
+        scored = gather(untrained(tuned, mine))
         methods["fine_tuned"] = summarise(scored)
         more["fine_tuned"] = {"steps": tuned.steps, "lr": best_lr, "chosen_on": held, **details(scored, fixed)}
         say("baseline prototypes")

@@ -88,7 +88,7 @@ def adapt(
     if last_inner_loss:
         descent.losses.append(support_loss(problem, descent.theta, count))
     if check:
-        refuse_divergence(problem, descent.losses, None, count, names)
+        refuse_divergence(descent.losses, None, count, names)
     adapted = named(problem, descent.theta)
     path = [named(problem, step.theta) for step in descent.steps] + [adapted] if trajectory else None
     return Adapted(adapted, stacked(problem, descent.losses, adapted), path)
@@ -198,9 +198,7 @@ def support_loss(problem: Problem, theta: Tensors, k: int) -> Tensor:
     return total.tensors[0]
 
 
-def refuse_divergence(
-    problem: Problem, losses: list[Tensor], query: Tensor | None, steps: int, names: Sequence[str] | None
-) -> None:
+def refuse_divergence(losses: list[Tensor], query: Tensor | None, steps: int, names: Sequence[str] | None) -> None:
     """Raise Diverged if a loss is not finite: the one host synchronisation of an inner loop, after its end."""
     every = losses if query is None else [*losses, query]
     if not every:

@@ -90,6 +90,7 @@ def meta_gradient(
     has_aux: bool = False,
     last_inner_loss: bool = True,
     names: Sequence[str] | None = None,
+    check: bool = True,
 ) -> MetaGradient:
     """Adapt `params` to `support`, and differentiate the loss on `query` with respect to `params`.
 
@@ -105,7 +106,7 @@ def meta_gradient(
     implicit (iMAML, whose result does not depend on the rates: their derivatives are 0); finite_difference
     (exact with each Hessian-vector product replaced by a central difference, biased as `products` says).
     names: of the episodes (one, or T), for the message of Diverged, which is raised when a loss is not
-    finite.
+    finite; with check=False such losses and gradients are returned as they are.
     """
     if order not in ORDERS:
         raise ValueError(f"order is one of {', '.join(ORDERS)}, not {order!r}")
@@ -127,7 +128,8 @@ def meta_gradient(
     cotangent, of_shared = _back(problem, inner, rates, descent, order, cotangent, of_shared)
 
     grads, of_shared = beginning.pullback(problem, cotangent, of_shared)
-    refuse_divergence(problem, descent.losses, query_loss, inner.steps, names)
+    if check:
+        refuse_divergence(descent.losses, query_loss, inner.steps, names)
     adapted = named(problem, descent.theta)
     return MetaGradient(
         grads,

@@ -36,9 +36,11 @@ from distmeta.evaluate import (
     summarise,
     tasks_at_once,
 )
-from distmeta.inner import Diverged
+from distmeta.inner import Diverged, InnerLoop, MetaGradient
 from distmeta.learner.engine import MetaEngine, outer_lr
 from distmeta.models.backbone import set_attention
+from distmeta.models.batch import TextBatch
+from distmeta.models.prefix import StateCache, fixed_prefix, has_prefix, is_frozen, learnt_prefix, pullback
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.sampling.episode import Episode, sample_episode
 from distmeta.sampling.sampler import Sampler
@@ -97,6 +99,7 @@ def learn(
     algorithm = load_algorithm(config.algorithm)
     say = Log(run_dir).say if rank == 0 else lambda line: None
     engine, step, tasks_seen, stopped, last = start(config, run_dir, model, device, say)
+    cache = state_cache(model, config, store)
     journal = Journal(run_dir, step, last) if rank == 0 else None
     mine = share(config.outer.meta_batch_size, rank, world)
     window = EpisodeWindow(
@@ -107,7 +110,7 @@ def learn(
     for episodes, wait_s in window if not stopped else ():
         step += 1
         began = time.perf_counter()
-        grads, sums = meta_gradients(model, engine.snapshot(), algorithm, config, store, episodes, step, device)
+        grads, sums = meta_gradients(model, engine.snapshot(), algorithm, config, store, episodes, step, device, cache)
         inner_s = time.perf_counter() - began
 
         began = time.perf_counter()
@@ -174,10 +177,24 @@ def share(total: int, rank: int, world: int) -> range:
     return range(rank * total // world, (rank + 1) * total // world)
 
 
+def state_cache(model: TaskModel, config: Config, store: TaskStore) -> StateCache | None:
+    """Where the states of a prefix that is frozen for the whole run are kept; None where they may change."""
+    if not is_frozen(model) or config.model.dropout > 0 or config.inner.prefix_mb == 0:
+        return None
+    return StateCache(store.rows, config.inner.prefix_mb)
+
+
 def meta_gradients(
-    model: TaskModel, meta: Params, algorithm: Any, config: Config, store: TaskStore,
-    episodes: list[Episode], step: int, device: torch.device,
-) -> tuple[Params, list[float]]:  # fmt: skip
+    model: TaskModel,
+    meta: Params,
+    algorithm: Any,
+    config: Config,
+    store: TaskStore,
+    episodes: list[Episode],
+    step: int,
+    device: torch.device,
+    cache: StateCache | None = None,
+) -> tuple[Params, list[float]]:
     """Sums over this rank's episodes of the meta-gradient, and of [query loss, accuracy, inner losses 0..K]."""
     set_attention(model.backbone, algorithm.ORDER)
     model.train(config.model.dropout > 0)
@@ -185,26 +202,62 @@ def meta_gradients(
     loop = inner_loop(config.inner, rates, seed=dropout_seed(config, step, episodes))
     grads = {name: torch.zeros_like(value) for name, value in meta.items()}
     sums = torch.zeros(3 + config.inner.steps, dtype=torch.float64)
-    size = tasks_at_once(model, config, episodes, device)
-    for group in group_episodes(episodes, size):
-        support, query = load_group(group, model, config, store.pad_id, device)
-        native = model.takes_task_axis
-        result = algorithm.meta_gradient(
-            model.loss_and_logits if native else one_task(model),
-            stack(fast, len(group)) if native else fast,
-            support, query, loop, shared=shared, start=model.start if model.prototype_head else None,
-            task_axis="native" if native else False, has_aux=True, names=[e.task for e in group],
-        )  # fmt: skip
-        for name, g in {**result.grads, **result.shared_grads}.items():
-            grads[name] += g.sum(0) if native and name in fast else g
+    for group in group_episodes(episodes, tasks_at_once(model, config, episodes, device)):
+        parts = load_group(group, model, config, store.pad_id, device)
+        result, of_group = group_gradient(model, fast, shared, algorithm, loop, parts, [e.task for e in group], cache)
+        for name, g in of_group.items():
+            grads[name] += g
         for name, g in log_rate_gradients(rates, result.lr_grads).items():
             grads[name] += g
-        scored = zip(result.aux, query, strict=True)
+        scored = zip(result.aux, parts[1], strict=True)
         hits = [(logits.argmax(-1) == part.labels).sum(1) / part.total for logits, part in scored]
         losses = result.inner_losses.reshape(-1, config.inner.steps + 1).sum(0)
         sums += torch.stack([result.loss.sum(), torch.stack(hits).sum(), *losses]).double().cpu()
     model.eval()
     return grads, sums.tolist()
+
+
+def group_gradient(
+    model: TaskModel,
+    fast: Params,
+    shared: Params,
+    algorithm: Any,
+    loop: InnerLoop,
+    parts: tuple[list[TextBatch], list[TextBatch]],
+    names: list[str],
+    cache: StateCache | None = None,
+) -> tuple[MetaGradient, Params]:
+    """The algorithm's result on a group of tasks, `parts` being their (support, query), and its sums over the tasks.
+
+    What lies below the lowest adapted layer is run once, whatever the number of inner steps.
+    """
+    native = model.takes_task_axis
+    support, query = parts
+    states: Params = {}
+    if model.training or not has_prefix(model):  # dropout draws anew at each step, so that nothing stays the same
+        pass
+    elif model.prefix_shared and not getattr(algorithm, "LEARNS_ONLY_FAST", False):
+        both, states, leaves = learnt_prefix(model, shared, [*support, *query])
+        support, query = both[: len(support)], both[len(support) :]
+    else:
+        support, query = (fixed_prefix(model, shared, part, cache) for part in parts)
+    result = algorithm.meta_gradient(
+        model.loss_and_logits if native else one_task(model),
+        stack(fast, len(names)) if native else fast,
+        support,
+        query,
+        loop,
+        shared={**shared, **{name: value.detach() for name, value in states.items()}},
+        start=model.start if model.prototype_head else None,
+        task_axis="native" if native else False,
+        has_aux=True,
+        names=names,
+    )
+    found = {name: g.sum(0) if native else g for name, g in result.grads.items()}
+    found |= {name: g for name, g in result.shared_grads.items() if name not in states}
+    if states:
+        found |= pullback(states, leaves, result.shared_grads)
+    return result, found
 
 
 def one_task(model: TaskModel) -> Any:

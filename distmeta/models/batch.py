@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -19,12 +20,26 @@ class TextBatch:
     keep: Tensor  # float32 [N, L]: 1 for a token, 0 for padding
     mask: Tensor | None  # additive, float32 [N or 1, 1, 1 or L, L]; None: every token sees every token
     positions: Tensor  # int64 [N, L]
+    last: Tensor  # int64 [N]: the position of the last token
     labels: Tensor  # int64 [T, n]
     total: int  # rows of a task over all the parts of its set: losses of parts add up to a mean
+    store_rows: NDArray[np.int64]  # [N]: which example of the task store
+    # What the layers below the lowest adapted one make of these rows, [N, L, D] or pooled [N, D]; or the name under
+    # which the parameters hold it. None: they are run.
+    states: Tensor | str | None = None
 
     @property
     def tokens(self) -> int:
         return self.input_ids.numel()
+
+    def of_rows(self, index: Tensor) -> TextBatch:
+        """The rows `index` [m] alone, without their labels' task axis: for what is computed row by row."""
+        mask = self.mask
+        if mask is not None and mask.shape[0] > 1:
+            mask = mask[index]
+        own = {name: getattr(self, name)[index] for name in ("input_ids", "keep", "positions", "last")}
+        labels = self.labels.flatten()[index].unsqueeze(0)
+        return replace(self, **own, mask=mask, labels=labels, store_rows=self.store_rows[index.cpu().numpy()])
 
 
 def to_batch(part: Mapping[str, Any], device: torch.device | str, causal: bool) -> TextBatch:
@@ -48,8 +63,10 @@ def to_batch(part: Mapping[str, Any], device: torch.device | str, causal: bool) 
         keep=keep.to(device),
         mask=None if mask is None else mask.to(device),
         positions=torch.arange(length, device=device).expand(rows, length),
+        last=(keep.sum(1).long() - 1).to(device),
         labels=torch.as_tensor(part["labels"], dtype=torch.int64).to(device),
         total=int(part["total"]),
+        store_rows=np.asarray(part["store_rows"], dtype=np.int64).reshape(rows),
     )
 
 

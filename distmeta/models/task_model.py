@@ -6,8 +6,10 @@ Letters: T tasks, n rows of a task in a batch, N = T n, L tokens, D width, C cla
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,8 +18,9 @@ from torch.func import functional_call
 from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
-from distmeta.models.batch import TextBatch
+from distmeta.models.batch import TextBatch, to_batch
 from distmeta.models.layers import add_lora, give_task_axis, without_task_axis
+from distmeta.models.partial import Layers, check, lowest_layer
 
 Params = dict[str, Tensor]
 
@@ -33,6 +36,9 @@ class TaskModel(nn.Module):
              whose values and classes are the episode's.
     shared:  what the outer loop alone learns.
     The rest is frozen.
+
+    entry: the layer that a batch's states are given to, since nothing below it adapts: 0 (run from the text on), or
+    the number of layers (the states are pooled features). prefix_shared: names in `shared` that are below it.
     """
 
     def __init__(self, backbone: nn.Module, classes: int, config: Config) -> None:
@@ -63,6 +69,14 @@ class TaskModel(nn.Module):
         self.adapted: Params = self.fast | {name: torch.zeros(()) for name in computed}
         fixed = {f"backbone.{name}" for name in without_task_axis(backbone)}
         self.takes_task_axis = not (fixed & set(self.fast))
+        self.layers = Layers(backbone)
+        self.entry = self._lowest(self.fast)
+        self._check_layers()
+        self.entry_is_pooled = self.entry == max(1, len(self.layers))
+        self.prefix_shared = tuple(name for name in self.shared if self._lowest([name]) < self.entry)
+        if self.entry_is_pooled:
+            self.prefix_shared = tuple(name for name in self.shared if name.startswith("backbone."))
+        self.eval()  # no dropout unless it is asked for
 
     def _roles(self, config: Config) -> tuple[Params, Params]:
         values = dict(self.named_parameters())
@@ -87,8 +101,44 @@ class TaskModel(nn.Module):
         shared = {name for name in values if name not in fast and (train_base or name.startswith("head_"))}
         return {n: v for n, v in values.items() if n in fast}, {n: v for n, v in values.items() if n in shared}
 
-    def forward(self, batch: TextBatch) -> Tensor:
-        """Pooled features, [N, D]."""
+    def _lowest(self, names: Iterable[str]) -> int:
+        """The layer below which none of the parameters is; the number of layers (at least 1) if only the head's are."""
+        own = [name.removeprefix("backbone.") for name in names if name.startswith("backbone.")]
+        return lowest_layer(own, self.layers.path, len(self.layers)) if own else max(1, len(self.layers))
+
+    def _check_layers(self) -> None:
+        """Try on a small batch what `Layers` may leave out of this architecture."""
+        pooled = self.entry == max(1, len(self.layers))
+        inside = [self.entry] if self.entry > 0 and not pooled else []
+        if self.pooling == "mean":
+            self.layers.can_prune = False
+        if not (inside or self.layers.can_prune):
+            return
+        ids = torch.arange(1, 9).view(2, 4) % int(self.backbone.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        part = {
+            "input_ids": ids.unsqueeze(0).numpy(), "attention_mask": np.array([[[1, 1, 1, 1], [1, 1, 1, 0]]]),
+            "labels": np.zeros((1, 2)), "store_rows": np.zeros((1, 2)), "total": 2,
+        }  # fmt: skip
+        batch = to_batch(part, next(self.backbone.parameters()).device, self.causal)
+        rows = torch.zeros_like(batch.last) if self.pooling == "first" else batch.last
+        check(self.layers, lambda: self._last_states(batch), rows, inside)
+        if inside and not self.layers.can_enter:
+            self.entry = 0
+
+    def forward(self, batch: TextBatch, states: Tensor | None = None, prefix: bool = False) -> Tensor:
+        """Pooled features [N, D], from the layer `entry` on if `states` are given; prefix: these states, [N, L, D]."""
+        if prefix:
+            return self.layers.entry_states(lambda: self._last_states(batch), self.entry)
+        rows = {"mean": None, "first": torch.zeros_like(batch.last), "last": batch.last}[self.pooling]
+        pruned = rows if self.layers.can_prune else None
+        out = self.layers.from_states(lambda: self._last_states(batch), self.entry, states, pruned)
+        if rows is None:
+            keep = batch.keep.unsqueeze(-1).to(out.dtype)
+            return (out * keep).sum(1) / keep.sum(1)
+        return out[:, 0] if pruned is not None else out[torch.arange(out.shape[0], device=out.device), rows]
+
+    def _last_states(self, batch: TextBatch) -> Tensor:
+        """The backbone's last hidden states, [N, L, D]."""
         given: dict[str, Any] = {
             "input_ids": batch.input_ids,
             "attention_mask": batch.mask,
@@ -100,19 +150,22 @@ class TaskModel(nn.Module):
         if "token_type_ids" in self._inputs and not self.causal:
             given["token_type_ids"] = torch.zeros_like(batch.input_ids)
         states: Tensor = self.backbone(**{k: v for k, v in given.items() if k in self._inputs}).last_hidden_state
-        if self.pooling == "first":
-            return states[:, 0]
-        if self.pooling == "last":
-            last = batch.keep.sum(1).long() - 1
-            return states[torch.arange(states.shape[0], device=states.device), last]
-        keep = batch.keep.unsqueeze(-1).to(states.dtype)
-        return (states * keep).sum(1) / keep.sum(1)
+        return states
 
-    def features(self, params: Params, batch: TextBatch) -> Tensor:
+    def features(self, params: Mapping[str, Tensor], batch: TextBatch) -> Tensor:
         """Pooled features by task, [T, n, D]."""
-        own = {name: value for name, value in params.items() if not name.startswith("head_")}
-        pooled: Tensor = functional_call(self, own, (batch,), tie_weights=False)
+        states = params[batch.states] if isinstance(batch.states, str) else batch.states
+        if states is not None and self.entry_is_pooled:
+            return states.view(*batch.labels.shape, -1)
+        own = {name: value for name, value in params.items() if name.startswith("backbone.")}
+        pooled: Tensor = functional_call(self, own, (batch, states), tie_weights=False)
         return pooled.view(*batch.labels.shape, -1)
+
+    def prefix_states(self, params: Mapping[str, Tensor], batch: TextBatch) -> Tensor:
+        """What the layers below `entry` make of the rows: [N, L, D], or pooled features [N, D]."""
+        own = {name: value for name, value in params.items() if name.startswith("backbone.")}
+        out: Tensor = functional_call(self, own, (batch, None, not self.entry_is_pooled), tie_weights=False)
+        return out
 
     def logits(self, params: Params, batch: TextBatch) -> Tensor:
         """Class scores, [T, n, C]. `params` holds the head and whatever differs from the initial values."""

@@ -16,15 +16,18 @@ PART_OVERHEAD = 256
 MOST_CUTS = 32
 
 
-def collate(rows: Sequence[Rows], buckets: int, pad_id: int, multiple: int = 1) -> list[dict[str, Any]]:
+def collate(
+    rows: Sequence[Rows], buckets: int, pad_id: int, multiple: int = 1, part_tokens: int = 0
+) -> list[dict[str, Any]]:
     """The supports (or queries) of T episodes with n rows each, as micro-batches.
 
     Each episode's rows are sorted by length and cut at the same places. A micro-batch with m rows of at
     most L tokens (L rounded up to `multiple`) is
         input_ids, attention_mask  int64 [T, m, L]
-        labels, rows               int64 [T, m]; rows: the position in the episode's own order
+        labels, rows, store_rows   int64 [T, m]; rows: the position in the episode's own order
         total                      n
-    `buckets` is the largest number of micro-batches; 0 chooses the number that costs least.
+    `buckets` is the largest number of micro-batches; 0 chooses the number that costs least. Those of more than
+    `part_tokens` padded tokens are cut into equal parts, down to a row of each episode; 0: they are not.
     """
     n = len(rows[0].labels)
     if any(len(r.labels) != n for r in rows):
@@ -37,9 +40,10 @@ def collate(rows: Sequence[Rows], buckets: int, pad_id: int, multiple: int = 1) 
     begins = np.concatenate([[0], np.cumsum(offsets[:, -1])[:-1]])
     start = begins[:, None] + np.take_along_axis(offsets[:, :-1], order, 1)
     labels = np.take_along_axis(np.stack([r.labels for r in rows]), order, 1)
+    store_rows = np.take_along_axis(np.stack([r.rows for r in rows]), order, 1)
     longest = -(-lengths.max(0) // multiple) * multiple
     parts = []
-    for first, last in _cuts(longest, len(rows), buckets):
+    for first, last in _limited(_cuts(longest, len(rows), buckets), longest * len(rows), part_tokens):
         place = np.arange(longest[last - 1])
         mask = place < lengths[:, first:last, None]
         ids = tokens[np.where(mask, start[:, first:last, None] + place, 0)]
@@ -48,6 +52,7 @@ def collate(rows: Sequence[Rows], buckets: int, pad_id: int, multiple: int = 1) 
             "attention_mask": mask.astype(np.int64),
             "labels": np.ascontiguousarray(labels[:, first:last]),
             "rows": np.ascontiguousarray(order[:, first:last]),
+            "store_rows": np.ascontiguousarray(store_rows[:, first:last]),
             "total": n,
         })  # fmt: skip
     return parts
@@ -85,3 +90,16 @@ def _cuts(longest: NDArray[np.int64], tasks: int, buckets: int) -> list[tuple[in
         ends.append(int(came[ends[-1]]))
     places = [0, *(int(edges[end]) for end in reversed(ends))]
     return list(pairwise(places))
+
+
+def _limited(cuts: list[tuple[int, int]], tokens: NDArray[np.int64], most: int) -> list[tuple[int, int]]:
+    """Cuts of which none has more than `most` padded tokens, where `tokens` [n] is what one row of each task costs."""
+    if most == 0:
+        return cuts
+    out = []
+    for first, last in cuts:
+        fit = max(1, most // int(tokens[last - 1]))
+        pieces = -(-(last - first) // fit)
+        places = [first + (last - first) * i // pieces for i in range(pieces + 1)]
+        out += list(pairwise(places))
+    return out

@@ -1,0 +1,185 @@
+"""Running a transformer in part: only the layers above cached states, and in the last layer only the rows read.
+
+What a layer's attention needs beside its own rows are the keys and values of all rows, and a Hugging Face layer takes
+these from a cache if it is given one. So one mechanism serves every family whose layers pass one tensor on and know a
+cache (BERT, RoBERTa, GPT-2, Llama, Qwen, Mistral, ...), without a line for any of them. A model that is not of that
+kind is run whole: `check` compares on the actual model before anything is left out.
+
+Letters: N rows, L tokens, D width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Run = Callable[[], Tensor]  # one forward pass of the model, returning its last hidden states
+
+
+class Layers:
+    """The layers of a Hugging Face model, each of which asks here what to do when the model calls it."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        self.path, self.layers = find_layers(backbone)
+        self._states: Tensor | None = None  # given at the entry of layer `_entry`
+        self._entry = 0
+        self._stop = False  # at layer `_entry`, and hand over what comes in
+        self._rows: Tensor | None = None  # [N]: in the last layer, the position that is read of each row
+        for number, layer in enumerate(self.layers):
+            layer.forward = partial(self._layer, number, layer.forward)
+        embeddings = getattr(backbone, "embeddings", None)  # with positions and a norm of its own, as in BERT
+        if isinstance(embeddings, nn.Module):
+            embeddings.forward = partial(self._embeddings, embeddings.forward)
+        last = inspect.signature(type(self.layers[-1]).forward).parameters if self.layers else {}
+        self.can_enter = self.can_prune = bool(self.layers)
+        self._names = list(last)[1:]  # without self
+        self._repeats = False  # the row that is read in the place of all rows, for a model that counts them (GPT-2)
+        self.can_prune &= "past_key_values" in last
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def entry_states(self, run: Run, entry: int) -> Tensor:
+        """What layer `entry` is given, [N, L, D]; the layers from it on are not run."""
+        self._entry, self._stop = entry, True
+        try:
+            run()
+        except _Reached as reached:
+            states: Tensor = reached.states
+            return states
+        finally:
+            self._stop = False
+        raise RuntimeError(f"layer {entry} of {self.path} was not called")
+
+    def from_states(self, run: Run, entry: int, states: Tensor | None, rows: Tensor | None) -> Tensor:
+        """Last hidden states: from layer `entry` on if `states` are given; [N, 1, D] of the `rows` [N] if given."""
+        self._entry, self._states, self._rows = entry, states, rows
+        try:
+            out: Tensor = run()
+            return out
+        finally:
+            self._states = self._rows = None
+
+    def try_rows(self, run: Run, rows: Tensor, expected: Tensor) -> bool:
+        """Whether the last layer gives the `expected` [N, 1, D] when it runs these rows only."""
+        for self._repeats in (False, True):
+            with contextlib.suppress(Exception):  # whatever a family's own code makes of being called in another way
+                if _near(self.from_states(run, 0, None, rows), expected):
+                    return True
+        return False
+
+    def try_entry(self, run: Run, entry: int, expected: Tensor) -> bool:
+        """Whether the layers from `entry` on give the `expected` [N, L, D] when they are given what it was given."""
+        with contextlib.suppress(Exception):
+            return _near(self.from_states(run, entry, self.entry_states(run, entry), None), expected)
+        return False
+
+    def _embeddings(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs) if self._states is None else self._states
+
+    def _layer(self, number: int, forward: Callable[..., Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._states is not None:
+            if number < self._entry:
+                return hidden
+            if number == self._entry:
+                hidden = self._states
+        if self._stop and number == self._entry:
+            raise _Reached(hidden)
+        if self._rows is not None and number == len(self.layers) - 1:
+            given = dict(zip(self._names, (hidden, *args), strict=False)) | kwargs
+            return self._read_rows(forward, hidden, given, self._rows)
+        return forward(hidden, *args, **kwargs)
+
+    def _read_rows(self, forward: Callable[..., Any], hidden: Tensor, given: dict[str, Any], rows: Tensor) -> Tensor:
+        """The last layer for one row of each text: keys and values of all rows, everything else of that row."""
+        cache = _Keys()
+        with contextlib.suppress(_Reached):
+            forward(**{**given, "past_key_values": cache})
+        length = hidden.shape[1]
+        given[self._names[0]] = _row(hidden, rows, 1)
+        mask = given.get("attention_mask")
+        if mask is not None and mask.shape[-2] > 1:
+            given["attention_mask"] = _row(mask, rows, 2)
+        if given.get("position_ids") is not None:
+            given["position_ids"] = _row(given["position_ids"], rows, 1)
+        if given.get("position_embeddings") is not None:
+            given["position_embeddings"] = tuple(_row(t, rows, 1) for t in given["position_embeddings"])
+        assert cache.keys is not None and cache.keys.shape[-2] == length
+        out: Tensor = forward(**{**given, "past_key_values": cache})
+        return out.expand(-1, length, -1) if self._repeats else out
+
+
+class _Reached(Exception):
+    """Not an error: the part of the model that was asked for has been run."""
+
+    def __init__(self, states: Any = None) -> None:
+        super().__init__()
+        self.states = states
+
+
+class _Keys:
+    """Stands in for a cache of keys and values: keeps the first ones it sees, and gives them from then on."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if self.keys is None or self.values is None:
+            self.keys, self.values = keys, values
+            raise _Reached
+        return self.keys, self.values
+
+    def get_seq_length(self, *_: Any) -> int:
+        return 0
+
+
+def _row(tensor: Tensor, rows: Tensor, dim: int) -> Tensor:
+    """Element rows[n] of `dim` in tensor [N or 1, ...], the dim kept with size 1."""
+    index = rows.view(-1, *[1] * (tensor.dim() - 1))
+    shape = list(tensor.shape)
+    shape[0], shape[dim] = rows.shape[0], 1
+    return tensor.expand(rows.shape[0], *tensor.shape[1:]).gather(dim, index.expand(shape))
+
+
+def find_layers(backbone: nn.Module) -> tuple[str, list[nn.Module]]:
+    """The path and the modules of the longest list of layers of one kind; ("", []) where there is none."""
+    best: tuple[str, list[nn.Module]] = ("", [])
+    for path, module in backbone.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) > len(best[1]) and len({type(m) for m in module}) == 1:
+            best = (path, list(module))
+    return best
+
+
+def lowest_layer(names: list[str], path: str, layers: int) -> int:
+    """The lowest of the layers below which no parameter in `names` is; `layers` if none is in or below a layer.
+
+    A name that is neither a layer's nor that of a norm after the last counts as below all of them.
+    """
+    lowest = layers
+    for name in names:
+        rest = name.removeprefix(f"{path}.")
+        if rest != name:
+            lowest = min(lowest, int(rest.split(".")[0]))
+        elif name.split(".")[0] not in ("norm", "ln_f", "final_layer_norm", "final_layernorm"):
+            return 0
+    return lowest
+
+
+def check(layers: Layers, run: Run, rows: Tensor, entries: list[int]) -> None:
+    """Leave to `layers` only what gives the same numbers as the whole model, in evaluation mode, on this batch."""
+    with torch.no_grad():
+        whole = run()
+        if layers.can_prune:
+            layers.can_prune = layers.try_rows(run, rows, _row(whole, rows, 1))
+        layers.can_enter = all(layers.try_entry(run, entry, whole) for entry in entries)
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    return a[:, :1].shape == b[:, :1].shape and torch.allclose(a[:, : b.shape[1]].double(), b.double(), 1e-4, 1e-5)

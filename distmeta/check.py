@@ -28,9 +28,9 @@ from distmeta.algorithms.rates import inner_loop, log_rate_gradients
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError
 from distmeta.evaluate import load_group, split_meta
-from distmeta.inner import MetaGradient, adapt
+from distmeta.inner import adapt
 from distmeta.learner.sharded import OUTER_STEPS, ShardedGroup, episodes_of, plain_steps
-from distmeta.learner.worker import dropout_seed, initial_values, meta_gradients, one_task
+from distmeta.learner.worker import dropout_seed, group_gradient, initial_values, meta_gradients, one_task
 from distmeta.models.backbone import set_attention
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.sampling.episode import Episode
@@ -121,11 +121,9 @@ def check_meta_gradient(config: Config, store: TaskStore) -> list[Finding]:
     model, meta = double_model(config, store)
     setting = Setting(model, algorithm.ORDER, config, store, episodes_of(config, store, 1)[0])
     with InDouble():
-        result = setting.meta_gradient(algorithm, meta)
-        first = setting.meta_gradient(fomaml, meta)
+        grads, first_grads = setting.meta_gradient(algorithm, meta), setting.meta_gradient(fomaml, meta)
         if config.algorithm == "reptile":
-            return [reptile_finding(setting, meta, result)]
-        grads, first_grads = setting.whole(meta, result), setting.whole(meta, first)
+            return [reptile_finding(setting, meta, grads)]
         return [
             derivative_finding(name, algorithm.ORDER, setting, meta, part, grads, first_grads)
             for name, part in zip(("initial weights", "shared weights", "inner learning rates"), roles(model, meta))
@@ -164,9 +162,13 @@ class Setting:
     store: TaskStore
     episode: Episode
 
-    def meta_gradient(self, algorithm: Any, meta: Params) -> MetaGradient:
-        result: MetaGradient = algorithm.meta_gradient(*self._arguments(meta), **self._options(meta), has_aux=True)
-        return result
+    def meta_gradient(self, algorithm: Any, meta: Params) -> Params:
+        """By the names of the meta-parameters, as the learner computes it: batched, with what is frozen run once."""
+        _, fast, support, query, loop = self._arguments(meta)
+        _, shared, rates = split_meta(self.model, meta)
+        parts, name = (support, query), self.episode.task
+        result, grads = group_gradient(self.model, fast, shared, algorithm, loop, parts, [name])
+        return {**grads, **log_rate_gradients(rates, result.lr_grads)}
 
     def query_loss(self, meta: Params) -> float:
         """The function that is differenced: adapt to the support set, loss on the query set."""
@@ -179,11 +181,6 @@ class Setting:
     def adapted(self, meta: Params) -> Params:
         loss, fast, support, _, loop = self._arguments(meta)
         return adapt(lambda p, b: loss(p, b)[0], fast, support, loop, **self._options(meta)).params
-
-    def whole(self, meta: Params, result: MetaGradient) -> Params:
-        """The gradient by the names of the meta-parameters, as the learner hands it to the optimizer."""
-        rates = split_meta(self.model, meta)[2]
-        return {**result.grads, **result.shared_grads, **log_rate_gradients(rates, result.lr_grads)}
 
     def _arguments(self, meta: Params) -> tuple[Any, Params, Any, Any, Any]:
         set_attention(self.model.backbone, self.order)
@@ -226,12 +223,12 @@ def derivative_finding(
     return Finding(subject, f"order {order}", None, None, f"{error:.1e} from the derivative of these steps; {away}")
 
 
-def reptile_finding(setting: Setting, meta: Params, result: MetaGradient) -> Finding:
+def reptile_finding(setting: Setting, meta: Params, grads: Params) -> Finding:
     """Reptile's is no derivative: it is where adaptation began less where it ended."""
     fast = split_meta(setting.model, meta)[0]
     adapted = setting.adapted(meta)
     moved = {name: value - adapted[name] for name, value in fast.items()}
-    gap = {name: result.grads[name] - value for name, value in moved.items()}
+    gap = {name: grads[name] - value for name, value in moved.items()}
     error = norm(gap) / norm(moved)
     verdict = "theta - theta_K" if error <= SAME else "not theta - theta_K"
     return Finding("step of the initial weights", verdict, error, SAME, "a first-order method, no derivative")

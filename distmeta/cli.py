@@ -130,6 +130,45 @@ def predict(
 
 
 @app.command()
+def export(
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|ADAPTED")],
+    out: Annotated[Path, typer.Option(help="new directory")],
+    as_json: Json = False,
+) -> None:
+    """Write a Hugging Face or PEFT directory, with a model card, that loads without distmeta."""
+    from distmeta.export import export as write
+
+    write(source, out)
+    written = sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file())
+    if as_json:
+        print(json.dumps({"out": str(out), "files": written}))
+    else:
+        print(f"{', '.join(written)}\nin {out}; {out / 'README.md'} says how to load them")
+
+
+@app.command()
+def check(
+    source: Source = None,
+    ranks: Annotated[int, typer.Option(min=2, help="processes of the sharded comparison")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Prove the meta-gradient's order and the sharded step on the configuration's own model; exit 1 if one differs."""
+    from distmeta import check as checks
+    from distmeta.config import load_config
+
+    name, overrides = split_source(source)
+    found = checks.check(load_config(name, overrides), ranks, _note)
+    if as_json:
+        print(json.dumps(checks.report(found)))
+    else:
+        from rich.console import Console
+
+        Console().print(checks.table(found))
+    if not all(finding.agrees for finding in found):
+        sys.exit(1)
+
+
+@app.command()
 def recipes(as_json: Json = False) -> None:
     """List the recipes: complete runs by name."""
     from distmeta.config import RECIPES, recipe_names
@@ -199,15 +238,12 @@ def main() -> None:
 
 
 def _fail(error: Exception) -> None:
-    import click
-
     from distmeta.train import TrainingError
 
-    if isinstance(error, click.exceptions.Exit):
+    if hasattr(error, "exit_code"):  # typer brings its own copy of click's errors
+        if hasattr(error, "show"):
+            error.show()
         sys.exit(error.exit_code)
-    if isinstance(error, click.ClickException):
-        error.show()
-        sys.exit(2)
     if isinstance(error, TrainingError | ArithmeticError | TimeoutError):
         print(f"distmeta: {error}", file=sys.stderr)
         sys.exit(1)

@@ -83,6 +83,7 @@ def train(config: Config | dict[str, Any], *, resume: bool = False, show: bool =
                 with ray_cluster(config) as cluster:
                     display.follow(run_dir)
                     run_learners(config, run_dir, store, cluster)
+                write_export(run_dir, display)
         except InputError:
             if fresh:
                 shutil.rmtree(run_dir, ignore_errors=True)
@@ -172,6 +173,16 @@ def write_setting(run_dir: Path, config: Config, store: Path) -> None:
     }  # fmt: skip
     checkpoints.write_text(run_dir / "environment.json", json.dumps(environment, indent=1))
     checkpoints.write_text(run_dir / "config.yaml", dump_config(config))
+
+
+def write_export(run_dir: Path, display: Any) -> None:
+    """RUN/export; an architecture that cannot be exported does not fail its run, `distmeta export` says why."""
+    from distmeta import export
+
+    try:
+        export.write(export.read(run_dir), run_dir / "export")
+    except InputError as error:
+        display.phase(f"no export: {error}")
 
 
 @dataclass(frozen=True)

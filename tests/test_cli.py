@@ -56,6 +56,12 @@ def test_unusable_input_is_one_line_and_exit_2(words, expected, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_unknown_verb_or_option_is_no_traceback():
+    for words in (["tarin"], ["config", "--jsno"]):
+        done = run(*words)
+        assert done.returncode == 2 and "Traceback" not in done.stderr and words[-1] in done.stderr
+
+
 def test_json_is_one_document_and_config_round_trips(tmp_path):
     printed = run("config", "default", "inner.lr=0.05", "--json")
     assert json.loads(printed.stdout)["inner"]["lr"] == 0.05

@@ -162,7 +162,7 @@ def learn(
             journal.write({**record, **seconds})
         if stopped:
             break
-    finish(model, meta, store, config, run_dir, rank, world, device, say)
+    finish(model, meta, store, config, run_dir, step, rank, world, device, say)
 
 
 def start(
@@ -172,8 +172,7 @@ def start(
 
     That is (step, tasks seen, whether outer.until, as it is now, stopped the run there, the step's record).
     """
-    rates = initial_log_rates(config.inner, model.adapted)
-    values = {**model.fast, **model.shared, **rates}
+    values = initial_values(config, model)
     found = checkpoints.newest_whole(run_dir, say)
     if found is None:
         return MetaEngine(values, config, device), 0, 0, False, None
@@ -183,6 +182,11 @@ def start(
     say(f"continuing from {found.name}")
     stopped = saved.state["stopped"] and saved.config.outer.until == config.outer.until
     return engine, saved.step, saved.state["tasks_seen"], stopped, saved.state["record"]
+
+
+def initial_values(config: Config, model: TaskModel) -> Params:
+    """All meta-parameters as they begin: what adapts, what is shared, the logarithms of learnt inner rates."""
+    return {**model.fast, **model.shared, **initial_log_rates(config.inner, model.adapted)}
 
 
 def share(total: int, rank: int, world: int) -> range:
@@ -348,15 +352,16 @@ def save(
 
 
 def finish(
-    model: TaskModel, meta: Params, store: TaskStore, config: Config, run_dir: Path, rank: int, world: int,
-    device: torch.device, say: Say,
+    model: TaskModel, meta: Params, store: TaskStore, config: Config, run_dir: Path, step: int, rank: int,
+    world: int, device: torch.device, say: Say,
 ) -> None:  # fmt: skip
-    """Evaluate on meta-test episodes, divided over the ranks; rank 0 writes json."""
+    """Evaluate on meta-test episodes, divided over the ranks; rank 0 writes json, with the meta-step that it is of."""
     result = evaluate_methods(
         model, meta, store, config, device,
         rank=rank, world=world, gather=gather, say=say,
     )  # fmt: skip
     if rank == 0:
+        result.details["settings"]["meta_step"] = step
         result.save(run_dir)
 
 

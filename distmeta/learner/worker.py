@@ -249,7 +249,7 @@ def group_gradient(
 
     What lies below the lowest adapted layer is run once, whatever the number of inner steps.
     """
-    native = model.takes_task_axis
+    native = model.takes_task_axis and len(names) > 1  # a task axis of 1 only turns products into batched ones
     support, query = parts
     states: Params = {}
     if model.training or not has_prefix(model):  # dropout draws anew at each step, so that nothing stays the same

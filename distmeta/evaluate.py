@@ -49,8 +49,8 @@ class Scored:
     task: str
     label_names: tuple[str, ...]
     labels: NDArray[np.int64]  # [n]
-    predicted: NDArray[np.int64]  # [K+1, n]
-    loss: NDArray[np.float64]  # [K+1]
+    predicted: NDArray[np.int64]  # [K+1, n], or [1, n] after the last step alone
+    loss: NDArray[np.float64]  # [K+1] or [1]
 
 
 def group_episodes(episodes: Sequence[Episode], size: int) -> list[list[Episode]]:
@@ -111,8 +111,9 @@ def score_episodes(
     config: Config,
     pad_id: int,
     device: torch.device,
+    curve: bool = True,
 ) -> list[Scored]:
-    """Adapt to each episode and predict its query set after 0..K inner steps.
+    """Adapt to each episode and predict its query set after 0..K inner steps; curve=False: after the last one only.
 
     An episode whose inner loop diverges does not end the evaluation: its rows without finite scores are wrong.
     """
@@ -123,12 +124,12 @@ def score_episodes(
         support, query = (fixed_prefix(model, {**fast, **shared}, part) for part in (support, query))
         native = model.takes_task_axis
         params = stack(fast, len(group)) if native else dict(fast)
-        path = adapt(
+        adapted = adapt(
             model.loss if native else lambda p, b: model.loss(p, b).sum(),
             params, support, loop, shared=dict(shared), start=model.start if model.prototype_head else None,
-            task_axis="native" if native else False, trajectory=True, check=False,
-        ).trajectory  # fmt: skip
-        assert path is not None
+            task_axis="native" if native else False, trajectory=curve, last_inner_loss=False, check=False,
+        )  # fmt: skip
+        path = adapted.trajectory or [adapted.params]
         labels = np.concatenate([b.labels.cpu().numpy() for b in query], 1)  # [T, n]
         predicted, losses = [], []
         with torch.no_grad():
@@ -294,6 +295,11 @@ def evaluate_methods(
         start = [dataclasses.replace(s, predicted=s.predicted[:1], loss=s.loss[:1]) for s in trained]
         methods["no_adaptation"] = summarise(start)
         untrained_fast, untrained_shared = dict(model.fast), dict(model.shared)
+
+        def untrained(loop: InnerLoop, episodes: list[Episode]) -> list[Scored]:
+            values = untrained_fast, untrained_shared
+            return score_episodes(model, *values, loop, episodes, config, pad_id, device, curve=False)
+
         tuned = dataclasses.replace(inner_loop(config.inner, {}, max(1, steps) * FINE_TUNE_LENGTH))
         # On tasks that are not those scored; data given to `evaluate` may have none, then the rate is inner.lr.
         held = next((name for name in ("validation", "train") if name != split and len(store.groups[name].ids)), None)
@@ -301,14 +307,14 @@ def evaluate_methods(
         best, best_lr = -1.0, config.inner.lr
         for factor in FINE_TUNE_FACTORS if held else ():
             trial = dataclasses.replace(tuned, lr=config.inner.lr * factor)
-            tried = gather(score_episodes(model, untrained_fast, untrained_shared, trial, few, config, pad_id, device))
+            tried = gather(untrained(trial, few))
             accuracy = summarise(tried)["accuracy"]["mean"]
             if accuracy > best:
                 best, best_lr = accuracy, config.inner.lr * factor
         tuned = dataclasses.replace(tuned, lr=best_lr)
         chosen = f" (chosen on {held} episodes)" if held else ""
         say(f"baseline fine_tuned: {tuned.steps} steps at lr {best_lr:g}{chosen}")
-        scored = gather(score_episodes(model, untrained_fast, untrained_shared, tuned, mine, config, pad_id, device))
+        scored = gather(untrained(tuned, mine))
         methods["fine_tuned"] = summarise(scored)
         more["fine_tuned"] = {"steps": tuned.steps, "lr": best_lr, "chosen_on": held, **details(scored, fixed)}
         say("baseline prototypes")

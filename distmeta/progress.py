@@ -31,7 +31,7 @@ class Display:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._bar: Any = None
-        self._began = time.monotonic()
+        self._began = self._last = time.monotonic()
         if show:
             from rich.console import Console
 
@@ -52,6 +52,12 @@ class Display:
     def phase(self, what: str) -> None:
         if self.show:
             self.console.print(f"[{time.monotonic() - self._began:5.1f} s] {what}", highlight=False, markup=False)
+
+    def counted(self, what: str, done: int, total: int | None) -> None:
+        """Progress of a long preparation: a line now and then."""
+        if time.monotonic() - self._last > LOG_EVERY_S:
+            self._last = time.monotonic()
+            self.phase(f"{what} {done:,}" + (f" of {total:,}" if total else ""))
 
     def follow(self, run_dir: Path) -> None:
         """Begin to show what is appended to the run's files from now on."""
@@ -92,14 +98,15 @@ class Display:
                         f"meta-validation at step {record['step']}: accuracy {v['accuracy']:.3f}  loss {v['loss']:.3f}"
                     )
 
-    def results(self, run: Run) -> None:
-        """The closing table, on standard output."""
-        from rich.console import Console
 
-        Console().print(evaluation_table(run.evaluation))
-        lines = verdict(run.evaluation)
-        last = run.metrics[-1]
-        print(f"{lines}\n{last['step']} meta-steps, {last['tasks_seen']} episodes; results in {_relative(run.path)}")
+def show_results(run: Run) -> None:
+    """The closing table, on standard output."""
+    from rich.console import Console
+
+    Console().print(evaluation_table(run.evaluation))
+    last = run.metrics[-1]
+    print(verdict(run.evaluation))
+    print(f"{last['step']} meta-steps, {last['tasks_seen']} episodes; results in {_relative(run.path)}")
 
 
 class Tail:

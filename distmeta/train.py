@@ -17,11 +17,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distmeta import checkpoint as checkpoints
 from distmeta.config import Config, dump_config, make_config
 from distmeta.errors import InputError
+
+if TYPE_CHECKING:
+    from distmeta.progress import Display
 
 # What may differ between a run and its continuation; all else would make it another run.
 RESUMABLE = ("cluster", "sampling", "run.name", "run.dir", "run.checkpoint_every", "run.keep", "run.timeout_s", "eval",
@@ -62,7 +65,7 @@ def train(config: Config | dict[str, Any], *, resume: bool = False, show: bool =
     """Meta-train as `config` says, on a Ray cluster or on one started here; returns when the run has ended.
 
     resume: continue the newest run of that name (or the one in run.dir) from its newest whole checkpoint; without
-    one it begins anew. show: progress and results on the terminal. Raises InputError (nothing was written) or
+    one it begins anew. show: progress on standard error. Raises InputError (nothing was written) or
     TrainingError.
     """
     if isinstance(config, dict):
@@ -86,18 +89,15 @@ def train(config: Config | dict[str, Any], *, resume: bool = False, show: bool =
                 with contextlib.suppress(OSError):
                     run_dir.parent.rmdir()  # runs/, if nothing else is in it
             raise
-        run = Run(run_dir)
-    if show:
-        display.results(run)
-    return run
+    return Run(run_dir)
 
 
-def prepare_store(config: Config, display: Any = None) -> Path:
+def prepare_store(config: Config, display: Display | None = None) -> Path:
     """The token cache of the run's tasks, built if need be, and checked against what episodes ask of it."""
     from distmeta.tasks.families import check_feasible
     from distmeta.tasks.store import build_store, open_store
 
-    path = build_store(config.data, config.task, config.model)
+    path = build_store(config.data, config.task, config.model, progress=display.counted if display else None)
     store = open_store(path)
     check_feasible(store, config.task)
     if config.eval.every and len(store.groups["validation"].ids) == 0:

@@ -116,5 +116,5 @@ def start_command(place: Path, data: Path, *words: str) -> list[str]:
     return [*CLI, "train", "tiny.yaml", *words]
 
 
-def cli(*words: str, cwd: Path, stdin: str | None = None) -> subprocess.CompletedProcess:
-    return subprocess.run([*CLI, *words], cwd=cwd, input=stdin, capture_output=True, text=True, timeout=120)
+def cli(*words: str, cwd: Path, stdin: str | None = None, timeout: float = 120) -> subprocess.CompletedProcess:
+    return subprocess.run([*CLI, *words], cwd=cwd, input=stdin, capture_output=True, text=True, timeout=timeout)

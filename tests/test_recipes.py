@@ -1,0 +1,64 @@
+"""Every recipe runs; the default one, whole, as a newcomer runs it, does what it is there to show."""
+
+import json
+
+import pytest
+import small
+
+import distmeta
+from distmeta.config import RECIPES, load_config, recipe_names
+from distmeta.train import ray_cluster
+
+# What each recipe needs of its user, and what makes it short.
+DATA = {"default": "built-in", "intents": "classes", "sentiment": "domains"}
+SHORT = [
+    "outer.steps=2", "outer.warmup_steps=0", "outer.meta_batch_size=2", "eval.episodes=4", "eval.validation_episodes=2",
+    "eval.baselines=false", "cluster.workers=1", "sampling.actors=1", "model.max_tokens=16",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ray_here():
+    with ray_cluster(small.config(sampling={"actors": 1}, cluster={"workers": 1})):
+        yield
+
+
+@pytest.fixture(scope="module")
+def classes_csv(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "classes.csv"
+    rows = [f"please do thing{c} number {i % 7} now,class{c}" for c in range(18) for i in range(12)]
+    path.write_text("\n".join(["text,label", *rows]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_runs(name, ray_here, words_csv, classes_csv, tmp_path):
+    data = {"built-in": [], "classes": [f"data.path={classes_csv}"], "domains": [f"data.path={words_csv}"]}[DATA[name]]
+    fits = {"classes": ["data.fractions=[0.34,0.33,0.33]"], "domains": ["task.shots=2", "task.queries=3"]}
+    config = load_config(name, [*data, *fits.get(DATA[name], []), *SHORT, f"run.dir={tmp_path / name}"])
+    run = distmeta.train(config)
+    assert [record["step"] for record in run.metrics] == [1, 2]
+    assert run.evaluation["meta_trained"]["accuracy"]["episodes"] == 4
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_says_what_it_is_for(name):
+    first = (RECIPES / f"{name}.yaml").read_text().split("\n", 1)[0]
+    assert first.startswith("# ") and len(first) < 120
+    assert load_config(name).run.name == name
+
+
+@pytest.mark.slow
+def test_the_default_run_shows_that_meta_training_helps(tmp_path):
+    """`distmeta train`: two learner ranks, two samplers, and an interval above that of every baseline."""
+    done = small.cli("train", "--json", cwd=tmp_path, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    printed = json.loads(done.stdout)
+    config = load_config()
+    assert config.cluster.workers == 2 and config.sampling.actors >= 2
+    methods = printed["evaluation"]
+    ours = methods["meta_trained"]["accuracy"]
+    assert ours["episodes"] >= 200
+    for name in ("no_adaptation", "fine_tuned", "prototypes"):
+        assert ours["low"] > methods[name]["accuracy"]["high"], name
+    assert ours["curve"][-1] > ours["curve"][0] + 0.2  # and it is adaptation that helps

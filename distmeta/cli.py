@@ -17,6 +17,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+bench = typer.Typer(help="Measure on your own configuration.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 
 Source = Annotated[
     list[str] | None,
@@ -190,6 +192,31 @@ def config(source: Source = None, as_json: Json = False) -> None:
     name, overrides = split_source(source)
     loaded = load_config(name, overrides)
     print(json.dumps(loaded.model_dump(mode="json")) if as_json else dump_config(loaded), end="\n" if as_json else "")
+
+
+@bench.command()
+def inner(
+    source: Source = None,
+    rounds: Annotated[int, typer.Option(min=1, help="interleaved rounds after a warm-up")] = 3,
+    memory: Annotated[bool, typer.Option(help="peak memory too: a new process for each variant")] = True,
+    out: Annotated[Path | None, typer.Option(help="file for the JSON document")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time, peak memory and multiple of the FLOP floor of the inner loop's variants, and what `auto` chooses."""
+    from distmeta.bench.inner import bench_inner, sentences, table
+    from distmeta.bench.measure import write_json
+    from distmeta.config import load_config
+
+    name, overrides = split_source(source)
+    result = bench_inner(load_config(name, overrides), rounds, say=_note, memory=memory)
+    if out is not None:
+        write_json(out, result)
+    if as_json:
+        print(json.dumps(result))
+        return
+    from rich.console import Console
+
+    Console().print(table(result), *sentences(result), sep="\n")
 
 
 def _note(line: str) -> None:

@@ -43,6 +43,9 @@ class ModelConfig(Section):
     pooling: Literal["auto", "first", "last", "mean"] = Field(
         "auto", description="token states read by the head; auto: mean for encoders, last for decoders"
     )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: matrix products and frozen weights; meta-parameters stay float32"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="in every dropout layer, while training")
     lora_rank: int = Field(8, ge=1)
     lora_alpha: float = Field(16.0, gt=0, description="LoRA output is scaled by alpha / rank")
@@ -188,6 +191,38 @@ class RunConfig(Section):
 DEEPSPEED_DEFAULTS: dict[str, Any] = {"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}
 
 
+_SCALE = "the meta-gradient is handed over whole, as the mean over outer.meta_batch_size episodes; set that instead"
+_WIDTH = "meta-parameters and their optimizer are float32; set model.dtype=bfloat16 for the products"
+_FORWARD = "DeepSpeed sees no forward pass here"
+
+# Keys of DeepSpeed's that would be ignored, or change the meta-gradient without a word.
+REFUSED: dict[str, str] = {
+    "optimizer": "belongs in the section outer (outer.optimizer)",
+    "scheduler": "belongs in the section outer (outer.schedule)",
+    "train_batch_size": _SCALE,
+    "train_micro_batch_size_per_gpu": _SCALE,
+    "gradient_accumulation_steps": f"groups of tasks are summed whatever their number (inner.task_batch); {_SCALE}",
+    "gradient_predivide_factor": _SCALE,
+    "prescale_gradients": _SCALE,
+    "fp16": _WIDTH,
+    "bf16": _WIDTH,
+    "amp": _WIDTH,
+    "torch_autocast": _WIDTH,
+    "communication_data_type": "gradients travel as float32, so that every world size gives the same step",
+    "activation_checkpointing": f"{_FORWARD}; inner.memory=walk recomputes inner steps, inner.buckets cuts them",
+    "pipeline": f"{_FORWARD}; a base that is too large for a rank is sharded by zero_optimization.stage=3",
+    "tensor_parallel": f"{_FORWARD}; a base that is too large for a rank is sharded by zero_optimization.stage=3",
+    "compression_training": f"{_FORWARD}; remove it",
+    "sparse_gradients": "meta-gradients are dense; remove it",
+}
+REFUSED_ZERO: dict[str, str] = {
+    "offload_param": "meta-parameters are gathered on the device once a step; use offload_optimizer, which is exact",
+    "zero_quantized_weights": "weights would be rounded, and the step would not be the single process's; remove it",
+    "zero_quantized_gradients": "gradients would be rounded, and the step would not be the single process's; remove it",
+    "zero_quantized_nontrainable_weights": "the base would be rounded; remove it",
+}
+
+
 class Config(Section):
     """A whole run. Sections follow the flow of data."""
 
@@ -213,11 +248,20 @@ class Config(Section):
     def _stage(cls, value: dict[str, Any]) -> dict[str, Any]:
         zero = value.get("zero_optimization")
         stage = zero.get("stage", 0) if isinstance(zero, dict) else None
-        if stage not in (0, 1, 2):
-            raise ValueError(f"zero_optimization.stage = {stage!r}: this learner shards with stage 0, 1 or 2")
-        for key in ("optimizer", "scheduler"):
-            if key in value:
-                raise ValueError(f"{key} belongs in the section outer (outer.optimizer, outer.schedule)")
+        if stage not in (0, 1, 2, 3):
+            raise ValueError(f"zero_optimization.stage = {stage!r}: a ZeRO stage is 0, 1, 2 or 3")
+        for key in value:
+            if key in REFUSED:
+                raise ValueError(f"{key}: {REFUSED[key]}")
+        assert isinstance(zero, dict)
+        for key in zero:
+            if key in REFUSED_ZERO and zero[key]:
+                raise ValueError(f"zero_optimization.{key}: {REFUSED_ZERO[key]}")
+        offload = zero.get("offload_optimizer") or {}
+        if offload.get("device", "none") not in ("none", "cpu"):
+            raise ValueError(f"zero_optimization.offload_optimizer.device = {offload['device']!r}: cpu or none")
+        if offload.get("device") == "cpu" and stage == 0:
+            raise ValueError("zero_optimization.offload_optimizer needs zero_optimization.stage 1, 2 or 3")
         return value
 
     @model_validator(mode="after")

@@ -27,6 +27,7 @@ from distmeta.inner import InnerLoop, adapt
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch, to_batches
 from distmeta.models.prefix import fixed_prefix
+from distmeta.models.sharding import all_together
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.sampling.collate import collate
 from distmeta.sampling.episode import Episode, sample_episode
@@ -100,6 +101,7 @@ def stack(fast: Mapping[str, Tensor], tasks: int) -> dict[str, Tensor]:
     return {name: value.unsqueeze(0).expand(tasks, *value.shape) for name, value in fast.items()}
 
 
+@all_together
 def score_episodes(
     model: TaskModel,
     fast: Mapping[str, Tensor],
@@ -159,6 +161,7 @@ def predictions(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(logits.isfinite().all(-1), logits.argmax(-1), wrong)
 
 
+@all_together
 def score_prototypes(
     model: TaskModel,
     values: Mapping[str, Tensor],

@@ -7,10 +7,13 @@ meta-parameters, and handed over whole. That is exact at every order, since no h
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from distmeta.config import Config
@@ -18,6 +21,9 @@ from distmeta.config import Config
 
 class MetaEngine:
     """Sharded meta-parameters: snapshot, step, and their whole state for checkpoints.
+
+    ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054): stage 1 shards the optimizer's state, 2 what is left of the
+    gradients between hand-over and step, 3 the meta-parameters themselves between two snapshots.
 
     All ranks of the group call every method in the same order.
     """
@@ -32,18 +38,23 @@ class MetaEngine:
             # DeepSpeed would compile its shared-memory collective at the first start (40 s and a compiler);
             # gloo carries adapter-sized gradients as well.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.seconds = 0.0  # so far, in the reduction of gradients and the gathering of snapshots
         self.shapes = {name: v.shape for name, v in values.items()}
         self.stage = int(config.deepspeed["zero_optimization"]["stage"])
         module = nn.Module()
         # DeepSpeed cannot broadcast a tensor without dimensions: a single number is held as [1].
         module.values = nn.ParameterList(nn.Parameter(v.detach().clone().view(v.shape or 1)) for v in values.values())
         self._params: list[nn.Parameter] = list(module.values)
+        zero = dict(config.deepspeed["zero_optimization"])
+        # DeepSpeed sets a whole bucket of 5e8 numbers aside, however few there are to reduce.
+        zero.setdefault("reduce_bucket_size", max(1, min(500_000_000, sum(p.numel() for p in self._params))))
         settings = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             **config.deepspeed,
+            "zero_optimization": zero,
         }
         self._engine, _, _, _ = deepspeed.initialize(
             model=module.to(device),
@@ -53,23 +64,40 @@ class MetaEngine:
         )
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Copies of the meta-parameters by name, detached."""
-        return {name: p.detach().clone().view(self.shapes[name]) for name, p in self._named()}
+        """Whole copies of the meta-parameters by name, detached."""
+        began = time.perf_counter()
+        with self._whole():
+            out = {name: p.detach().clone().view(self.shapes[name]) for name, p in self._named()}
+        self.seconds += time.perf_counter() - began
+        return out
 
     def step(self, grads: Mapping[str, Tensor], lr: float) -> float:
         """One outer step with the mean over ranks of `grads`; returns the global gradient norm before clipping."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        began = time.perf_counter()
         if self.stage == 0:
             self._set_grads(grads)
             self._engine.allreduce_gradients()
+            self.seconds += time.perf_counter() - began
             norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p.grad) for p in self._params]))
             self._engine.step()
             return float(norm)
-        with self._engine.coalesce_grad_reduction():
+        # Stage 3 takes gradients of whole parameters only; the reduction, as its block ends, needs the gradients alone.
+        with self._whole(), self._engine.coalesce_grad_reduction():
             self._set_grads(grads)
+        self.seconds += time.perf_counter() - began
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
+
+    def _whole(self) -> AbstractContextManager[object]:
+        """Within it, no parameter is a shard: stage 3 gathers, any other has them whole all the time."""
+        if self.stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        gathered: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(self._params)
+        return gathered
 
     def _set_grads(self, grads: Mapping[str, Tensor]) -> None:
         for name, p in self._named():
@@ -80,7 +108,7 @@ class MetaEngine:
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
-        """The torch optimizer inside; under ZeRO 1 and 2 its parameters are this rank's flat shards."""
+        """The torch optimizer inside; from stage 1 on its parameters are this rank's flat shards."""
         outer: Any = self._engine.optimizer
         inside: torch.optim.Optimizer = outer if self.stage == 0 else outer.optimizer
         return inside
@@ -99,23 +127,36 @@ class MetaEngine:
 
     def load_optimizer_state(self, saved: Mapping[str, Tensor], steps: int) -> None:
         """Take over what `optimizer_state` gave, at this or another world size, after `steps` outer steps."""
-        from deepspeed.utils import safe_set_full_optimizer_state
-
         keys = sorted({name.split("/", 1)[0] for name in saved})
-        for group in self._optimizer.param_groups:
-            for p in group["params"]:  # a fresh optimizer has no state before its first step
-                self._optimizer.state[p] = {key: torch.zeros_like(p) for key in keys}
-                if "exp_avg" in keys:
-                    self._optimizer.state[p]["step"] = torch.tensor(float(steps))
-        if self.stage > 0:
+        for p in self._shards():  # a fresh optimizer has no state before its first step
+            self._optimizer.state[p] = {key: torch.zeros_like(p) for key in keys}
+            if "exp_avg" in keys:
+                self._optimizer.state[p]["step"] = torch.tensor(float(steps))
+        if self.stage in (1, 2):
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()  # links shards to parameters
         for name, p in self._named():
             for key in keys:
-                value = saved[f"{key}/{name}"].to(p.device).view(p.shape)
-                if self.stage == 0:
-                    self._optimizer.state[p][key].copy_(value)
-                else:
-                    safe_set_full_optimizer_state(p, value, key)
+                self._set_state(p, key, saved[f"{key}/{name}"].to(p.device))
+
+    def _shards(self) -> list[Tensor]:
+        """What the torch optimizer steps on."""
+        if self.stage == 3:  # its groups are filled for the time of a step only
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _set_state(self, p: nn.Parameter, key: str, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self.stage == 0:
+            self._optimizer.state[p][key].copy_(value.view(p.shape))
+        elif self.stage < 3:
+            safe_set_full_optimizer_state(p, value.view(p.shape), key)
+        else:  # the last shard is padded, which DeepSpeed's own setter of whole values overlooks
+            held: Any = p
+            size = held.ds_tensor.numel()
+            flat = torch.zeros(size * dist.get_world_size(), dtype=value.dtype, device=value.device)
+            flat[: value.numel()] = value.flatten()
+            safe_set_local_optimizer_state(p, flat[size * dist.get_rank() :][:size], key)
 
 
 def _state_keys(optimizer: torch.optim.Optimizer) -> list[str]:

@@ -41,6 +41,7 @@ from distmeta.learner.engine import MetaEngine, outer_lr
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.prefix import StateCache, fixed_prefix, has_prefix, is_frozen, learnt_prefix, pullback
+from distmeta.models.sharding import all_together, shard_frozen
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.sampling.episode import Episode, sample_episode
 from distmeta.sampling.sampler import Sampler
@@ -95,9 +96,13 @@ def learn(
     """Meta-train one rank of a torch.distributed group, from the newest whole checkpoint of `run_dir` if any."""
     store = open_store(store_path)
     classes = config.ways or len(store.labels)
-    model = build_model(config, store.vocab_size, store.pad_id, classes).to(device)
+    model = build_model(config, store.vocab_size, store.pad_id, classes)
     algorithm = load_algorithm(config.algorithm)
     say = Log(run_dir).say if rank == 0 else lambda line: None
+    shards = shard_frozen(model, config, device)
+    if shards is not None:
+        say(shards.describe())
+    model = model.to(device)
     engine, step, tasks_seen, stopped, last = start(config, run_dir, model, device, say)
     cache = state_cache(model, config, store)
     journal = Journal(run_dir, step, last) if rank == 0 else None
@@ -107,31 +112,43 @@ def learn(
         samplers[rank:] + samplers[:rank] or Sampler(store, config.task, config.run.seed).sample,
         split="train", window=config.sampling.window, timeout_s=config.sampling.timeout_s,
     )  # fmt: skip
+    meta = engine.snapshot()
     for episodes, wait_s in window if not stopped else ():
         step += 1
         began = time.perf_counter()
-        grads, sums = meta_gradients(model, engine.snapshot(), algorithm, config, store, episodes, step, device, cache)
+        grads, sums = meta_gradients(model, meta, algorithm, config, store, episodes, step, device, cache)
         inner_s = time.perf_counter() - began
+        began = time.perf_counter()
+        if world > 1:
+            dist.barrier()  # the ranks' work differs: waiting for the slowest is no cost of communication
+        peers_s = time.perf_counter() - began
 
         began = time.perf_counter()
+        spoken = engine.seconds
         total = config.outer.meta_batch_size
         norm = engine.step({name: g * (world / total) for name, g in grads.items()}, outer_lr(config, step))
+        meta = engine.snapshot()
         sums = all_sum(sums)
         tasks_seen += total
         record: dict[str, Any] = {
             "step": step, "tasks_seen": tasks_seen, "outer_loss": sums[0] / total, "query_accuracy": sums[1] / total,
             "inner_loss": [s / total for s in sums[2:]], "grad_norm": norm, "outer_lr": outer_lr(config, step),
-            "inner_lr": mean_rate(config.inner, split_meta(model, engine.snapshot())[2]),
+            "inner_lr": mean_rate(config.inner, split_meta(model, meta)[2]),
         }  # fmt: skip
         if not math.isfinite(norm) or not math.isfinite(record["outer_loss"]):
             raise OuterDiverged(
                 f"meta-step {step}: outer loss {record['outer_loss']}, gradient norm {norm}; lower outer.lr"
             )
         aggregate_s = time.perf_counter() - began
-        seconds = {"wait_s": wait_s, "inner_s": inner_s, "aggregate_s": aggregate_s, "checkpoint_s": 0.0}
+        seconds = {
+            "wait_s": wait_s, "inner_s": inner_s, "peers_s": peers_s, "aggregate_s": aggregate_s, "checkpoint_s": 0.0,
+            "comm_s": engine.seconds - spoken,  # part of aggregate_s: gradients and gathered meta-parameters
+        }  # fmt: skip
+        if shards is not None:  # part of inner_s: frozen weights on their way, waiting for other ranks included
+            seconds["base_comm_s"], shards.seconds = shards.seconds, 0.0
 
         if config.eval.every and (step % config.eval.every == 0 or step == config.outer.steps):
-            record["validation"] = validate(model, engine.snapshot(), store, config, rank, world, device)
+            record["validation"] = validate(model, meta, store, config, rank, world, device)
             stopped = is_reached(config.outer.until, record["validation"])
         began = time.perf_counter()
         if step % config.run.checkpoint_every == 0 or step == config.outer.steps or stopped:
@@ -145,7 +162,7 @@ def learn(
             journal.write({**record, **seconds})
         if stopped:
             break
-    finish(model, engine, store, config, run_dir, step, rank, world, device, say)
+    finish(model, meta, store, config, run_dir, step, rank, world, device, say)
 
 
 def start(
@@ -184,6 +201,7 @@ def state_cache(model: TaskModel, config: Config, store: TaskStore) -> StateCach
     return StateCache(store.rows, config.inner.prefix_mb)
 
 
+@all_together
 def meta_gradients(
     model: TaskModel,
     meta: Params,
@@ -318,14 +336,14 @@ def save(
     stopped: bool, record: dict[str, Any], rank: int,
 ) -> None:  # fmt: skip
     """Write a checkpoint: gathered on all ranks, written by rank 0. `record`: this step's, not in the journal yet."""
-    optimizer = engine.optimizer_state()
+    optimizer, whole = engine.optimizer_state(), engine.snapshot()  # both are gathered on every rank
     if rank == 0:
         state = {
             "step": step, "tasks_seen": tasks_seen, "classes": classes, "labels": store.labels,
             "vocab_size": store.vocab_size, "pad_id": store.pad_id, "store_key": store.key, "stopped": stopped,
             "record": record,
         }  # fmt: skip
-        meta = {name: value.cpu().contiguous() for name, value in engine.snapshot().items()}
+        meta = {name: value.cpu().contiguous() for name, value in whole.items()}
         path = run_dir / "checkpoints" / f"step-{step:06d}"
         checkpoints.save(path, config, state, meta, optimizer, store.tokenizer_file)
         checkpoints.prune(run_dir, config.run.keep, step)
@@ -334,12 +352,12 @@ def save(
 
 
 def finish(
-    model: TaskModel, engine: MetaEngine, store: TaskStore, config: Config, run_dir: Path, step: int, rank: int,
-    world: int, device: torch.device, say: Say,
+    model: TaskModel, meta: Params, store: TaskStore, config: Config, run_dir: Path, step: int, rank: int, world: int,
+    device: torch.device, say: Say,
 ) -> None:  # fmt: skip
     """Evaluate on meta-test episodes, divided over the ranks; rank 0 writes json, with the meta-step that it is of."""
     result = evaluate_methods(
-        model, engine.snapshot(), store, config, device,
+        model, meta, store, config, device,
         rank=rank, world=world, gather=gather, say=say,
     )  # fmt: skip
     if rank == 0:

@@ -69,6 +69,7 @@ class TaskModel(nn.Module):
         self.adapted: Params = self.fast | {name: torch.zeros(()) for name in computed}
         fixed = {f"backbone.{name}" for name in without_task_axis(backbone)}
         self.takes_task_axis = not (fixed & set(self.fast))
+        self.autocast: torch.dtype | None = None  # float32 while the layers are tried out below
         self.layers = Layers(backbone)
         self.entry = self._lowest(self.fast)
         self._check_layers()
@@ -76,6 +77,11 @@ class TaskModel(nn.Module):
         self.prefix_shared = tuple(name for name in self.shared if self._lowest([name]) < self.entry)
         if self.entry_is_pooled:
             self.prefix_shared = tuple(name for name in self.shared if name.startswith("backbone."))
+        if config.model.dtype == "bfloat16":
+            self.autocast = torch.bfloat16
+            for name, p in backbone.named_parameters():
+                if p.dim() > 1 and f"backbone.{name}" not in self.fast and f"backbone.{name}" not in self.shared:
+                    p.data = p.data.to(torch.bfloat16)
         self.eval()  # no dropout unless it is asked for
 
     def _roles(self, config: Config) -> tuple[Params, Params]:
@@ -149,8 +155,14 @@ class TaskModel(nn.Module):
             given["position_ids"] = batch.positions + self._first_position
         if "token_type_ids" in self._inputs and not self.causal:
             given["token_type_ids"] = torch.zeros_like(batch.input_ids)
-        states: Tensor = self.backbone(**{k: v for k, v in given.items() if k in self._inputs}).last_hidden_state
-        return states
+        given = {k: v for k, v in given.items() if k in self._inputs}
+        if self.autocast is None:
+            states: Tensor = self.backbone(**given).last_hidden_state
+            return states
+        # cache_enabled: a weight that was cast in one derivative's graph must not be used in another's
+        with torch.autocast(batch.input_ids.device.type, self.autocast, cache_enabled=False):
+            states = self.backbone(**given).last_hidden_state
+        return states.float()
 
     def features(self, params: Mapping[str, Tensor], batch: TextBatch) -> Tensor:
         """Pooled features by task, [T, n, D]."""

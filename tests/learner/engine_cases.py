@@ -2,8 +2,8 @@
 
     engine_cases.py WORLD RANK FOLDER
 
-Each group does three steps, writes its optimizer state, waits for the state that the group of the other size wrote,
-and goes on from that one for two steps.
+Each group does three steps, writes its optimizer state, waits for the state that the group of another size wrote
+(1 reads what 2 wrote, 2 reads 3, 3 reads 1), and goes on from that one for two steps.
 """
 
 import itertools
@@ -18,21 +18,26 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from distmeta.learner.engine import MetaEngine, make_optimizer
+from distmeta.learner.worker import share
 
+WORLDS = (1, 2, 3)
+PARTS = 6  # of a meta-batch: whole shares for each group
 SHAPES = {"matrix": (7, 5), "scalar": (), "bias": (3,), "wide": (2, 3, 4)}
 OPTIMIZERS = {
     "adamw": {"optimizer": "adamw", "eps": 1e-2, "weight_decay": 0.1},  # a large eps shows a wrong gradient's scale
     "momentum": {"optimizer": "sgd", "momentum": 0.9},
     "sgd": {"optimizer": "sgd"},
 }
-CASES = list(itertools.product((0, 1, 2), OPTIMIZERS, (0.0, 0.5)))
+CASES = list(itertools.product((0, 1, 2, 3), OPTIMIZERS, (0.0, 0.5)))
+CASES += [(stage, "adamw", 0.5, "offload") for stage in (1, 2, 3)]
 LR = {1: 0.05, 2: 0.02, 3: 0.05, 4: 0.01, 5: 0.03}  # of each step: a schedule must reach the shards
 
 
-def config(stage, optimizer, clip):
+def config(stage, optimizer, clip, offload=None):
+    zero = {"stage": stage} | ({"offload_optimizer": {"device": "cpu"}} if offload else {})
     return small.config(
         outer={"lr": 0.05, **OPTIMIZERS[optimizer]},
-        deepspeed={"zero_optimization": {"stage": stage}, "gradient_clipping": clip},
+        deepspeed={"zero_optimization": zero, "gradient_clipping": clip},
     )
 
 
@@ -41,15 +46,18 @@ def values():
     return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
 
 
-def gradients(step, part):
-    """Of one of two parts of a meta-batch."""
-    generator = torch.Generator().manual_seed(100 * step + part)
-    return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+def gradients(step, parts):
+    """The mean over some of the parts of a meta-batch."""
+    total = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    for part in parts:
+        generator = torch.Generator().manual_seed(100 * step + part)
+        for name, shape in SHAPES.items():
+            total[name] += torch.randn(shape, generator=generator) / len(parts)
+    return total
 
 
 def of_rank(step, world, rank):
-    parts = [gradients(step, part) for part in ((0, 1) if world == 1 else (rank,))]
-    return {name: sum(part[name] for part in parts) / len(parts) for name in SHAPES}
+    return gradients(step, share(PARTS, rank, world))
 
 
 def reference(case):
@@ -59,8 +67,8 @@ def reference(case):
     optimizer = make_optimizer(list(params.values()), settings)
     after, norms = [], []
     for step in range(1, 6):
-        for name, p in params.items():
-            p.grad = (gradients(step, 0)[name] + gradients(step, 1)[name]) / 2
+        for name, g in gradients(step, range(PARTS)).items():
+            params[name].grad = g
         limit = case[2] or float("inf")
         norms.append(float(torch.nn.utils.clip_grad_norm_(params.values(), limit)))
         for group in optimizer.param_groups:
@@ -108,7 +116,7 @@ def main(world, rank, folder):
         undisturbed = [engine.step(of_rank(s, world, rank), LR[s]) for s in (4, 5)]
         report[name]["undisturbed"] = apart(engine.snapshot(), after[4])
         report[name]["continued"] = {}
-        for source in (world, 3 - world):  # its own state: the very same numbers; the other group's: to rounding
+        for source in (world, world % 3 + 1):  # its own state: the very same numbers; the other group's: to rounding
             saved = wait(folder / f"{source}-{name}")
             start = {k: saved.pop(f"meta:{k}") for k in SHAPES}
             again = MetaEngine(start, config(*case), torch.device("cpu"))

@@ -49,6 +49,7 @@ VARIANTS = {
     "numbers": {"inner": {"learn_lr": "scalar"}, "model": {"head": "prototype"}},
     "dropout": {"model": {"dropout": 0.3}, "inner": {"adapt": "lora", "learn_lr": "per_layer"}},
     "stage 0": {"deepspeed": {"zero_optimization": {"stage": 0}}, "inner": {"learn_lr": "per_parameter"}},
+    "stage 3": {"deepspeed": {"zero_optimization": {"stage": 3}}, "inner": {"learn_lr": "per_layer"}},
     "momentum": {"outer": {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine", "warmup_steps": 2}},
 }
 
@@ -124,7 +125,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(reason, plain,
 
 def test_zero_stages_give_the_same_numbers(plain, tmp_path, words_csv):
     expected = small.records(plain)  # stage 1
-    for stage in (0, 2):
+    for stage in (0, 2, 3):
         found = small.records(
             train(tmp_path / str(stage), words_csv, deepspeed={"zero_optimization": {"stage": stage}})
         )

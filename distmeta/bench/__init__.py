@@ -1,0 +1,1 @@
+"""Benchmarks of a user's own configuration, and the measuring that all benchmarks share."""

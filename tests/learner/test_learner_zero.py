@@ -1,0 +1,100 @@
+"""Runs of a group with its frozen base in shards against the same runs in one process with the base whole."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small
+import torch
+import zero_cases
+from safetensors.torch import load_file
+
+import distmeta
+
+ZERO3 = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}, "gradient_clipping": 0.5}
+VARIANTS = {
+    "exact llama": {"algorithm": "maml", "inner": {"learn_lr": "per_step"}},
+    "first order gpt2": {"algorithm": "fomaml", "inner": {"buckets": 3}, "eval": {"every": 2}},
+    "bfloat16 qwen2": {"algorithm": "maml", "model": {"dtype": "bfloat16"}},
+    "reptile bert": {"algorithm": "reptile", "inner": {"memory": "walk"}},
+}
+
+
+def config(data, name):
+    base = {
+        "inner": {"adapt": "lora", "task_batch": 2},
+        # 5 episodes of 2 ranks: one has more work than the other
+        "outer": {"base": "freeze", "steps": 3, "meta_batch_size": 5, "eps": 1e-2},
+        "deepspeed": ZERO3, "run": {"checkpoint_every": 3}, "eval": {"episodes": 5, "baselines": name == "exact llama"},
+    }  # fmt: skip
+    return small.config(data, name.split()[-1], **small.merge(base, VARIANTS[name])).model_dump(mode="json")
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory, words_csv):
+    """{(world, rank): report}, and the folder of the runs."""
+    folder = tmp_path_factory.mktemp("zero")
+    cases = folder / "cases.json"
+    cases.write_text(json.dumps({name: config(words_csv, name) for name in VARIANTS}))
+    paths = [str(Path(part.__file__).parents[up]) for part, up in ((small, 0), (distmeta, 1))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    found = {}
+    for world in (1, 2):
+        processes = [
+            subprocess.Popen(
+                [sys.executable, zero_cases.__file__, str(world), str(rank), str(folder), str(cases)],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                env=environment | {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(world)
+        ]  # fmt: skip
+        try:
+            for rank, process in enumerate(processes):
+                out, err = process.communicate(timeout=250)
+                assert process.returncode == 0, err[-3000:]
+                found[world, rank] = json.loads(out.splitlines()[-1])
+        finally:
+            for process in processes:
+                process.kill()
+    return found, folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_base_in_shards_gives_the_same_run(reports, name):
+    found, folder = reports
+    whole, parts = found[1, 0][name], found[2, 0][name]
+    assert whole["shards"] == 0 and parts["shards"] > 8
+    for a, b in zip(whole["records"], parts["records"], strict=True):
+        assert b["outer_loss"] == pytest.approx(a["outer_loss"], abs=1e-5)
+        assert b["inner_loss"] == pytest.approx(a["inner_loss"], abs=1e-5)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
+        assert b.get("validation", {}) == pytest.approx(a.get("validation", {}), abs=1e-5)
+    last = [folder / f"{name}-{world}" / "checkpoints" / "step-000003" / "meta.safetensors" for world in (1, 2)]
+    one, two = map(load_file, last)
+    assert max(float((two[k] - v).abs().max()) for k, v in one.items()) < 1e-5
+    tests = [json.loads((folder / f"{name}-{world}" / "evaluation.json").read_text()) for world in (1, 2)]
+    assert tests[0].keys() == tests[1].keys()
+    for method, metrics in tests[0].items():
+        assert tests[1][method]["loss"]["mean"] == pytest.approx(metrics["loss"]["mean"], abs=1e-5), method
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_gathered_weight_is_alive_at_a_time(reports, name, rank):
+    report = reports[0][2, rank][name]
+    assert report["peak"] == report["largest"]
+    assert report["alive"] == 0
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_keep_step(reports):
+    first, last = (reports[0][2, rank]["uneven"] for rank in (0, 1))
+    assert first["right"] and last["right"] and last["kept"]
+    assert first["peak"] == last["peak"] == 7 * 7 * torch.float32.itemsize
+    assert last["error"] == "ArithmeticError: of its own"
+    assert first["error"] == "RankFailed: rank 1 stopped with an error of its own"

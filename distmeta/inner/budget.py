@@ -13,15 +13,17 @@ from .loop import InnerLoop
 class Budget:
     """Says, as the loop runs forward, whether the graph of the current step is kept.
 
-    memory="auto" counts the storages that autograd saves during the first two steps, each storage once. What
-    the second step adds to the first is the price of a step: weights that every step saves are paid only
-    once. Graphs are kept from the first step on for as long as their sum stays within the budget.
+    memory="auto" counts the storages that autograd saves during the first two steps, each storage once (during the
+    first alone, if that settles the matter). What the second step adds to the first is the price of a step: weights
+    that every step saves are paid only once. Graphs are kept from the first step on for as long as their sum stays
+    within the budget.
     """
 
     def __init__(self, inner: InnerLoop) -> None:
         self.open = inner.memory != "walk"
         self.measuring = inner.memory == "auto"
         self.limit = inner.budget_mb * 2**20
+        self.steps = inner.steps
         self.bytes = 0
         self._first = 0
         self._seen: set[int] = set()
@@ -44,6 +46,8 @@ class Budget:
             return
         if k == 0:
             self._first = self.bytes
+            # Where all would fit even at the price of the first, the second need not be measured.
+            self.measuring = self.bytes * self.steps > self.limit
             return
         if k == 1:
             self._seen.clear()

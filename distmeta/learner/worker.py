@@ -37,6 +37,7 @@ from distmeta.evaluate import (
     tasks_at_once,
 )
 from distmeta.inner import Diverged, InnerLoop, MetaGradient
+from distmeta.learner.elastic import GROW, PAUSED
 from distmeta.learner.engine import MetaEngine, outer_lr
 from distmeta.learner.saver import Saver
 from distmeta.models.backbone import set_attention
@@ -113,7 +114,7 @@ def learn(
         samplers[rank:] + samplers[:rank] or Sampler(store, config.task, config.run.seed).sample,
         split="train", window=config.sampling.window, timeout_s=config.sampling.timeout_s,
     )  # fmt: skip
-    meta = engine.snapshot()
+    meta, paused = engine.snapshot(), False
     with Saver(run_dir, config.run.keep, rank, world, config.run.timeout_s) as saver:
         for episodes, wait_s in window if not stopped else ():
             step += 1
@@ -161,11 +162,16 @@ def learn(
                 save(saver, config, store, classes, engine, meta, step, tasks_seen, stopped, {**record, **seconds})
                 shown = {key: record[key] for key in ("step", "outer_loss", "query_accuracy")}
                 report(shown | record.get("validation", {}))
+                paused = config.cluster.is_elastic and is_asked_to_pause(run_dir, rank) and step < config.outer.steps
             seconds["checkpoint_s"] = time.perf_counter() - began
             if journal:
                 journal.write({**record, **seconds})
-            if stopped:
+            if stopped or paused:
                 break
+    if paused and not stopped:  # the checkpoint is on the disk; a group of another size goes on from it
+        if rank == 0:
+            (run_dir / PAUSED).touch()
+        return
     finish(model, meta, store, config, run_dir, step, rank, world, device, say)
 
 
@@ -253,7 +259,7 @@ def group_gradient(
 
     What lies below the lowest adapted layer is run once, whatever the number of inner steps.
     """
-    native = model.takes_task_axis
+    native = model.takes_task_axis and len(names) > 1  # a task axis of 1 only turns products into batched ones
     support, query = parts
     states: Params = {}
     if model.training or not has_prefix(model):  # dropout draws anew at each step, so that nothing stays the same
@@ -328,6 +334,11 @@ def validate(
     return {name: value["mean"] for name, value in summarise(scored).items()}
 
 
+def is_asked_to_pause(run_dir: Path, rank: int) -> bool:
+    """Whether the driver has room for more ranks; as rank 0 sees it, the same on all."""
+    return all_sum([float(rank == 0 and (run_dir / GROW).exists())])[0] > 0
+
+
 def is_reached(until: str | None, validation: dict[str, float]) -> bool:
     if until is None:
         return False
@@ -359,8 +370,8 @@ def save(
 
 
 def finish(
-    model: TaskModel, meta: Params, store: TaskStore, config: Config, run_dir: Path, step: int, rank: int, world: int,
-    device: torch.device, say: Say,
+    model: TaskModel, meta: Params, store: TaskStore, config: Config, run_dir: Path, step: int, rank: int,
+    world: int, device: torch.device, say: Say,
 ) -> None:  # fmt: skip
     """Evaluate on meta-test episodes, divided over the ranks; rank 0 writes json, with the meta-step that it is of."""
     result = evaluate_methods(

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
 
 if TYPE_CHECKING:
@@ -95,8 +96,13 @@ def fixed_prefix(
     """
     if not has_prefix(model):
         return list(batches)
-    with torch.no_grad():
-        return [replace(batch, states=_cached(model, values, batch, cache)) for batch in batches]
+    kernel = model.backbone.config._attn_implementation  # type: ignore[union-attr]
+    set_attention(model.backbone, "first_order")  # nothing is differentiated here
+    try:
+        with torch.no_grad():
+            return [replace(batch, states=_cached(model, values, batch, cache)) for batch in batches]
+    finally:
+        model.backbone.set_attn_implementation(kernel)  # type: ignore[operator]
 
 
 def _cached(model: TaskModel, values: Mapping[str, Tensor], batch: TextBatch, cache: StateCache | None) -> Tensor:

@@ -68,18 +68,19 @@ def test_a_base_in_shards_gives_the_same_run(reports, name):
     found, folder = reports
     whole, parts = found[1, 0][name], found[2, 0][name]
     assert whole["shards"] == 0 and parts["shards"] > 8
+    off = 2e-3 if name.startswith("bfloat16") else 1e-5  # ranks group other episodes, which rounds otherwise
     for a, b in zip(whole["records"], parts["records"], strict=True):
-        assert b["outer_loss"] == pytest.approx(a["outer_loss"], abs=1e-5)
-        assert b["inner_loss"] == pytest.approx(a["inner_loss"], abs=1e-5)
-        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
-        assert b.get("validation", {}) == pytest.approx(a.get("validation", {}), abs=1e-5)
+        assert b["outer_loss"] == pytest.approx(a["outer_loss"], abs=off)
+        assert b["inner_loss"] == pytest.approx(a["inner_loss"], abs=off)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=10 * off)
+        assert b.get("validation", {}) == pytest.approx(a.get("validation", {}), abs=off)
     last = [folder / f"{name}-{world}" / "checkpoints" / "step-000003" / "meta.safetensors" for world in (1, 2)]
     one, two = map(load_file, last)
-    assert max(float((two[k] - v).abs().max()) for k, v in one.items()) < 1e-5
+    assert max(float((two[k] - v).abs().max()) for k, v in one.items()) < off
     tests = [json.loads((folder / f"{name}-{world}" / "evaluation.json").read_text()) for world in (1, 2)]
     assert tests[0].keys() == tests[1].keys()
     for method, metrics in tests[0].items():
-        assert tests[1][method]["loss"]["mean"] == pytest.approx(metrics["loss"]["mean"], abs=1e-5), method
+        assert tests[1][method]["loss"]["mean"] == pytest.approx(metrics["loss"]["mean"], abs=off), method
 
 
 @pytest.mark.slow

@@ -146,3 +146,27 @@ def test_a_full_cache_keeps_what_it_has_and_runs_the_rest():
         for a, b in zip(found, whole, strict=True):
             torch.testing.assert_close(a.states * b.keep.unsqueeze(-1), b.states * b.keep.unsqueeze(-1))
     assert 0 < cache.used <= half and cache.hits > 0
+
+
+@pytest.mark.parametrize("head", ["linear", "prototype"])
+@pytest.mark.parametrize(("kind", "adapt"), [("bert", "lora"), ("gpt2", "all"), ("llama", TOP["llama"])])
+def test_a_group_of_one_task_is_run_without_a_task_axis(kind, adapt, head):
+    """With the numbers that it has beside another: the sums over two groups are those over one of both."""
+    model = build(kind, adapt, "train", head=head)
+    loop = InnerLoop(steps=2, lr=torch.tensor(0.1, dtype=torch.float64))
+    sets = [small.rows([6] * 2, VOCABULARY, CLASSES, seed=s, pad=PAD) for s in (0, 1)]
+
+    def run(*tasks):
+        groups = tuple(to_batches(collate([rows[t] for t in tasks], 1, PAD), "cpu", model.causal) for rows in sets)
+        result, grads = group_gradient(
+            model, model.fast, model.shared, load_algorithm("maml"), loop, groups, [str(t) for t in tasks]
+        )
+        return result.loss.sum(), {
+            **grads,
+            "lr": result.lr_grads.sum(),
+            "inner": result.inner_losses.view(-1, 3).sum(0),
+        }
+
+    loss, found = run(0, 1)
+    apart = [run(t) for t in (0, 1)]
+    same(kind, loss, found, sum(a for a, _ in apart), {name: apart[0][1][name] + apart[1][1][name] for name in found})

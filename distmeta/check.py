@@ -276,7 +276,7 @@ def check_sharded(config: Config, store: TaskStore, group: ShardedGroup) -> list
     found, norms = group.result()
     moved = max(float((expected[name] - before[name]).abs().max()) for name in before)
     gap = max(float((found[name] - expected[name]).abs().max()) for name in before)
-    stage, ranks = config.deepspeed["zero_optimization"]["stage"], config.cluster.workers
+    stage, ranks = config.deepspeed["zero_optimization"]["stage"], config.cluster.most
     subject = f"ZeRO stage {stage}, {ranks} ranks"
     note = f"largest difference after {OUTER_STEPS} outer steps, of the largest move {moved:.1e}"
     if config.outer.optimizer != "sgd":

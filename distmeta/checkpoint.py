@@ -2,6 +2,7 @@
 
     step-000200/  meta.safetensors        meta-parameters by name, whole, float32
                   optimizer.safetensors   their optimizer state, "exp_avg/NAME" ...
+                                          (large ones in parts by name: meta-00001-of-00002.safetensors ...)
                   state.json              step, tasks seen, what the model needs to be built
                   config.yaml  tokenizer.json
                   manifest.json           size and SHA-256 of every other file; written last
@@ -17,6 +18,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -57,30 +59,40 @@ class Checkpoint:
 def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
     """Fill a new directory and give it its name in one step; its manifest is the last file written.
 
-    An existing directory of that name is replaced. A crash leaves at most a directory named `.tmp-*`.
+    An existing directory of that name is replaced. A crash leaves at most a directory named `.tmp-NAME`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.parent / f".tmp-{path.name}-{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
+    draft = draft_of(path)
+    begin(draft)
     try:
         fill(draft)
-        manifest = {
-            str(file.relative_to(draft)): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-            for file in sorted(draft.rglob("*"))
-            if file.is_file()
-        }
-        write_text(draft / MANIFEST, json.dumps({"format": 1, "files": manifest}, indent=1))
-        for file in draft.rglob("*"):
-            if file.is_file():
-                sync(file)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(draft, path)
-        sync(path.parent)
+        publish(draft, path)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def draft_of(path: Path) -> Path:
+    """Where the directory `path` is filled; the same for every process that fills it."""
+    return path.parent / f".tmp-{path.name}"
+
+
+def begin(draft: Path) -> None:
+    """An empty directory, whatever a crash has left there."""
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+
+
+def publish(draft: Path, path: Path) -> None:
+    """Give a filled directory its manifest, the last file written, and then its name."""
+    files = sorted(file for file in draft.rglob("*") if file.is_file())
+    manifest = {str(f.relative_to(draft)): {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
+    write_text(draft / MANIFEST, json.dumps({"format": 1, "files": manifest}, indent=1))
+    for file in [*files, draft / MANIFEST]:
+        sync(file)
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(draft, path)
+    sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -172,16 +184,32 @@ def save(
     tokenizer_file: Path,
 ) -> None:
     """Write a checkpoint (see the head of this file)."""
-    from safetensors.torch import save_file
 
     def fill(draft: Path) -> None:
-        save_file(meta, draft / "meta.safetensors")
-        save_file(optimizer, draft / "optimizer.safetensors")
-        (draft / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-        (draft / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        shutil.copyfile(tokenizer_file, draft / "tokenizer.json")
+        write_tensors(draft, meta, optimizer)
+        write_rest(draft, config, state, tokenizer_file)
 
     write_directory(path, fill)
+
+
+def write_tensors(
+    draft: Path, meta: dict[str, Tensor], optimizer: dict[str, Tensor], part: int = 0, parts: int = 1
+) -> None:
+    """Part `part` of `parts` of a checkpoint's tensors, on the disk when this returns."""
+    from safetensors.torch import save_file
+
+    suffix = f"-{part + 1:05d}-of-{parts:05d}" if parts > 1 else ""
+    for kind, tensors in (("meta", meta), ("optimizer", optimizer)):
+        file = draft / f"{kind}{suffix}.safetensors"
+        save_file(tensors, file)
+        sync(file)
+
+
+def write_rest(draft: Path, config: Config, state: dict[str, Any], tokenizer_file: Path) -> None:
+    """What is not tensors."""
+    (draft / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+    (draft / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    shutil.copyfile(tokenizer_file, draft / "tokenizer.json")
 
 
 def resolve(path: str | Path) -> Path:
@@ -208,16 +236,23 @@ def resolve(path: str | Path) -> Path:
 
 def load(path: str | Path, optimizer: bool = False) -> Checkpoint:
     """Read a checkpoint, or the newest whole one of a run. Raises InputError."""
-    from safetensors.torch import load_file
-
     path = resolve(path)
     return Checkpoint(
         path=path,
         config=read_config(path / "config.yaml"),
         state=json.loads((path / "state.json").read_text(encoding="utf-8")),
-        meta=load_file(path / "meta.safetensors"),
-        optimizer=load_file(path / "optimizer.safetensors") if optimizer else {},
+        meta=read_tensors(path, "meta"),
+        optimizer=read_tensors(path, "optimizer") if optimizer else {},
     )
+
+
+def read_tensors(path: Path, kind: str) -> dict[str, Tensor]:
+    """The meta-parameters or the optimizer state of a whole checkpoint, of however many parts."""
+    from safetensors.torch import load_file
+
+    files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+    names = sorted(name for name in files if re.fullmatch(rf"{kind}(-\d+-of-\d+)?\.safetensors", name))
+    return {key: value for name in names for key, value in load_file(path / name).items()}
 
 
 def read_config(path: Path) -> Config:

@@ -162,13 +162,47 @@ class SamplingConfig(Section):
 
 
 class ClusterConfig(Section):
-    workers: int = Field(2, ge=1, description="learner ranks")
+    workers: int | tuple[int, int] = Field(
+        2, description="learner ranks; a range such as 1-3 follows the nodes that there are"
+    )
     address: str | None = Field(None, description="Ray cluster; null: RAY_ADDRESS, else one is started here")
     storage: str | None = Field(None, description="directory, shared by all nodes, in which run.dir is resolved")
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0, description="null: 1 where the cluster has enough GPUs")
     cpus_per_sampler: float = Field(0.25, ge=0)
     max_failures: int = Field(3, ge=0, description="restarts of the learner group from its last checkpoint")
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _number_or_range(cls, value: object) -> object:
+        """3, "1-3" or [1, 3]."""
+        match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", value) if isinstance(value, str) else None
+        ends = (int(match[1]), int(match[2])) if match else value
+        if isinstance(ends, int) and not isinstance(ends, bool) and ends >= 1:
+            return ends
+        if isinstance(ends, list | tuple) and len(ends) == 2 and all(type(end) is int for end in ends):
+            if 1 <= ends[0] < ends[1]:
+                return tuple(ends)
+            if 1 <= ends[0] == ends[1]:
+                return ends[0]
+        raise ValueError("a number of ranks from 1, or a range of them such as 1-3")
+
+    @property
+    def fewest(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def is_elastic(self) -> bool:
+        return self.fewest < self.most
+
+    @property
+    def shown(self) -> str:
+        """As a person writes it."""
+        return f"{self.fewest}-{self.most}" if self.is_elastic else str(self.workers)
 
 
 class EvalConfig(Section):
@@ -274,10 +308,10 @@ class Config(Section):
             )
         if self.outer.until is not None and self.eval.every == 0:
             raise ValueError("outer.until needs meta-validations: set eval.every to the meta-steps between them")
-        if self.outer.meta_batch_size < self.cluster.workers:
+        if self.outer.meta_batch_size < self.cluster.most:
             raise ValueError(
                 f"outer.meta_batch_size = {self.outer.meta_batch_size} is less than cluster.workers = "
-                f"{self.cluster.workers}: every rank needs an episode; lower cluster.workers"
+                f"{self.cluster.shown}: every rank needs an episode; lower cluster.workers"
             )
         if self.algorithm == "reptile" and self.inner.learn_lr != "none":
             raise ValueError(

@@ -13,6 +13,7 @@ Everything is read from a checkpoint or an adapted model, and written whole or n
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,8 @@ def write(trained: Trained, out: Path) -> Path:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # Where accelerate is installed, save_pretrained imports DeepSpeed, which then says aloud what it looked for.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     backbone = trained.model.backbone
     plain = stock_model(trained) if not (trained.is_adapter and trained.base_is_published) else None
     if plain is not None and trained.labels is not None:

@@ -210,7 +210,7 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
-        workers, samplers = config.cluster.workers, config.sampling.actors
+        workers, samplers = config.cluster.most, config.sampling.actors
         need = workers * config.cluster.cpus_per_worker + samplers * config.cluster.cpus_per_sampler
         ray.init(num_cpus=max(os.cpu_count() or 1, int(need + 1)), include_dashboard=False, **quiet)
     else:
@@ -235,43 +235,57 @@ def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster) -
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from distmeta.learner.worker import train_worker
+    from distmeta.learner.elastic import run_groups
+    from distmeta.learner.worker import Log, train_worker
     from distmeta.sampling.sampler import start_samplers
 
     c = config.cluster
-    gpus = c.gpus_per_worker if c.gpus_per_worker is not None else float(cluster.gpus >= c.workers)
-    need = {"CPU": c.workers * c.cpus_per_worker + config.sampling.actors * c.cpus_per_sampler, "GPU": c.workers * gpus}
+    gpus = c.gpus_per_worker if c.gpus_per_worker is not None else float(cluster.gpus >= c.fewest)
+    need = {"CPU": c.fewest * c.cpus_per_worker + config.sampling.actors * c.cpus_per_sampler, "GPU": c.fewest * gpus}
     for kind, amount, there in (("CPU", need["CPU"], cluster.cpus), ("GPU", need["GPU"], cluster.gpus)):
         if amount > there:
             raise InputError(
-                f"cluster.workers = {c.workers} and sampling.actors = {config.sampling.actors} need {amount:g} {kind}, "
+                f"cluster.workers = {c.shown} and sampling.actors = {config.sampling.actors} need {amount:g} {kind}, "
                 f"the cluster has {there:g}; ask for less, or add nodes"
             )
     samplers = start_samplers(store, config.task, config.run.seed, config.sampling.actors, c.cpus_per_sampler)
     error_file = run_dir / "error.json"
     error_file.unlink(missing_ok=True)
-    shutil.rmtree(run_dir / ".ray", ignore_errors=True)  # Ray's own record of an earlier attempt
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={
-            "config": config.model_dump(mode="json"), "run_dir": str(run_dir), "store": str(store),
-            "samplers": samplers, "threads": c.cpus_per_worker,
-        },
-        torch_config=TorchConfig(timeout_s=int(config.run.timeout_s)),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=c.workers, use_gpu=gpus > 0,
-            resources_per_worker={"CPU": c.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name="train", storage_path=str(run_dir / ".ray"),
-            failure_config=ray.train.FailureConfig(max_failures=c.max_failures),
-        ),
-    )  # fmt: skip
-    failure: Exception | None = None
+    bundle = {"CPU": c.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    settings = {
+        "config": config.model_dump(mode="json"), "run_dir": str(run_dir), "store": str(store),
+        "samplers": samplers, "threads": c.cpus_per_worker,
+    }  # fmt: skip
+
+    def attempt(size: int) -> Exception | None:
+        """A group of `size` ranks, to its end; under a fixed number Ray restarts it after a failure."""
+        retries = 0 if c.is_elastic else c.max_failures
+        shutil.rmtree(run_dir / ".ray", ignore_errors=True)  # Ray's own record of an earlier attempt
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=settings,
+            torch_config=TorchConfig(timeout_s=int(config.run.timeout_s)),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=size, use_gpu=gpus > 0, resources_per_worker=dict(bundle)
+            ),
+            run_config=ray.train.RunConfig(
+                name="train", storage_path=str(run_dir / ".ray"),
+                failure_config=ray.train.FailureConfig(max_failures=retries),
+            ),
+        )  # fmt: skip
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            failed: Exception = error
+            return failed
+        return None
+
     try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        failure = error
+        if c.is_elastic:
+            say = Log(run_dir).say
+            failure = run_groups(attempt, c, bundle, run_dir, config.run.timeout_s, say)
+        else:
+            failure = attempt(c.fewest)
     finally:
         for sampler in samplers:
             ray.kill(sampler)

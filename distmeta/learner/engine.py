@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -113,8 +113,11 @@ class MetaEngine:
         inside: torch.optim.Optimizer = outer if self.stage == 0 else outer.optimizer
         return inside
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """ "KEY/NAME" -> whole optimizer state of each meta-parameter, on the CPU. Gathered from all ranks."""
+    def optimizer_state(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """ "KEY/NAME" -> whole optimizer state of each meta-parameter, on the CPU. Gathered from all ranks.
+
+        names: of those that this rank keeps, which may be others than those of its peers; None: all.
+        """
         from deepspeed.utils import safe_get_full_optimizer_state
 
         keys = _state_keys(self._optimizer)
@@ -122,7 +125,8 @@ class MetaEngine:
         for name, p in self._named():
             for key in keys:
                 value = self._optimizer.state[p][key] if self.stage == 0 else safe_get_full_optimizer_state(p, key)
-                out[f"{key}/{name}"] = value.detach().cpu().clone().view(self.shapes[name])
+                if names is None or name in names:
+                    out[f"{key}/{name}"] = value.detach().cpu().clone().view(self.shapes[name])
         return out
 
     def load_optimizer_state(self, saved: Mapping[str, Tensor], steps: int) -> None:

@@ -21,6 +21,7 @@ from distmeta.algorithms import load_algorithm
 from distmeta.config import Config, make_config
 from distmeta.learner.engine import MetaEngine, make_optimizer, outer_lr
 from distmeta.learner.worker import initial_values, meta_gradients, share
+from distmeta.models.sharding import shard_frozen
 from distmeta.models.task_model import build_model
 from distmeta.sampling.episode import Episode, sample_episode
 from distmeta.tasks.store import TaskStore, open_store
@@ -85,6 +86,7 @@ def sharded_rank(rank: int, ranks: int, content: dict[str, Any], store_path: str
     config, store = make_config(content), open_store(store_path)
     device = torch.device("cpu")
     model = build_model(config, store.vocab_size, store.pad_id, config.ways or len(store.labels))
+    shard_frozen(model, config, device)
     engine = MetaEngine(initial_values(config, model), config, device)
     algorithm = load_algorithm(config.algorithm)
     total = config.outer.meta_batch_size

@@ -37,7 +37,9 @@ from distmeta.evaluate import (
     tasks_at_once,
 )
 from distmeta.inner import Diverged, InnerLoop, MetaGradient
+from distmeta.learner.elastic import GROW, PAUSED
 from distmeta.learner.engine import MetaEngine, outer_lr
+from distmeta.learner.saver import Saver
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.prefix import StateCache, fixed_prefix, has_prefix, is_frozen, learnt_prefix, pullback
@@ -112,56 +114,64 @@ def learn(
         samplers[rank:] + samplers[:rank] or Sampler(store, config.task, config.run.seed).sample,
         split="train", window=config.sampling.window, timeout_s=config.sampling.timeout_s,
     )  # fmt: skip
-    meta = engine.snapshot()
-    for episodes, wait_s in window if not stopped else ():
-        step += 1
-        began = time.perf_counter()
-        grads, sums = meta_gradients(model, meta, algorithm, config, store, episodes, step, device, cache)
-        inner_s = time.perf_counter() - began
-        began = time.perf_counter()
-        if world > 1:
-            dist.barrier()  # the ranks' work differs: waiting for the slowest is no cost of communication
-        peers_s = time.perf_counter() - began
+    meta, paused = engine.snapshot(), False
+    with Saver(run_dir, config.run.keep, rank, world, config.run.timeout_s) as saver:
+        for episodes, wait_s in window if not stopped else ():
+            step += 1
+            saver.check()
+            began = time.perf_counter()
+            grads, sums = meta_gradients(model, meta, algorithm, config, store, episodes, step, device, cache)
+            inner_s = time.perf_counter() - began
+            began = time.perf_counter()
+            if world > 1:
+                dist.barrier()  # the ranks' work differs: waiting for the slowest is no cost of communication
+            peers_s = time.perf_counter() - began
 
-        began = time.perf_counter()
-        spoken = engine.seconds
-        total = config.outer.meta_batch_size
-        norm = engine.step({name: g * (world / total) for name, g in grads.items()}, outer_lr(config, step))
-        meta = engine.snapshot()
-        sums = all_sum(sums)
-        tasks_seen += total
-        record: dict[str, Any] = {
-            "step": step, "tasks_seen": tasks_seen, "outer_loss": sums[0] / total, "query_accuracy": sums[1] / total,
-            "inner_loss": [s / total for s in sums[2:]], "grad_norm": norm, "outer_lr": outer_lr(config, step),
-            "inner_lr": mean_rate(config.inner, split_meta(model, meta)[2]),
-        }  # fmt: skip
-        if not math.isfinite(norm) or not math.isfinite(record["outer_loss"]):
-            raise OuterDiverged(
-                f"meta-step {step}: outer loss {record['outer_loss']}, gradient norm {norm}; lower outer.lr"
-            )
-        aggregate_s = time.perf_counter() - began
-        seconds = {
-            "wait_s": wait_s, "inner_s": inner_s, "peers_s": peers_s, "aggregate_s": aggregate_s, "checkpoint_s": 0.0,
-            "comm_s": engine.seconds - spoken,  # part of aggregate_s: gradients and gathered meta-parameters
-        }  # fmt: skip
-        if shards is not None:  # part of inner_s: frozen weights on their way, waiting for other ranks included
-            seconds["base_comm_s"], shards.seconds = shards.seconds, 0.0
+            began = time.perf_counter()
+            spoken = engine.seconds
+            total = config.outer.meta_batch_size
+            norm = engine.step({name: g * (world / total) for name, g in grads.items()}, outer_lr(config, step))
+            meta = engine.snapshot()
+            sums = all_sum(sums)
+            tasks_seen += total
+            record: dict[str, Any] = {
+                "step": step, "tasks_seen": tasks_seen, "outer_loss": sums[0] / total,
+                "query_accuracy": sums[1] / total, "inner_loss": [s / total for s in sums[2:]], "grad_norm": norm,
+                "outer_lr": outer_lr(config, step), "inner_lr": mean_rate(config.inner, split_meta(model, meta)[2]),
+            }  # fmt: skip
+            if not math.isfinite(norm) or not math.isfinite(record["outer_loss"]):
+                raise OuterDiverged(
+                    f"meta-step {step}: outer loss {record['outer_loss']}, gradient norm {norm}; lower outer.lr"
+                )
+            aggregate_s = time.perf_counter() - began
+            seconds = {
+                "wait_s": wait_s, "inner_s": inner_s, "peers_s": peers_s, "aggregate_s": aggregate_s,
+                "checkpoint_s": 0.0,  # what the learner waits for: copies, and the end of the checkpoint before
+                "comm_s": engine.seconds - spoken,  # part of aggregate_s: gradients and gathered meta-parameters
+            }  # fmt: skip
+            if shards is not None:  # part of inner_s: frozen weights on their way, waiting for other ranks included
+                seconds["base_comm_s"], shards.seconds = shards.seconds, 0.0
 
-        if config.eval.every and (step % config.eval.every == 0 or step == config.outer.steps):
-            record["validation"] = validate(model, meta, store, config, rank, world, device)
-            stopped = is_reached(config.outer.until, record["validation"])
-        began = time.perf_counter()
-        if step % config.run.checkpoint_every == 0 or step == config.outer.steps or stopped:
+            if config.eval.every and (step % config.eval.every == 0 or step == config.outer.steps):
+                record["validation"] = validate(model, meta, store, config, rank, world, device)
+                stopped = is_reached(config.outer.until, record["validation"])
+            began = time.perf_counter()
+            if step % config.run.checkpoint_every == 0 or step == config.outer.steps or stopped:
+                if journal:
+                    journal.sync()
+                save(saver, config, store, classes, engine, meta, step, tasks_seen, stopped, {**record, **seconds})
+                shown = {key: record[key] for key in ("step", "outer_loss", "query_accuracy")}
+                report(shown | record.get("validation", {}))
+                paused = config.cluster.is_elastic and is_asked_to_pause(run_dir, rank) and step < config.outer.steps
+            seconds["checkpoint_s"] = time.perf_counter() - began
             if journal:
-                journal.sync()
-            save(config, run_dir, store, classes, engine, step, tasks_seen, stopped, {**record, **seconds}, rank)
-            shown = {key: record[key] for key in ("step", "outer_loss", "query_accuracy")}
-            report(shown | record.get("validation", {}))
-        seconds["checkpoint_s"] = time.perf_counter() - began
-        if journal:
-            journal.write({**record, **seconds})
-        if stopped:
-            break
+                journal.write({**record, **seconds})
+            if stopped or paused:
+                break
+    if paused and not stopped:  # the checkpoint is on the disk; a group of another size goes on from it
+        if rank == 0:
+            (run_dir / PAUSED).touch()
+        return
     finish(model, meta, store, config, run_dir, step, rank, world, device, say)
 
 
@@ -324,6 +334,11 @@ def validate(
     return {name: value["mean"] for name, value in summarise(scored).items()}
 
 
+def is_asked_to_pause(run_dir: Path, rank: int) -> bool:
+    """Whether the driver has room for more ranks; as rank 0 sees it, the same on all."""
+    return all_sum([float(rank == 0 and (run_dir / GROW).exists())])[0] > 0
+
+
 def is_reached(until: str | None, validation: dict[str, float]) -> bool:
     if until is None:
         return False
@@ -332,23 +347,26 @@ def is_reached(until: str | None, validation: dict[str, float]) -> bool:
 
 
 def save(
-    config: Config, run_dir: Path, store: TaskStore, classes: int, engine: MetaEngine, step: int, tasks_seen: int,
-    stopped: bool, record: dict[str, Any], rank: int,
+    saver: Saver, config: Config, store: TaskStore, classes: int, engine: MetaEngine, meta: Params, step: int,
+    tasks_seen: int, stopped: bool, record: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Write a checkpoint: gathered on all ranks, written by rank 0. `record`: this step's, not in the journal yet."""
-    optimizer, whole = engine.optimizer_state(), engine.snapshot()  # both are gathered on every rank
-    if rank == 0:
-        state = {
-            "step": step, "tasks_seen": tasks_seen, "classes": classes, "labels": store.labels,
-            "vocab_size": store.vocab_size, "pad_id": store.pad_id, "store_key": store.key, "stopped": stopped,
-            "record": record,
-        }  # fmt: skip
-        meta = {name: value.cpu().contiguous() for name, value in whole.items()}
-        path = run_dir / "checkpoints" / f"step-{step:06d}"
-        checkpoints.save(path, config, state, meta, optimizer, store.tokenizer_file)
-        checkpoints.prune(run_dir, config.run.keep, step)
-    if dist.is_initialized():
-        dist.barrier()
+    """Begin to write a checkpoint; all ranks call it. `record`: this step's, which is not in the journal yet."""
+    state = {
+        "step": step, "tasks_seen": tasks_seen, "classes": classes, "labels": store.labels,
+        "vocab_size": store.vocab_size, "pad_id": store.pad_id, "store_key": store.key, "stopped": stopped,
+        "record": record,
+    }  # fmt: skip
+    # Copies of this rank's part only: the whole state may be larger than a rank's memory.
+    parts = saver.shares({name: 3 * value.numel() * value.element_size() for name, value in meta.items()})
+    mine = parts[saver.rank] if saver.rank < len(parts) else []
+    optimizer = engine.optimizer_state(mine)
+    own = {name: meta[name].cpu().contiguous() for name in mine}  # a snapshot is a copy already
+
+    def write_part(draft: Path) -> None:
+        if mine:
+            checkpoints.write_tensors(draft, own, optimizer, saver.rank, len(parts))
+
+    saver.save(step, write_part, lambda draft: checkpoints.write_rest(draft, config, state, store.tokenizer_file))
 
 
 def finish(

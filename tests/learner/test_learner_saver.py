@@ -1,0 +1,151 @@
+"""Checkpoints in the background and in parts; runs that go on with another number of ranks."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import small
+import torch
+import worlds_cases
+
+import distmeta
+from distmeta import checkpoint
+from distmeta.learner import saver as savers
+from distmeta.learner.saver import Saver, WriteError
+from distmeta.learner.worker import learn
+from distmeta.tasks.store import build_store
+
+
+def group(world, *words):
+    """Runs all ranks of a group of worlds_cases to their end."""
+    paths = os.pathsep.join(str(Path(part.__file__).parents[up]) for part, up in ((small, 0), (distmeta, 1)))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, worlds_cases.__file__, str(world), str(rank), *map(str, words)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": paths, "RANK": str(rank), "WORLD_SIZE": str(world),
+                 "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    for rank in ranks:
+        _, err = rank.communicate(timeout=200)
+        assert rank.returncode == 0, err[-3000:]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, words_csv):
+    """left alone: 2 ranks to step 8; moved: 2 -> 1 -> 3 -> 2 ranks; stopped: 2 ranks, stopped at 2, to step 8."""
+    place = tmp_path_factory.mktemp("worlds")
+    group(2, place / "g1", place, words_csv, "alone:8", "moved:2", "stopped:2")
+    first = sorted(p.name for p in (place / "all" / "moved" / "checkpoints" / "step-000002").iterdir())
+    group(1, place / "g2", place, words_csv, "moved:4")
+    group(3, place / "g3", place, words_csv, "moved:6")
+    last = sorted(p.name for p in (place / "all" / "moved" / "checkpoints" / "step-000006").iterdir())
+    group(2, place / "g4", place, words_csv, "moved:8", "stopped:8")
+    return place, first, last
+
+
+@pytest.mark.parametrize("variant", worlds_cases.VARIANTS)
+def test_two_one_three_two_ranks_continue_the_curve(runs, variant):
+    alone, moved = (small.records(runs[0] / variant / name) for name in ("alone", "moved"))
+    assert [r["step"] for r in moved] == list(range(1, 9))
+    curve = [r["outer_loss"] for r in alone]
+    assert [r["outer_loss"] for r in moved] == pytest.approx(curve, abs=1e-4)
+    assert max(curve) - min(curve) > 1e-2  # there was something to differ in
+    one, other = (checkpoint.load(runs[0] / variant / name) for name in ("alone", "moved"))
+    for name, value in one.meta.items():
+        assert float((value - other.meta[name]).abs().max()) < 1e-3, name  # Adam turns rounding of a zero into steps
+    log = (runs[0] / variant / "moved" / "log.txt").read_text()
+    assert [line for line in log.splitlines() if line.startswith("continuing")] == [
+        f"continuing from step-00000{n}" for n in (2, 4, 6)
+    ]
+
+
+@pytest.mark.parametrize("variant", worlds_cases.VARIANTS)
+def test_the_same_world_size_continues_bit_for_bit(runs, variant):
+    alone, stopped = (runs[0] / variant / name for name in ("alone", "stopped"))
+    assert small.records(stopped) == small.records(alone)
+    for path in (alone / "checkpoints" / "step-000008").glob("*.safetensors"):
+        assert path.read_bytes() == (stopped / "checkpoints" / "step-000008" / path.name).read_bytes()
+
+
+def test_every_rank_wrote_its_part(runs):
+    _, first, last = runs
+    assert [n for n in first if n.startswith("meta")] == [f"meta-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    assert [n for n in last if n.startswith("optimizer")] == [
+        f"optimizer-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
+    ]
+    path = runs[0] / "all" / "moved" / "checkpoints" / "step-000008"
+    sizes = [p.stat().st_size for p in path.glob("meta-*")]
+    assert max(sizes) < 0.8 * sum(sizes)
+    (path / "meta-00002-of-00002.safetensors").unlink()
+    assert checkpoint.damage(path) == "meta-00002-of-00002.safetensors is missing"
+
+
+def begin(run, step, write=lambda draft: None, **options):
+    saver = Saver(run, 2, 0, 1, 10)
+    saver.save(step, write, lambda draft: (draft / "state.json").write_text("{}"))
+    return saver
+
+
+def test_the_learner_goes_on_and_the_next_checkpoint_waits(tmp_path):
+    gate, order = threading.Event(), []
+
+    def slow(draft):
+        assert gate.wait(10)
+        order.append("first")
+
+    saver = begin(tmp_path, 1, slow)
+    assert not (tmp_path / "checkpoints" / "step-000001").exists()
+    threading.Timer(0.3, gate.set).start()
+    saver.save(2, lambda draft: order.append("second"), lambda draft: None)
+    assert (tmp_path / "checkpoints" / "step-000001" / "manifest.json").exists()
+    saver.wait()
+    assert order == ["first", "second"] and (tmp_path / "checkpoints" / "step-000002").exists()
+
+
+@pytest.mark.parametrize("noticed", ["check", "wait", "save"])
+def test_a_write_that_fails_is_an_error(noticed, tmp_path):
+    def full(draft):
+        raise OSError(28, "No space left on device")
+
+    saver = begin(tmp_path, 1, full)
+    saver._thread.join()
+    call = {"check": saver.check, "wait": saver.wait, "save": lambda: saver.save(2, full, full)}[noticed]
+    with pytest.raises(WriteError, match="step-000001 could not be written by rank 0: OSError.*No space left"):
+        call()
+    assert checkpoint.checkpoints_of(tmp_path) == []
+
+
+def test_parts_are_consecutive_and_of_about_the_same_size(monkeypatch):
+    saver = Saver(Path("."), 1, 0, 1, 10)
+    saver.world = 3
+    sizes = {f"p{i}": 10 + i for i in range(12)}
+    assert saver.shares(sizes) == [list(sizes)]  # small
+    monkeypatch.setattr(savers, "PART_BYTES", 100)
+    parts = saver.shares(sizes)
+    assert [name for part in parts for name in part] == list(sizes)
+    bytes_of = [sum(sizes[name] for name in part) for part in parts]
+    assert max(bytes_of) - min(bytes_of) <= max(sizes.values())
+    assert saver.shares({"one": 1000}) == [[], ["one"], []]
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_full_disk_ends_the_run_and_keeps_what_was_whole(tmp_path, words_csv, monkeypatch):
+    config = small.config(words_csv, outer={"steps": 6}, run={"checkpoint_every": 1})
+    right, written = checkpoint.write_tensors, []
+
+    def until_full(*words):
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        written.append(right(*words))
+
+    monkeypatch.setattr(checkpoint, "write_tensors", until_full)
+    store = build_store(config.data, config.task, config.model)
+    with pytest.raises(WriteError, match="step-000004 could not be written"):
+        learn(config, tmp_path, store, [], 0, 1, torch.device("cpu"))
+    assert checkpoint.newest_whole(tmp_path).name == "step-000003"

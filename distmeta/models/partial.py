@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+CACHE_NAMES = ("cache", "past_key_values")  # of a layer's argument, from and before transformers 5.24
 Run = Callable[[], Tensor]  # one forward pass of the model, returning its last hidden states
 
 
@@ -40,7 +41,8 @@ class Layers:
         self.can_enter = self.can_prune = bool(self.layers)
         self._names = list(last)[1:]  # without self
         self._repeats = False  # the row that is read in the place of all rows, for a model that counts them (GPT-2)
-        self.can_prune &= "past_key_values" in last
+        self._cache = next((name for name in CACHE_NAMES if name in last), "")
+        self.can_prune &= bool(self._cache)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -100,7 +102,7 @@ class Layers:
         """The last layer for one row of each text: keys and values of all rows, everything else of that row."""
         cache = _Keys()
         with contextlib.suppress(_Reached):
-            forward(**{**given, "past_key_values": cache})
+            forward(**{**given, self._cache: cache})
         length = hidden.shape[1]
         given[self._names[0]] = _row(hidden, rows, 1)
         mask = given.get("attention_mask")
@@ -111,7 +113,7 @@ class Layers:
         if given.get("position_embeddings") is not None:
             given["position_embeddings"] = tuple(_row(t, rows, 1) for t in given["position_embeddings"])
         assert cache.keys is not None and cache.keys.shape[-2] == length
-        out: Tensor = forward(**{**given, "past_key_values": cache})
+        out: Tensor = forward(**{**given, self._cache: cache})
         return out.expand(-1, length, -1) if self._repeats else out
 
 

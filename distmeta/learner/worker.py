@@ -39,6 +39,7 @@ from distmeta.evaluate import (
 from distmeta.inner import Diverged, InnerLoop, MetaGradient
 from distmeta.learner.elastic import GROW, PAUSED
 from distmeta.learner.engine import MetaEngine, outer_lr
+from distmeta.learner.gauges import start_gauges
 from distmeta.learner.saver import Saver
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
@@ -108,6 +109,7 @@ def learn(
     engine, step, tasks_seen, stopped, last = start(config, run_dir, model, device, say)
     cache = state_cache(model, config, store)
     journal = Journal(run_dir, step, last) if rank == 0 else None
+    show = start_gauges(config.run.name) if rank == 0 else None
     mine = share(config.outer.meta_batch_size, rank, world)
     window = EpisodeWindow(
         ([t * config.outer.meta_batch_size + j for j in mine] for t in range(step, config.outer.steps)),
@@ -166,6 +168,8 @@ def learn(
             seconds["checkpoint_s"] = time.perf_counter() - began
             if journal:
                 journal.write({**record, **seconds})
+            if show:
+                show({**record, **seconds, "in_flight": window.in_flight, "tasks": total})
             if stopped or paused:
                 break
     if paused and not stopped:  # the checkpoint is on the disk; a group of another size goes on from it

@@ -46,6 +46,7 @@ class Nodes:
         return {
             **kept, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
+            "RAY_metrics_report_interval_ms": "500",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "DISTMETA_CACHE": str(self.folder / "cache"),
             # The host's name is 127.0.0.1 in every namespace.
             **({"GLOO_SOCKET_IFNAME": "eth0"} if self.apart else {}),

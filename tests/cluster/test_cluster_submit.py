@@ -1,16 +1,18 @@
 """Jobs on a cluster of three nodes: sent, followed, stopped, continued, and robbed of a node; and what is refused."""
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+import urllib.request
 
 import pytest
 from nodes import Nodes, can_make_namespaces, free_port
 
-SMALL = ["default", "outer.steps=12", "run.checkpoint_every=3", "eval.episodes=8", "eval.baselines=false",
+SMALL = ["default", "outer.steps=20", "run.checkpoint_every=3", "eval.episodes=8", "eval.baselines=false",
          "sampling.actors=1", "cluster.workers=2", "cluster.cpus_per_sampler=0"]  # fmt: skip
 
 
@@ -54,7 +56,7 @@ def test_a_job_gives_the_local_runs_numbers(cluster, reference, tmp_path):
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-1000:]
-    assert "step 12/12" in done.stdout and "job first: succeeded" in done.stderr
+    assert "step 20/20" in done.stdout and "job first: succeeded" in done.stderr
     assert records(run) == records(reference)
     assert (run / "evaluation.json").read_text() == (reference / "evaluation.json").read_text()
     told = json.loads(submit(cluster, "status", "first", cwd=tmp_path).stdout)
@@ -70,8 +72,9 @@ def test_a_job_is_stopped_and_continued(cluster, reference, tmp_path):
     assert sent.returncode == 0, sent.stderr
     job = sent.stdout.strip()
     await_step(run, 3)
+    assert "ray_distmeta_outer_loss" in scraped(cluster, "ray_distmeta_outer_loss")
     assert submit(cluster, "stop", job, cwd=tmp_path).stdout == f"{job}: stopped\n"
-    assert len(records(run)) < 12
+    assert len(records(run)) < 20
     done = submit(cluster, "train", *SMALL, "--run-dir", run, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-1000:]
     assert records(run) == records(reference)
@@ -123,6 +126,26 @@ def test_a_wrong_address_and_a_token_that_is_absent_or_wrong_are_one_line_each(c
     assert wrong.returncode == 2 and "the cluster refuses the token" in wrong.stderr
     for done in (nowhere, absent, wrong):
         assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def scraped(cluster, name, timeout_s=20):
+    """What Prometheus would read from the nodes, once `name` is in it."""
+    deadline, text = time.monotonic() + timeout_s, ""
+    command = [sys.executable, "-c", PORTS, cluster.address]
+    ports = subprocess.run(command, env=cluster.environment, capture_output=True, text=True)
+    while name not in text and time.monotonic() < deadline:
+        for place in ports.stdout.split():
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{place}/metrics", timeout=5) as page:
+                text += page.read().decode()
+        time.sleep(0.3)
+    return text
+
+
+PORTS = """
+import sys; from distmeta.submit import _nodes, connect
+for node in _nodes(connect(sys.argv[1])):
+    print(f"{node['nodeManagerAddress']}:{node['metricsExportPort']}")
+"""
 
 
 def await_step(run, step, timeout_s=120):

@@ -121,7 +121,8 @@ def test_a_lost_node_shrinks_the_group_and_a_new_one_grows_it(undisturbed, tmp_p
     content = yaml.safe_load((undisturbed.cwd / "tiny.yaml").read_text())
     run = tmp_path / "run"
     content = small.merge(content, {
-        "cluster": {"workers": "1-2"}, "sampling": {"actors": 1, "window": 4}, "run": {"dir": str(run)},
+        "cluster": {"workers": "1-2", "cpus_per_worker": 1.5}, "sampling": {"actors": 1, "window": 4},
+        "run": {"dir": str(run)},
     })  # fmt: skip
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     outcome = []
@@ -136,7 +137,7 @@ def test_a_lost_node_shrinks_the_group_and_a_new_one_grows_it(undisturbed, tmp_p
         return lambda: outcome or ((run / "metrics.jsonl").exists() and len(small.records(run)) >= count)
 
     try:
-        nodes = [cluster.add_node(num_cpus=1.25) for _ in range(2)]
+        nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         thread = threading.Thread(target=train)
         thread.start()
@@ -147,7 +148,7 @@ def test_a_lost_node_shrinks_the_group_and_a_new_one_grows_it(undisturbed, tmp_p
         until(lambda: outcome or "with 1 rank" in (run / "log.txt").read_text(), "the group does not shrink")
         until(reached(7), "one rank does not learn")
         hold(samplers(), signal.SIGSTOP)
-        cluster.add_node(num_cpus=1.25)
+        cluster.add_node(num_cpus=2)
         until(lambda: outcome or (run / elastic.GROW).exists(), "the new node is not noticed")
         hold(samplers(), signal.SIGCONT)
         thread.join(200)

@@ -212,7 +212,7 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
     if address is None:
         workers, samplers = config.cluster.most, config.sampling.actors
         need = workers * config.cluster.cpus_per_worker + samplers * config.cluster.cpus_per_sampler
-        ray.init(num_cpus=max(os.cpu_count() or 1, int(need + 1)), include_dashboard=False, **quiet)
+        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(need + 1)), include_dashboard=False, **quiet)
     else:
         try:
             ray.init(address=address, **quiet)

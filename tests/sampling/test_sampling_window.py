@@ -29,7 +29,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TaskStore:
 def ray() -> Iterator[Any]:
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()
 

@@ -66,7 +66,7 @@ class GroupEngine(MetaEngine):
         for key, shard in shards.items():
             value, name = shard, key.split("/")[-1]
             if name in self._own:
-                value = self._fast.collect(shard.to(self._fast.device), key, shard.dtype)
+                (value,) = self._fast.collect([key], [shard.to(self._fast.device)], shard.dtype)
             if names is None or name in names:
                 out[key] = value.to("cpu", copy=True)
         return out
@@ -88,8 +88,8 @@ def rank_loss(model: TaskModel, shards: FastShards) -> Callable[[Params, Part], 
     """(this rank's part of the mean loss, logits [1, m, C]) as a function of shards; parts add up over ranks."""
 
     def loss(params: Params, part: Part) -> tuple[Tensor, Tensor]:
-        head = {name: shards.whole(name, params[name]) for name in params if name.startswith("head_")}
-        logits = model.logits({**params, **head}, part.own)
+        small = dict(zip(shards.small, shards.whole(shards.small, [params[name] for name in shards.small])))
+        logits = model.logits({**params, **small}, part.own)
         losses = F.cross_entropy(logits[0], part.own.labels[0], reduction="none")
         return (losses * part.counts).sum() / part.own.total, logits
 

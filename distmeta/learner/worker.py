@@ -45,7 +45,7 @@ from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.fast_shards import FastShards
 from distmeta.models.prefix import StateCache, fixed_prefix, has_prefix, is_frozen, learnt_prefix, pullback
-from distmeta.models.sharding import all_together, shard_frozen
+from distmeta.models.sharding import all_together, persistence_threshold, shard_frozen
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.sampling.episode import Episode, sample_episode
 from distmeta.sampling.sampler import Sampler
@@ -201,7 +201,9 @@ def start(
 
 def fast_shards(config: Config, device: torch.device) -> FastShards | None:
     """Where all parameters go that a group adapts together; None where each rank has episodes of its own."""
-    return FastShards(device) if config.cluster.episode == "group" else None
+    if config.cluster.episode == "rank":
+        return None
+    return FastShards(device, persistence_threshold(config))
 
 
 def make_engine(values: Params, config: Config, model: TaskModel, device: torch.device) -> MetaEngine:

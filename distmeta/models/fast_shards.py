@@ -1,8 +1,8 @@
 """All parameters of a model in shards that may change: fast weights of a model too large for one rank.
 
-Each rank keeps an equal flat part of every parameter (padded with zeros). A module gathers its own parameters when it
+Each rank keeps an equal flat part of every parameter (padded with zeros). A module gathers its large parameters when it
 is run, and drops them after; the backward pass gathers each weight that it needs again, and hands each rank its part
-of the gradient, summed over ranks:
+of the gradient, summed over ranks. The small ones (norms, biases) are gathered together, once for each loss:
 
     forward    shard -> all_gather -> weight      what autograd would save of it is saved as the way to it
     backward   weight's gradient -> reduce_scatter -> shard's gradient
@@ -16,12 +16,14 @@ from __future__ import annotations
 import time
 import weakref
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -42,15 +44,18 @@ class Way:
 class FastShards:
     """A model's parameters in shards over the group of all ranks; one rank alone holds them whole.
 
+    A parameter of at most `threshold` numbers is small.
+
     alive: bytes of gathered parameters at this moment; peak: their largest number so far. (`peak` may be set to 0.)
     shapes: of the whole parameters, by name.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, threshold: int = 0) -> None:
+        self.device, self.threshold = device, threshold
         grouped = dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
         self.shapes: dict[str, torch.Size] = {}
+        self.small: list[str] = []
         self.alive = self.peak = 0
         self.seconds = 0.0  # in communication, so far; on a GPU without what runs on after a call
         self.autocast: torch.dtype | None = None  # linear layers' weights travel in it
@@ -78,21 +83,37 @@ class FastShards:
         name = name.rsplit("/", 1)[-1]
         return self.shapes[name] if name in self.shapes else self.shapes.get(name.partition(".")[2])
 
-    def take(self, module: nn.Module, prefix: str = "") -> None:
-        """Leave of all parameters in `module` this rank's part; its modules gather them as they are run."""
+    def take_large(self, module: nn.Module, prefix: str) -> None:
+        """Leave of the large parameters in `module` this rank's part; its modules gather them as they are run."""
         for path, part in module.named_modules(prefix=prefix):
-            own = {name: p for name, p in part._parameters.items() if p is not None}
+            own = {
+                name: p for name, p in part._parameters.items() if p is not None and p.numel() > max(1, self.threshold)
+            }
             for name, p in own.items():
-                if p.dim() == 0:
-                    raise InputError(f"cluster.episode = group: {path}.{name} is a single number; use episode=rank")
-                self.shapes[f"{path}.{name}"] = p.shape
-                part._parameters[name] = nn.Parameter(self.cut(p.detach()), requires_grad=False)
+                self._take(part, name, f"{path}.{name}", p)
             if own:
                 part.forward = partial(self._run, part, {name: f"{path}.{name}" for name in own})
 
-    def whole(self, name: str, shard: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """The whole parameter (or a tensor like it), differentiable with respect to its shard."""
-        out: Tensor = _Gather.apply(shard, self, name, dtype or shard.dtype)  # type: ignore[no-untyped-call]
+    def take_small(self, module: nn.Module) -> None:
+        """Leave this rank's part of all others as well: `module` is run with what `whole` makes of them from now on."""
+        for path, part in module.named_modules():
+            for name, p in part._parameters.items():
+                full_name = f"{path}.{name}".strip(".")
+                if p is not None and full_name not in self.shapes:
+                    self._take(part, name, full_name, p)
+                    self.small.append(full_name)
+
+    def _take(self, part: nn.Module, name: str, full_name: str, p: Tensor) -> None:
+        if p.dim() == 0:
+            raise InputError(f"cluster.episode = group: parameter {full_name} is a single number; use episode=rank")
+        self.shapes[full_name] = p.shape
+        part._parameters[name] = nn.Parameter(self.cut(p), requires_grad=False)
+
+    def whole(
+        self, names: Sequence[str], shards: Sequence[Tensor], dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, ...]:
+        """Whole parameters, gathered at once, differentiable with respect to their shards (all of one dtype)."""
+        out: tuple[Tensor, ...] = _Gather.apply(self, tuple(names), dtype or shards[0].dtype, *shards)  # type: ignore[no-untyped-call]
         return out
 
     def told(self, values: list[float]) -> list[float]:
@@ -115,10 +136,10 @@ class FastShards:
         try:
             for name, full_name in names.items():
                 shard: Any = shards[name]
-                weight: Any = self.whole(full_name, shard, narrow)
+                (weight,) = self.whole([full_name], [shard], narrow)
                 opened.append(weight.untyped_storage().data_ptr())
                 self._open[opened[-1]] = shard.detach(), full_name
-                module._parameters[name] = weight
+                module._parameters[name] = cast(Any, weight)
             del weight
             with saved_tensors_hooks(self._pack, self._unpack):
                 return type(module).forward(module, *args, **kwargs)
@@ -136,58 +157,78 @@ class FastShards:
     def _unpack(self, saved: Tensor | Way) -> Tensor:
         if isinstance(saved, Tensor):
             return saved
-        whole = self.collect(saved.shard, saved.name, saved.dtype)
+        (whole,) = self.collect([saved.name], [saved.shard], saved.dtype)
         return whole.as_strided(*saved.view)
 
-    def collect(self, shard: Tensor, name: str, dtype: torch.dtype) -> Tensor:
-        """The whole of a parameter from all ranks, counted for as long as anybody holds any of it."""
-        shape = self.shape_of(name)
-        assert shape is not None, f"{name} is not in shards"
-        own = shard.detach().to(dtype)
+    def collect(self, names: Sequence[str], shards: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Whole parameters from all ranks, each counted for as long as anybody holds any of it."""
         began = time.perf_counter()
+        own = _joined([shard.detach() for shard in shards]).to(dtype)
+        flat = torch.empty(own.numel() * self.world, dtype=dtype, device=self.device)
         if self.world == 1:
-            flat = own.clone() if own.data_ptr() == shard.data_ptr() else own
+            flat.copy_(own)
         else:
-            flat = torch.empty(own.numel() * self.world, dtype=dtype, device=self.device)
             dist.all_gather_into_tensor(flat, own)
-        self._spoke("gather", name, began)
-        size = flat.numel() * flat.element_size()
+        out = []
+        for name, part in zip(names, torch.split(flat.view(self.world, -1), [len(s) for s in shards], 1), strict=True):
+            shape = self.shape_of(name)
+            assert shape is not None, f"{name} is not in shards"
+            value = part.reshape(-1) if len(names) == 1 else part.clone().view(-1)
+            self._count(value)
+            out.append(value[: shape.numel()].view(shape))
+        self._spoke("gather", names, began)
+        return tuple(out)
+
+    def scatter(self, names: Sequence[str], wholes: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        """The sums over ranks of this rank's parts of whole tensors, float32."""
+        began = time.perf_counter()
+        rows = []
+        for value, size in zip(wholes, sizes, strict=True):
+            flat = value.float().reshape(-1)
+            missing = size * self.world - flat.numel()
+            rows.append((F.pad(flat, (0, missing)) if missing else flat).view(self.world, size))
+        parts = rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+        if self.world == 1:
+            own = parts[0]
+        elif dist.get_backend() == "gloo":  # whose own reduce_scatter takes twice as long
+            came = torch.empty_like(parts)
+            dist.all_to_all_single(came, parts.contiguous())
+            own = came.sum(0)
+        else:
+            own = torch.empty_like(parts[0])
+            dist.reduce_scatter_tensor(own, parts.contiguous())
+        self._spoke("scatter", names, began)
+        return tuple(torch.split(own, list(sizes)))
+
+    def _count(self, value: Tensor) -> None:
+        size = value.numel() * value.element_size()
         self.alive += size
         self.peak = max(self.peak, self.alive)
-        weakref.finalize(flat.untyped_storage(), self._freed, size)
-        return flat[: shape.numel()].view(shape)
-
-    def scatter(self, whole: Tensor, name: str, like: Tensor) -> Tensor:
-        """The sum over ranks of this rank's part of `whole`, in the shape and dtype of the shard `like`."""
-        flat = whole.to(like.dtype).reshape(-1)
-        began = time.perf_counter()
-        if self.world > 1:
-            padded = like.numel() * self.world - flat.numel()
-            flat = torch.nn.functional.pad(flat, (0, padded)) if padded else flat
-            own = torch.empty_like(like)
-            dist.reduce_scatter_tensor(own, flat.contiguous())
-            flat = own
-        self._spoke("scatter", name, began)
-        return flat
-
-    def _spoke(self, kind: str, name: str, began: float) -> None:
-        self._order = zlib.crc32(f"{kind} {name}".encode(), self._order)
-        self.seconds += time.perf_counter() - began
+        weakref.finalize(value.untyped_storage(), self._freed, size)
 
     def _freed(self, size: int) -> None:
         self.alive -= size
 
+    def _spoke(self, kind: str, names: Sequence[str], began: float) -> None:
+        self._order = zlib.crc32(f"{kind} {' '.join(names)}".encode(), self._order)
+        self.seconds += time.perf_counter() - began
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
 
 class _Gather(torch.autograd.Function):
-    """A shard to the whole parameter; the gradient of the whole to the shard's, summed over ranks."""
+    """Shards to whole parameters; the gradients of these to the shards', summed over ranks."""
 
     @staticmethod
-    def forward(ctx: Any, shard: Tensor, shards: FastShards, name: str, dtype: torch.dtype) -> Tensor:
-        ctx.shards, ctx.name, ctx.like = shards, name, torch.empty_like(shard, device="meta")
-        return shards.collect(shard, name, dtype)
+    def forward(
+        ctx: Any, shards: FastShards, names: tuple[str, ...], dtype: torch.dtype, *own: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.shards, ctx.names, ctx.sizes = shards, names, [shard.numel() for shard in own]
+        return shards.collect(names, own, dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        like = torch.empty_like(ctx.like, device=grad.device)
-        return ctx.shards.scatter(grad, ctx.name, like), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return None, None, None, *ctx.shards.scatter(ctx.names, grads, ctx.sizes)

@@ -71,7 +71,7 @@ class TaskModel(nn.Module):
         fixed = {f"backbone.{name}" for name in without_task_axis(backbone)}
         self.takes_task_axis = not (fixed & set(self.fast))
         self.autocast: torch.dtype | None = None  # float32 while the layers are tried out below
-        self.fast_shards: FastShards | None = None
+        self.fast_shards: FastShards | None = None  # where all parameters are parts, for a group that adapts together
         self.layers = Layers(backbone)
         self.entry = self._lowest(self.fast)
         self._check_layers()
@@ -85,15 +85,6 @@ class TaskModel(nn.Module):
                 if p.dim() > 1 and f"backbone.{name}" not in self.fast and f"backbone.{name}" not in self.shared:
                     p.data = p.data.to(torch.bfloat16)
         self.eval()  # no dropout unless it is asked for
-
-    def divide_head(self, shards: FastShards) -> None:
-        """The head into shards as well, where the backbone's parameters are."""
-        self.fast_shards = shards
-        shards.autocast = self.autocast
-        for name in [name for name in self.fast if name.startswith("head_")]:
-            shards.shapes[name] = self.fast[name].shape
-            part = nn.Parameter(shards.cut(self.fast[name]), requires_grad=False)
-            self._parameters[name] = self.fast[name] = self.adapted[name] = part
 
     def _roles(self, config: Config) -> tuple[Params, Params]:
         values = dict(self.named_parameters())
@@ -235,12 +226,15 @@ def build_model(
     """
     backbone = backbones.build_backbone(config.model, vocab_size, pad_id, config.run.seed)
     if shards is not None:
-        shards.take(backbone, "backbone")
+        shards.take_large(backbone, "backbone")
         backbone.to(shards.device)
     limit = backbones.positions(backbone)
     if limit is not None and config.model.max_tokens > limit:
         raise InputError(f"model.max_tokens = {config.model.max_tokens}: the model has {limit} positions")
     model = TaskModel(backbone, classes, config)
     if shards is not None:
-        model.to(shards.device).divide_head(shards)
+        shards.take_small(model.to(shards.device))
+        shards.autocast, model.fast_shards = model.autocast, shards
+        model.fast = {name: dict(model.named_parameters())[name] for name in model.fast}
+        model.adapted = dict(model.fast)
     return model

@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from distmeta.algorithms.rates import inner_loop, log_rate_gradients
+from distmeta.algorithms.rates import inner_loop, log_rate_gradients, mean_rate
 from distmeta.config import Config
 from distmeta.evaluate import Scored, load_group, predictions, split_meta
 from distmeta.inner import InnerLoop, adapt
@@ -75,7 +75,7 @@ class GroupEngine(MetaEngine):
 def rows_of_rank(batch: TextBatch, shards: FastShards) -> Part:
     """Every world-th row, so that lengths are spread evenly; a rank without one runs a row that counts nothing."""
     count = batch.labels.numel()
-    index = torch.arange(shards.rank, count, shards.world)
+    index = torch.arange(count)[shards.rank :: shards.world]
     counts = torch.ones(len(index))
     if len(index) == 0:
         index, counts = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
@@ -129,6 +129,15 @@ def group_gradients(
         hits = [((x.argmax(-1) == p.own.labels)[0] * p.counts).sum() / p.own.total for x, p in scored]
         sums += torch.stack([result.loss, torch.stack(hits).sum(), *result.inner_losses]).double().cpu()
     return grads, sums.tolist()
+
+
+def mean_rate_in_group(config: Config, rates: Params, shards: FastShards) -> float:
+    """The mean inner learning rate, over all ranks' parts of rates for each number."""
+    if not any(shards.has_part_of(name, value) for name, value in rates.items()):
+        return mean_rate(config.inner, rates)
+    mine = [shards.without_padding(name, value) for name, value in rates.items()]
+    total, count = shards.told([float(sum(v.exp().sum() for v in mine)), float(sum(v.numel() for v in mine))])
+    return total / count
 
 
 def parts_of_rank(

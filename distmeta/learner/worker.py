@@ -39,7 +39,7 @@ from distmeta.evaluate import (
 from distmeta.inner import Diverged, InnerLoop, MetaGradient
 from distmeta.learner.elastic import GROW, PAUSED
 from distmeta.learner.engine import MetaEngine, outer_lr
-from distmeta.learner.group import GroupEngine, group_gradients, score_in_group
+from distmeta.learner.group import GroupEngine, group_gradients, mean_rate_in_group, score_in_group
 from distmeta.learner.saver import Saver
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
@@ -140,7 +140,7 @@ def learn(
             record: dict[str, Any] = {
                 "step": step, "tasks_seen": tasks_seen, "outer_loss": sums[0] / total,
                 "query_accuracy": sums[1] / total, "inner_loss": [s / total for s in sums[2:]], "grad_norm": norm,
-                "outer_lr": outer_lr(config, step), "inner_lr": mean_rate(config.inner, split_meta(model, meta)[2]),
+                "outer_lr": outer_lr(config, step), "inner_lr": shown_rate(model, meta, config),
             }  # fmt: skip
             if not math.isfinite(norm) or not math.isfinite(record["outer_loss"]):
                 raise OuterDiverged(
@@ -225,6 +225,14 @@ def share(total: int, rank: int, world: int) -> range:
 def episodes_of_rank(config: Config, total: int, rank: int, world: int) -> range:
     """Which of `total` episodes a rank works on: its share, or with all others on each of them."""
     return range(total) if config.cluster.episode == "group" else share(total, rank, world)
+
+
+def shown_rate(model: TaskModel, meta: Params, config: Config) -> float:
+    """The mean inner learning rate; all ranks ask for it together."""
+    rates = split_meta(model, meta)[2]
+    if model.fast_shards is None:
+        return mean_rate(config.inner, rates)
+    return mean_rate_in_group(config, rates, model.fast_shards)
 
 
 def state_cache(model: TaskModel, config: Config, store: TaskStore) -> StateCache | None:

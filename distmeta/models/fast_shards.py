@@ -83,6 +83,12 @@ class FastShards:
         name = name.rsplit("/", 1)[-1]
         return self.shapes[name] if name in self.shapes else self.shapes.get(name.partition(".")[2])
 
+    def without_padding(self, name: str, shard: Tensor) -> Tensor:
+        shape = self.shape_of(name)
+        if shape is None or not self.has_part_of(name, shard):
+            return shard
+        return shard[: max(0, shape.numel() - self.rank * len(shard))]
+
     def take_large(self, module: nn.Module, prefix: str) -> None:
         """Leave of the large parameters in `module` this rank's part; its modules gather them as they are run."""
         for path, part in module.named_modules(prefix=prefix):

@@ -22,7 +22,7 @@ STAGE = {"stage": 3, "stage3_param_persistence_threshold": 200}
 ZERO3 = {"zero_optimization": STAGE, "gradient_clipping": 0.05}
 OFFLOAD = {"zero_optimization": {**STAGE, "offload_optimizer": {"device": "cpu"}}, "gradient_clipping": 0.05}
 VARIANTS = {
-    "plain llama": {"inner": {"learn_lr": "per_layer", "buckets": 3}, "eval": {"every": 2, "baselines": True}},
+    "plain llama": {"inner": {"learn_lr": "per_layer", "buckets": 3}, "eval": {"every": 2}},
     "adam gpt2": {"inner": {"optimizer": "adam", "lr": 0.01, "learn_lr": "per_step"}, "deepspeed": OFFLOAD},
     "momentum t5": {"inner": {"optimizer": "momentum", "lr": 0.05, "learn_lr": "per_parameter"}},
     "few rows bert": {"algorithm": "reptile", "task": {"shots": 1, "queries": 1}},  # 2 rows for 3 ranks
@@ -35,7 +35,7 @@ def config(data, name, episode):
     base = {
         "algorithm": "fomaml", "inner": {"task_batch": 1}, "deepspeed": ZERO3,
         "outer": {"steps": 3, "meta_batch_size": 3, "eps": 1e-2}, "cluster": {"workers": 1, "episode": episode},
-        "run": {"checkpoint_every": 3}, "eval": {"episodes": 4, "baselines": False},
+        "run": {"checkpoint_every": 3}, "eval": {"episodes": 3, "validation_episodes": 2, "baselines": False},
     }  # fmt: skip
     return small.config(data, name.split()[-1], **small.merge(base, VARIANTS[name])).model_dump(mode="json")
 
@@ -78,11 +78,16 @@ def reports(tmp_path_factory, words_csv):
 def test_the_group_gives_the_run_of_one_rank(reports, name, world):
     found, folder = reports
     whole, parts = found[1, 0][f"{name} whole"], found[world, 0][name]
-    off = 3e-3 if name.startswith("bfloat16") else 1e-5
+    narrow = name.startswith("bfloat16")  # whose rounding grows from step to step
+    off = 2e-2 if narrow else 1e-5
+    first = whole["records"][0], parts["records"][0]
+    assert first[1]["inner_loss"] == pytest.approx(first[0]["inner_loss"], abs=1e-3 if narrow else 1e-6)
+    assert first[1]["grad_norm"] == pytest.approx(first[0]["grad_norm"], rel=1e-2 if narrow else 1e-5)
     for a, b in zip(whole["records"], parts["records"], strict=True):
         assert b["outer_loss"] == pytest.approx(a["outer_loss"], abs=off)
         assert b["inner_loss"] == pytest.approx(a["inner_loss"], abs=off)
-        assert b["query_accuracy"] == pytest.approx(a["query_accuracy"], abs=1e-6 if off == 1e-5 else 0.1)
+        assert b["query_accuracy"] == pytest.approx(a["query_accuracy"], abs=0.2 if narrow else 1e-6)
+        assert b["inner_lr"] == pytest.approx(a["inner_lr"], rel=off)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=10 * off)
         assert b.get("validation", {}) == pytest.approx(a.get("validation", {}), abs=off)
     runs = [folder / f"{name} whole-1", folder / f"{name}-{world}"]
@@ -100,18 +105,18 @@ def test_the_group_gives_the_run_of_one_rank(reports, name, world):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
-def test_one_weight_is_gathered_at_a_time(reports, name):
+def test_the_whole_is_never_there(reports, name):
+    """One weight at a time, and perhaps the one before, which the thread of the communication is about to let go."""
     for world, rank in ((2, 0), (2, 1), (3, 2)):
         report = reports[0][world, rank][name]
         assert report["alive"] == 0
-        assert report["peak"] <= report["largest"] + report["small"]
-        assert report["peak"] < 0.4 * report["all"]
+        assert report["peak"] <= 2 * report["largest"] + report["small"] < 0.6 * report["all"]
 
 
 @pytest.mark.slow
 def test_such_a_run_is_evaluated_and_exported_as_any_other(reports, tmp_path):
     run = reports[1] / "plain llama-2"
-    found = evaluate(run, episodes=4, baselines=False).methods["meta_trained"]
+    found = evaluate(run, episodes=3, baselines=False).methods["meta_trained"]
     own = json.loads((run / "evaluation.json").read_text())["meta_trained"]
     assert found["loss"]["mean"] == pytest.approx(own["loss"]["mean"], abs=1e-5)
     export.write(export.read(run), tmp_path / "export")

@@ -33,6 +33,7 @@ from zero3_memory import resident
 from distmeta.algorithms import load_algorithm
 from distmeta.config import Config, make_config
 from distmeta.learner.worker import episodes_of_rank, fast_shards, initial_values, make_engine, meta_gradients
+from distmeta.models.fast_shards import keep_heap_whole
 from distmeta.models.task_model import build_model
 from distmeta.sampling.episode import sample_episode
 from distmeta.tasks.store import build_store, open_store
@@ -67,6 +68,7 @@ def main_rank(rank: int, world: int, folder: Path, way: str, store_path: Path, l
     import deepspeed  # noqa: F401 (its memory is no part of a step's)
 
     torch.set_num_threads(1)
+    keep_heap_whole()  # in both ways
     dist.init_process_group("gloo", init_method=f"file://{folder}/group-{way}", world_size=world, rank=rank)
     settings = config(layers, width, world, way)
     store = open_store(store_path)

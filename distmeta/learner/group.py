@@ -46,7 +46,7 @@ class Part:
 
 
 class GroupEngine(MetaEngine):
-    """The outer step on this rank's shards. `snapshot` gives shards, what is whole goes through one at a time."""
+    """The outer step on this rank's shards. What a checkpoint has whole is gathered one by one."""
 
     def __init__(self, values: Mapping[str, Tensor], config: Config, device: torch.device, shards: FastShards) -> None:
         own = [name for name, value in values.items() if shards.has_part_of(name, value)]
@@ -54,8 +54,12 @@ class GroupEngine(MetaEngine):
         self._fast, self._own = shards, frozenset(own)
         self.whole_shapes |= {name: shape for name in own if (shape := shards.shape_of(name)) is not None}
 
+    def snapshot(self) -> Params:
+        """This rank's parts themselves, no copies: the next step changes them."""
+        return {name: p.detach().view(self.shapes[name]) for name, p in self._named()}
+
     def parameters(self, names: Collection[str]) -> Params:
-        return self._gathered(super().snapshot(), names)
+        return self._gathered(self.snapshot(), names)
 
     def optimizer_state(self, names: Collection[str] | None = None) -> Params:
         return self._gathered(super().optimizer_state(), names)
@@ -128,6 +132,7 @@ def group_gradients(
         scored = zip(result.aux, query, strict=True)
         hits = [((x.argmax(-1) == p.own.labels)[0] * p.counts).sum() / p.own.total for x, p in scored]
         sums += torch.stack([result.loss, torch.stack(hits).sum(), *result.inner_losses]).double().cpu()
+        del result, g  # the adapted weights, before those of the next episode
     return grads, sums.tolist()
 
 

@@ -13,6 +13,8 @@ on shards as they are. Ranks run the same modules in the same order, each on row
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import time
 import weakref
 import zlib
@@ -55,6 +57,8 @@ class FastShards:
         grouped = dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
         self.shapes: dict[str, torch.Size] = {}
+        if device.type == "cpu":
+            keep_heap_whole()
         self.small: list[str] = []
         self.alive = self.peak = 0
         self.seconds = 0.0  # in communication, so far; on a GPU without what runs on after a call
@@ -218,6 +222,13 @@ class FastShards:
     def _spoke(self, kind: str, names: Sequence[str], began: float) -> None:
         self._order = zlib.crc32(f"{kind} {' '.join(names)}".encode(), self._order)
         self.seconds += time.perf_counter() - began
+
+
+def keep_heap_whole() -> None:
+    """Have glibc return large blocks as they are freed: weights that come and go would leave holes between shards."""
+    m_mmap_threshold = -3
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, 1 << 20)
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:

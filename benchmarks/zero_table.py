@@ -5,7 +5,8 @@
 Each cell: three AdamW steps with clipping, by the learner's own functions (meta_gradients, MetaEngine, shard_frozen),
 and the largest difference of any meta-parameter from plain torch in one process, in float32 as well. eps is 1e-2, so
 that a gradient of the wrong scale shows: with a small one Adam would hide it. The meta-batch (5 episodes) divides by no
-number of ranks but one, and stage 3 shards every frozen matrix of the adapter runs.
+number of ranks but one, and stage 3 shards every frozen matrix of the adapter runs. The rows "group" are
+cluster.episode=group: all ranks on each episode, its fast weights in shards, against one process that has them whole.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from distmeta.algorithms import load_algorithm
 from distmeta.algorithms.rates import initial_log_rates
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError
-from distmeta.learner.engine import MetaEngine, make_optimizer
-from distmeta.learner.worker import meta_gradients, share
+from distmeta.learner.engine import make_optimizer
+from distmeta.learner.worker import episodes_of_rank, fast_shards, initial_values, make_engine, meta_gradients
 from distmeta.models.sharding import shard_frozen
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.sampling.episode import sample_episode
@@ -46,7 +47,7 @@ STEPS, SEED = 3, 0
 CPU = torch.device("cpu")
 
 
-def config(stage: int, adapt: str, order: str) -> Config:
+def config(stage: int, adapt: str, order: str, episode: str = "rank") -> Config:
     inner = {"lr": 0.2, "steps": 2, "task_batch": 2, **ADAPT[adapt]["inner"]}
     if order == "reptile":
         inner.pop("learn_lr", None)  # it learns no rates
@@ -62,8 +63,17 @@ def config(stage: int, adapt: str, order: str) -> Config:
         "deepspeed": {
             "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}, "gradient_clipping": 0.05,
         },
-        "run": {"seed": SEED, "timeout_s": 120}, "cluster": {"workers": 1},
+        "run": {"seed": SEED, "timeout_s": 120}, "cluster": {"workers": 1, "episode": episode},
     })  # fmt: skip
+
+
+def kinds(stages: list[int]) -> list[tuple[int, str]]:
+    """(stage, who works on an episode): the whole group only at stage 3."""
+    return [(stage, "rank") for stage in stages] + ([(3, "group")] if 3 in stages else [])
+
+
+def cell(stage: int, episode: str, adapt: str, order: str, world: int) -> str:
+    return f"{stage}{' group' if episode == 'group' else ''}/{adapt}/{order}/{world}"
 
 
 def start(settings: Config, store: TaskStore) -> tuple[TaskModel, dict[str, Tensor]]:
@@ -98,14 +108,16 @@ def reference(settings: Config, store: TaskStore) -> tuple[dict[str, Tensor], li
 
 def sharded(settings: Config, store: TaskStore, rank: int, world: int) -> dict[str, Tensor]:
     """The learner's way, on this rank of a group."""
-    model, values = start(settings, store)
+    shards = fast_shards(settings, CPU)
+    model = build_model(settings, store.vocab_size, store.pad_id, len(store.labels), shards)
     shard_frozen(model, settings, CPU)
-    engine = MetaEngine(values, settings, CPU)
+    engine = make_engine(initial_values(settings, model), settings, model, CPU)
     total = settings.outer.meta_batch_size
     for step in range(1, STEPS + 1):
-        grads = gradients(model, engine.snapshot(), settings, store, step, share(total, rank, world))
-        engine.step({name: g * (world / total) for name, g in grads.items()}, settings.outer.lr)
-    return engine.snapshot()
+        mine = episodes_of_rank(settings, total, rank, world)
+        grads = gradients(model, engine.snapshot(), settings, store, step, mine)
+        engine.step({name: g * (engine.averaged_over / total) for name, g in grads.items()}, settings.outer.lr)
+    return engine.parameters(list(engine.shapes))
 
 
 def main_rank(rank: int, world: int, folder: Path, store_path: Path, stages: list[int]) -> None:
@@ -113,11 +125,11 @@ def main_rank(rank: int, world: int, folder: Path, store_path: Path, stages: lis
     dist.init_process_group("gloo", init_method=f"file://{folder}/group-{world}", world_size=world, rank=rank)
     store = open_store(store_path)
     cells = {}
-    for adapt, order, stage in itertools.product(ADAPT, ORDERS, stages):
+    for adapt, order, (stage, episode) in itertools.product(ADAPT, ORDERS, kinds(stages)):
         expected = load_file(folder / f"{adapt}-{order}.safetensors")
-        name = f"{stage}/{adapt}/{order}/{world}"
+        name = cell(stage, episode, adapt, order, world)
         try:
-            found = sharded(config(stage, adapt, order), store, rank, world)
+            found = sharded(config(stage, adapt, order, episode), store, rank, world)
         except InputError as refused:
             cells[name] = {"refused": str(refused)}
             continue
@@ -152,10 +164,10 @@ def measure(worlds: list[int], stages: list[int]) -> dict[str, Any]:
 def table(result: dict[str, Any], worlds: list[int], stages: list[int]) -> str:
     lines = ["| stage | ranks | " + " | ".join(f"{a}, {o}" for a in ADAPT for o in ORDERS) + " |"]
     lines.append("|---" * (2 + len(ADAPT) * len(ORDERS)) + "|")
-    for stage, world in itertools.product(stages, worlds):
-        row = [result["cells"][f"{stage}/{a}/{o}/{world}"] for a in ADAPT for o in ORDERS]
-        cells = [c.get("refused") or f"{c['difference']:.1e}" for c in row]
-        lines.append(f"| {stage} | {world} | " + " | ".join(cells) + " |")
+    for (stage, episode), world in itertools.product(kinds(stages), worlds):
+        row = [result["cells"][cell(stage, episode, a, o, world)] for a in ADAPT for o in ORDERS]
+        cells = ["refused" if c.get("refused") else f"{c['difference']:.1e}" for c in row]
+        lines.append(f"| {stage}{', group' if episode == 'group' else ''} | {world} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

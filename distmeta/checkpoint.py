@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+Keep = Callable[[str, "Tensor"], "Tensor"]  # of a tensor's name and value
 
 
 @dataclass(frozen=True)
@@ -234,25 +235,35 @@ def resolve(path: str | Path) -> Path:
     return path
 
 
-def load(path: str | Path, optimizer: bool = False) -> Checkpoint:
-    """Read a checkpoint, or the newest whole one of a run. Raises InputError."""
+def load(path: str | Path, optimizer: bool = False, keep: Keep | None = None) -> Checkpoint:
+    """Read a checkpoint, or the newest whole one of a run. Raises InputError.
+
+    keep: what becomes of each tensor, read one by one: a rank that has a part of each never has more than one whole.
+    """
     path = resolve(path)
     return Checkpoint(
         path=path,
         config=read_config(path / "config.yaml"),
         state=json.loads((path / "state.json").read_text(encoding="utf-8")),
-        meta=read_tensors(path, "meta"),
-        optimizer=read_tensors(path, "optimizer") if optimizer else {},
+        meta=read_tensors(path, "meta", keep),
+        optimizer=read_tensors(path, "optimizer", keep) if optimizer else {},
     )
 
 
-def read_tensors(path: Path, kind: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, kind: str, keep: Keep | None = None) -> dict[str, Tensor]:
     """The meta-parameters or the optimizer state of a whole checkpoint, of however many parts."""
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
     files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
     names = sorted(name for name in files if re.fullmatch(rf"{kind}(-\d+-of-\d+)?\.safetensors", name))
-    return {key: value for name in names for key, value in load_file(path / name).items()}
+    if keep is None:
+        return {key: value for name in names for key, value in load_file(path / name).items()}
+    out: dict[str, Tensor] = {}
+    for name in names:
+        with safe_open(path / name, framework="pt") as file:
+            out |= {key: keep(key, file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+    return out
 
 
 def read_config(path: Path) -> Config:

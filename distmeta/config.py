@@ -167,6 +167,9 @@ class ClusterConfig(Section):
     workers: int | tuple[int, int] = Field(
         2, description="learner ranks; a range such as 1-3 follows the nodes that there are"
     )
+    episode: Literal["rank", "group"] = Field(
+        "rank", description="an episode is adapted to by one rank, or by all together, its fast weights in shards"
+    )
     address: str | None = Field(None, description="Ray cluster; null: RAY_ADDRESS, else one is started here")
     storage: str | None = Field(None, description="directory, shared by all nodes, in which run.dir is resolved")
     cpus_per_worker: float = Field(1, gt=0)
@@ -310,7 +313,9 @@ class Config(Section):
             )
         if self.outer.until is not None and self.eval.every == 0:
             raise ValueError("outer.until needs meta-validations: set eval.every to the meta-steps between them")
-        if self.outer.meta_batch_size < self.cluster.most:
+        if self.cluster.episode == "group":
+            self._fits_a_group()
+        elif self.outer.meta_batch_size < self.cluster.most:
             raise ValueError(
                 f"outer.meta_batch_size = {self.outer.meta_batch_size} is less than cluster.workers = "
                 f"{self.cluster.shown}: every rank needs an episode; lower cluster.workers"
@@ -327,6 +332,23 @@ class Config(Section):
         if self.task.family == "domain" and self.task.ways is not None:
             raise ValueError("task.ways belongs to task.family=classes; a domain episode has all labels")
         return self
+
+    def _fits_a_group(self) -> None:
+        """Raises ValueError where the whole group cannot work on one episode."""
+        for fits, key, value, mend in (
+            (self.inner.adapt == "all", "inner.adapt", self.inner.adapt,
+             "it is for all parameters; a frozen base is in shards by deepspeed.zero_optimization.stage=3 alone"),
+            (self.algorithm in ("fomaml", "reptile"), "algorithm", self.algorithm,
+             "it is of first order: fomaml or reptile; or set inner.adapt=lora and cluster.episode=rank"),
+            (self.deepspeed["zero_optimization"]["stage"] == 3, "deepspeed.zero_optimization.stage",
+             self.deepspeed["zero_optimization"]["stage"], "it shards the parameters: stage 3"),
+            (self.model.head == "linear", "model.head", self.model.head,
+             "each rank sees a part of the support set only: linear"),
+            (self.model.dropout == 0, "model.dropout", self.model.dropout,
+             "masks would depend on the number of ranks: 0"),
+        ):  # fmt: skip
+            if not fits:
+                raise ValueError(f"cluster.episode = group does not go with {key} = {value}: {mend}")
 
     @property
     def ways(self) -> int | None:

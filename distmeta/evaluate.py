@@ -263,12 +263,14 @@ def evaluate_methods(
     rank: int = 0,
     world: int = 1,
     gather: Gather = lambda mine: mine,
+    score: Callable[..., list[Scored]] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Score the meta-trained model, and with `eval.baselines` those that were not, on the same episodes.
 
     Episodes 0.. of the split are divided over `world` ranks; `gather` brings the parts together in order, on
-    every rank that goes on to use the result.
+    every rank that goes on to use the result. score: in the place of `score_episodes`, by ranks that all see the whole
+    of an episode's score; then there is no baseline `prototypes`.
 
     meta_trained: the meta-parameters, after `eval.steps` inner steps. no_adaptation: the same before the first.
     fine_tuned: the untrained initial weights, adapted by the same inner optimizer with several times the steps
@@ -276,6 +278,7 @@ def evaluate_methods(
     class mean of the untrained initial features.
     """
     pad_id = store.pad_id
+    scored_by = score or score_episodes
     count, seed = config.eval.episodes, config.run.seed
     mine = [sample_episode(store, config.task, seed, split, i) for i in _share(count, rank, world)]
     fast, shared, rates = split_meta(model, meta)
@@ -284,7 +287,7 @@ def evaluate_methods(
     fixed = config.task.family == "domain"
 
     say(f"evaluating on {count} episodes ({split})")
-    trained = gather(score_episodes(model, fast, shared, loop, mine, config, pad_id, device))
+    trained = gather(scored_by(model, fast, shared, loop, mine, config, pad_id, device))
     about: dict[str, Any] = {"split": split, "episodes": count, "seed": seed, "inner_steps": steps}
     lost = sum(not np.isfinite(s.loss[-1]) for s in trained)
     if lost:
@@ -298,7 +301,7 @@ def evaluate_methods(
 
         def untrained(loop: InnerLoop, episodes: list[Episode]) -> list[Scored]:
             values = untrained_fast, untrained_shared
-            return score_episodes(model, *values, loop, episodes, config, pad_id, device, curve=False)
+            return scored_by(model, *values, loop, episodes, config, pad_id, device, curve=False)
 
         tuned = dataclasses.replace(inner_loop(config.inner, {}, max(1, steps) * FINE_TUNE_LENGTH))
         # On tasks that are not those scored; data given to `evaluate` may have none, then the rate is inner.lr.
@@ -317,11 +320,12 @@ def evaluate_methods(
         scored = gather(untrained(tuned, mine))
         methods["fine_tuned"] = summarise(scored)
         more["fine_tuned"] = {"steps": tuned.steps, "lr": best_lr, "chosen_on": held, **details(scored, fixed)}
-        say("baseline prototypes")
-        values = {**untrained_fast, **untrained_shared}
-        scored = gather(score_prototypes(model, values, mine, config, pad_id, device))
-        methods["prototypes"] = summarise(scored)
-        more["prototypes"] = details(scored, fixed)
+        if score is None:
+            say("baseline prototypes")
+            values = {**untrained_fast, **untrained_shared}
+            scored = gather(score_prototypes(model, values, mine, config, pad_id, device))
+            methods["prototypes"] = summarise(scored)
+            more["prototypes"] = details(scored, fixed)
     return Evaluation(methods, more)
 
 

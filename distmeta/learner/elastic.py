@@ -39,20 +39,22 @@ def run_groups(
     attempt: runs a group of that many ranks to its end, and returns the error that it died of. bundle: resources of
     a rank. Raises TimeoutError when there is room for fewer than the least number of ranks for `timeout_s`.
     """
+    for name in (GROW, PAUSED):  # of a driver that was killed
+        (run_dir / name).unlink(missing_ok=True)
     failures, wanted, settle_s = 0, cluster.most, 0.0
     while True:
-        for name in (GROW, PAUSED):
-            (run_dir / name).unlink(missing_ok=True)
         size = await_room(cluster, wanted, bundle, settle_s, timeout_s)
         say(f"learning with {size} {'rank' if size == 1 else 'ranks'}")
         with watch_for_room(run_dir, cluster.most - size, bundle):
             failure = attempt(size)
-        wanted, settle_s = size, SETTLE_S
-        if failure is None:
-            if not (run_dir / PAUSED).exists():
-                return None
-            wanted = size + 1
+        paused = (run_dir / PAUSED).exists()
+        for name in (GROW, PAUSED):
+            (run_dir / name).unlink(missing_ok=True)
+        wanted, settle_s = size + paused, SETTLE_S
+        if failure is None and paused:
             continue
+        if failure is None:
+            return None
         failures += 1
         if failures > cluster.max_failures or (run_dir / "error.json").exists():
             return failure

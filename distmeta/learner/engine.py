@@ -19,33 +19,76 @@ from torch import Tensor, nn
 from distmeta.config import Config
 
 
+class Divided:
+    """For DeepSpeed: a model whose parameters `names` are divided over all ranks (its `mpu`). All ranks make it."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.names = frozenset(names)
+        ranks = range(dist.get_world_size())
+        self._all = dist.new_group(ranks)
+        self._alone = [dist.new_group([rank]) for rank in ranks][dist.get_rank()]
+
+    def get_model_parallel_rank(self) -> int:
+        return dist.get_rank()
+
+    def get_model_parallel_world_size(self) -> int:
+        return dist.get_world_size()
+
+    def get_model_parallel_group(self) -> Any:
+        return self._all
+
+    def get_data_parallel_rank(self) -> int:
+        return 0
+
+    def get_data_parallel_world_size(self) -> int:
+        return 1
+
+    def get_data_parallel_group(self) -> Any:
+        return self._alone
+
+
 class MetaEngine:
     """Sharded meta-parameters: snapshot, step, and their whole state for checkpoints.
 
     ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054): stage 1 shards the optimizer's state, 2 what is left of the
     gradients between hand-over and step, 3 the meta-parameters themselves between two snapshots.
 
+    divided: of a model whose parameters are each rank's own part (distmeta.models.fast_shards): steps are of parts.
+
     All ranks of the group call every method in the same order.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], config: Config, device: torch.device) -> None:
+    averaged_over: int  # the ranks whose gradients a step takes the mean of
+
+    def __init__(
+        self, values: Mapping[str, Tensor], config: Config, device: torch.device, divided: Divided | None = None
+    ) -> None:
         os.environ.setdefault("DS_ACCELERATOR", device.type)
         import deepspeed
-        from deepspeed.utils import logger
+        from deepspeed.utils import groups, logger
 
         logger.setLevel("ERROR")
+        groups.mpu = None  # that of an engine before this one, which DeepSpeed would go by
+        self._divided = divided
+        self.averaged_over = dist.get_world_size() if divided is None else 1
         if device.type == "cpu":
             # DeepSpeed would compile its shared-memory collective at the first start (40 s and a compiler);
             # gloo carries adapter-sized gradients as well.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.seconds = 0.0  # so far, in the reduction of gradients and the gathering of snapshots
         self.shapes = {name: v.shape for name, v in values.items()}
-        self.stage = int(config.deepspeed["zero_optimization"]["stage"])
+        self.whole_shapes = dict(self.shapes)  # where they differ, `shapes` are of what this rank has
+        zero = dict(config.deepspeed["zero_optimization"])
+        if divided is not None:  # what is divided already is not divided again
+            zero = {key: value for key, value in zero.items() if key == "offload_optimizer"}
+            zero["stage"] = 1 if zero else 0
+        self.stage = int(zero["stage"])
         module = nn.Module()
         # DeepSpeed cannot broadcast a tensor without dimensions: a single number is held as [1].
         module.values = nn.ParameterList(nn.Parameter(v.detach().clone().view(v.shape or 1)) for v in values.values())
         self._params: list[nn.Parameter] = list(module.values)
-        zero = dict(config.deepspeed["zero_optimization"])
+        for name, p in self._named():
+            p.model_parallel = divided is not None and name in divided.names  # type: ignore[attr-defined]
         # DeepSpeed sets a whole bucket of 5e8 numbers aside, however few there are to reduce.
         zero.setdefault("reduce_bucket_size", max(1, min(500_000_000, sum(p.numel() for p in self._params))))
         settings = {
@@ -61,6 +104,7 @@ class MetaEngine:
             optimizer=make_optimizer(list(module.parameters()), config),
             config=settings,
             dist_init_required=False,
+            mpu=divided,
         )
 
     def snapshot(self) -> dict[str, Tensor]:
@@ -78,11 +122,12 @@ class MetaEngine:
         began = time.perf_counter()
         if self.stage == 0:
             self._set_grads(grads)
-            self._engine.allreduce_gradients()
+            if self._divided is None:
+                self._engine.allreduce_gradients()
+            norm = self._grad_norm()
             self.seconds += time.perf_counter() - began
-            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p.grad) for p in self._params]))
             self._engine.step()
-            return float(norm)
+            return norm
         # Stage 3 takes gradients of whole parameters only; the reduction, as its block ends, needs the gradients alone.
         with self._whole(), self._engine.coalesce_grad_reduction():
             self._set_grads(grads)
@@ -103,6 +148,15 @@ class MetaEngine:
         for name, p in self._named():
             p.grad = grads[name].to(dtype=p.dtype, device=p.device).contiguous().view(p.shape)
 
+    def _grad_norm(self) -> float:
+        """Over all parameters, those of other ranks included; what every rank has is counted once."""
+        everything = self._divided is None or dist.get_rank() == 0
+        mine = [p for p in self._params if everything or p.model_parallel]  # type: ignore[attr-defined]
+        square = torch.stack([torch.linalg.vector_norm(p.grad).square() for p in mine]).sum()
+        if self._divided is not None:
+            dist.all_reduce(square)
+        return float(square.sqrt())
+
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         return zip(self.shapes, self._params, strict=True)
 
@@ -112,6 +166,10 @@ class MetaEngine:
         outer: Any = self._engine.optimizer
         inside: torch.optim.Optimizer = outer if self.stage == 0 else outer.optimizer
         return inside
+
+    def parameters(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Whole copies of some of the meta-parameters, on the CPU; `names` may be others than those of its peers."""
+        return {name: value.cpu().contiguous() for name, value in self.snapshot().items() if name in names}
 
     def optimizer_state(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """ "KEY/NAME" -> whole optimizer state of each meta-parameter, on the CPU. Gathered from all ranks.

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from distmeta.algorithms import load_algorithm
 from distmeta.config import Config, make_config
-from distmeta.learner.engine import MetaEngine, make_optimizer, outer_lr
-from distmeta.learner.worker import initial_values, meta_gradients, share
+from distmeta.learner.engine import make_optimizer, outer_lr
+from distmeta.learner.worker import episodes_of_rank, fast_shards, initial_values, make_engine, meta_gradients
 from distmeta.models.sharding import shard_frozen
 from distmeta.models.task_model import build_model
 from distmeta.sampling.episode import Episode, sample_episode
@@ -85,19 +85,21 @@ def sharded_rank(rank: int, ranks: int, content: dict[str, Any], store_path: str
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", world_size=ranks, rank=rank)
     config, store = make_config(content), open_store(store_path)
     device = torch.device("cpu")
-    model = build_model(config, store.vocab_size, store.pad_id, config.ways or len(store.labels))
+    classes = config.ways or len(store.labels)
+    model = build_model(config, store.vocab_size, store.pad_id, classes, fast_shards(config, device))
     shard_frozen(model, config, device)
-    engine = MetaEngine(initial_values(config, model), config, device)
+    engine = make_engine(initial_values(config, model), config, model, device)
     algorithm = load_algorithm(config.algorithm)
     total = config.outer.meta_batch_size
     norms = []
     for step in range(1, OUTER_STEPS + 1):
-        mine = [episodes_of(config, store, step)[j] for j in share(total, rank, ranks)]
+        mine = [episodes_of(config, store, step)[j] for j in episodes_of_rank(config, total, rank, ranks)]
         grads, _ = meta_gradients(model, engine.snapshot(), algorithm, config, store, mine, step, device)
-        norms.append(engine.step({n: g * (ranks / total) for n, g in grads.items()}, outer_lr(config, step)))
-    after = engine.snapshot()
+        scale = engine.averaged_over / total
+        norms.append(engine.step({name: g * scale for name, g in grads.items()}, outer_lr(config, step)))
+    after = engine.parameters(list(engine.shapes))
     if rank == 0:
-        save_file({name: value.contiguous() for name, value in after.items()}, Path(folder) / "meta.safetensors")
+        save_file(after, Path(folder) / "meta.safetensors")
         (Path(folder) / "norms.json").write_text(json.dumps(norms), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()

@@ -40,11 +40,13 @@ from distmeta.inner import Diverged, InnerLoop, MetaGradient
 from distmeta.learner.elastic import GROW, PAUSED
 from distmeta.learner.engine import MetaEngine, outer_lr
 from distmeta.learner.gauges import start_gauges
+from distmeta.learner.group import GroupEngine, group_gradients, mean_rate_in_group, score_in_group
 from distmeta.learner.saver import Saver
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
+from distmeta.models.fast_shards import FastShards
 from distmeta.models.prefix import StateCache, fixed_prefix, has_prefix, is_frozen, learnt_prefix, pullback
-from distmeta.models.sharding import all_together, shard_frozen
+from distmeta.models.sharding import all_together, persistence_threshold, shard_frozen
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.sampling.episode import Episode, sample_episode
 from distmeta.sampling.sampler import Sampler
@@ -99,7 +101,7 @@ def learn(
     """Meta-train one rank of a torch.distributed group, from the newest whole checkpoint of `run_dir` if any."""
     store = open_store(store_path)
     classes = config.ways or len(store.labels)
-    model = build_model(config, store.vocab_size, store.pad_id, classes)
+    model = build_model(config, store.vocab_size, store.pad_id, classes, fast_shards(config, device))
     algorithm = load_algorithm(config.algorithm)
     say = Log(run_dir).say if rank == 0 else lambda line: None
     shards = shard_frozen(model, config, device)
@@ -110,7 +112,7 @@ def learn(
     cache = state_cache(model, config, store)
     journal = Journal(run_dir, step, last) if rank == 0 else None
     show = start_gauges(config.run.name) if rank == 0 else None
-    mine = share(config.outer.meta_batch_size, rank, world)
+    mine = episodes_of_rank(config, config.outer.meta_batch_size, rank, world)
     window = EpisodeWindow(
         ([t * config.outer.meta_batch_size + j for j in mine] for t in range(step, config.outer.steps)),
         samplers[rank:] + samplers[:rank] or Sampler(store, config.task, config.run.seed).sample,
@@ -132,14 +134,15 @@ def learn(
             began = time.perf_counter()
             spoken = engine.seconds
             total = config.outer.meta_batch_size
-            norm = engine.step({name: g * (world / total) for name, g in grads.items()}, outer_lr(config, step))
+            scale = engine.averaged_over / total
+            norm = engine.step({name: g * scale for name, g in grads.items()}, outer_lr(config, step))
             meta = engine.snapshot()
             sums = all_sum(sums)
             tasks_seen += total
             record: dict[str, Any] = {
                 "step": step, "tasks_seen": tasks_seen, "outer_loss": sums[0] / total,
                 "query_accuracy": sums[1] / total, "inner_loss": [s / total for s in sums[2:]], "grad_norm": norm,
-                "outer_lr": outer_lr(config, step), "inner_lr": mean_rate(config.inner, split_meta(model, meta)[2]),
+                "outer_lr": outer_lr(config, step), "inner_lr": shown_rate(model, meta, config),
             }  # fmt: skip
             if not math.isfinite(norm) or not math.isfinite(record["outer_loss"]):
                 raise OuterDiverged(
@@ -153,6 +156,8 @@ def learn(
             }  # fmt: skip
             if shards is not None:  # part of inner_s: frozen weights on their way, waiting for other ranks included
                 seconds["base_comm_s"], shards.seconds = shards.seconds, 0.0
+            if model.fast_shards is not None:  # part of inner_s too: fast weights, and their gradients
+                seconds["fast_comm_s"], model.fast_shards.seconds = model.fast_shards.seconds, 0.0
 
             if config.eval.every and (step % config.eval.every == 0 or step == config.outer.steps):
                 record["validation"] = validate(model, meta, store, config, rank, world, device)
@@ -161,7 +166,7 @@ def learn(
             if step % config.run.checkpoint_every == 0 or step == config.outer.steps or stopped:
                 if journal:
                     journal.sync()
-                save(saver, config, store, classes, engine, meta, step, tasks_seen, stopped, {**record, **seconds})
+                save(saver, config, store, classes, engine, step, tasks_seen, stopped, {**record, **seconds})
                 shown = {key: record[key] for key in ("step", "outer_loss", "query_accuracy")}
                 report(shown | record.get("validation", {}))
                 paused = config.cluster.is_elastic and is_asked_to_pause(run_dir, rank) and step < config.outer.steps
@@ -189,13 +194,26 @@ def start(
     values = initial_values(config, model)
     found = checkpoints.newest_whole(run_dir, say)
     if found is None:
-        return MetaEngine(values, config, device), 0, 0, False, None
-    saved = checkpoints.load(found, optimizer=True)
-    engine = MetaEngine({name: saved.meta[name] for name in values}, config, device)
+        return make_engine(values, config, model, device), 0, 0, False, None
+    saved = checkpoints.load(found, optimizer=True, keep=model.fast_shards.keep if model.fast_shards else None)
+    engine = make_engine({name: saved.meta[name] for name in values}, config, model, device)
     engine.load_optimizer_state(saved.optimizer, saved.step)
     say(f"continuing from {found.name}")
     stopped = saved.state["stopped"] and saved.config.outer.until == config.outer.until
     return engine, saved.step, saved.state["tasks_seen"], stopped, saved.state["record"]
+
+
+def fast_shards(config: Config, device: torch.device) -> FastShards | None:
+    """Where all parameters go that a group adapts together; None where each rank has episodes of its own."""
+    if config.cluster.episode == "rank":
+        return None
+    return FastShards(device, persistence_threshold(config))
+
+
+def make_engine(values: Params, config: Config, model: TaskModel, device: torch.device) -> MetaEngine:
+    if model.fast_shards is None:
+        return MetaEngine(values, config, device)
+    return GroupEngine(values, config, device, model.fast_shards)
 
 
 def initial_values(config: Config, model: TaskModel) -> Params:
@@ -206,6 +224,19 @@ def initial_values(config: Config, model: TaskModel) -> Params:
 def share(total: int, rank: int, world: int) -> range:
     """Positions of a meta-batch that belong to a rank: consecutive, sizes differing by at most one."""
     return range(rank * total // world, (rank + 1) * total // world)
+
+
+def episodes_of_rank(config: Config, total: int, rank: int, world: int) -> range:
+    """Which of `total` episodes a rank works on: its share, or with all others on each of them."""
+    return range(total) if config.cluster.episode == "group" else share(total, rank, world)
+
+
+def shown_rate(model: TaskModel, meta: Params, config: Config) -> float:
+    """The mean inner learning rate; all ranks ask for it together."""
+    rates = split_meta(model, meta)[2]
+    if model.fast_shards is None:
+        return mean_rate(config.inner, rates)
+    return mean_rate_in_group(config, rates, model.fast_shards)
 
 
 def state_cache(model: TaskModel, config: Config, store: TaskStore) -> StateCache | None:
@@ -228,6 +259,8 @@ def meta_gradients(
     cache: StateCache | None = None,
 ) -> tuple[Params, list[float]]:
     """Sums over this rank's episodes of the meta-gradient, and of [query loss, accuracy, inner losses 0..K]."""
+    if model.fast_shards is not None:
+        return group_gradients(model, meta, algorithm, config, store.pad_id, episodes, device)
     set_attention(model.backbone, algorithm.ORDER)
     model.train(config.model.dropout > 0)
     fast, shared, rates = split_meta(model, meta)
@@ -331,10 +364,13 @@ def validate(
 ) -> dict[str, float]:
     """Mean metrics over the meta-validation episodes after adaptation, the same on every rank."""
     fast, shared, rates = split_meta(model, meta)
-    mine = share(config.eval.validation_episodes, rank, world)
+    mine = episodes_of_rank(config, config.eval.validation_episodes, rank, world)
     episodes = [sample_episode(store, config.task, config.run.seed, "validation", i) for i in mine]
     loop = inner_loop(config.inner, rates, config.eval.steps)
-    scored = gather(score_episodes(model, fast, shared, loop, episodes, config, store.pad_id, device))
+    if model.fast_shards is None:
+        scored = gather(score_episodes(model, fast, shared, loop, episodes, config, store.pad_id, device))
+    else:
+        scored = score_in_group(model, fast, shared, loop, episodes, config, store.pad_id, device)
     return {name: value["mean"] for name, value in summarise(scored).items()}
 
 
@@ -351,7 +387,7 @@ def is_reached(until: str | None, validation: dict[str, float]) -> bool:
 
 
 def save(
-    saver: Saver, config: Config, store: TaskStore, classes: int, engine: MetaEngine, meta: Params, step: int,
+    saver: Saver, config: Config, store: TaskStore, classes: int, engine: MetaEngine, step: int,
     tasks_seen: int, stopped: bool, record: dict[str, Any],
 ) -> None:  # fmt: skip
     """Begin to write a checkpoint; all ranks call it. `record`: this step's, which is not in the journal yet."""
@@ -361,10 +397,10 @@ def save(
         "record": record,
     }  # fmt: skip
     # Copies of this rank's part only: the whole state may be larger than a rank's memory.
-    parts = saver.shares({name: 3 * value.numel() * value.element_size() for name, value in meta.items()})
+    parts = saver.shares({name: 3 * 4 * shape.numel() for name, shape in engine.whole_shapes.items()})
     mine = parts[saver.rank] if saver.rank < len(parts) else []
     optimizer = engine.optimizer_state(mine)
-    own = {name: meta[name].cpu().contiguous() for name in mine}  # a snapshot is a copy already
+    own = engine.parameters(mine)
 
     def write_part(draft: Path) -> None:
         if mine:
@@ -378,10 +414,10 @@ def finish(
     world: int, device: torch.device, say: Say,
 ) -> None:  # fmt: skip
     """Evaluate on meta-test episodes, divided over the ranks; rank 0 writes json, with the meta-step that it is of."""
-    result = evaluate_methods(
-        model, meta, store, config, device,
-        rank=rank, world=world, gather=gather, say=say,
-    )  # fmt: skip
+    if model.fast_shards is None:
+        result = evaluate_methods(model, meta, store, config, device, rank=rank, world=world, gather=gather, say=say)
+    else:
+        result = evaluate_methods(model, meta, store, config, device, score=score_in_group, say=say)
     if rank == 0:
         result.details["settings"]["meta_step"] = step
         result.save(run_dir)

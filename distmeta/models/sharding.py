@@ -233,6 +233,11 @@ class ShardedEmbedding(TaskEmbedding):
         return self.fetch(ids)
 
 
+def persistence_threshold(config: Config) -> int:
+    """Up to how many numbers a weight counts as small."""
+    return int(config.deepspeed["zero_optimization"].get("stage3_param_persistence_threshold", 100_000))
+
+
 def shard_frozen(model: TaskModel, config: Config, device: torch.device) -> Shards | None:
     """Replace the large frozen weights of `model` by this rank's shards of them; None where there are none.
 
@@ -243,7 +248,7 @@ def shard_frozen(model: TaskModel, config: Config, device: torch.device) -> Shar
     zero = config.deepspeed["zero_optimization"]
     if zero["stage"] != 3 or not dist.is_initialized() or dist.get_world_size() == 1:
         return None
-    threshold = int(zero.get("stage3_param_persistence_threshold", 100_000))
+    threshold = persistence_threshold(config)
     learnt = {*model.fast, *model.shared}
     shards = Shards(device, config.run.timeout_s)
     for path, module in list(model.named_modules()):

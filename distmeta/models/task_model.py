@@ -19,6 +19,7 @@ from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
 from distmeta.models.batch import TextBatch, to_batch
+from distmeta.models.fast_shards import FastShards
 from distmeta.models.layers import add_lora, give_task_axis, without_task_axis
 from distmeta.models.partial import Layers, check, lowest_layer
 
@@ -70,6 +71,7 @@ class TaskModel(nn.Module):
         fixed = {f"backbone.{name}" for name in without_task_axis(backbone)}
         self.takes_task_axis = not (fixed & set(self.fast))
         self.autocast: torch.dtype | None = None  # float32 while the layers are tried out below
+        self.fast_shards: FastShards | None = None  # where all parameters are parts, for a group that adapts together
         self.layers = Layers(backbone)
         self.entry = self._lowest(self.fast)
         self._check_layers()
@@ -215,10 +217,24 @@ class TaskModel(nn.Module):
         return {"head_weight": 2 * scale * centres, "head_bias": -scale * centres.pow(2).sum(-1)}
 
 
-def build_model(config: Config, vocab_size: int, pad_id: int, classes: int) -> TaskModel:
-    """The model that a configuration describes, for a tokenizer's vocabulary and C classes. Raises InputError."""
+def build_model(
+    config: Config, vocab_size: int, pad_id: int, classes: int, shards: FastShards | None = None
+) -> TaskModel:
+    """The model that a configuration describes, for a tokenizer's vocabulary and C classes. Raises InputError.
+
+    shards: where its parameters go, each rank keeping its part of every one; all ranks build it together.
+    """
     backbone = backbones.build_backbone(config.model, vocab_size, pad_id, config.run.seed)
+    if shards is not None:
+        shards.take_large(backbone, "backbone")
+        backbone.to(shards.device)
     limit = backbones.positions(backbone)
     if limit is not None and config.model.max_tokens > limit:
         raise InputError(f"model.max_tokens = {config.model.max_tokens}: the model has {limit} positions")
-    return TaskModel(backbone, classes, config)
+    model = TaskModel(backbone, classes, config)
+    if shards is not None:
+        shards.take_small(model.to(shards.device))
+        shards.autocast, model.fast_shards = model.autocast, shards
+        model.fast = {name: dict(model.named_parameters())[name] for name in model.fast}
+        model.adapted = dict(model.fast)
+    return model

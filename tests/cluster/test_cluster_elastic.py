@@ -1,10 +1,18 @@
 """A range of ranks on a cluster of several nodes (raylets of this machine): a node is lost, another joins."""
 
+import os
+import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import elastic_case
 import pytest
+import small
 import yaml
 
+import distmeta
 from distmeta.config import ClusterConfig, load_config, make_config
 from distmeta.errors import InputError
 from distmeta.learner import elastic
@@ -73,3 +81,24 @@ def test_groups_follow_the_room(tmp_path, monkeypatch):
     Rooms(monkeypatch, 0)
     with pytest.raises(TimeoutError, match=r"cluster.workers = 1-3: room for 0 ranks only"):
         run_groups(tmp_path, [])
+
+
+@pytest.mark.slow
+def test_a_lost_node_shrinks_the_group_and_a_new_one_grows_it(undisturbed, tmp_path):
+    """Two ranks on two nodes; one node is lost, one rank goes on; a node joins, two ranks end the run.
+
+    In a process of its own: a client of the cluster's store stays behind, and ends its process a minute after it.
+    """
+    paths = os.pathsep.join(str(Path(part.__file__).parents[up]) for part, up in ((small, 0), (distmeta, 1)))
+    run = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, elastic_case.__file__, str(undisturbed.cwd / "tiny.yaml"), str(run)],
+        capture_output=True, text=True, timeout=280, env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.findall(r"learning with (\d)", (run / "log.txt").read_text()) == ["2", "1", "2"]
+    records = small.records(run)
+    assert [r["step"] for r in records] == list(range(1, 21))
+    expected = [r["outer_loss"] for r in undisturbed.records]
+    assert [r["outer_loss"] for r in records] == pytest.approx(expected, abs=1e-4)
+    assert not [p.name for p in run.iterdir() if p.name in (elastic.GROW, elastic.PAUSED)]

@@ -18,8 +18,16 @@ from distmeta.tasks.store import build_store
 
 VARIANTS = {
     "adapter": {"inner": {"adapt": "lora", "learn_lr": "per_layer"}, "outer": {"base": "freeze"}},
+    "adapter over a base in shards": {
+        "inner": {"adapt": "lora"}, "outer": {"base": "freeze"},
+        "deepspeed": {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 500}},
+    },
     "all": {"deepspeed": {"zero_optimization": {"stage": 3}}},
-}
+    "group": {
+        "cluster": {"episode": "group"}, "algorithm": "fomaml", "inner": {"learn_lr": "per_layer"},
+        "deepspeed": {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 500}},
+    },
+}  # fmt: skip
 
 
 def setting(data, variant, steps):

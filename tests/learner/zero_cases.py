@@ -3,7 +3,8 @@
     zero_cases.py WORLD RANK FOLDER CASES.json
 
 CASES.json: {name: configuration}. Of each: the records of the run (in FOLDER/name-WORLD), and the bytes of gathered
-base weights. In a group of several, `uneven` says how ranks fare that use weights in different orders and numbers.
+base weights, or of all weights where the group works on one episode. In a group of several,
+`uneven` says how ranks fare that use weights in different orders and numbers.
 """
 
 import json
@@ -63,7 +64,12 @@ def main(world, rank, folder, cases):
         kept.append(sharding.shard_frozen(*args))
         return kept[-1]
 
-    worker.shard_frozen = shard_frozen
+    def fast_shards(*args):
+        whole_weights.append(right_fast_shards(*args))
+        return whole_weights[-1]
+
+    right_fast_shards, whole_weights = worker.fast_shards, []
+    worker.shard_frozen, worker.fast_shards = shard_frozen, fast_shards
     report = {}
     for name, settings in json.loads(Path(cases).read_text()).items():
         config = make_config(settings)
@@ -71,8 +77,14 @@ def main(world, rank, folder, cases):
         run.mkdir(exist_ok=True)
         store = build_store(config.data, config.task, config.model)
         worker.learn(config, run, store, [], rank, world, torch.device("cpu"))
-        shards = kept.pop()
-        if shards is None:
+        shards, fast = kept.pop(), whole_weights.pop()
+        if fast is not None:
+            sizes = {k: -(-shape.numel() // world) * world * 4 for k, shape in fast.shapes.items()}
+            report[name] = {
+                "peak": fast.peak, "alive": fast.alive, "largest": max(sizes.values()), "all": sum(sizes.values()),
+                "small": sum(sizes[k] for k in fast.small),
+            }  # fmt: skip
+        elif shards is None:
             report[name] = {"shards": 0}
         else:
             sizes = [s.shape.numel() * s.own.element_size() for s in shards.held if s.own.dim() == 1]

@@ -27,13 +27,13 @@ from distmeta.algorithms.rates import initial_log_rates, inner_loop, log_rate_gr
 from distmeta.config import Config, make_config, parse_until
 from distmeta.errors import InputError
 from distmeta.evaluate import (
+    curves,
     evaluate_methods,
     group_episodes,
     load_group,
     score_episodes,
     split_meta,
     stack,
-    summarise,
     tasks_at_once,
 )
 from distmeta.inner import Diverged, InnerLoop, MetaGradient
@@ -153,7 +153,9 @@ def learn(
                 seconds["base_comm_s"], shards.seconds = shards.seconds, 0.0
 
             if config.eval.every and (step % config.eval.every == 0 or step == config.outer.steps):
-                record["validation"] = validate(model, meta, store, config, rank, world, device)
+                record["validation"], record["validation_curves"] = validate(
+                    model, meta, store, config, rank, world, device
+                )
                 stopped = is_reached(config.outer.until, record["validation"])
             began = time.perf_counter()
             if step % config.run.checkpoint_every == 0 or step == config.outer.steps or stopped:
@@ -324,14 +326,15 @@ def gather(mine: list[Any]) -> list[Any]:
 
 def validate(
     model: TaskModel, meta: Params, store: TaskStore, config: Config, rank: int, world: int, device: torch.device
-) -> dict[str, float]:
-    """Mean metrics over the meta-validation episodes after adaptation, the same on every rank."""
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Mean metrics over the meta-validation episodes after adaptation, and their curves; the same on every rank."""
     fast, shared, rates = split_meta(model, meta)
     mine = share(config.eval.validation_episodes, rank, world)
     episodes = [sample_episode(store, config.task, config.run.seed, "validation", i) for i in mine]
     loop = inner_loop(config.inner, rates, config.eval.steps)
     scored = gather(score_episodes(model, fast, shared, loop, episodes, config, store.pad_id, device))
-    return {name: value["mean"] for name, value in summarise(scored).items()}
+    found = curves(scored)
+    return {name: curve["mean"][-1] for name, curve in found.items()}, found
 
 
 def is_asked_to_pause(run_dir: Path, rank: int) -> bool:

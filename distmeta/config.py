@@ -242,9 +242,7 @@ class TuneConfig(Section):
     adapt_steps: int | None = Field(
         None, ge=1, description="largest number of adaptation steps that is scored; null: eval.steps, else inner.steps"
     )
-    grace: int | None = Field(
-        None, ge=1, description="meta-steps before a trial may be stopped; null: eval.every"
-    )
+    grace: int | None = Field(None, ge=1, description="meta-steps before a trial may be stopped; null: eval.every")
     reduction: int = Field(3, ge=2, description="asha: one in so many trials goes on")
     perturb_every: int | None = Field(None, ge=1, description="pbt: meta-steps between copies; null: eval.every")
     seed: int = Field(0, ge=0, description="of what is tried; every trial's run has run.seed")
@@ -252,7 +250,9 @@ class TuneConfig(Section):
     rivals: list[Rates] | None = Field(
         None, description="learnt rates in trials of their own, against constant ones; null: per_layer; []: none"
     )
-    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(["tensorboard"], description="wandb and mlflow: extras of those names")
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        ["tensorboard"], description="wandb and mlflow: extras of those names"
+    )
     dir: str | None = Field(None, description="directory of the search; null: runs/NAME-tune")
 
 

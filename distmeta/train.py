@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from distmeta.progress import Display
 
 # What may differ between a run and its continuation; all else would make it another run.
-RESUMABLE = ("cluster", "sampling", "run.name", "run.dir", "run.checkpoint_every", "run.keep", "run.timeout_s", "eval", "tune",
-             "outer.steps", "outer.until", "inner.memory", "inner.budget_mb", "inner.task_batch", "inner.buckets",
-             "inner.part_tokens", "inner.prefix_mb",
+RESUMABLE = ("cluster", "sampling", "run.name", "run.dir", "run.checkpoint_every", "run.keep", "run.timeout_s", "eval",
+             "tune", "outer.steps", "outer.until", "inner.memory", "inner.budget_mb", "inner.task_batch",
+             "inner.buckets", "inner.part_tokens", "inner.prefix_mb",
              "deepspeed.zero_optimization", "data.path", "data.cache")  # fmt: skip
 
 

@@ -95,7 +95,7 @@ def base_config(config: Config) -> Config:
     steps = t.adapt_steps or config.eval.steps
     if steps is None:
         spec = t.space.get("inner.steps", {})
-        listed = next((values for kind, values in spec.items() if kind != "when"), [])
+        listed: list[Any] = next((values for kind, values in spec.items() if kind != "when"), [])
         steps = max([config.inner.steps, *listed])
     every = config.eval.every or max(1, config.outer.steps // 10)
     changes: Params = {
@@ -126,8 +126,8 @@ def check_same_search(sweep_dir: Path, config: Config) -> None:
     for key, now in config.tune.model_dump(mode="json").items():
         if key not in RESUMABLE and before[key] != now:
             raise InputError(
-                f"--resume: tune.{key} is {json.dumps(now)} but {sweep_dir} was searched with {json.dumps(before[key])}; "
-                "continue with the same value, or begin another search"
+                f"--resume: tune.{key} is {json.dumps(now)} but {sweep_dir} was searched with "
+                f"{json.dumps(before[key])}; continue with the same value, or begin another search"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def draw(directory: Path, rows: list[Row], metric: str) -> None:
     directory.mkdir(exist_ok=True)
     save(directory / "trials.png", over_time(scored, metric))
     save(directory / "adaptation.png", adaptation(scored, metric))
-    keys = [key for key in dict.fromkeys(k for row in scored for k in row["params"])]
+    keys = list(dict.fromkeys(k for row in scored for k in row["params"]))
     if keys:
         save(directory / "parallel.png", parallel(scored, keys, metric))
     if {"inner.lr", "inner.steps"} <= set(keys):
@@ -100,7 +101,7 @@ def heat_map(rows: list[Row], metric: str) -> Any:
         cells[i, j] = row["value"] if np.isnan(cells[i, j]) else best(cells[i, j], row["value"])
     axes = new_axes(f"best meta-validation {metric}", "inner.lr", "inner.steps")
     image = axes.imshow(cells, aspect="auto", origin="lower")
-    axes.set_xticks(range(8), [f"{np.exp((a + b) / 2):.2g}" for a, b in zip(edges, edges[1:], strict=False)])
+    axes.set_xticks(range(8), [f"{np.exp((a + b) / 2):.2g}" for a, b in itertools.pairwise(edges)])
     axes.set_yticks(range(len(steps)), [str(s) for s in steps])
     axes.figure.colorbar(image)
     return axes

@@ -108,7 +108,9 @@ def recipe(config: Config, base: Config, best: Row) -> str:
     made = made.model_copy(update={"tune": TuneConfig()})
     content = yaml.safe_load(dump_config(made))
     del content["tune"]
-    about = f"# {config.run.name}, tuned: trial {best['number']}, meta-validation {config.tune.metric} {best['value']:.3f}"
+    about = (
+        f"# {config.run.name}, tuned: trial {best['number']}, meta-validation {config.tune.metric} {best['value']:.3f}"
+    )
     about += f" [{best['low']:.3f}, {best['high']:.3f}] after {best['adapt_steps']} adaptation steps\n"
     for change in json.loads(best["history"]):
         about += f"# at meta-step {change['step']} it went on from {change['from']} with {change['params']}\n"

@@ -242,6 +242,10 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self.sweep_dir, self.config, self.total, self.display = sweep_dir, config, total, display
         self.ended = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes its callbacks down, which nothing here reads; a display cannot be."""
+        return {**self.__dict__, "display": None}
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         path = trial_dir(self.sweep_dir, number_of(trial))
         if not read_record(path):
@@ -250,7 +254,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]
                 path, number=number_of(trial), kind=given["kind"], params=given["params"], status="pending", reason=""
             )
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         metric = self.config.tune.metric
         if metric in result and read_record(trial_dir(self.sweep_dir, number_of(trial))).get("status") not in ENDED:
             shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in _shown(trial).items())

@@ -90,7 +90,9 @@ def read_space(config: Config) -> list[Axis]:
     for axis in ordered:
         _check_values(config, axis, {a.key: a for a in ordered})
         if config.tune.searcher == "grid" and axis.kind in ("log_uniform", "uniform"):
-            raise InputError(f"tune.space.{axis.key} = {axis.kind}: tune.searcher=grid needs values; give {{grid: [..]}}")
+            raise InputError(
+                f"tune.space.{axis.key} = {axis.kind}: tune.searcher=grid needs values; give {{grid: [..]}}"
+            )
         if config.tune.searcher != "grid" and axis.kind == "grid":
             raise InputError(f"tune.space.{axis.key} = grid: set tune.searcher=grid, or give {{choice: [..]}}")
     if config.tune.scheduler == "pbt":
@@ -178,11 +180,15 @@ def _check_population(config: Config, axes: list[Axis]) -> None:
         raise InputError("tune.scheduler = pbt perturbs inner.lr: give tune.space.inner.lr a range")
     for key in by_key:
         if key.split(".")[0] not in ("inner", "outer") or key in ("inner.adapt", "inner.learn_lr", "outer.optimizer"):
-            raise InputError(f"tune.space.{key}: weights cannot be copied between trials that differ in it; not with pbt")
+            raise InputError(
+                f"tune.space.{key}: weights cannot be copied between trials that differ in it; not with pbt"
+            )
     if config.tune.rivals:
         raise InputError("tune.rivals: learnt rates cannot be perturbed; leave it empty with tune.scheduler=pbt")
     if config.tune.rivals == [] and config.inner.learn_lr != "none":
-        raise InputError("tune.scheduler = pbt perturbs constant rates: set inner.learn_lr=none, or leave out tune.rivals")
+        raise InputError(
+            "tune.scheduler = pbt perturbs constant rates: set inner.learn_lr=none, or leave out tune.rivals"
+        )
     if config.tune.searcher != "random":
         raise InputError(f"tune.searcher = {config.tune.searcher}: population-based training begins at random points")
     if config.tune.trials < 2:

@@ -83,7 +83,7 @@ def tune(
 
         from distmeta.tune.results import table
 
-        Console().print(table(search))
+        Console(width=None if sys.stdout.isatty() else 150).print(table(search))
         print(f"the best as a recipe: distmeta train {best}")
 
 

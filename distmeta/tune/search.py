@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import random
@@ -71,7 +73,7 @@ def run_search(
     trainable = tune.with_parameters(
         run_trial, sweep_dir=str(sweep_dir), base=config.model_dump(mode="json"), store=str(store)
     )
-    tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),
         param_space=space,
         tune_config=tune.TuneConfig(
@@ -83,7 +85,9 @@ def run_search(
             failure_config=tune.FailureConfig(max_failures=t.retries),
             callbacks=[*trackers(config), Recorder(sweep_dir, config, len(given), display)],
         ),
-    ).fit()  # fmt: skip
+    )  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):  # Tune speaks there whatever its verbosity
+        tuner.fit()
 
 
 def name_of(trial: Any) -> str:

@@ -37,7 +37,7 @@ from distmeta.evaluate import (
     tasks_at_once,
 )
 from distmeta.inner import Diverged, InnerLoop, MetaGradient
-from distmeta.learner.elastic import GROW, PAUSED
+from distmeta.learner.elastic import GROW, PAUSED, PLACEMENT
 from distmeta.learner.engine import MetaEngine, outer_lr
 from distmeta.learner.saver import Saver
 from distmeta.models.backbone import set_attention
@@ -71,6 +71,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(settings["threads"])))
     config = make_config(settings["config"])
+    if rank == 0:
+        note_placement(run_dir)
     # Learners outlive a driver that is killed, by seconds: those of its successor wait for their end.
     alone = checkpoints.only_holder(run_dir / ".learner.lock", config.run.timeout_s / 2)
     try:
@@ -83,6 +85,15 @@ def train_worker(settings: dict[str, Any]) -> None:
         kind = "input" if isinstance(error, InputError) else "diverged"
         checkpoints.write_text(run_dir / "error.json", json.dumps({"kind": kind, "message": str(error)}))
         raise
+
+
+def note_placement(run_dir: Path) -> None:
+    """Write down the group's reserved processors, which outlive a controller that is killed before its driver's end."""
+    from ray.util import get_current_placement_group
+
+    group = get_current_placement_group()
+    if group is not None:
+        checkpoints.write_text(run_dir / PLACEMENT, group.id.hex())
 
 
 def learn(

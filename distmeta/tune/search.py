@@ -23,6 +23,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from distmeta.config import Config
+from distmeta.learner.elastic import release
 from distmeta.tune.space import PERTURBED, Axis, Params, draw_point
 from distmeta.tune.trial import ENDED, read_record, records, run_trial, trial_dir, update_record, validations
 
@@ -284,6 +285,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
     def _end(self, trial: Any, status: str, reason: str) -> None:
         path = trial_dir(self.sweep_dir, number_of(trial))
+        release(path)
         scored = [r["step"] for r in validations(path)]
         update_record(
             path, status=status, reason=reason, seconds=float((trial.last_result or {}).get("time_total_s", 0.0)),

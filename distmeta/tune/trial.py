@@ -19,9 +19,11 @@ from typing import Any
 from distmeta import checkpoint as checkpoints
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError
+from distmeta.learner.elastic import release
 from distmeta.tune.space import Params, with_params
 
 POLL_S = 0.2
+GRACE_S = 5.0  # how long a group may take to end when its trial is stopped
 ENDED = ("completed", "stopped", "failed")  # a trial that is one of these is not run again
 
 
@@ -101,8 +103,8 @@ def run_trial(given: dict[str, Any], sweep_dir: str, base: dict[str, Any], store
         scored = best_count(record, metric)
         values = {metric: scored["value"], "adapt_steps": scored["adapt_steps"], "step": record["step"]}
         values |= {"outer_loss": record["outer_loss"], "inner_lr": record["inner_lr"]}
-        saved = run_dir / "checkpoints" / f"step-{record['step']:06d}"
-        if keeps and (saved / checkpoints.MANIFEST).exists():
+        if keeps and is_saved(run_dir, record["step"]):
+            saved = run_dir / "checkpoints" / f"step-{record['step']:06d}"
             tune.report(values, checkpoint=tune.Checkpoint.from_directory(str(saved)))
         else:
             tune.report(values)
@@ -117,6 +119,8 @@ def run_trial(given: dict[str, Any], sweep_dir: str, base: dict[str, Any], store
     told = 0
     if source is not None:
         with source.as_directory() as copied:
+            if step_in(Path(copied)) >= config.outer.steps and (run_dir / "evaluation.json").exists():
+                return  # it was told at its end that another is better, with no meta-step left to learn from that
             told = adopt(Path(copied), run_dir, before.get("params", {}), params)
     update_record(run_dir, number=number, kind=given["kind"], params=params, status="running", reason="")
 
@@ -126,7 +130,10 @@ def run_trial(given: dict[str, Any], sweep_dir: str, base: dict[str, Any], store
         while not ended:
             ended = bool(ray.wait([ref], timeout=POLL_S)[0])
             for record in validations(run_dir):
-                if record["step"] > told and (ended or not keeps or _is_saved(run_dir, record["step"])):
+                is_last = record["step"] >= config.outer.steps
+                if record["step"] > told and (
+                    ended or not keeps or (not is_last and is_saved(run_dir, record["step"]))
+                ):
                     tell(record)
                     told = record["step"]
         try:
@@ -140,10 +147,13 @@ def run_trial(given: dict[str, Any], sweep_dir: str, base: dict[str, Any], store
             raise
     finally:
         if not ended:
-            ray.cancel(ref, force=True)
+            ray.cancel(ref)  # as by an interrupt: Ray Train's controller ends its group
+            if not ray.wait([ref], timeout=GRACE_S)[0]:
+                ray.cancel(ref, force=True)
+        release(run_dir)
 
 
-def _is_saved(run_dir: Path, step: int) -> bool:
+def is_saved(run_dir: Path, step: int) -> bool:
     return (run_dir / "checkpoints" / f"step-{step:06d}" / checkpoints.MANIFEST).exists()
 
 
@@ -168,9 +178,15 @@ def learn(config: dict[str, Any], run_dir: str, store: str, shared: str) -> None
 
     made, path = make_config(config), Path(run_dir)
     own = Path(store) if _sections(made) == shared else prepare_store(made)
+    release(path)  # what an attempt before this one may have left
     with checkpoints.only_holder(path / ".lock", made.run.timeout_s):
         write_setting(path, made, own)
         run_learners(made, path, own, _resources(ray, local=False))
+
+
+def step_in(checkpoint: Path) -> int:
+    """The meta-step of a checkpoint, whatever its directory is called."""
+    return int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"])
 
 
 def adopt(source: Path, run_dir: Path, before: Params, now: Params) -> int:
@@ -179,13 +195,16 @@ def adopt(source: Path, run_dir: Path, before: Params, now: Params) -> int:
     The weights and the outer optimizer's state of the better trial are copied, as they are; the run's log says so.
     """
     donor = checkpoints.read_config(source / "config.yaml").run.dir
-    step = int(json.loads((source / "state.json").read_text(encoding="utf-8"))["step"])
+    step = step_in(source)
     if donor == str(run_dir):
         return step
+    release(run_dir)
     with checkpoints.only_holder(run_dir / ".learner.lock", 120):  # the learners that Tune has just stopped are gone
         reason = checkpoints.damage(source)
         if reason is not None:
             raise OSError(f"{source}: {reason}")
+        for name in ("evaluation.json", "evaluation_details.json"):  # learners are ahead of what Tune has heard
+            (run_dir / name).unlink(missing_ok=True)
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
         target = run_dir / "checkpoints" / f"step-{step:06d}"
         draft = checkpoints.draft_of(target)

@@ -56,6 +56,7 @@ def run_search(
 ) -> None:
     """All trials to their ends. Trial n has the run directory SWEEP/trials/trial-n, whatever Tune calls it."""
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that is refused has no score
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     shutil.rmtree(sweep_dir / "tune", ignore_errors=True)  # the records of a search that is resumed are told anew
     t = config.tune
@@ -121,7 +122,7 @@ def scheduler(config: Config, axes: list[Axis]) -> TrialScheduler:
         }
         return PopulationBasedTraining(
             time_attr="step", perturbation_interval=t.perturb_every or every, burn_in_period=t.grace or 0,
-            hyperparam_mutations={"params": mutations}, custom_explore_fn=within, log_config=False,
+            hyperparam_mutations={"params": mutations}, custom_explore_fn=within, log_config=False, require_attrs=False,
         )  # fmt: skip
     return FIFOScheduler()
 

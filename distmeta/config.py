@@ -66,7 +66,9 @@ class DataConfig(Section):
     fractions: tuple[float, float, float] = Field(
         (0.6, 0.2, 0.2), description="shares of tasks or classes by stable hash"
     )
-    cache: str | None = Field(None, description="directory of token caches; null: ~/.cache/distmeta")
+    cache: str | None = Field(
+        None, description="directory of token caches; null: in cluster.storage, else ~/.cache/distmeta"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -98,7 +98,10 @@ def prepare_store(config: Config, display: Display | None = None) -> Path:
     from distmeta.tasks.families import check_feasible
     from distmeta.tasks.store import build_store, open_store
 
-    path = build_store(config.data, config.task, config.model, progress=display.counted if display else None)
+    data = config.data
+    if config.cluster.storage and not (data.cache or os.environ.get("DISTMETA_CACHE")):
+        data = data.model_copy(update={"cache": f"{config.cluster.storage}/cache"})  # samplers read it on other nodes
+    path = build_store(data, config.task, config.model, progress=display.counted if display else None)
     store = open_store(path)
     check_feasible(store, config.task)
     if config.eval.every and len(store.groups["validation"].ids) == 0:

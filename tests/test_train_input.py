@@ -5,6 +5,9 @@ import time
 import pytest
 import small
 
+from distmeta.config import make_config
+from distmeta.train import prepare_store
+
 GOOD = [f"word{i} number {i},class{i % 6}" for i in range(120)]
 CLASSES = ["task.family=classes", "task.ways=2", "task.shots=2", "task.queries=3"]
 
@@ -54,3 +57,9 @@ def test_a_directory_that_is_no_checkpoint_is_one_line(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("distmeta: .: not a run (no checkpoints/) and not a checkpoint")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_tokens_lie_where_all_nodes_see_them(tmp_path, monkeypatch):
+    monkeypatch.delenv("DISTMETA_CACHE", raising=False)
+    store = prepare_store(make_config({"cluster": {"storage": str(tmp_path)}}))
+    assert store.parent == tmp_path / "cache"

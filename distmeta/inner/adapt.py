@@ -152,17 +152,48 @@ def descend(
     state: optimizers.State = ()
     losses: list[Tensor] = []
     record: list[Step] = []
+    shelf: Shelf | None = None
     for k in range(steps):
         loss, g, graphs = _step_gradient(problem, theta, k, budget)
         if inner.proximal:
             g = [a + inner.proximal * (t - z) for a, t, z in zip(g, theta, anchor, strict=True)]
         direction, state = optimizers.update(inner, k, g, state)
-        losses.append(loss)
         if keep:
             fields = {"theta": theta, "gradient": g, "state": state, "direction": direction}
             record.append(Step(**{name: fields[name] for name in keep}, graphs=graphs))  # type: ignore[arg-type]
         theta = minus(theta, rates.at(k), direction)
+        if inner.memory == "walk" and "theta" in keep:
+            shelf = shelf or Shelf([*theta, loss], steps)
+            *theta, loss = shelf.put(k, [*theta, loss])
+        losses.append(loss)
     return Descent(theta, losses, record)
+
+
+class Shelf:
+    """One allocation for what outlives its step: fast weights and loss of each.
+
+    Small tensors that stay pin the freed pages around them: with 0.13 MB of fast weights a step, resident memory
+    grew by 0.5 MB a step.
+    """
+
+    def __init__(self, row: Tensors, rows: int) -> None:
+        self._row = sum(_aligned(t) for t in row)
+        self._storage = torch.empty(rows * self._row, dtype=torch.uint8, device=row[0].device).untyped_storage()
+
+    def put(self, k: int, row: Tensors) -> Tensors:
+        """Copies in row k: tensors of their own on the one storage, so that a write to one is none to another."""
+        offset, out = k * self._row, []
+        for t in row:
+            t = t.contiguous()
+            out.append(t.new_empty(0).set_(self._storage, offset // t.element_size(), t.shape, t.stride()))
+            offset += _aligned(t)
+        torch._foreach_copy_(out, row)
+        return out
+
+
+def _aligned(tensor: Tensor) -> int:
+    """Bytes, to whole cache lines."""
+    return -(-tensor.numel() * tensor.element_size() // 64) * 64
 
 
 def _step_gradient(

@@ -1,0 +1,166 @@
+"""A Ray cluster of several nodes on this machine: `ray start` processes, each in a network namespace of its own.
+
+Where namespaces cannot be made (no rights), all nodes are on 127.0.0.1. Token authentication is on, with a token of
+the cluster's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+class Nodes:
+    """head, then workers by name; `address` is the Jobs API's, `gcs` the cluster's own."""
+
+    def __init__(self, folder: Path, cpus: dict[str, int], spread: bool = True) -> None:
+        self.folder, self.cpus = folder, cpus
+        self.token = folder / "token"
+        self.token.write_text(secrets.token_hex(32))
+        self.token.chmod(0o600)
+        self.tag = f"dm{os.getpid() % 10000}"
+        self.apart = spread and can_make_namespaces()
+        self.ip = {
+            name: f"10.{200 + os.getpid() % 50}.0.{i + 2}" if self.apart else "127.0.0.1" for i, name in enumerate(cpus)
+        }
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.head = next(iter(cpus))
+        port, dash = free_port(), free_port()
+        self.gcs, self.address = f"{self.ip[self.head]}:{port}", f"http://{self.ip[self.head]}:{dash}"
+        self.ports = (port, dash)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of every process that talks to the cluster."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        return {
+            **kept, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.token), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "DISTMETA_CACHE": str(self.folder / "cache"),
+            # The host's name is 127.0.0.1 in every namespace.
+            **({"GLOO_SOCKET_IFNAME": "eth0"} if self.apart else {}),
+        }  # fmt: skip
+
+    def start(self, name: str) -> None:
+        command = [RAY, "start", "--block", f"--num-cpus={self.cpus[name]}", f"--node-ip-address={self.ip[name]}",
+                   "--object-store-memory=200000000", "--disable-usage-stats"]  # fmt: skip
+        if name == self.head:
+            command += ["--head", f"--port={self.ports[0]}", "--include-dashboard=true",
+                        f"--dashboard-port={self.ports[1]}", f"--dashboard-host={self.ip[name]}",
+                        f"--temp-dir={self.folder / 'ray'}"]  # fmt: skip
+        else:
+            command += [f"--address={self.gcs}"]
+        with (self.folder / f"{name}.log").open("wb") as log:
+            self.running[name] = subprocess.Popen(
+                self.inside(name, command), env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def inside(self, name: str, command: list[str]) -> list[str]:
+        """The command, run where the node is."""
+        if not self.apart:
+            return command
+        # A disk of its own where Ray keeps its files: a node deletes the working directories that it does not use.
+        own = self.folder / f"disk-{name}"
+        own.mkdir(exist_ok=True)
+        (self.folder / "ray").mkdir(exist_ok=True)
+        mount = f'mount --bind {own} {self.folder / "ray"} && exec "$@"'
+        return ["ip", "netns", "exec", f"{self.tag}{name}", "sh", "-c", mount, "sh", *command]
+
+    def wait(self, count: int, timeout_s: float = 90) -> None:
+        """Until so many nodes are alive."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found = subprocess.run(
+                [sys.executable, "-c", ALIVE, self.address], env=self.environment, capture_output=True, text=True
+            )
+            if found.stdout.strip() == str(count):
+                return
+            if time.monotonic() > deadline:
+                tails = {n: (self.folder / f"{n}.log").read_text()[-800:] for n in self.running}
+                raise TimeoutError(f"{found.stdout or found.stderr[-500:]} nodes of {count}: {tails}")
+            time.sleep(0.5)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to everything that the node runs."""
+        process = self.running.pop(name)
+        if self.apart:
+            pids = subprocess.run(["ip", "netns", "pids", f"{self.tag}{name}"], capture_output=True, text=True)
+            for pid in pids.stdout.split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+    def __enter__(self) -> Nodes:
+        try:
+            if self.apart:
+                self._connect()
+            for count, name in enumerate(self.cpus, 1):
+                self.start(name)
+                if name == self.head or not self.apart:  # on one disk, two at once would choose the same socket
+                    self.wait(count)
+            self.wait(len(self.cpus))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in list(self.running):
+            self.kill(name)
+        if self.apart:
+            for name in self.cpus:
+                sh(f"ip netns del {self.tag}{name}", check=False)
+            sh(f"ip link del {self.tag}br", check=False)
+
+    def _connect(self) -> None:
+        bridge = f"{self.tag}br"
+        network = self.ip[self.head].rsplit(".", 1)[0]
+        sh(f"ip link add {bridge} type bridge", f"ip addr add {network}.1/24 dev {bridge}", f"ip link set {bridge} up")
+        for i, name in enumerate(self.cpus):
+            space, outer = f"{self.tag}{name}", f"{self.tag}v{i}"
+            sh(f"ip netns add {space}", f"ip link add {outer} type veth peer name eth0 netns {space}",
+               f"ip link set {outer} master {bridge}", f"ip link set {outer} up",
+               f"ip -n {space} addr add {self.ip[name]}/24 dev eth0", f"ip -n {space} link set eth0 up",
+               f"ip -n {space} link set lo up")  # fmt: skip
+
+
+ALIVE = """
+import sys; from distmeta.submit import _nodes, connect
+print(len(_nodes(connect(sys.argv[1]))))
+"""
+
+
+def sh(*lines: str, check: bool = True) -> None:
+    for line in lines:
+        subprocess.run(line.split(), check=check, capture_output=True)
+
+
+def can_make_namespaces() -> bool:
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return False
+    name = f"dmprobe{os.getpid()}"
+    try:
+        sh(f"ip netns add {name}", f"ip link add {name[:10]}p type bridge", f"ip link del {name[:10]}p")
+        return True
+    except subprocess.CalledProcessError:
+        return False
+    finally:
+        sh(f"ip netns del {name}", check=False)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])

@@ -1,0 +1,146 @@
+"""Jobs on a cluster of three nodes: sent, followed, stopped, continued, and robbed of a node; and what is refused."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from nodes import Nodes, can_make_namespaces, free_port
+
+SMALL = ["default", "outer.steps=12", "run.checkpoint_every=3", "eval.episodes=8", "eval.baselines=false",
+         "sampling.actors=1", "cluster.workers=2", "cluster.cpus_per_sampler=0"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    # On one disk, a node would delete the working directory of a job that runs on another.
+    cpus = {"head": 1, "a": 1, "b": 1} if can_make_namespaces() else {"head": 3}
+    with Nodes(tmp_path_factory.mktemp("nodes"), cpus) as nodes:
+        yield nodes
+
+
+def distmeta(*words, env, timeout=240, cwd=None):
+    command = [sys.executable, "-m", "distmeta", *map(str, words)]
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+
+
+def submit(cluster, *words, cwd, **env):
+    return distmeta("submit", *words, "--address", cluster.address, env=cluster.environment | env, cwd=cwd)
+
+
+def records(run):
+    kept = ("step", "outer_loss", "query_accuracy", "inner_loss", "grad_norm")
+    return [{k: json.loads(line)[k] for k in kept} for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The same run on this machine alone."""
+    folder = tmp_path_factory.mktemp("local")
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = distmeta("train", *SMALL, "--run-dir", folder / "run", env=env | {"RAY_AUTH_MODE": "disabled"}, cwd=folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "run"
+
+
+def test_a_job_gives_the_local_runs_numbers(cluster, reference, tmp_path):
+    (tmp_path / "mine.yaml").write_text("run: {name: mine}\n")
+    run = tmp_path / "out" / "run"
+    done = submit(
+        cluster, "train", *SMALL, "--run-dir", run, "--metadata", "team=research", "--submission-id", "first",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-1000:]
+    assert "step 12/12" in done.stdout and "job first: succeeded" in done.stderr
+    assert records(run) == records(reference)
+    assert (run / "evaluation.json").read_text() == (reference / "evaluation.json").read_text()
+    told = json.loads(submit(cluster, "status", "first", cwd=tmp_path).stdout)
+    assert told["status"] == "SUCCEEDED" and told["metadata"]["team"] == "research"
+    assert "meta-trained" in submit(cluster, "logs", "first", cwd=tmp_path).stdout
+    again = submit(cluster, "train", *SMALL, "--run-dir", run, "--submission-id", "first", cwd=tmp_path)
+    assert again.returncode == 2 and "first" in again.stderr.splitlines()[-1]
+
+
+def test_a_job_is_stopped_and_continued(cluster, reference, tmp_path):
+    run = tmp_path / "run"
+    sent = submit(cluster, "train", *SMALL, "--run-dir", run, "--no-wait", cwd=tmp_path)
+    assert sent.returncode == 0, sent.stderr
+    job = sent.stdout.strip()
+    await_step(run, 3)
+    assert submit(cluster, "stop", job, cwd=tmp_path).stdout == f"{job}: stopped\n"
+    assert len(records(run)) < 12
+    done = submit(cluster, "train", *SMALL, "--run-dir", run, "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-1000:]
+    assert records(run) == records(reference)
+
+
+def test_a_lost_node_changes_nothing_but_the_clock(cluster, reference, tmp_path):
+    if len(cluster.cpus) == 1:
+        pytest.skip("no network namespaces here: the cluster has one node")
+    run = tmp_path / "run"
+    job = submit(cluster, "train", *SMALL, "--run-dir", run, "--no-wait", cwd=tmp_path).stdout.strip()
+    await_step(run, 3)
+    cluster.kill("a")
+    done = wait_for(cluster, job, tmp_path)
+    assert done["status"] == "SUCCEEDED", submit(cluster, "logs", job, cwd=tmp_path).stdout[-3000:]
+    assert records(run) == records(reference)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], r"submit trian: no such verb; .*train"),
+        (["train", "outer.stesp=3"], r"unknown key 'outer.stesp'.*Did you mean 'steps'\?"),
+        (["train"], r"run.dir: a job's own directory goes when the job ends; give cluster.storage"),
+        (["train", "missing.yaml", "--run-dir=/x"], r"missing.yaml: no such file"),
+        (["train", "data.path=mine.csv", "--run-dir=/x"], r"data.path = mine.csv: not in the working directory"),
+        (["train", "cluster.workers=50", "outer.meta_batch_size=64", "--run-dir=/x"],
+         r"cluster.workers = 50 .*need 50.5 CPU, the cluster's \d nodes? have \d"),
+        (["train", "--run-dir=/x", "--entrypoint-num-gpus=1"], r"entrypoint asks for 1 GPU, no node has more than 0"),
+        (["evaluate", "runs/mine"], r"checkpoint = runs/mine: not in the working directory"),
+        (["status", "nobody"], r"nobody.*does not exist"),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_is_not_sent(cluster, tmp_path, words, message):
+    done = submit(cluster, *words, cwd=tmp_path)
+    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+    assert len(done.stderr.splitlines()) == 1 and done.stdout == ""
+
+
+def test_a_wrong_address_and_a_token_that_is_absent_or_wrong_are_one_line_each(cluster, tmp_path):
+    words = ("submit", "train", "--run-dir=/x", "--address")
+    nowhere = distmeta(*words, f"http://127.0.0.1:{free_port()}", env=cluster.environment, cwd=tmp_path)
+    assert nowhere.returncode == 2 and "nothing answers as Ray's Jobs API" in nowhere.stderr
+    env = {key: value for key, value in cluster.environment.items() if not key.startswith("RAY_AUTH")}
+    absent = distmeta(*words, cluster.address, env=env | {"HOME": str(tmp_path)}, cwd=tmp_path)
+    assert absent.returncode == 2 and "the cluster asks for a token; set RAY_AUTH_MODE=token" in absent.stderr
+    (tmp_path / "token").write_text("0" * 64)
+    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    wrong = distmeta(*words, cluster.address, env=env, cwd=tmp_path)
+    assert wrong.returncode == 2 and "the cluster refuses the token" in wrong.stderr
+    for done in (nowhere, absent, wrong):
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def await_step(run, step, timeout_s=120):
+    """Until a meta-step is in the journal, and a checkpoint on the disk."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        journal = run / "metrics.jsonl"
+        if journal.exists() and len(journal.read_text().splitlines()) >= step and list(run.glob("checkpoints/step-*")):
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"no step {step} in {run} after {timeout_s} s")
+
+
+def wait_for(cluster, job, cwd, timeout_s=240):
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        told = json.loads(submit(cluster, "status", job, cwd=cwd).stdout)
+        if told["status"] in ("SUCCEEDED", "FAILED", "STOPPED"):
+            return told
+        time.sleep(1)
+    raise TimeoutError(f"job {job} is {told['status']} after {timeout_s} s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import os
@@ -58,7 +59,9 @@ def run_search(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that is refused has no score
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    shutil.rmtree(sweep_dir / "tune", ignore_errors=True)  # the records of a search that is resumed are told anew
+    # A name of its own: Tune's files of two searches that begin in the same second are else written to one place.
+    name = f"tune-{hashlib.sha256(str(sweep_dir).encode()).hexdigest()[:8]}"
+    shutil.rmtree(sweep_dir / name, ignore_errors=True)  # the records of a search that is resumed are told anew
     t = config.tune
     random.seed(t.seed)  # population-based training draws from these
     np.random.seed(t.seed)
@@ -83,7 +86,7 @@ def run_search(
             scheduler=scheduler(config, axes), trial_name_creator=name_of, trial_dirname_creator=name_of, **search,
         ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(sweep_dir), verbose=0,
+            name=name, storage_path=str(sweep_dir), verbose=0,
             failure_config=tune.FailureConfig(max_failures=t.retries),
             callbacks=[*trackers(config), Recorder(sweep_dir, config, len(given), display)],
         ),

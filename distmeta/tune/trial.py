@@ -192,7 +192,8 @@ def step_in(checkpoint: Path) -> int:
 def adopt(source: Path, run_dir: Path, before: Params, now: Params) -> int:
     """The step that a checkpoint of Tune's is of; a checkpoint of another trial becomes this run's only one.
 
-    The weights and the outer optimizer's state of the better trial are copied, as they are; the run's log says so.
+    The weights and the outer optimizer's state of the better trial are copied as they are, with the journal of how
+    they came to be; the run's log says so.
     """
     donor = checkpoints.read_config(source / "config.yaml").run.dir
     step = step_in(source)
@@ -210,6 +211,8 @@ def adopt(source: Path, run_dir: Path, before: Params, now: Params) -> int:
         draft = checkpoints.draft_of(target)
         shutil.copytree(source, draft)
         draft.rename(target)
+        told = [json.dumps(r) + "\n" for r in records(Path(donor or "")) if r["step"] <= step]
+        checkpoints.write_text(run_dir / "metrics.jsonl", "".join(told))
     changed = ", ".join(f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v)
     name = Path(donor or "").name
     with (run_dir / "log.txt").open("a", encoding="utf-8") as stream:

@@ -32,13 +32,15 @@ if TYPE_CHECKING:
     from distmeta.progress import Display
     from distmeta.train import Cluster
 
-DRIVER_CPUS = 0.01  # of a trial's own process, which only waits; Tune refuses 0
+# What a trial's own process takes, a byte: it only waits, and a share of a processor would leave no room for one more
+# group of learners where these need all of them. Tune refuses an empty request.
+OWN = [{"memory": 1.0}]
 
 
 def concurrency(config: Config, cluster: Cluster) -> int:
     """How many trials there are at once: as many learner groups as the cluster holds, or tune.max_concurrent."""
     c = config.cluster
-    room = int(cluster.cpus / (c.fewest * c.cpus_per_worker + DRIVER_CPUS))
+    room = int(cluster.cpus / (c.fewest * c.cpus_per_worker))
     if c.gpus_per_worker:
         room = min(room, int(cluster.gpus / (c.fewest * c.gpus_per_worker)))
     elif c.gpus_per_worker is None and cluster.gpus >= c.fewest:
@@ -79,7 +81,7 @@ def run_search(
         run_trial, sweep_dir=str(sweep_dir), base=config.model_dump(mode="json"), store=str(store)
     )
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),
+        tune.with_resources(trainable, tune.PlacementGroupFactory(OWN)),
         param_space=space,
         tune_config=tune.TuneConfig(
             metric=t.metric, mode="min" if t.metric == "loss" else "max", num_samples=len(given) if not space else 1,

@@ -25,11 +25,11 @@ from ray.tune.search import Searcher
 
 from distmeta.config import Config
 from distmeta.learner.elastic import release
+from distmeta.progress import Display, TrialBars
 from distmeta.tune.space import PERTURBED, Axis, Params, draw_point
 from distmeta.tune.trial import ENDED, read_record, records, run_trial, trial_dir, update_record, validations
 
 if TYPE_CHECKING:
-    from distmeta.progress import Display
     from distmeta.train import Cluster
 
 # What a trial's own process takes, a byte: it only waits, and a share of a processor would leave no room for one more
@@ -80,6 +80,7 @@ def run_search(
     trainable = tune.with_parameters(
         run_trial, sweep_dir=str(sweep_dir), base=config.model_dump(mode="json"), store=str(store)
     )
+    bars = TrialBars(display, len(given), config.outer.steps)
     tuner = tune.Tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory(OWN)),
         param_space=space,
@@ -90,10 +91,10 @@ def run_search(
         run_config=tune.RunConfig(
             name=name, storage_path=str(sweep_dir), verbose=0,
             failure_config=tune.FailureConfig(max_failures=t.retries),
-            callbacks=[*trackers(config), Recorder(sweep_dir, config, len(given), display)],
+            callbacks=[*trackers(config), Recorder(sweep_dir, config, bars)],
         ),
     )  # fmt: skip
-    with contextlib.redirect_stdout(io.StringIO()):  # Tune speaks there whatever its verbosity
+    with bars, contextlib.redirect_stdout(io.StringIO()):  # Tune speaks there whatever its verbosity
         tuner.fit()
 
 
@@ -249,13 +250,12 @@ def trackers(config: Config) -> list[Any]:
 class Recorder(tune.Callback):  # type: ignore[misc]
     """Writes down how each trial ended, and shows the search; it runs in the driver."""
 
-    def __init__(self, sweep_dir: Path, config: Config, total: int, display: Display) -> None:
-        self.sweep_dir, self.config, self.total, self.display = sweep_dir, config, total, display
-        self.ended = 0
+    def __init__(self, sweep_dir: Path, config: Config, bars: TrialBars) -> None:
+        self.sweep_dir, self.config, self.bars = sweep_dir, config, bars
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune writes its callbacks down, which nothing here reads; a display cannot be."""
-        return {**self.__dict__, "display": None}
+        return {**self.__dict__, "bars": None}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         path = trial_dir(self.sweep_dir, number_of(trial))
@@ -271,10 +271,8 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         metric = self.config.tune.metric
         if metric in result and read_record(trial_dir(self.sweep_dir, number_of(trial))).get("status") not in ENDED:
             shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in _shown(trial).items())
-            self.display.phase(
-                f"trial {number_of(trial)} of {self.total}  step {result['step']}/{self.config.outer.steps}  "
-                f"{metric} {result[metric]:.3f}  {shown}"
-            )
+            score = f"{metric} {result[metric]:.3f} after {result['adapt_steps']}"
+            self.bars.scored(number_of(trial), result["step"], score, shown)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         path = trial_dir(self.sweep_dir, number_of(trial))
@@ -297,8 +295,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             path, status=status, reason=reason, seconds=float((trial.last_result or {}).get("time_total_s", 0.0)),
             meta_steps=max((r["step"] for r in records(path)), default=0), scored_at=max(scored, default=None),
         )  # fmt: skip
-        self.ended += 1
-        self.display.phase(f"trial {number_of(trial)} {status}{f' ({reason})' if reason else ''}")
+        self.bars.ended(number_of(trial), f"{status}{f' ({reason})' if reason else ''}")
 
 
 def number_of(trial: Any) -> int:

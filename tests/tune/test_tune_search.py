@@ -129,3 +129,21 @@ def test_a_worker_and_the_driver_are_killed_and_the_resumed_search_ends_the_same
 
 def checkpoints(run):
     return list((run / "checkpoints").glob("step-*")) if (run / "checkpoints").is_dir() else []
+
+
+def test_more_trials_and_one_that_crashes_is_tried_again_and_marked(words_csv, tmp_path):
+    """Its checkpoints cannot be written, which no second attempt mends; the search goes on to its end."""
+    random = {"searcher": "random", "scheduler": "none", "trials": 1, "rivals": [], "retries": 1}
+    space = {"inner.lr": {"log_uniform": [0.02, 1.0]}}
+    place = tmp_path / "more"
+    once = ("cluster.max_failures=0",)
+    searches.start(place, words_csv, *once, space=space, **random).finished()
+    running = searches.start(place, words_csv, *once, "--trials", "3", "--resume", space=space, **random)
+    running.trial(1).mkdir()
+    (running.trial(1) / "checkpoints").touch()
+    rows = running.finished().trials
+    assert [row["status"] for row in rows] == ["completed", "failed", "completed"]
+    assert "WriteError" in rows[1]["reason"] and "checkpoint" in rows[1]["reason"]
+    assert len(list(running.path.glob("tune-*/trial-0001/error.txt"))) == 1
+    told = (place / "stderr").read_text()
+    assert told.count("trial 1 failed") == 1 and "trial 0" not in told.replace("trial 0 of", "")

@@ -208,7 +208,7 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
     import ray
 
     if ray.is_initialized():
-        yield _resources(ray, local=False)
+        yield resources(local=False)
         return
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -223,12 +223,15 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
             reason = str(error).splitlines()[0]
             raise InputError(f"cluster.address = {address}: cannot connect to Ray: {reason}") from None
     try:
-        yield _resources(ray, local=address is None)
+        yield resources(local=address is None)
     finally:
         ray.shutdown()
 
 
-def _resources(ray: Any, local: bool) -> Cluster:
+def resources(local: bool) -> Cluster:
+    """What the cluster that this process is connected to has."""
+    import ray
+
     found = ray.cluster_resources()
     return Cluster(cpus=found.get("CPU", 0), gpus=found.get("GPU", 0), local=local)
 

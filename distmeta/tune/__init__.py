@@ -1,7 +1,8 @@
 """`distmeta tune`: a search over whole meta-training runs with Ray Tune.
 
-    space.py     what is tried        trial.py    one run, told to Tune      search.py   Tune's searchers, schedulers
-    results.py   the table, best.yaml figures.py  the plots
+    space.py    what is tried          runs.py     what a trial has reached, from its files
+    trial.py    one run, told to Tune  search.py   Tune's searchers and schedulers
+    results.py  the table, best.yaml   figures.py  the plots
 
 A trial's number and parameters are its own (trial.json in its run directory), so that a search whose driver was
 killed goes on from the run directories: trials that had ended tell Tune their scores again, the others continue from

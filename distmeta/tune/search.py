@@ -26,8 +26,9 @@ from ray.tune.search import Searcher
 from distmeta.config import Config
 from distmeta.learner.elastic import release
 from distmeta.progress import Display, TrialBars
+from distmeta.tune.runs import ENDED, read_record, records, trial_dir, update_record, validations
 from distmeta.tune.space import PERTURBED, Axis, Params, draw_point
-from distmeta.tune.trial import ENDED, read_record, records, run_trial, trial_dir, update_record, validations
+from distmeta.tune.trial import Trial
 
 if TYPE_CHECKING:
     from distmeta.train import Cluster
@@ -78,7 +79,7 @@ def run_search(
         }
         search = {"max_concurrent_trials": at_once}
     trainable = tune.with_parameters(
-        run_trial, sweep_dir=str(sweep_dir), base=config.model_dump(mode="json"), store=str(store)
+        Trial, sweep_dir=str(sweep_dir), base=config.model_dump(mode="json"), store=str(store)
     )
     bars = TrialBars(display, len(given), config.outer.steps)
     tuner = tune.Tuner(

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from distmeta.config import load_config
 from distmeta.train import ray_cluster
-from distmeta.tune.trial import read_record
+from distmeta.tune.runs import read_record
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
@@ -145,5 +145,6 @@ def test_more_trials_and_one_that_crashes_is_tried_again_and_marked(words_csv, t
     assert [row["status"] for row in rows] == ["completed", "failed", "completed"]
     assert "WriteError" in rows[1]["reason"] and "checkpoint" in rows[1]["reason"]
     assert len(list(running.path.glob("tune-*/trial-0001/error.txt"))) == 1
+    assert "Failure # 2" in next(running.path.glob("tune-*/trial-0001/error.txt")).read_text()
     told = (place / "stderr").read_text()
     assert told.count("trial 1 failed") == 1 and "trial 0" not in told.replace("trial 0 of", "")

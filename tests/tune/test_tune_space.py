@@ -12,9 +12,9 @@ from distmeta import tune as public_tune
 from distmeta.config import make_config
 from distmeta.errors import InputError
 from distmeta.tune import base_config, rivals
+from distmeta.tune.runs import best_count
 from distmeta.tune.search import ask
 from distmeta.tune.space import draw_point, points, read_space, with_params
-from distmeta.tune.trial import best_count
 
 RATES = {"inner.lr": {"log_uniform": [0.01, 1.0]}}
 

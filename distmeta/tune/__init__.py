@@ -11,7 +11,9 @@ their checkpoints. Tune's own files are only for its trackers.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -64,7 +66,8 @@ def tune(config: Config | dict[str, Any], *, resume: bool = False, show: bool = 
             with checkpoints.only_holder(sweep_dir / ".lock", 30):
                 write_setting(sweep_dir, claimed, store)
                 display.phase("starting Ray")
-                with ray_cluster(base) as cluster:
+                # Tune, and Ray's own thread that tells of processes that end, speak there whatever they are told.
+                with contextlib.redirect_stdout(io.StringIO()), ray_cluster(base) as cluster:
                     check_room(base, cluster)
                     at_once = concurrency(base, cluster)
                     display.phase(f"{len(trials)} trials, {at_once} at once, in {sweep_dir}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import logging
 import os
 import random
@@ -91,11 +89,12 @@ def run_search(
         ),
         run_config=tune.RunConfig(
             name=name, storage_path=str(sweep_dir), verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=t.retries),
             callbacks=[*trackers(config), Recorder(sweep_dir, config, bars)],
         ),
     )  # fmt: skip
-    with bars, contextlib.redirect_stdout(io.StringIO()):  # Tune speaks there whatever its verbosity
+    with bars:
         tuner.fit()
 
 
@@ -285,8 +284,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         from distmeta.train import _cause
 
-        if trial.status == "ERROR":
-            self._end(trial, "failed", _cause(trial.get_error() or RuntimeError("unknown")))
+        path = trial_dir(self.sweep_dir, number_of(trial))
+        if trial.status == "ERROR" and read_record(path).get("status") not in ENDED:
+            self._end(trial, "failed", _cause(trial.get_error() or RuntimeError(f"see {trial.error_file}")))
 
     def _end(self, trial: Any, status: str, reason: str) -> None:
         path = trial_dir(self.sweep_dir, number_of(trial))

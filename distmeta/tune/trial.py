@@ -56,13 +56,16 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]
         """Under population-based training: go on from this trial's own checkpoint, or from a better one's."""
+        if not (Path(checkpoint_dir) / checkpoints.MANIFEST).exists():
+            return  # it was paused before its first checkpoint
         self.params = self.given["params"]
         self.told = adopt(Path(checkpoint_dir), self.run_dir, self.before.get("params", {}), self.params)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]
         """The run's checkpoint of the step that was told last."""
-        saved = self.run_dir / "checkpoints" / f"step-{self.told:06d}"
-        shutil.copytree(saved, checkpoint_dir, dirs_exist_ok=True)
+        if is_saved(self.run_dir, self.told):
+            saved = self.run_dir / "checkpoints" / f"step-{self.told:06d}"
+            shutil.copytree(saved, checkpoint_dir, dirs_exist_ok=True)
 
     def step(self) -> dict[str, Any]:
         keeps = self.base.tune.scheduler == "pbt"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from distmeta.errors import InputError
     from distmeta.evaluate import Evaluation, evaluate
     from distmeta.train import Run, TrainingError, train
+    from distmeta.tune import Search, tune
 
 __version__ = "0.1.0"
 
@@ -20,11 +21,11 @@ __version__ = "0.1.0"
 _HOME = {
     "AdaptedModel": "adapt", "adapt": "adapt", "load_adapted": "adapt", "Config": "config", "load_config": "config",
     "InputError": "errors", "Evaluation": "evaluate", "evaluate": "evaluate", "Run": "train", "TrainingError": "train",
-    "train": "train",
+    "train": "train", "Search": "tune", "tune": "tune",
 }  # fmt: skip
 __all__ = [
-    "AdaptedModel", "Config", "Evaluation", "InputError", "Run", "TrainingError", "adapt", "evaluate", "load_adapted",
-    "load_config", "train",
+    "AdaptedModel", "Config", "Evaluation", "InputError", "Run", "Search", "TrainingError", "adapt", "evaluate",
+    "load_adapted", "load_config", "train", "tune",
 ]  # fmt: skip
 
 

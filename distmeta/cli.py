@@ -60,6 +60,34 @@ def train(
 
 
 @app.command()
+def tune(
+    source: Source = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="default: tune.trials")] = None,
+    run_dir: Annotated[str | None, typer.Option(help="directory of the search; default runs/NAME-tune")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue a search that was cut off")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search inner learning rates, step counts and any other key over whole meta-training runs."""
+    from distmeta.config import load_config
+    from distmeta.tune import tune as run_search
+
+    name, overrides = split_source(source)
+    overrides += [f"tune.trials={trials}"] if trials else []
+    config = load_config(name, overrides + ([f"tune.dir={run_dir}"] if run_dir else []))
+    search = run_search(config, resume=resume, show=True)
+    best = search.path / "best.yaml"
+    if as_json:
+        print(json.dumps({"search": str(search.path), "best": str(best), "trials": search.trials}))
+    else:
+        from rich.console import Console
+
+        from distmeta.tune.results import table
+
+        Console(width=None if sys.stdout.isatty() else 150).print(table(search))
+        print(f"the best as a recipe: distmeta train {best}")
+
+
+@app.command()
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
     data: Annotated[list[str] | None, typer.Option(help="other data, in the run's columns; repeatable")] = None,

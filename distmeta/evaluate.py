@@ -196,13 +196,23 @@ def score_prototypes(
 
 def summarise(scored: Sequence[Scored]) -> dict[str, Any]:
     """Each metric's mean, 95% interval over episodes, and mean after 0..K inner steps."""
+    return {name: metrics.interval(values) for name, values in by_episode(scored).items()}
+
+
+def curves(scored: Sequence[Scored]) -> dict[str, dict[str, list[float]]]:
+    """Each metric's mean and 95% interval (mean, low, high) after 0..K inner steps, by that number."""
+    return {name: metrics.curve(values) for name, values in by_episode(scored).items()}
+
+
+def by_episode(scored: Sequence[Scored]) -> dict[str, NDArray[np.float64]]:
+    """Each metric's values, [E, K+1]."""
     per_episode: dict[str, list[NDArray[np.float64]]] = {}
     for s in scored:
         matrices = metrics.confusion(np.broadcast_to(s.labels, s.predicted.shape), s.predicted, len(s.label_names))
         loss = np.where(np.isfinite(s.loss), s.loss, WORST_LOSS)
         for name, value in {**metrics.scores(matrices), "loss": loss}.items():
             per_episode.setdefault(name, []).append(value)
-    return {name: metrics.interval(np.stack(values)) for name, values in per_episode.items()}
+    return {name: np.stack(values) for name, values in per_episode.items()}
 
 
 def details(scored: Sequence[Scored], fixed_labels: bool) -> dict[str, Any]:

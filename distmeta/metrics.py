@@ -54,3 +54,9 @@ def interval(values: NDArray[np.floating]) -> dict[str, Any]:
     if values.ndim == 2:
         out["curve"] = [float(x) for x in curve.mean(0)]
     return out
+
+
+def curve(values: NDArray[np.floating]) -> dict[str, list[float]]:
+    """Mean and normal 95% interval over episodes after each number of steps, of values [E, steps]."""
+    ends = [interval(values[:, k]) for k in range(values.shape[1])]
+    return {name: [end[name] for end in ends] for name in ("mean", "low", "high")}

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 # What may differ between a run and its continuation; all else would make it another run.
 RESUMABLE = ("cluster", "sampling", "run.name", "run.dir", "run.checkpoint_every", "run.keep", "run.timeout_s", "eval",
-             "outer.steps", "outer.until", "inner.memory", "inner.budget_mb", "inner.task_batch", "inner.buckets",
-             "inner.part_tokens", "inner.prefix_mb",
+             "tune", "outer.steps", "outer.until", "inner.memory", "inner.budget_mb", "inner.task_batch",
+             "inner.buckets", "inner.part_tokens", "inner.prefix_mb",
              "deepspeed.zero_optimization", "data.path", "data.cache")  # fmt: skip
 
 
@@ -208,7 +208,7 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
     import ray
 
     if ray.is_initialized():
-        yield _resources(ray, local=False)
+        yield resources(local=False)
         return
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -223,14 +223,31 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
             reason = str(error).splitlines()[0]
             raise InputError(f"cluster.address = {address}: cannot connect to Ray: {reason}") from None
     try:
-        yield _resources(ray, local=address is None)
+        yield resources(local=address is None)
     finally:
         ray.shutdown()
 
 
-def _resources(ray: Any, local: bool) -> Cluster:
+def resources(local: bool) -> Cluster:
+    """What the cluster that this process is connected to has."""
+    import ray
+
     found = ray.cluster_resources()
     return Cluster(cpus=found.get("CPU", 0), gpus=found.get("GPU", 0), local=local)
+
+
+def check_room(config: Config, cluster: Cluster) -> float:
+    """The GPUs of a rank. Raises InputError when the cluster is too small for the group and its samplers."""
+    c = config.cluster
+    gpus = c.gpus_per_worker if c.gpus_per_worker is not None else float(cluster.gpus >= c.fewest)
+    need = {"CPU": c.fewest * c.cpus_per_worker + config.sampling.actors * c.cpus_per_sampler, "GPU": c.fewest * gpus}
+    for kind, amount, there in (("CPU", need["CPU"], cluster.cpus), ("GPU", need["GPU"], cluster.gpus)):
+        if amount > there:
+            raise InputError(
+                f"cluster.workers = {c.shown} and sampling.actors = {config.sampling.actors} need {amount:g} {kind}, "
+                f"the cluster has {there:g}; ask for less, or add nodes"
+            )
+    return gpus
 
 
 def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster) -> None:
@@ -243,14 +260,7 @@ def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster) -
     from distmeta.sampling.sampler import start_samplers
 
     c = config.cluster
-    gpus = c.gpus_per_worker if c.gpus_per_worker is not None else float(cluster.gpus >= c.fewest)
-    need = {"CPU": c.fewest * c.cpus_per_worker + config.sampling.actors * c.cpus_per_sampler, "GPU": c.fewest * gpus}
-    for kind, amount, there in (("CPU", need["CPU"], cluster.cpus), ("GPU", need["GPU"], cluster.gpus)):
-        if amount > there:
-            raise InputError(
-                f"cluster.workers = {c.shown} and sampling.actors = {config.sampling.actors} need {amount:g} {kind}, "
-                f"the cluster has {there:g}; ask for less, or add nodes"
-            )
+    gpus = check_room(config, cluster)
     samplers = start_samplers(store, config.task, config.run.seed, config.sampling.actors, c.cpus_per_sampler)
     error_file = run_dir / "error.json"
     error_file.unlink(missing_ok=True)

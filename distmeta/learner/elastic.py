@@ -19,6 +19,7 @@ from distmeta.config import ClusterConfig
 
 GROW = ".grow"  # the driver's question to the learners
 PAUSED = ".paused"  # their answer, after a checkpoint
+PLACEMENT = ".placement"  # the id of the placement group of the newest group of learners
 PROBE_S = 2.0  # how long a placement may take
 SETTLE_S = 10.0  # after a failure: how long to hope for as many ranks as before
 WATCH_S = 5.0
@@ -113,3 +114,17 @@ def watch_for_room(run_dir: Path, missing: int, bundle: Bundle) -> Iterator[None
         over.set()
         if missing > 0:
             thread.join()
+
+
+def release(run_dir: Path) -> None:
+    """End the newest group of a run, if it is still there: its learners, and what was reserved for them.
+
+    A placement group lives until its creator and the creator's job have both ended: in a job of many runs, that of a
+    run which was cut off would hold its processors to the end.
+    """
+    from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_placement_group
+
+    note = run_dir / PLACEMENT
+    if note.exists():
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(note.read_text(encoding="utf-8")))))
+        note.unlink(missing_ok=True)

@@ -27,17 +27,17 @@ from distmeta.algorithms.rates import initial_log_rates, inner_loop, log_rate_gr
 from distmeta.config import Config, make_config, parse_until
 from distmeta.errors import InputError
 from distmeta.evaluate import (
+    curves,
     evaluate_methods,
     group_episodes,
     load_group,
     score_episodes,
     split_meta,
     stack,
-    summarise,
     tasks_at_once,
 )
 from distmeta.inner import Diverged, InnerLoop, MetaGradient
-from distmeta.learner.elastic import GROW, PAUSED
+from distmeta.learner.elastic import GROW, PAUSED, PLACEMENT
 from distmeta.learner.engine import MetaEngine, outer_lr
 from distmeta.learner.gauges import start_gauges
 from distmeta.learner.group import GroupEngine, group_gradients, mean_rate_in_group, score_in_group
@@ -74,6 +74,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(settings["threads"])))
     config = make_config(settings["config"])
+    if rank == 0:
+        note_placement(run_dir)
     # Learners outlive a driver that is killed, by seconds: those of its successor wait for their end.
     alone = checkpoints.only_holder(run_dir / ".learner.lock", config.run.timeout_s / 2)
     try:
@@ -86,6 +88,15 @@ def train_worker(settings: dict[str, Any]) -> None:
         kind = "input" if isinstance(error, InputError) else "diverged"
         checkpoints.write_text(run_dir / "error.json", json.dumps({"kind": kind, "message": str(error)}))
         raise
+
+
+def note_placement(run_dir: Path) -> None:
+    """Write down the group's reserved processors, which outlive a controller that is killed before its driver's end."""
+    from ray.util import get_current_placement_group
+
+    group = get_current_placement_group()
+    if group is not None:
+        checkpoints.write_text(run_dir / PLACEMENT, group.id.hex())
 
 
 def learn(
@@ -160,7 +171,9 @@ def learn(
                 seconds["fast_comm_s"], model.fast_shards.seconds = model.fast_shards.seconds, 0.0
 
             if config.eval.every and (step % config.eval.every == 0 or step == config.outer.steps):
-                record["validation"] = validate(model, meta, store, config, rank, world, device)
+                record["validation"], record["validation_curves"] = validate(
+                    model, meta, store, config, rank, world, device
+                )
                 stopped = is_reached(config.outer.until, record["validation"])
             began = time.perf_counter()
             if step % config.run.checkpoint_every == 0 or step == config.outer.steps or stopped:
@@ -361,8 +374,8 @@ def gather(mine: list[Any]) -> list[Any]:
 
 def validate(
     model: TaskModel, meta: Params, store: TaskStore, config: Config, rank: int, world: int, device: torch.device
-) -> dict[str, float]:
-    """Mean metrics over the meta-validation episodes after adaptation, the same on every rank."""
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Mean metrics over the meta-validation episodes after adaptation, and their curves; the same on every rank."""
     fast, shared, rates = split_meta(model, meta)
     mine = episodes_of_rank(config, config.eval.validation_episodes, rank, world)
     episodes = [sample_episode(store, config.task, config.run.seed, "validation", i) for i in mine]
@@ -371,7 +384,8 @@ def validate(
         scored = gather(score_episodes(model, fast, shared, loop, episodes, config, store.pad_id, device))
     else:
         scored = score_in_group(model, fast, shared, loop, episodes, config, store.pad_id, device)
-    return {name: value["mean"] for name, value in summarise(scored).items()}
+    found = curves(scored)
+    return {name: curve["mean"][-1] for name, curve in found.items()}, found
 
 
 def is_asked_to_pause(run_dir: Path, rank: int) -> bool:

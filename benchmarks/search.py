@@ -1,0 +1,140 @@
+"""Does a search find the inner learning rate, at what cost, and what does it gain on real text?
+
+    python benchmarks/search.py builtin
+    python benchmarks/search.py intents   --data DIR/clinc150 --pretrained MODEL_DIR
+    python benchmarks/search.py sentiment --data DIR/zh_reviews_3class
+
+builtin: 16 trials with ASHA, and a grid of 16 rates over the same range, each to its end: do they agree, and how many
+meta-steps did each spend? The others: a search from the recipe's defaults, then its best.yaml and the defaults are
+trained and scored on the same meta-test episodes. Searches that were begun in --run-dir are continued. Writes
+benchmarks/results/search.json or search_NAME.json. No row of the data is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from real_text import RESULTS, overrides
+
+import distmeta
+from distmeta.checkpoint import write_text
+from distmeta.config import load_config
+
+RANGE = [0.01, 3.0]
+STEPS = 81
+# One rank a trial, so that two cores hold two trials; the rate is constant, and all else is the recipe's.
+SHORT = [
+    "cluster.workers=1", "sampling.actors=0", f"outer.steps={STEPS}", "eval.every=9", "eval.validation_episodes=150",
+    "eval.episodes=100", "inner.learn_lr=none", "tune.rivals=[]",
+]  # fmt: skip
+
+
+def searched(words: list[str], recipe: str | None = None) -> dict[str, Any]:
+    """A search's best trial, what it spent, and all of its trials."""
+    began = time.monotonic()
+    search = distmeta.tune(load_config(recipe, words), resume=True, show=True)
+    rows = search.trials
+    best = search.best
+    assert best is not None
+    kept = (
+        "number",
+        "kind",
+        "params",
+        "status",
+        "reason",
+        "value",
+        "low",
+        "high",
+        "adapt_steps",
+        "meta_steps",
+        "curve",
+    )
+    return {
+        "path": str(search.path),
+        "settings": [word for word in words if not word.startswith(("data.", "model.pretrained", "tune.dir"))],
+        "wall_s": time.monotonic() - began,
+        "meta_steps": sum(row["meta_steps"] for row in rows),
+        "best": {key: best[key] for key in kept},
+        "trials": [{key: row[key] for key in kept} for row in rows],
+    }
+
+
+def builtin(place: Path, seed: int) -> dict[str, Any]:
+    words = [*SHORT, f"run.seed={seed}", f"tune.seed={seed}"]
+    rates = [float(f"{rate:.4g}") for rate in np.geomspace(*RANGE, 16)]
+    asha = searched(
+        [*words, f"tune.space={{inner.lr: {{log_uniform: {RANGE}}}}}", "tune.scheduler=asha", "tune.grace=9",
+         "tune.reduction=3", "tune.trials=16", f"tune.dir={place / 'asha'}"]
+    )  # fmt: skip
+    grid = searched(
+        [*words, f"tune.space={{inner.lr: {{grid: {rates}}}}}", "tune.searcher=grid", "tune.scheduler=none",
+         f"tune.dir={place / 'grid'}"]
+    )  # fmt: skip
+    found, best = (which["best"]["params"]["inner.lr"] for which in (asha, grid))
+    return {
+        "found_inner_lr": found,
+        "grid_best_inner_lr": best,
+        "factor": max(found / best, best / found),
+        "within_a_factor_of_2": max(found / best, best / found) <= 2,
+        "share_of_meta_steps": asha["meta_steps"] / grid["meta_steps"],
+        "asha": asha,
+        "grid": grid,
+    }
+
+
+def real(name: str, words: list[str], place: Path, seed: int, more: list[str]) -> dict[str, Any]:
+    """The search's best against the recipe's defaults, both trained anew and scored on the same episodes."""
+    words = [*words, f"run.seed={seed}"]
+    search = searched([*words, *more, f"tune.dir={place / 'search'}"], name)
+    tuned = distmeta.train(
+        load_config(Path(search["path"]) / "best.yaml", [f"run.dir={place / 'tuned'}"]), resume=True, show=True
+    )
+    plain = distmeta.train(load_config(name, [*words, f"run.dir={place / 'defaults'}"]), resume=True, show=True)
+    return {
+        "search": search,
+        "meta_test": {
+            "tuned": tuned.evaluation["meta_trained"],
+            "defaults": plain.evaluation["meta_trained"],
+            "baselines": {k: v for k, v in plain.evaluation.items() if k != "meta_trained"},
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=["builtin", "intents", "sentiment"])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--pretrained")
+    parser.add_argument("--run-dir", type=Path, default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("more", nargs="*", help="further overrides of the search, section.key=value")
+    given = parser.parse_args()
+    place = given.run_dir or Path("runs") / f"search-{given.name}-{given.seed}"
+    if given.name == "builtin":
+        result = builtin(place, given.seed)
+        environment = json.loads((place / "asha" / "environment.json").read_text())
+    else:
+        if given.data is None:
+            parser.error("--data is needed")
+        result = real(given.name, overrides(given.name, given.data, given.pretrained), place, given.seed, given.more)
+        environment = json.loads((place / "search" / "environment.json").read_text())
+    record = {
+        "command": " ".join(sys.argv),
+        "hardware": {key: environment[key] for key in ("platform", "cores")},
+        "versions": environment["versions"],
+        "seed": given.seed,
+        **result,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    name = "search.json" if given.name == "builtin" else f"search_{given.name}.json"
+    write_text(RESULTS / name, json.dumps(record, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -37,3 +37,12 @@ def shared_mb(suffix: str) -> dict[str, float]:
         "private": (kb["Private_Clean"] + kb["Private_Dirty"]) / 1024,
         "files": files["Rss"] / 1024, "files_proportional": files["Pss"] / 1024,
     }  # fmt: skip
+
+
+def file_of(address: int) -> str | None:
+    """The file (such as the object store's shared memory) that is mapped at an address of this process, if any."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(end, 16) for end in line.split()[0].split("-"))
+        if first <= address < last:
+            return " ".join(line.split()[5:]) or None
+    return None

@@ -140,7 +140,7 @@ def check_resumable(run_dir: Path, config: Config, store: Path) -> None:
     old = checkpoints.read_config(run_dir / "config.yaml")
     before, now = flatten(old.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
     for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key) and not any(key == r or key.startswith(r + ".") for r in RESUMABLE):
+        if before.get(key) != now.get(key) and not is_resumable(key):
             raise InputError(
                 f"--resume: {key} is {now.get(key)!r} but {run_dir} was run with {before.get(key)!r}; "
                 "continue with the same value, or begin another run"
@@ -151,6 +151,11 @@ def check_resumable(run_dir: Path, config: Config, store: Path) -> None:
             f"--resume: the data or its tokenizer is not what {run_dir} was run with (task store {store.name} instead "
             f"of {before_store.name}); bring the data back, or begin another run"
         )
+
+
+def is_resumable(key: str) -> bool:
+    moved = re.fullmatch(r"data\.sources\..+\.path", key)
+    return moved is not None or any(key == r or key.startswith(r + ".") for r in RESUMABLE)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

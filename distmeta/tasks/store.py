@@ -20,9 +20,12 @@ import os
 import shutil
 import tempfile
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ from numpy.typing import NDArray
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError
-from distmeta.tasks import reviews, splits, tokenizer
+from distmeta.tasks import mixture, reviews, splits, tokenizer
 from distmeta.tasks.readers import read_examples
 from distmeta.tasks.sources import Source, find_sources
 from distmeta.tasks.splits import SPLITS
@@ -63,6 +66,10 @@ class Groups:
     start: NDArray[np.int64]
     count: NDArray[np.int64]
 
+    @cached_property
+    def examples(self) -> int:
+        return int(self.count.sum())
+
 
 @dataclass(frozen=True)
 class TaskStore:
@@ -83,6 +90,7 @@ class TaskStore:
     label_ids: NDArray[np.int32] = field(repr=False)  # [rows]
     task_ids: NDArray[np.int32] = field(repr=False)  # [rows]; all 0 in family classes
     groups: dict[str, Groups] = field(repr=False)  # by split
+    sources: dict[str, dict[str, Groups]] = field(repr=False)  # by split and data source; {} without data.sources
     left_out: list[str] = field(repr=False)  # names that data.splits does not mention
     _texts: Any = field(repr=False)
 
@@ -119,12 +127,14 @@ def open_store(path: str | Path) -> TaskStore:
         columns = (groups.column(name).to_numpy()[mine] for name in ("id", "start", "count"))
         ids, start, count = (column.reshape(-1, meta["columns"]) for column in columns)
         by_split[word] = Groups(ids[:, 0], start, count)
+    labels, tasks = (names.column(role)[0].as_py() for role in ("labels", "tasks"))
+    named = tasks if meta["family"] == "domain" else labels
     return TaskStore(
         path=path,
         key=meta["key"],
         family=meta["family"],
-        labels=names.column("labels")[0].as_py(),
-        tasks=names.column("tasks")[0].as_py(),
+        labels=labels,
+        tasks=tasks,
         vocab_size=meta["vocab_size"],
         pad_id=meta["pad_id"],
         cls_id=meta["cls_id"],
@@ -135,6 +145,7 @@ def open_store(path: str | Path) -> TaskStore:
         label_ids=rows.column("label").to_numpy(),
         task_ids=rows.column("task").to_numpy(),
         groups=by_split,
+        sources={word: _by_source(groups, named, meta.get("sources", [])) for word, groups in by_split.items()},
         left_out=meta["left_out"],
         _texts=rows.column("text"),
     )
@@ -159,7 +170,7 @@ def build_store(
     only_test       without a split column and data.splits everything is meta-test; train may be empty
     Raises InputError for data that cannot be used; nothing is left behind then.
     """
-    sources = find_sources(data.path) if data.path is not None else None
+    sources = _sources(data)
     ready = _given_tokenizer(model, tokenizer_file)
     key = _key(data, task, model, sources, seed, ready, labels, only_test)
     root = cache_directory(data)
@@ -186,7 +197,37 @@ def cache_directory(data: DataConfig) -> Path:
     return Path(data.cache or os.environ.get("DISTMETA_CACHE") or "~/.cache/distmeta").expanduser()
 
 
+def _by_source(groups: Groups, names: list[str], sources: list[str]) -> dict[str, Groups]:
+    """Those of each source that has any: names begin with the source's, groups are sorted by name."""
+    out = {}
+    for source in sources:
+        names_of_it = _span(names, source)
+        first, last = np.searchsorted(groups.ids, [names_of_it.start, names_of_it.stop])
+        if first < last:
+            out[source] = Groups(groups.ids[first:last], groups.start[first:last], groups.count[first:last])
+    return out
+
+
+def _span(names: list[str], source: str) -> slice:
+    """Where the names of a data source are; all of them for ""."""
+    if not source:
+        return slice(0, len(names))
+    return slice(*(bisect_left(names, f"{source}{sign}") for sign in "/0"))  # 0 comes after /
+
+
 # --- building ---
+
+
+Sources = dict[str, tuple[DataConfig, list[Source]]]  # by name; "" for data.path
+
+
+def _sources(data: DataConfig) -> Sources:
+    """The data files, and how each source's are read; none: the built-in reviews."""
+    if data.sources is not None:
+        each = {name: data.of(name) for name in sorted(data.sources)}
+    else:
+        each = {"": data} if data.path is not None else {}
+    return {name: (own, find_sources(own.path)) for name, own in each.items() if own.path is not None}
 
 
 def _given_tokenizer(model: ModelConfig, file: Path | None) -> Any:
@@ -199,17 +240,23 @@ def _key(
     data: DataConfig,
     task: TaskConfig,
     model: ModelConfig,
-    sources: list[Source] | None,
+    sources: Sources,
     seed: int,
     ready: Any,
     labels: list[str] | None,
     only_test: bool,
 ) -> str:
+
+    def of(own: DataConfig, files: list[Source]) -> dict[str, Any]:
+        return {
+            "content": [file.digest() for file in files] if sources else ["reviews", reviews.VERSION, seed],
+            "columns": [own.text, own.label, own.task, own.split],
+            "splits": splits.read_lists(own.splits) if own.splits is not None else list(own.fractions),
+        }
+
     facts = {
         "format": FORMAT,
-        "content": [source.digest() for source in sources] if sources else ["reviews", reviews.VERSION, seed],
-        "columns": [data.text, data.label, data.task, data.split],
-        "splits": splits.read_lists(data.splits) if data.splits is not None else list(data.fractions),
+        **({"sources": {n: of(*s) for n, s in sources.items()}} if data.sources else of(*sources.get("", (data, [])))),
         "tokenizer": tokenizer.fingerprint(ready) if ready else [model.tokenizer, model.vocab_size],
         "max_tokens": model.max_tokens,
         "family": [task.family, task.ways],
@@ -219,9 +266,16 @@ def _key(
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-def _batches(sources: list[Source] | None, data: DataConfig, family: str, seed: int) -> Iterator[Any]:
-    if sources is not None:
-        return read_examples(sources, data, family)
+def _batches(sources: Sources, data: DataConfig, family: str, seed: int) -> Iterator[Any]:
+    if data.sources is not None:
+        role = "task" if family == "domain" else "label"
+        each = (
+            mixture.named_batches(read_examples(files, own, family), n, role) for n, (own, files) in sources.items()
+        )
+        return chain.from_iterable(each)
+    if sources:
+        own, files = sources[""]
+        return read_examples(files, own, family)
     columns = [
         "text",
         "label",
@@ -321,7 +375,7 @@ def _write(
         "key": key, "family": task.family, "columns": width, "rows": len(order),
         "vocab_size": special.vocab_size, "pad_id": special.pad, "cls_id": special.cls, "sep_id": special.sep,
         "max_tokens": model.max_tokens, "left_out": [n for n, s in zip(names, split, strict=True) if s < 0],
-        "source": data.path or "built-in reviews",
+        "source": data.path or "built-in reviews", "sources": sorted(data.sources or []),
     }  # fmt: skip
     (work / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
 
@@ -336,19 +390,23 @@ def _assign(
     task: TaskConfig,
     only_test: bool,
 ) -> NDArray[np.int8]:
-    if data.splits is not None:
-        out = splits.split_by_lists(names, splits.read_lists(data.splits), what)
-    elif "split" in spool.codes:
-        words = spool.names["split"]
-        met = np.zeros((len(names), len(words)), bool)
-        for part in parts_of(spool.rows):
-            met[name_of[spool.codes[role][part]], spool.codes["split"][part]] = True
-        pairs = ((name, words[word]) for name, word in np.argwhere(met).tolist())
-        out = splits.split_by_column(names, pairs, what, data.split)
-    elif only_test:
-        out = np.full(len(names), 2, np.int8)
-    else:
-        out = splits.split_by_hash(names, data.fractions, 1 if what == "task" else task.ways or 5)
+    words = spool.names.get("split", [])
+    met = np.zeros((len(names), len(words)), bool)
+    for part in parts_of(spool.rows if words else 0):
+        met[name_of[spool.codes[role][part]], spool.codes["split"][part]] = True
+    out = np.empty(len(names), np.int8)
+    for source in sorted(data.sources) if data.sources is not None else [""]:
+        mine, own = _span(names, source), data.of(source) if source else data
+        short = [name[len(source) + 1 :] for name in names[mine]] if source else names
+        pairs = [(name, words[word]) for name, word in np.argwhere(met[mine]).tolist() if words[word]]
+        if own.splits is not None:
+            out[mine] = splits.split_by_lists(short, splits.read_lists(own.splits), what)
+        elif pairs:
+            out[mine] = splits.split_by_column(short, pairs, what, own.split)
+        elif only_test:
+            out[mine] = 2
+        else:
+            out[mine] = splits.split_by_hash(short, own.fractions, 1 if what == "task" else task.ways or 5)
     splits.check_not_empty(out, what, (2,) if only_test else (0, 2))
     return out
 

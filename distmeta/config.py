@@ -198,7 +198,11 @@ class OuterConfig(Section):
 
 
 class SamplingConfig(Section):
-    actors: int = Field(2, ge=0, description="sampler actors; 0: episodes are made in the learner's process")
+    actors: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        2,
+        description="sampler actors; 0: episodes are made in the learner's process; auto: one a node, and as many more "
+        "as keep the learners from waiting, by the first meta-steps",
+    )
     window: int = Field(32, ge=1, description="most episodes asked for and not yet used, per learner rank")
     timeout_s: float = Field(120, gt=0, description="longest wait for one group of episodes")
 

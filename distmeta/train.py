@@ -215,7 +215,7 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
-        workers, samplers = config.cluster.most, config.sampling.actors
+        workers, samplers = config.cluster.most, 4 if config.sampling.actors == "auto" else config.sampling.actors
         need = workers * config.cluster.cpus_per_worker + samplers * config.cluster.cpus_per_sampler
         ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(need + 1)), include_dashboard=False, **quiet)
     else:
@@ -246,14 +246,16 @@ def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster) -
 
     c = config.cluster
     gpus = c.gpus_per_worker if c.gpus_per_worker is not None else float(cluster.gpus >= c.fewest)
-    need = {"CPU": c.fewest * c.cpus_per_worker + config.sampling.actors * c.cpus_per_sampler, "GPU": c.fewest * gpus}
+    actors = config.sampling.actors
+    actors = sum(node["Alive"] for node in ray.nodes()) if actors == "auto" else actors  # one a node, to begin with
+    need = {"CPU": c.fewest * c.cpus_per_worker + actors * c.cpus_per_sampler, "GPU": c.fewest * gpus}
     for kind, amount, there in (("CPU", need["CPU"], cluster.cpus), ("GPU", need["GPU"], cluster.gpus)):
         if amount > there:
             raise InputError(
                 f"cluster.workers = {c.shown} and sampling.actors = {config.sampling.actors} need {amount:g} {kind}, "
                 f"the cluster has {there:g}; ask for less, or add nodes"
             )
-    samplers = start_samplers(store, config.task, config.run.seed, config.sampling.actors, c.cpus_per_sampler)
+    samplers = start_samplers(store, config.task, config.run.seed, actors, c.cpus_per_sampler)
     error_file = run_dir / "error.json"
     error_file.unlink(missing_ok=True)
     bundle = {"CPU": c.cpus_per_worker} | ({"GPU": gpus} if gpus else {})

@@ -52,8 +52,10 @@ def front_matter(trained: Trained, described: dict[str, Any]) -> str:
 
 def data_name(trained: Trained) -> str:
     """The data by the last part of its path: a card says no more of the machine that it was written on."""
-    path = trained.config.data.path
-    paths = [path] if isinstance(path, str) else path
+    data = trained.config.data
+    if data.sources is not None:
+        return ", ".join(sorted(data.sources))
+    paths = [data.path] if isinstance(data.path, str) else data.path
     return ", ".join(Path(p).name for p in paths) if paths else "built-in product reviews"
 
 

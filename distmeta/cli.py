@@ -247,6 +247,31 @@ def inner(
     Console().print(table(result), *sentences(result), sep="\n")
 
 
+@bench.command()
+def sampling(
+    source: Source = None,
+    seconds: Annotated[float, typer.Option(help="of each measurement")] = 2.0,
+    out: Annotated[Path | None, typer.Option(help="file for the JSON document")] = None,
+    as_json: Json = False,
+) -> None:
+    """Episodes a second and core, padding, the object store's hop: of a recipe, or of 5-way 5-shot 64-token texts."""
+    from distmeta.bench.measure import write_json
+    from distmeta.bench.sampling import bench_sampling, sentence, table
+    from distmeta.config import load_config
+
+    name, overrides = split_source(source)
+    config = load_config(name, overrides) if source else None
+    result = bench_sampling(config, seconds, say=_note)
+    if out is not None:
+        write_json(out, result)
+    if as_json:
+        print(json.dumps(result))
+        return
+    from rich.console import Console
+
+    Console().print(table(result), sentence(result), sep="\n")
+
+
 Address = Annotated[
     str,
     typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="the cluster's dashboard, http://HEAD:8265"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -52,10 +52,25 @@ class ModelConfig(Section):
     lora_targets: str = Field("auto", description="regular expression of linear module names; auto: query and value")
 
 
+class SourceConfig(Section):
+    """One of several data sources. What is not given is as in the section data."""
+
+    path: str | list[str]
+    text: str | None = None
+    label: str | None = None
+    task: str | None = None
+    split: str | None = None
+    splits: dict[str, list[str]] | str | None = None
+    fractions: tuple[float, float, float] | None = None
+
+
 class DataConfig(Section):
-    """Where the tasks are read from. Without a path: the built-in product reviews."""
+    """Where the tasks are read from. Without a path and sources: the built-in product reviews."""
 
     path: str | list[str] | None = Field(None, description="files, directories or globs, local or a filesystem URI")
+    sources: dict[str, SourceConfig] | None = Field(
+        None, description="several data sources by name, instead of `path`; task.mixture says how they are mixed"
+    )
     text: str = "text"
     label: str = "label"
     task: str = Field("task", description="column that names the task (family domain)")
@@ -78,6 +93,27 @@ class DataConfig(Section):
             return given
         return {k: v for k, v in given.items() if k not in cls.model_fields or v != cls.model_fields[k].default}
 
+    @model_validator(mode="after")
+    def _one_or_several(self) -> DataConfig:
+        if self.sources is not None:
+            if self.path is not None or self.splits is not None:
+                key = "path" if self.path is not None else "splits"
+                raise ValueError(f"data.{key} and data.sources: give each source its own {key} instead")
+            for name in self.sources:
+                if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                    raise ValueError(f"data.sources: the name {name!r} may hold letters, digits and . _ - only")
+                self.of(name)
+            if not self.sources:
+                raise ValueError("data.sources is empty: name at least one source, or give data.path")
+        return self
+
+    def of(self, name: str) -> DataConfig:
+        """Source `name` alone: its own keys over those of this section."""
+        assert self.sources is not None
+        own = self.sources[name].model_dump(exclude_none=True)
+        shared = {key: getattr(self, key) for key in self.model_fields_set - {"sources"}}
+        return DataConfig(**{**shared, **own})
+
     @field_validator("fractions")
     @classmethod
     def _sums_to_one(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -96,6 +132,12 @@ class TaskConfig(Section):
     shots: int = Field(5, ge=1, description="support examples of each class")
     queries: int = Field(10, ge=1, description="query examples of each class")
     permute_labels: bool = Field(False, description="family domain: a new order of the label ids in each episode")
+    mixture: Literal["uniform", "proportional", "temperature"] | dict[str, Annotated[float, Field(ge=0)]] = Field(
+        "uniform",
+        description="how often an episode is of each of data.sources: equally, by their examples, by the 1/temperature "
+        "power of these, or weights by name",
+    )
+    temperature: float = Field(1.0, gt=0, description="of mixture temperature; 1: proportional, larger: more equal")
 
 
 class InnerConfig(Section):
@@ -158,7 +200,11 @@ class OuterConfig(Section):
 
 
 class SamplingConfig(Section):
-    actors: int = Field(2, ge=0, description="sampler actors; 0: episodes are made in the learner's process")
+    actors: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        2,
+        description="sampler actors; 0: episodes are made in the learner's process; auto: one a node, and as many more "
+        "as keep the learners from waiting, by the first meta-steps",
+    )
     window: int = Field(32, ge=1, description="most episodes asked for and not yet used, per learner rank")
     timeout_s: float = Field(120, gt=0, description="longest wait for one group of episodes")
 
@@ -366,6 +412,10 @@ class Config(Section):
             )
         if self.task.family == "domain" and self.task.ways is not None:
             raise ValueError("task.ways belongs to task.family=classes; a domain episode has all labels")
+        if self.task.mixture != "uniform" and self.data.sources is None:
+            raise ValueError("task.mixture needs several data.sources; without them there is nothing to mix")
+        if self.task.temperature != 1.0 and self.task.mixture != "temperature":
+            raise ValueError("task.temperature belongs to task.mixture=temperature")
         return self
 
     def _fits_a_group(self) -> None:
@@ -484,6 +534,13 @@ def _one_line(error: ValidationError) -> str:
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
     model: Any = Config
     for part in location[:-1]:
-        annotation = model.model_fields[part].annotation
-        model = next((a for a in (annotation, *get_args(annotation)) if hasattr(a, "model_fields")), None)
-    return list(model.model_fields) if model else []
+        if part in model.model_fields:  # else the name of a source, whose keys are those of all sources
+            model = _section_of(model.model_fields[part].annotation)
+    return list(model.model_fields)
+
+
+def _section_of(annotation: Any) -> Any:
+    """The section within a type such as dict[str, Section] | None."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    return next((found for a in get_args(annotation) if (found := _section_of(a)) is not None), None)

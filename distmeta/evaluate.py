@@ -367,7 +367,9 @@ def evaluate(
     config = saved.config.model_copy(update={"eval": saved.config.eval.model_copy(update=changes)})
     if data is not None:
         path = data if isinstance(data, str) else list(data)
-        config = config.model_copy(update={"data": config.data.model_copy(update={"path": path, "splits": None})})
+        config = config.model_copy(
+            update={"data": config.data.model_copy(update={"path": path, "splits": None, "sources": None})}
+        )
     store = _store_of(saved, config, only_test=data is not None)
     if split not in store.groups or len(store.groups[split].ids) == 0:
         there = [name for name, groups in store.groups.items() if len(groups.ids)]

@@ -143,7 +143,7 @@ def check_resumable(run_dir: Path, config: Config, store: Path) -> None:
     old = checkpoints.read_config(run_dir / "config.yaml")
     before, now = flatten(old.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
     for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key) and not any(key == r or key.startswith(r + ".") for r in RESUMABLE):
+        if before.get(key) != now.get(key) and not is_resumable(key):
             raise InputError(
                 f"--resume: {key} is {now.get(key)!r} but {run_dir} was run with {before.get(key)!r}; "
                 "continue with the same value, or begin another run"
@@ -154,6 +154,11 @@ def check_resumable(run_dir: Path, config: Config, store: Path) -> None:
             f"--resume: the data or its tokenizer is not what {run_dir} was run with (task store {store.name} instead "
             f"of {before_store.name}); bring the data back, or begin another run"
         )
+
+
+def is_resumable(key: str) -> bool:
+    moved = re.fullmatch(r"data\.sources\..+\.path", key)
+    return moved is not None or any(key == r or key.startswith(r + ".") for r in RESUMABLE)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -213,7 +218,7 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
-        workers, samplers = config.cluster.most, config.sampling.actors
+        workers, samplers = config.cluster.most, 4 if config.sampling.actors == "auto" else config.sampling.actors
         need = workers * config.cluster.cpus_per_worker + samplers * config.cluster.cpus_per_sampler
         ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(need + 1)), include_dashboard=False, **quiet)
     else:
@@ -240,7 +245,8 @@ def check_room(config: Config, cluster: Cluster) -> float:
     """The GPUs of a rank. Raises InputError when the cluster is too small for the group and its samplers."""
     c = config.cluster
     gpus = c.gpus_per_worker if c.gpus_per_worker is not None else float(cluster.gpus >= c.fewest)
-    need = {"CPU": c.fewest * c.cpus_per_worker + config.sampling.actors * c.cpus_per_sampler, "GPU": c.fewest * gpus}
+    samplers = first_actors(config) * c.cpus_per_sampler
+    need = {"CPU": c.fewest * c.cpus_per_worker + samplers, "GPU": c.fewest * gpus}
     for kind, amount, there in (("CPU", need["CPU"], cluster.cpus), ("GPU", need["GPU"], cluster.gpus)):
         if amount > there:
             raise InputError(
@@ -248,6 +254,14 @@ def check_room(config: Config, cluster: Cluster) -> float:
                 f"the cluster has {there:g}; ask for less, or add nodes"
             )
     return gpus
+
+
+def first_actors(config: Config) -> int:
+    """How many samplers a run starts with: as it says, or under `auto` one a node; more come once rates are known."""
+    import ray
+
+    actors = config.sampling.actors
+    return sum(node["Alive"] for node in ray.nodes()) if actors == "auto" else actors
 
 
 def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster) -> None:
@@ -261,7 +275,8 @@ def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster) -
 
     c = config.cluster
     gpus = check_room(config, cluster)
-    samplers = start_samplers(store, config.task, config.run.seed, config.sampling.actors, c.cpus_per_sampler)
+    actors = first_actors(config)
+    samplers = start_samplers(store, config.task, config.run.seed, actors, c.cpus_per_sampler)
     error_file = run_dir / "error.json"
     error_file.unlink(missing_ok=True)
     bundle = {"CPU": c.cpus_per_worker} | ({"GPU": gpus} if gpus else {})

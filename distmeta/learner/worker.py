@@ -39,7 +39,7 @@ from distmeta.evaluate import (
 from distmeta.inner import Diverged, InnerLoop, MetaGradient
 from distmeta.learner.elastic import GROW, PAUSED, PLACEMENT
 from distmeta.learner.engine import MetaEngine, outer_lr
-from distmeta.learner.gauges import start_gauges
+from distmeta.learner.flow import MEASURED, Gauges, more_samplers
 from distmeta.learner.group import GroupEngine, group_gradients, mean_rate_in_group, score_in_group
 from distmeta.learner.saver import Saver
 from distmeta.models.backbone import set_attention
@@ -49,6 +49,7 @@ from distmeta.models.prefix import StateCache, fixed_prefix, has_prefix, is_froz
 from distmeta.models.sharding import all_together, persistence_threshold, shard_frozen
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.sampling.episode import Episode, sample_episode
+from distmeta.sampling.flow import seconds_per_episode
 from distmeta.sampling.sampler import Sampler
 from distmeta.sampling.window import EpisodeWindow
 from distmeta.tasks.store import TaskStore, open_store
@@ -122,14 +123,16 @@ def learn(
     engine, step, tasks_seen, stopped, last = start(config, run_dir, model, device, say)
     cache = state_cache(model, config, store)
     journal = Journal(run_dir, step, last) if rank == 0 else None
-    show = start_gauges(config.run.name) if rank == 0 else None
     mine = episodes_of_rank(config, config.outer.meta_batch_size, rank, world)
     window = EpisodeWindow(
         ([t * config.outer.meta_batch_size + j for j in mine] for t in range(step, config.outer.steps)),
         samplers[rank:] + samplers[:rank] or Sampler(store, config.task, config.run.seed).sample,
         split="train", window=config.sampling.window, timeout_s=config.sampling.timeout_s,
     )  # fmt: skip
-    meta, paused = engine.snapshot(), False
+    meta, paused, gauges = engine.snapshot(), False, Gauges(config, rank)
+    auto = config.sampling.actors == "auto" and bool(samplers)
+    make_s = seconds_per_episode(samplers[rank % len(samplers)], config.sampling.timeout_s) if auto else 0.0
+    busy: list[float] = []  # seconds of the first meta-steps, where the number of samplers is chosen
     with Saver(run_dir, config.run.keep, rank, world, config.run.timeout_s) as saver:
         for episodes, wait_s in window if not stopped else ():
             step += 1
@@ -184,10 +187,17 @@ def learn(
                 report(shown | record.get("validation", {}))
                 paused = config.cluster.is_elastic and is_asked_to_pause(run_dir, rank) and step < config.outer.steps
             seconds["checkpoint_s"] = time.perf_counter() - began
+            gauges.set(seconds, window.in_flight, record["outer_loss"])
+            if auto and len(busy) < MEASURED[1]:
+                busy.append(inner_s + peers_s + aggregate_s)
+                if len(busy) == MEASURED[1]:
+                    steps = busy[MEASURED[0] - 1 :]
+                    of_ranks = all_sum([make_s, sum(steps) / len(steps)])
+                    window.add(gather(more_samplers(
+                        config, store_path, len(samplers), of_ranks[0] / world, of_ranks[1] / world, rank, say
+                    )))  # fmt: skip
             if journal:
                 journal.write({**record, **seconds})
-            if show:
-                show({**record, **seconds, "in_flight": window.in_flight, "tasks": total})
             if stopped or paused:
                 break
     if paused and not stopped:  # the checkpoint is on the disk; a group of another size goes on from it

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from distmeta.sampling.episode import Rows
 
-# One more micro-batch costs about as much as this many tokens: the fixed price of forward and backward.
+# One more micro-batch costs about as much as this many tokens, the fixed price of forward and backward: in a very
+# small model. It is less the larger the model, so that a part may save only a quarter while there is much padding.
 PART_OVERHEAD = 256
+MUCH_PADDING = 0.15  # of all tokens
 MOST_CUTS = 32
 
 
@@ -43,7 +45,7 @@ def collate(
     store_rows = np.take_along_axis(np.stack([r.rows for r in rows]), order, 1)
     longest = -(-lengths.max(0) // multiple) * multiple
     parts = []
-    for first, last in _limited(_cuts(longest, len(rows), buckets), longest * len(rows), part_tokens):
+    for first, last in _limited(_cuts(longest, len(rows), buckets, len(tokens)), longest * len(rows), part_tokens):
         place = np.arange(longest[last - 1])
         mask = place < lengths[:, first:last, None]
         ids = tokens[np.where(mask, start[:, first:last, None] + place, 0)]
@@ -58,8 +60,8 @@ def collate(
     return parts
 
 
-def _cuts(longest: NDArray[np.int64], tasks: int, buckets: int) -> list[tuple[int, int]]:
-    """Where to cut n rows, of ascending lengths `longest`, so that the padded tokens are fewest.
+def _cuts(longest: NDArray[np.int64], tasks: int, buckets: int, real: int) -> list[tuple[int, int]]:
+    """Where to cut n rows, of ascending lengths `longest`, so that the padded tokens are fewest; `real` are none.
 
     Dynamic programming over the places where the length changes (at most MOST_CUTS of them): with one more
     part at a time, until a part saves less than it costs (buckets = 0) or there are `buckets` of them.
@@ -81,7 +83,9 @@ def _cuts(longest: NDArray[np.int64], tasks: int, buckets: int) -> list[tuple[in
         came = through.argmin(0)
         reached = through[came, np.arange(len(edges))]
         saved = best[-1][-1] - reached[-1]
-        if saved <= 0 or (buckets == 0 and saved <= PART_OVERHEAD):
+        padded = best[-1][-1]
+        costs = PART_OVERHEAD // 4 if padded - real > MUCH_PADDING * padded else PART_OVERHEAD
+        if saved <= 0 or (buckets == 0 and saved <= costs):
             break
         best.append(reached)
         back.append(came)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from distmeta.config import TaskConfig
 from distmeta.tasks.draws import Draws
 from distmeta.tasks.families import FAMILIES
+from distmeta.tasks.mixture import drawn_groups
 from distmeta.tasks.splits import SPLITS
 from distmeta.tasks.spool import gather
 from distmeta.tasks.store import TaskStore
@@ -40,7 +41,7 @@ def sample_episode(store: TaskStore, task: TaskConfig, seed: int, split: str, in
     The data must have passed `check_feasible`.
     """
     draws = Draws(seed, SPLITS.index(split), index)
-    choice = FAMILIES[task.family](store, store.groups[split], task, draws)
+    choice = FAMILIES[task.family](store, drawn_groups(store, task, split, draws), task, draws)
     ways = len(choice.label_names)
     labels = np.repeat(np.arange(ways), task.shots + task.queries).reshape(choice.rows.shape)
     # Support, then query, each in a random order.

@@ -44,6 +44,6 @@ def start_samplers(
     import ray
 
     remote = ray.remote(Sampler).options(  # type: ignore[attr-defined]
-        num_cpus=cpus, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD", **options
+        num_cpus=cpus, num_gpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD", **options
     )
     return [remote.remote(str(store_path), task, seed) for _ in range(actors)]

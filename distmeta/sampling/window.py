@@ -83,11 +83,15 @@ class EpisodeWindow:
             yield group, waited
             self._ask()
 
+    def add(self, samplers: Sequence[Any]) -> None:
+        """Further sampler actors, which take their turn from the next group on."""
+        self._samplers = [*self._samplers, *samplers]
+
     def _cut(self, groups: Iterable[Sequence[int]]) -> Iterator[_Piece]:
         """Groups in pieces, so that every sampler has a part in a group and the window holds one of each."""
-        samplers = max(len(self._samplers), 1)
         turn = 0
         for group in groups:
+            samplers = max(len(self._samplers), 1)
             size = max(1, min(-(-len(group) // samplers), self.window // samplers))
             for at in range(0, max(len(group), 1), size):  # a group may be empty
                 yield _Piece(list(group[at : at + size]), at + size >= len(group), turn % samplers)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from distmeta.config import TaskConfig
 from distmeta.errors import InputError
 from distmeta.tasks.draws import Draws
+from distmeta.tasks.mixture import check_mixture
 from distmeta.tasks.splits import SPLITS
 from distmeta.tasks.store import Groups, TaskStore
 
@@ -65,14 +66,16 @@ def check_feasible(store: TaskStore, task: TaskConfig, splits: Sequence[str] = S
     if store.family != task.family:
         raise InputError(f"{store.path}: was built for task.family={store.family}, not {task.family}")
     need = task.shots + task.queries
-    for split in splits:
-        groups = store.groups[split]
+    check_mixture(store, task, splits)
+    each = {split: store.sources[split] or {"": store.groups[split]} for split in splits}
+    for split, source, groups in ((split, *item) for split, found in each.items() for item in found.items()):
         if len(groups.ids) == 0:
             continue
         if task.family == "classes" and ways_of(store, task) > len(groups.ids):
+            where = f"split '{split}'" + (f" in the source '{source}'" if source else "")
             raise InputError(
-                f"task.ways={ways_of(store, task)} is more than the {len(groups.ids)} classes of the split "
-                f"'{split}'; lower task.ways, or give this split more classes (data.splits, data.fractions)"
+                f"task.ways={ways_of(store, task)} is more than the {len(groups.ids)} classes of the {where}; "
+                "lower task.ways, or give this split more classes (data.splits, data.fractions)"
             )
         short = np.argwhere(groups.count < need)
         if len(short):

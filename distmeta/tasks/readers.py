@@ -179,7 +179,8 @@ def _read_csv(source: Source, choose: Choose) -> Batches:
 def _read_parquet(source: Source, choose: Choose) -> Batches:
     try:
         with source.filesystem.open_input_file(source.path) as stream:
-            file = pq.ParquetFile(stream)
+            # Not pre-buffered: that keeps what was read until the end of the file.
+            file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
             columns = choose(file.schema_arrow.names)
             only = list(dict.fromkeys(columns.values()))
             names = _class_names(file.schema_arrow, columns["label"])

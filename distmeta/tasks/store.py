@@ -7,8 +7,9 @@ side.
 
 The key is made of the content of the files, the tokenizer and whatever else decides what is written. A
 store is built in a directory of its own and moved into place whole, so that two processes may build the
-same one at once. Nothing here keeps a Python object per row: one pass over the files spools text and codes
-to flat files, a sort of the codes gives the order, a second pass gathers, tokenises and writes.
+same one at once. Nothing here keeps a Python object per row, and memory grows with the tasks, not the rows: one
+pass over the files spools text and codes to flat files, a counting sort of the codes gives the order, a second pass
+gathers, tokenises and writes.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ import os
 import shutil
 import tempfile
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +35,23 @@ from numpy.typing import NDArray
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError
-from distmeta.tasks import reviews, splits, tokenizer
+from distmeta.tasks import mixture, reviews, splits, tokenizer
 from distmeta.tasks.readers import read_examples
 from distmeta.tasks.sources import Source, find_sources
 from distmeta.tasks.splits import SPLITS
 from distmeta.tasks.spool import (
     Progress,
     Spool,
-    ends_of,
     gather,
-    ordered_codes,
+    ordered_names,
+    parts_of,
+    sort_by_cell,
     spool_examples,
     spooled_texts,
 )
 
 VOCABULARY_ROWS = 1_000_000
+SORTED = ("text", "text_ends", "tokens", "token_ends", "label", "task")
 FORMAT = 2  # part of every key: a change of what is written makes new stores
 
 
@@ -58,6 +65,10 @@ class Groups:
     ids: NDArray[np.int32]
     start: NDArray[np.int64]
     count: NDArray[np.int64]
+
+    @cached_property
+    def examples(self) -> int:
+        return int(self.count.sum())
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,7 @@ class TaskStore:
     label_ids: NDArray[np.int32] = field(repr=False)  # [rows]
     task_ids: NDArray[np.int32] = field(repr=False)  # [rows]; all 0 in family classes
     groups: dict[str, Groups] = field(repr=False)  # by split
+    sources: dict[str, dict[str, Groups]] = field(repr=False)  # by split and data source; {} without data.sources
     left_out: list[str] = field(repr=False)  # names that data.splits does not mention
     _texts: Any = field(repr=False)
 
@@ -115,12 +127,14 @@ def open_store(path: str | Path) -> TaskStore:
         columns = (groups.column(name).to_numpy()[mine] for name in ("id", "start", "count"))
         ids, start, count = (column.reshape(-1, meta["columns"]) for column in columns)
         by_split[word] = Groups(ids[:, 0], start, count)
+    labels, tasks = (names.column(role)[0].as_py() for role in ("labels", "tasks"))
+    named = tasks if meta["family"] == "domain" else labels
     return TaskStore(
         path=path,
         key=meta["key"],
         family=meta["family"],
-        labels=names.column("labels")[0].as_py(),
-        tasks=names.column("tasks")[0].as_py(),
+        labels=labels,
+        tasks=tasks,
         vocab_size=meta["vocab_size"],
         pad_id=meta["pad_id"],
         cls_id=meta["cls_id"],
@@ -131,6 +145,7 @@ def open_store(path: str | Path) -> TaskStore:
         label_ids=rows.column("label").to_numpy(),
         task_ids=rows.column("task").to_numpy(),
         groups=by_split,
+        sources={word: _by_source(groups, named, meta.get("sources", [])) for word, groups in by_split.items()},
         left_out=meta["left_out"],
         _texts=rows.column("text"),
     )
@@ -155,7 +170,7 @@ def build_store(
     only_test       without a split column and data.splits everything is meta-test; train may be empty
     Raises InputError for data that cannot be used; nothing is left behind then.
     """
-    sources = find_sources(data.path) if data.path is not None else None
+    sources = _sources(data)
     ready = _given_tokenizer(model, tokenizer_file)
     key = _key(data, task, model, sources, seed, ready, labels, only_test)
     root = cache_directory(data)
@@ -182,7 +197,37 @@ def cache_directory(data: DataConfig) -> Path:
     return Path(data.cache or os.environ.get("DISTMETA_CACHE") or "~/.cache/distmeta").expanduser()
 
 
+def _by_source(groups: Groups, names: list[str], sources: list[str]) -> dict[str, Groups]:
+    """Those of each source that has any: names begin with the source's, groups are sorted by name."""
+    out = {}
+    for source in sources:
+        names_of_it = _span(names, source)
+        first, last = np.searchsorted(groups.ids, [names_of_it.start, names_of_it.stop])
+        if first < last:
+            out[source] = Groups(groups.ids[first:last], groups.start[first:last], groups.count[first:last])
+    return out
+
+
+def _span(names: list[str], source: str) -> slice:
+    """Where the names of a data source are; all of them for ""."""
+    if not source:
+        return slice(0, len(names))
+    return slice(*(bisect_left(names, f"{source}{sign}") for sign in "/0"))  # 0 comes after /
+
+
 # --- building ---
+
+
+Sources = dict[str, tuple[DataConfig, list[Source]]]  # by name; "" for data.path
+
+
+def _sources(data: DataConfig) -> Sources:
+    """The data files, and how each source's are read; none: the built-in reviews."""
+    if data.sources is not None:
+        each = {name: data.of(name) for name in sorted(data.sources)}
+    else:
+        each = {"": data} if data.path is not None else {}
+    return {name: (own, find_sources(own.path)) for name, own in each.items() if own.path is not None}
 
 
 def _given_tokenizer(model: ModelConfig, file: Path | None) -> Any:
@@ -195,17 +240,23 @@ def _key(
     data: DataConfig,
     task: TaskConfig,
     model: ModelConfig,
-    sources: list[Source] | None,
+    sources: Sources,
     seed: int,
     ready: Any,
     labels: list[str] | None,
     only_test: bool,
 ) -> str:
+
+    def of(own: DataConfig, files: list[Source]) -> dict[str, Any]:
+        return {
+            "content": [file.digest() for file in files] if sources else ["reviews", reviews.VERSION, seed],
+            "columns": [own.text, own.label, own.task, own.split],
+            "splits": splits.read_lists(own.splits) if own.splits is not None else list(own.fractions),
+        }
+
     facts = {
         "format": FORMAT,
-        "content": [source.digest() for source in sources] if sources else ["reviews", reviews.VERSION, seed],
-        "columns": [data.text, data.label, data.task, data.split],
-        "splits": splits.read_lists(data.splits) if data.splits is not None else list(data.fractions),
+        **({"sources": {n: of(*s) for n, s in sources.items()}} if data.sources else of(*sources.get("", (data, [])))),
         "tokenizer": tokenizer.fingerprint(ready) if ready else [model.tokenizer, model.vocab_size],
         "max_tokens": model.max_tokens,
         "family": [task.family, task.ways],
@@ -215,9 +266,16 @@ def _key(
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-def _batches(sources: list[Source] | None, data: DataConfig, family: str, seed: int) -> Iterator[Any]:
-    if sources is not None:
-        return read_examples(sources, data, family)
+def _batches(sources: Sources, data: DataConfig, family: str, seed: int) -> Iterator[Any]:
+    if data.sources is not None:
+        role = "task" if family == "domain" else "label"
+        each = (
+            mixture.named_batches(read_examples(files, own, family), n, role) for n, (own, files) in sources.items()
+        )
+        return chain.from_iterable(each)
+    if sources:
+        own, files = sources[""]
+        return read_examples(files, own, family)
     columns = [
         "text",
         "label",
@@ -240,117 +298,117 @@ def _write(
     progress: Progress | None,
 ) -> None:
     domain = task.family == "domain"
-    label_names, label = ordered_codes(spool, "label", labels if domain else None)
-    task_names, tasks = ordered_codes(spool, "task") if domain else ([], np.zeros_like(label))
-    names, name_of_row, what = (task_names, tasks, "task") if domain else (label_names, label, "class")
-    split = _assign(names, name_of_row, what, spool, data, task, only_test)
+    label_names, label_of = ordered_names(spool, "label", labels if domain else None)
+    task_names, task_of = ordered_names(spool, "task") if domain else ([], label_of)
+    names, role, what = (task_names, "task", "task") if domain else (label_names, "label", "class")
+    split = _assign(names, task_of, role, what, spool, data, task, only_test)
+    width = len(label_names) if domain else 1
+    ids = np.argsort(split, kind="stable").astype(np.int32)  # by split, then by name; without those left out
+    ids = ids[split[ids] >= 0]
+    place = np.full(len(split), -1, np.int32)
+    place[ids] = np.arange(len(ids), dtype=np.int32)
 
-    split_of_row = split[name_of_row]
-    order = np.lexsort((label, tasks, split_of_row))
-    order = order[np.searchsorted(split_of_row[order], 0) :]  # without the rows that are left out
-    label, tasks, split_of_row = label[order], tasks[order], split_of_row[order]
+    # A cell is a group of rows that lie side by side: (split, task, label) in family domain, (split, class) in classes.
+    cells = np.memmap(work / "cells.spool", np.int32, "w+", shape=spool.rows)
+    count = np.zeros(len(ids) * width, np.int64)
+    for part in parts_of(spool.rows):
+        at = place[task_of[spool.codes[role][part]]]
+        cell = at * width + label_of[spool.codes["label"][part]] if domain else at
+        cells[part] = np.where(at < 0, -1, cell)
+        count += np.bincount(cells[part][at >= 0], minlength=len(count))
+    order = np.memmap(work / "order.spool", np.int64, "w+", shape=int(count.sum()))
+    sort_by_cell(cells, count, order)
 
     if ready is None:
-        train = order[split_of_row == 0] if np.any(split == 0) else order
+        in_train = int(count[: np.sum(split[ids] == 0) * width].sum())
+        train = order[: in_train or len(order)]
         # The vocabulary comes from meta-train text alone, evenly spaced if there is very much of it.
         train = train[:: -(-len(train) // VOCABULARY_ROWS)]
         texts = (text for batch in spooled_texts(spool, train) for text in batch)
         ready = tokenizer.train_tokenizer(texts, model.tokenizer, model.vocab_size)
     special = tokenizer.special_ids(ready)
 
-    lengths = []
-    done = 0
-    with open(work / "tokens.spool", "wb") as token_file, open(work / "sorted.spool", "wb") as text_file:
+    with ExitStack() as stack:
+        files = {n: stack.enter_context(open(work / f"{n}.sorted", "wb")) for n in SORTED}
+        for name in ("token_ends", "text_ends"):
+            np.zeros(1, np.int64).tofile(files[name])
+        done = tokens = characters = 0
         for flat, sizes in tokenizer.encode(ready, spooled_texts(spool, order), model.max_tokens):
+            rows = order[done : done + len(sizes)]
+            text, text_ends = gather(spool.text, spool.offsets, rows)
             if not sizes.all():
-                row = order[done + int(np.argmin(sizes))]
-                text = gather(spool.text, spool.offsets, np.array([row]))[0].tobytes().decode()
-                raise InputError(f"the tokenizer makes no token of the text {text[:40]!r}; remove this example")
-            flat.tofile(token_file)
-            gather(spool.text, spool.offsets, order[done : done + len(sizes)])[0].tofile(text_file)
-            lengths.append(sizes)
-            done += len(sizes)
+                bad = text[text_ends[np.argmin(sizes)] :].tobytes().decode()
+                raise InputError(f"the tokenizer makes no token of the text {bad[:40]!r}; remove this example")
+            cell = cells[rows]
+            for name, values in (
+                ("tokens", flat), ("token_ends", tokens + np.cumsum(sizes)),
+                ("text", text), ("text_ends", characters + text_ends[1:]),
+                ("label", cell % width if domain else ids[cell]),
+                ("task", ids[cell // width] if domain else np.zeros(len(rows), np.int32)),
+            ):  # fmt: skip
+                values.tofile(files[name])
+            tokens, characters, done = tokens + len(flat), characters + len(text), done + len(rows)
             if progress:
                 progress("tokenising", done, len(order))
 
-    token_ends, text_ends = ends_of(np.concatenate(lengths)), ends_of(np.diff(spool.offsets)[order])
-    flat_tokens = pa.Array.from_buffers(pa.int32(), int(token_ends[-1]), [None, _mapped(work / "tokens.spool")])
+    ready_made = {name: _mapped(work / f"{name}.sorted") for name in SORTED}
+    ends = pa.Array.from_buffers(pa.int64(), len(order) + 1, [None, ready_made["token_ends"]])
+    flat_tokens = pa.Array.from_buffers(pa.int32(), tokens, [None, ready_made["tokens"]])
     columns = {
-        "text": pa.LargeStringArray.from_buffers(len(order), pa.py_buffer(text_ends), _mapped(work / "sorted.spool")),
-        "tokens": pa.LargeListArray.from_arrays(pa.array(token_ends), flat_tokens),
-        "label": pa.array(label),
-        "task": pa.array(tasks),
+        "text": pa.LargeStringArray.from_buffers(len(order), ready_made["text_ends"], ready_made["text"]),
+        "tokens": pa.LargeListArray.from_arrays(ends, flat_tokens),
+        **{n: pa.Array.from_buffers(pa.int32(), len(order), [None, ready_made[n]]) for n in ("label", "task")},
     }
     _write_batch(work / "rows.arrow", columns)
-    _write_batch(
-        work / "groups.arrow",
-        _groups(split, split_of_row, name_of_row[order], label, len(label_names), domain),
-    )
+    groups = {"split": np.repeat(split[ids], width), "id": np.repeat(ids, width)}
+    groups |= {"start": np.cumsum(count) - count, "count": count}
+    _write_batch(work / "groups.arrow", {name: pa.array(values) for name, values in groups.items()})
     _write_batch(
         work / "names.arrow",
         {"labels": pa.array([label_names]), "tasks": pa.array([task_names], pa.list_(pa.string()))},
     )
-    for spooled in ("text.spool", "tokens.spool", "sorted.spool"):
-        (work / spooled).unlink()
+    for left in [*work.glob("*.spool"), *work.glob("*.sorted")]:
+        left.unlink()
     ready.enable_truncation(model.max_tokens)
     ready.save(str(work / "tokenizer.json"))
     meta = {
-        "key": key, "family": task.family, "columns": len(label_names) if domain else 1, "rows": len(order),
+        "key": key, "family": task.family, "columns": width, "rows": len(order),
         "vocab_size": special.vocab_size, "pad_id": special.pad, "cls_id": special.cls, "sep_id": special.sep,
         "max_tokens": model.max_tokens, "left_out": [n for n, s in zip(names, split, strict=True) if s < 0],
-        "source": data.path or "built-in reviews",
+        "source": data.path or "built-in reviews", "sources": sorted(data.sources or []),
     }  # fmt: skip
     (work / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _assign(
     names: list[str],
-    name_of_row: NDArray[np.int32],
+    name_of: NDArray[np.int32],
+    role: str,
     what: str,
     spool: Spool,
     data: DataConfig,
     task: TaskConfig,
     only_test: bool,
 ) -> NDArray[np.int8]:
-    if data.splits is not None:
-        out = splits.split_by_lists(names, splits.read_lists(data.splits), what)
-    elif "split" in spool.codes:
-        words = spool.names["split"]
-        pairs = np.unique(name_of_row.astype(np.int64) * len(words) + spool.codes["split"])
-        out = splits.split_by_column(
-            names, ((p // len(words), words[p % len(words)]) for p in pairs.tolist()), what, data.split
-        )
-    elif only_test:
-        out = np.full(len(names), 2, np.int8)
-    else:
-        out = splits.split_by_hash(names, data.fractions, 1 if what == "task" else task.ways or 5)
+    words = spool.names.get("split", [])
+    met = np.zeros((len(names), len(words)), bool)
+    for part in parts_of(spool.rows if words else 0):
+        met[name_of[spool.codes[role][part]], spool.codes["split"][part]] = True
+    out = np.empty(len(names), np.int8)
+    for source in sorted(data.sources) if data.sources is not None else [""]:
+        mine, own = _span(names, source), data.of(source) if source else data
+        short = [name[len(source) + 1 :] for name in names[mine]] if source else names
+        pairs = [(name, words[word]) for name, word in np.argwhere(met[mine]).tolist() if words[word]]
+        if own.splits is not None:
+            out[mine] = splits.split_by_lists(short, splits.read_lists(own.splits), what)
+        elif pairs:
+            out[mine] = splits.split_by_column(short, pairs, what, own.split)
+        elif only_test:
+            out[mine] = 2
+        else:
+            out[mine] = splits.split_by_hash(short, own.fractions, 1 if what == "task" else task.ways or 5)
     splits.check_not_empty(out, what, (2,) if only_test else (0, 2))
     return out
-
-
-def _groups(
-    split: NDArray[np.int8],
-    split_of_row: NDArray[np.int8],
-    name_of_row: NDArray[np.int32],
-    label: NDArray[np.int32],
-    labels: int,
-    domain: bool,
-) -> dict[str, Any]:
-    """One row for each (split, name, label) in family domain, (split, name) in classes, empty ones too."""
-    ids = np.argsort(split, kind="stable").astype(np.int32)  # as the rows are sorted: by split, then by name
-    ids = ids[split[ids] >= 0]
-    place = np.zeros(len(split), np.int64)
-    place[ids] = np.arange(len(ids))
-    width = labels if domain else 1
-    cell = place[name_of_row] * width + (label if domain else 0)
-    count = np.bincount(cell, minlength=len(ids) * width)
-    start = np.cumsum(count) - count
-    return {
-        "split": pa.array(np.repeat(split[ids], width)),
-        "id": pa.array(np.repeat(ids, width)),
-        "start": pa.array(start),
-        "count": pa.array(count),
-    }
 
 
 def _mapped(path: Path) -> Any:

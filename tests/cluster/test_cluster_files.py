@@ -118,6 +118,6 @@ def version():
 def test_the_dashboard_asks_for_gauges_of_ours_alone():
     panels = json.loads((CLUSTER / "grafana.json").read_text())["panels"]
     asked = {name for p in panels for t in p["targets"] for name in re.findall(r"ray_distmeta_\w+", t["expr"])}
-    from distmeta.learner.gauges import NAMES
+    from distmeta.learner.flow import GAUGES
 
-    assert asked == {f"ray_distmeta_{name}" for name in NAMES}
+    assert asked == {f"ray_{name}" for name in GAUGES}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distmeta.sampling import Rows, collate
-from distmeta.sampling.collate import PART_OVERHEAD
+from distmeta.sampling.collate import MUCH_PADDING, PART_OVERHEAD
 
 
 def ragged(n: int, seed: int, longest: int = 40) -> Rows:
@@ -61,11 +61,20 @@ def test_the_cuts_are_the_best_ones() -> None:
 def test_the_automatic_number_weighs_padding_against_parts() -> None:
     few = [ragged(6, 0, longest=8)]
     assert len(collate(few, 0, 0)) == 1  # nothing to save
-    many = [ragged(100, seed, longest=200) for seed in range(4)]
-    cost = [padded(parts := collate(many, b, 0)) + PART_OVERHEAD * len(parts) for b in range(1, 20)]
-    chosen = collate(many, 0, 0)
-    assert padded(chosen) + PART_OVERHEAD * len(chosen) == min(cost)
-    assert padded(chosen) < 0.65 * padded(collate(many, 1, 0))
+    for tasks, rows in ((1, 25), (1, 75), (4, 100)):
+        many = [ragged(rows, seed, longest=200) for seed in range(tasks)]
+        real = sum(len(r.tokens) for r in many)
+        sizes = [padded(collate(many, b, 0)) for b in range(1, 30)]
+        b = len(collate(many, 0, 0))
+        assert padded(collate(many, 0, 0)) == sizes[b - 1]
+
+        def costs(size: int, real: int = real) -> int:
+            return PART_OVERHEAD // (4 if 1 - real / size > MUCH_PADDING else 1)
+
+        assert all(before - after > costs(before) for before, after in pairwise(sizes[:b]))
+        assert sizes[b - 1] - sizes[b] <= costs(sizes[b - 1])
+        if tasks == 1:
+            assert 1 - real / sizes[b - 1] < MUCH_PADDING
 
 
 def test_equal_lengths_make_one_part_and_unequal_numbers_are_refused() -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import shutil
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tasks_data import make_rows, write_jsonl
 from tokenizers import Tokenizer
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError
-from distmeta.tasks import TaskStore, build_store, check_feasible, open_store
+from distmeta.tasks import TaskStore, build_store, check_feasible, open_store, spool
 from distmeta.tasks.spool import spool_examples, spooled_texts
 
 CHARACTERS = ModelConfig(tokenizer="character", max_tokens=24)
@@ -65,6 +67,47 @@ def test_every_example_is_there_once_in_its_group(tmp_path: Path, family: str) -
     columns = ("text", "label", "task") if family == "domain" else ("text", "label")
     assert found == Counter((*(row[c] for c in columns), alias[row["split"]]) for row in rows)
     assert store.rows == len(rows) and max(np.diff(store.offsets)) <= CHARACTERS.max_tokens
+
+
+def test_rows_are_sorted_by_cell_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "CHUNK", 7)
+    rng = np.random.default_rng(0)
+    cells = rng.integers(-1, 5, 100).astype(np.int32)
+    count = np.bincount(cells[cells >= 0], minlength=6)  # the last one is empty
+    out = np.full(count.sum(), -1)
+    spool.sort_by_cell(cells, count, out)
+    expected = np.argsort(cells, kind="stable")
+    assert out.tolist() == expected[cells[expected] >= 0].tolist()
+
+
+@pytest.mark.parametrize("family", ["domain", "classes"])
+def test_the_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    rows = make_rows(each=20) if family == "domain" else by_class()
+    stores = []
+    for chunk in (1 << 18, 10):
+        monkeypatch.setattr(spool, "CHUNK", chunk)
+        (tmp_path / str(chunk)).mkdir()
+        stores.append(build(tmp_path / str(chunk), rows, family).path)
+    for file in ("rows.arrow", "groups.arrow", "names.arrow"):
+        assert (stores[0] / file).read_bytes() == (stores[1] / file).read_bytes()
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """What arrays and Python objects take at most while a store is built, of 8 times as many rows."""
+    peaks = []
+    for each in (500, 4000):
+        data = DataConfig(path=str(tmp_path / f"{each}.parquet"), cache=str(tmp_path / "cache"))
+        texts = pa.array(["one two three", "four five"]).take(pa.array(np.arange(each * 20) % 2))
+        table = {
+            "text": texts,
+            **{role: pa.array(np.arange(each * 20) % n) for role, n in (("label", 2), ("task", 10))},
+        }
+        pq.write_table(pa.table(table), data.path)
+        tracemalloc.start()
+        build_store(data, FAMILY["domain"], ModelConfig(tokenizer="word", max_tokens=8))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 def test_a_slice_of_a_batch_is_spooled_as_what_it_shows(tmp_path: Path) -> None:

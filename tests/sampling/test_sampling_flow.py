@@ -34,8 +34,8 @@ def ray() -> Iterator[Any]:
     ray.shutdown()
 
 
-def start(ray: Any, seconds: float = 0.0) -> Any:
-    """A sampler that takes so long for an episode, and counts what it has made."""
+def start(ray: Any, seconds: float = 0.0, at_once: int = 1) -> Any:
+    """A sampler that takes so long for an episode, and counts what it has made; `at_once`: it answers calls so many."""
 
     class Timed:
         def __init__(self) -> None:
@@ -49,7 +49,7 @@ def start(ray: Any, seconds: float = 0.0) -> Any:
         def count(self) -> int:
             return self.made
 
-    return ray.remote(Timed).options(num_cpus=0, max_concurrency=2).remote()
+    return ray.remote(Timed).options(num_cpus=0, max_concurrency=at_once).remote()
 
 
 @pytest.mark.parametrize("make_s", [0.001, 0.02, 0.3])
@@ -62,7 +62,7 @@ def test_as_many_samplers_as_keep_half_busy(make_s: float, episodes: int, busy_s
 
 
 def test_a_sampler_s_rate_is_measured_as_a_learner_sees_it(ray: Any) -> None:
-    assert 0.01 < seconds_per_episode(start(ray, 0.01), 60, episodes=8) < 0.02
+    assert 0.01 < seconds_per_episode(start(ray, 0.01), 60, episodes=8) < 0.03
 
 
 def test_the_number_that_is_chosen_ends_the_waiting(ray: Any) -> None:
@@ -98,7 +98,7 @@ def test_samplers_that_come_later_take_their_turn_and_change_no_number(ray: Any)
 
 
 def test_a_learner_ten_times_slower_than_the_samplers_never_has_more_in_flight_than_the_window(ray: Any) -> None:
-    samplers = [start(ray, 0.002) for _ in range(2)]
+    samplers = [start(ray, 0.002, at_once=2) for _ in range(2)]  # so that they count while they make
     window = EpisodeWindow(([i, i] for i in range(10**6)), samplers, split="train", window=8, timeout_s=60)
     for used, _ in enumerate(window, 1):
         time.sleep(10 * 2 * 0.002 / 2)

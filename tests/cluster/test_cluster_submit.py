@@ -20,7 +20,7 @@ SMALL = ["default", "outer.steps=20", "run.checkpoint_every=3", "eval.episodes=8
 def cluster(tmp_path_factory):
     # On one disk, a node would delete the working directory of a job that runs on another.
     cpus = {"head": 1, "a": 1, "b": 1} if can_make_namespaces() else {"head": 3}
-    with Nodes(tmp_path_factory.mktemp("nodes"), cpus) as nodes:
+    with Nodes(tmp_path_factory.mktemp("n"), cpus) as nodes:
         yield nodes
 
 

@@ -19,10 +19,10 @@ from distmeta.tune import Search
 
 
 @pytest.mark.slow
-def test_a_lost_node_ends_in_a_complete_table(words_csv, tmp_path):
+def test_a_lost_node_ends_in_a_complete_table(words_csv, tmp_path_factory, tmp_path):
     if not can_make_namespaces():
         pytest.skip("no network namespaces here: the cluster has one node")
-    (tmp_path / "nodes").mkdir()
+    folder = tmp_path_factory.mktemp("n")  # short: Ray makes sockets in it
     tiny = small.config(
         words_csv, cluster={"workers": 1}, sampling={"actors": 0}, run={"name": "tiny", "checkpoint_every": 20},
         outer={"steps": 400}, eval={"every": 40},
@@ -30,7 +30,7 @@ def test_a_lost_node_ends_in_a_complete_table(words_csv, tmp_path):
     )  # fmt: skip
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny.model_dump(mode="json")))
     search = Search(tmp_path / "search", "accuracy")
-    with Nodes(tmp_path / "nodes", {"head": 1, "a": 1}) as nodes:
+    with Nodes(folder, {"head": 1, "a": 1}) as nodes:
         command = nodes.inside("head", [*small.CLI, "tune", "tiny.yaml", "--run-dir", str(search.path)])
         env = nodes.environment | {"RAY_ADDRESS": nodes.gcs, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
         with (tmp_path / "stderr").open("w") as err:

@@ -46,18 +46,36 @@ class Display:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
-        if self._bar is not None:
-            self._bar.stop()
+        self._end_bar()
 
     def phase(self, what: str) -> None:
+        if self._thread is None:
+            self._end_bar()  # that of a preparation
         if self.show:
             self.console.print(f"[{time.monotonic() - self._began:5.1f} s] {what}", highlight=False, markup=False)
 
     def counted(self, what: str, done: int, total: int | None) -> None:
-        """Progress of a long preparation: a line now and then."""
-        if time.monotonic() - self._last > LOG_EVERY_S:
+        """Progress of a long preparation: a bar on a terminal, else a line now and then."""
+        if self.show and sys.stderr.isatty():
+            self._advance(what, done, total)
+        elif time.monotonic() - self._last > LOG_EVERY_S:
             self._last = time.monotonic()
             self.phase(f"{what} {done:,}" + (f" of {total:,}" if total else ""))
+
+    def _advance(self, what: str, done: int, total: int | None) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self._bar is None:
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            self._bar = Progress(*columns, console=self.console)
+            self._bar.start()
+        task = next((t.id for t in self._bar.tasks if t.description == what), None)
+        self._bar.update(self._bar.add_task(what) if task is None else task, completed=done, total=total)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def follow(self, run_dir: Path) -> None:
         """Begin to show what is appended to the run's files from now on."""

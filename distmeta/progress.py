@@ -70,7 +70,7 @@ class Display:
             self._bar = Progress(*columns, console=self.console)
             self._bar.start()
         task = next((t.id for t in self._bar.tasks if t.description == what), None)
-        self._bar.update(self._bar.add_task(what) if task is None else task, completed=done, total=total)
+        self._bar.update(self._bar.add_task(what, total=None) if task is None else task, completed=done, total=total)
 
     def _end_bar(self) -> None:
         if self._bar is not None:

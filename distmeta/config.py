@@ -47,6 +47,9 @@ class ModelConfig(Section):
         "float32", description="bfloat16: matrix products and frozen weights; meta-parameters stay float32"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="in every dropout layer, while training")
+    activation_checkpointing: bool = Field(
+        False, description="layers are run again on the way back instead of keeping what is in them; first order only"
+    )
     lora_rank: int = Field(8, ge=1)
     lora_alpha: float = Field(16.0, gt=0, description="LoRA output is scaled by alpha / rank")
     lora_targets: str = Field("auto", description="regular expression of linear module names; auto: query and value")
@@ -328,7 +331,7 @@ REFUSED: dict[str, str] = {
     "amp": _WIDTH,
     "torch_autocast": _WIDTH,
     "communication_data_type": "gradients travel as float32, so that every world size gives the same step",
-    "activation_checkpointing": f"{_FORWARD}; inner.memory=walk recomputes inner steps, inner.buckets cuts them",
+    "activation_checkpointing": f"{_FORWARD}; set model.activation_checkpointing=true (first order), or inner.memory=walk",
     "pipeline": f"{_FORWARD}; a base that is too large for a rank is sharded by zero_optimization.stage=3",
     "tensor_parallel": f"{_FORWARD}; a base that is too large for a rank is sharded by zero_optimization.stage=3",
     "compression_training": f"{_FORWARD}; remove it",
@@ -405,6 +408,11 @@ class Config(Section):
             raise ValueError(
                 "algorithm = reptile learns no inner rates: set inner.learn_lr=none, or use maml or fomaml"
             )
+        if self.model.activation_checkpointing and self.algorithm not in ("fomaml", "reptile"):
+            raise ValueError(
+                f"model.activation_checkpointing does not go with algorithm = {self.algorithm}: what is run again has no "
+                "second derivative; inner.memory=walk and inner.part_tokens save memory at every order"
+            )
         if self.inner.adapt == "head" and self.model.head == "prototype":
             raise ValueError(
                 "inner.adapt = head: a prototype head is computed from the support set, so nothing that is meta-learnt "
@@ -431,6 +439,8 @@ class Config(Section):
              "each rank sees a part of the support set only: linear"),
             (self.model.dropout == 0, "model.dropout", self.model.dropout,
              "masks would depend on the number of ranks: 0"),
+            (not self.model.activation_checkpointing, "model.activation_checkpointing", "true",
+             "its weights are gathered while a layer runs: lower inner.part_tokens instead"),
         ):  # fmt: skip
             if not fits:
                 raise ValueError(f"cluster.episode = group does not go with {key} = {value}: {mend}")

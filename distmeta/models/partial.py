@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 CACHE_NAMES = ("cache", "past_key_values")  # of a layer's argument, from and before transformers 5.24
 Run = Callable[[], Tensor]  # one forward pass of the model, returning its last hidden states
@@ -40,6 +41,8 @@ class Layers:
         last = inspect.signature(type(self.layers[-1]).forward).parameters if self.layers else {}
         self.can_enter = self.can_prune = bool(self.layers)
         self._names = list(last)[1:]  # without self
+        self.checkpointed = False  # a layer is run again on the way back, instead of keeping what is in it
+        self._again = False  # within such a layer
         self._repeats = False  # the row that is read in the place of all rows, for a model that counts them (GPT-2)
         self._cache = next((name for name in CACHE_NAMES if name in last), "")
         self.can_prune &= bool(self._cache)
@@ -96,7 +99,24 @@ class Layers:
         if self._rows is not None and number == len(self.layers) - 1:
             given = dict(zip(self._names, (hidden, *args), strict=False)) | kwargs
             return self._read_rows(forward, hidden, given, self._rows)
+        if self.checkpointed and torch.is_grad_enabled() and not self._again:
+            return self._checkpoint(self.layers[number], hidden, args, kwargs)
         return forward(hidden, *args, **kwargs)
+
+    def _checkpoint(self, layer: nn.Module, hidden: Tensor, args: Any, kwargs: Any) -> Any:
+        """Chen et al. 2016, arXiv 1604.06174. The running weights, which are not the layer's own, go in as inputs."""
+        from torch.utils.checkpoint import checkpoint
+
+        names, values = zip(*layer.named_parameters(), strict=True)
+
+        def run(hidden: Tensor, *values: Tensor) -> Any:
+            self._again = True
+            try:
+                return functional_call(layer, dict(zip(names, values, strict=True)), (hidden, *args), kwargs)
+            finally:
+                self._again = False
+
+        return checkpoint(run, hidden, *values, use_reentrant=False)
 
     def _read_rows(self, forward: Callable[..., Any], hidden: Tensor, given: dict[str, Any], rows: Tensor) -> Tensor:
         """The last layer for one row of each text: keys and values of all rows, everything else of that row."""

@@ -75,6 +75,7 @@ class TaskModel(nn.Module):
         self.layers = Layers(backbone)
         self.entry = self._lowest(self.fast)
         self._check_layers()
+        self.layers.checkpointed = config.model.activation_checkpointing
         self.entry_is_pooled = self.entry == max(1, len(self.layers))
         self.prefix_shared = tuple(name for name in self.shared if self._lowest([name]) < self.entry)
         if self.entry_is_pooled:

@@ -331,7 +331,7 @@ REFUSED: dict[str, str] = {
     "amp": _WIDTH,
     "torch_autocast": _WIDTH,
     "communication_data_type": "gradients travel as float32, so that every world size gives the same step",
-    "activation_checkpointing": f"{_FORWARD}; set model.activation_checkpointing=true (first order), or inner.memory=walk",
+    "activation_checkpointing": f"{_FORWARD}; set model.activation_checkpointing=true, or inner.memory=walk",
     "pipeline": f"{_FORWARD}; a base that is too large for a rank is sharded by zero_optimization.stage=3",
     "tensor_parallel": f"{_FORWARD}; a base that is too large for a rank is sharded by zero_optimization.stage=3",
     "compression_training": f"{_FORWARD}; remove it",
@@ -410,8 +410,8 @@ class Config(Section):
             )
         if self.model.activation_checkpointing and self.algorithm not in ("fomaml", "reptile"):
             raise ValueError(
-                f"model.activation_checkpointing does not go with algorithm = {self.algorithm}: what is run again has no "
-                "second derivative; inner.memory=walk and inner.part_tokens save memory at every order"
+                f"model.activation_checkpointing does not go with algorithm = {self.algorithm}: a layer that is run "
+                "again has no second derivative; inner.memory=walk and inner.part_tokens save memory at every order"
             )
         if self.inner.adapt == "head" and self.model.head == "prototype":
             raise ValueError(

@@ -272,6 +272,52 @@ def sampling(
     Console().print(table(result), sentence(result), sep="\n")
 
 
+@bench.command()
+def scaling(
+    source: Source = None,
+    workers: Annotated[str, typer.Option(help="numbers of learner ranks")] = "1,2",
+    samplers: Annotated[str, typer.Option(help="numbers of sampler actors")] = "1",
+    mode: Annotated[
+        str, typer.Option(help="weak: the meta-batch grows with the ranks; strong: it stays")
+    ] = "weak,strong",
+    steps: Annotated[int, typer.Option(help="meta-steps of a run")] = 100,
+    repeats: Annotated[int, typer.Option(help="runs of each point, interleaved")] = 3,
+    timed: Annotated[str | None, typer.Option(help="SECONDS,DEVIATION of a task, waited instead of computed")] = None,
+    out: Annotated[Path | None, typer.Option(help="file for the JSON document; a plot beside it")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tasks per second over numbers of ranks and samplers, their efficiency, and where the time goes."""
+    from distmeta.bench.measure import write_json
+    from distmeta.bench.scaling import bench_scaling, plot, table
+
+    name, overrides = split_source(source)
+    result = bench_scaling(
+        name, overrides, workers=_numbers("--workers", workers, int), samplers=_numbers("--samplers", samplers, int),
+        modes=mode.split(","), steps=steps, repeats=repeats, say=_note,
+        timed=None if timed is None else tuple(_numbers("--timed", timed, float, 2)),
+    )  # fmt: skip
+    if out is not None:
+        write_json(out, result)
+        plot(result, out.with_suffix(".png"))
+    if as_json:
+        print(json.dumps(result))
+        return
+    from rich.console import Console
+
+    Console(width=140 if not sys.stdout.isatty() else None).print(table(result))
+
+
+def _numbers(flag: str, text: str, kind: Any, count: int | None = None) -> list[Any]:
+    """The numbers of a list with commas."""
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or (count is not None and len(found) != count):
+        raise InputError(f"{flag} {text}: {count or 'some'} numbers with commas between them")
+    return found
+
+
 Address = Annotated[
     str,
     typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="the cluster's dashboard, http://HEAD:8265"),

@@ -352,7 +352,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     task: TaskConfig = TaskConfig()
     inner: InnerConfig = InnerConfig()
-    algorithm: str = Field("maml", description="a name in distmeta.algorithms")
+    algorithm: str = Field("maml", description="a name in distmeta.algorithms, or a module's import path")
     outer: OuterConfig = OuterConfig()
     deepspeed: dict[str, Any] = Field(DEEPSPEED_DEFAULTS, description="handed to deepspeed.initialize as it is")
     sampling: SamplingConfig = SamplingConfig()
@@ -391,9 +391,10 @@ class Config(Section):
     def _consistent(self) -> Config:
         from distmeta.algorithms import ALGORITHMS
 
-        if self.algorithm not in ALGORITHMS:
+        if self.algorithm not in ALGORITHMS and not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", self.algorithm):
             raise ValueError(
-                f"algorithm = {self.algorithm!r}: one of {', '.join(ALGORITHMS)}.{nearest(self.algorithm, ALGORITHMS)}"
+                f"algorithm = {self.algorithm!r}: one of {', '.join(ALGORITHMS)}, or a module's import path such as "
+                f"mypackage.mymodule.{nearest(self.algorithm, ALGORITHMS)}"
             )
         if self.outer.until is not None and self.eval.every == 0:
             raise ValueError("outer.until needs meta-validations: set eval.every to the meta-steps between them")

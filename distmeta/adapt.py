@@ -145,7 +145,7 @@ def load_adapted(path: str | Path) -> AdaptedModel:
     state = json.loads((path / "adapted.json").read_text(encoding="utf-8"))
     config = checkpoints.read_config(path / "config.yaml")
     labels, losses = state.pop("labels"), state.pop("inner_losses")
-    model = build_model(config, state["vocab_size"], state["pad_id"], state["classes"])
+    model = build_model(config, state["vocab_size"], state["pad_id"], state["classes"], labels=len(state["labels"]))
     set_attention(model.backbone, "first_order")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     params = {name: value.to(device) for name, value in load_file(path / "adapted.safetensors").items()}

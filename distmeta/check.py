@@ -27,10 +27,17 @@ from distmeta.algorithms import fomaml, load_algorithm
 from distmeta.algorithms.rates import inner_loop, log_rate_gradients
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError
-from distmeta.evaluate import load_group, split_meta
+from distmeta.evaluate import split_meta
 from distmeta.inner import adapt
 from distmeta.learner.sharded import OUTER_STEPS, ShardedGroup, episodes_of, plain_steps
-from distmeta.learner.worker import dropout_seed, group_gradient, initial_values, meta_gradients, one_task
+from distmeta.learner.worker import (
+    dropout_seed,
+    group_gradient,
+    initial_values,
+    load_parts,
+    meta_gradients,
+    one_task,
+)
 from distmeta.models.backbone import set_attention
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.sampling.episode import Episode
@@ -124,8 +131,12 @@ def check_meta_gradient(config: Config, store: TaskStore) -> list[Finding]:
         grads, first_grads = setting.meta_gradient(algorithm, meta), setting.meta_gradient(fomaml, meta)
         if config.algorithm == "reptile":
             return [reptile_finding(setting, meta, grads)]
+        if config.algorithm == "fine_tune":
+            return [Finding("step of the initial weights", "none", norm(grads), 0.0, "no meta-training")]
+        adapts = getattr(algorithm, "ADAPTS", True)
+        order = algorithm.ORDER if adapts else "exact"  # one derivative is all there is
         return [
-            derivative_finding(name, algorithm.ORDER, setting, meta, part, grads, first_grads)
+            derivative_finding(name, order, setting, meta, part, grads, first_grads, None if adapts else algorithm)
             for name, part in zip(("initial weights", "shared weights", "inner learning rates"), roles(model, meta))
             if part
         ]
@@ -143,7 +154,9 @@ def double_model(config: Config, store: TaskStore) -> tuple[TaskModel, Params]:
     As they begin, LoRA's B is zero and with it half of the derivatives.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_model(config, store.vocab_size, store.pad_id, config.ways or len(store.labels)).to(device).double()
+    labels = len(store.labels)
+    model = build_model(config, store.vocab_size, store.pad_id, config.ways or labels, labels=labels)
+    model = model.to(device).double()
     generator = torch.Generator().manual_seed(config.run.seed)
     moved = {}
     for name, value in initial_values(config, model).items():
@@ -168,7 +181,13 @@ class Setting:
         _, shared, rates = split_meta(self.model, meta)
         parts, name = (support, query), self.episode.task
         result, grads = group_gradient(self.model, fast, shared, algorithm, loop, parts, [name])
-        return {**grads, **log_rate_gradients(rates, result.lr_grads)}
+        return {**grads, **log_rate_gradients(self.config.inner, rates, result.lr_grads)}
+
+    def own_loss(self, algorithm: Any, meta: Params) -> float:
+        """The loss of an algorithm that does not adapt."""
+        _, fast, support, query, loop = self._arguments(meta)
+        shared, name = split_meta(self.model, meta)[1], self.episode.task
+        return float(group_gradient(self.model, fast, shared, algorithm, loop, (support, query), [name])[0].loss)
 
     def query_loss(self, meta: Params) -> float:
         """The function that is differenced: adapt to the support set, loss on the query set."""
@@ -186,9 +205,9 @@ class Setting:
         set_attention(self.model.backbone, self.order)
         fast, _, rates = split_meta(self.model, meta)
         device = next(iter(fast.values())).device
-        support, query = load_group([self.episode], self.model, self.config, self.store.pad_id, device)
+        support, query = load_parts([self.episode], self.model, self.config, self.store, device)
         loop = inner_loop(self.config.inner, rates, seed=dropout_seed(self.config, 1, [self.episode]))
-        return one_task(self.model), fast, support, query, loop
+        return one_task(self.model.loss_and_logits), fast, support, query, loop
 
     def _options(self, meta: Params) -> dict[str, Any]:
         start = self.model.start if self.model.prototype_head else None
@@ -196,16 +215,21 @@ class Setting:
 
 
 def derivative_finding(
-    name: str, order: str, setting: Setting, meta: Params, part: Sequence[str], grads: Params, first: Params
-) -> Finding:
-    """<g, v> against the difference along v, for random directions v within `part` of the meta-parameters."""
+    name: str, order: str, setting: Setting, meta: Params, part: Sequence[str], grads: Params, first: Params,
+    algorithm: Any = None,
+) -> Finding:  # fmt: skip
+    """<g, v> against the difference along v, for random directions v within `part` of the meta-parameters.
+
+    algorithm: given, what is differenced is its own loss and not that of the query set after adaptation.
+    """
     subject = f"d query loss / d {name}"
+    f = setting.query_loss if algorithm is None else lambda at: setting.own_loss(algorithm, at)
     missing = [n for n in part if n not in grads]
     if missing:
         return Finding(subject, f"no derivative of {missing[0]}", float("nan"), EXACT)
     differences, ours, theirs = [], [], []
     for v in directions(meta, part, setting.config.run.seed):
-        differences.append(derivative(setting.query_loss, meta, v))
+        differences.append(derivative(f, meta, v))
         ours.append(dot(grads, v))
         theirs.append(dot(first, v))
     error, distance = relative(ours, differences), relative(theirs, differences)
@@ -215,8 +239,9 @@ def derivative_finding(
         verdict = "first order" if off <= SAME else "neither exact nor first order"
         return Finding(subject, verdict, off, SAME, f"as {setting.config.algorithm} claims; {error:.1e} from exact")
     if order == "exact":
-        verdict = "exact second order" if error <= EXACT else "not the derivative of the query loss"
-        return Finding(subject, verdict, error, EXACT, away)
+        right = "exact second order" if algorithm is None else "exact, without an inner loop"
+        verdict = right if error <= EXACT else "not the derivative of the query loss"
+        return Finding(subject, verdict, error, EXACT, away if algorithm is None else "")
     if order == "finite_difference":
         verdict = "second order by differences" if error <= 1e-2 else "not the derivative of the query loss"
         return Finding(subject, verdict, error, 1e-2, away)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from distmeta.algorithms import ALGORITHMS, IMPORT_PATH, entry
 from distmeta.errors import InputError, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -147,10 +148,19 @@ class InnerConfig(Section):
     """The inner loop: adaptation on a support set."""
 
     lr: float = Field(0.1, gt=0, description="(initial) inner learning rate")
-    steps: int = Field(5, ge=1, description="inner steps in training")
+    steps: int = Field(5, ge=0, description="inner steps in training")
+    schedule: Literal["constant", "linear", "cosine", "warmup"] = Field(
+        "constant", description="of the rate over the inner steps: to 0, or up to lr (warmup)"
+    )
     optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     momentum: float = Field(0.9, ge=0, lt=1, description="of optimizer momentum")
-    learn_lr: Literal["none", "scalar", "per_step", "per_layer", "per_parameter"] = "none"
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of optimizer adam")
+    learn_lr: Literal["none", "scalar", "per_step", "per_layer", "per_layer_step", "per_parameter"] = "none"
+    proximal: float = Field(
+        0.0, ge=0, description="strength of the pull to the initial weights, lam/2 |theta - theta_0|^2 (iMAML)"
+    )
+    solver: Literal["cg", "neumann"] = Field("cg", description="of algorithm imaml's linear system")
+    cg_steps: int = Field(5, ge=1, description="steps of that solver")
     adapt: str = Field("all", description="all, lora, head, or a regular expression of parameter names")
     memory: Literal["auto", "walk", "unroll"] = "auto"
     budget_mb: float = Field(2048, gt=0, description="memory: auto unrolls within this many megabytes")
@@ -173,12 +183,18 @@ class OuterConfig(Section):
     """The outer loop: the update of the meta-parameters."""
 
     lr: float = Field(1e-3, gt=0)
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "adamax", "radam", "rmsprop", "sgd"] = Field(
+        "adamw", description="torch's, of those whose step on a shard is the step on the whole"
+    )
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
-    momentum: float = Field(0.0, ge=0, lt=1, description="of optimizer sgd")
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    momentum: float = Field(0.0, ge=0, lt=1, description="of optimizers sgd and rmsprop")
+    schedule: Literal["constant", "cosine", "linear", "plateau"] = Field(
+        "constant", description="of the rate; plateau: lowered when the meta-validation loss no longer falls"
+    )
+    patience: int = Field(2, ge=0, description="of plateau: meta-validations without a lower loss that are borne")
+    factor: float = Field(0.5, gt=0, lt=1, description="of plateau: what the rate is then multiplied by")
     warmup_steps: int = Field(0, ge=0)
     meta_batch_size: int = Field(8, ge=1, description="episodes of a meta-step, over all ranks")
     steps: int = Field(300, ge=1, description="meta-steps")
@@ -276,7 +292,7 @@ class RunConfig(Section):
     timeout_s: float = Field(600, gt=0, description="longest wait for another rank")
 
 
-Rates = Literal["scalar", "per_step", "per_layer", "per_parameter"]
+Rates = Literal["scalar", "per_step", "per_layer", "per_layer_step", "per_parameter"]
 
 
 class TuneConfig(Section):
@@ -387,27 +403,34 @@ class Config(Section):
             raise ValueError("zero_optimization.offload_optimizer needs zero_optimization.stage 1, 2 or 3")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_algorithm(cls, given: Any) -> Any:
+        """What the algorithm is made of, where the configuration leaves it open."""
+        name = given.get("algorithm", "maml") if isinstance(given, dict) else "maml"
+        if not isinstance(name, str):
+            return given
+        if name not in ALGORITHMS and not IMPORT_PATH.fullmatch(name):
+            raise ValueError(
+                f"algorithm = {name!r}: one of {', '.join(ALGORITHMS)}, or a module's import path such as "
+                f"mypackage.mymodule.{nearest(name, ALGORITHMS)}"
+            )
+        of = entry(name)
+        return merge(nested({**of.defaults, **of.settings}), given) if of.settings or of.defaults else given
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        from distmeta.algorithms import ALGORITHMS
-
-        if self.algorithm not in ALGORITHMS and not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", self.algorithm):
-            raise ValueError(
-                f"algorithm = {self.algorithm!r}: one of {', '.join(ALGORITHMS)}, or a module's import path such as "
-                f"mypackage.mymodule.{nearest(self.algorithm, ALGORITHMS)}"
-            )
+        self._fits_its_algorithm()
         if self.outer.until is not None and self.eval.every == 0:
             raise ValueError("outer.until needs meta-validations: set eval.every to the meta-steps between them")
+        if self.outer.schedule == "plateau" and self.eval.every == 0:
+            raise ValueError("outer.schedule = plateau needs meta-validations: set eval.every")
         if self.cluster.episode == "group":
             self._fits_a_group()
         elif self.outer.meta_batch_size < self.cluster.most:
             raise ValueError(
                 f"outer.meta_batch_size = {self.outer.meta_batch_size} is less than cluster.workers = "
                 f"{self.cluster.shown}: every rank needs an episode; lower cluster.workers"
-            )
-        if self.algorithm == "reptile" and self.inner.learn_lr != "none":
-            raise ValueError(
-                "algorithm = reptile learns no inner rates: set inner.learn_lr=none, or use maml or fomaml"
             )
         if self.model.activation_checkpointing and self.algorithm not in ("fomaml", "reptile"):
             raise ValueError(
@@ -426,6 +449,30 @@ class Config(Section):
         if self.task.temperature != 1.0 and self.task.mixture != "temperature":
             raise ValueError("task.temperature belongs to task.mixture=temperature")
         return self
+
+    def _fits_its_algorithm(self) -> None:
+        """Raises ValueError where the algorithm would be another one, or would not work."""
+        for key, needed in entry(self.algorithm).settings.items():
+            section, name = key.split(".")
+            found = getattr(getattr(self, section), name)
+            if found != needed:
+                raise ValueError(
+                    f"{key} = {found}: algorithm = {self.algorithm} is defined by {key}={needed}; set that, or leave "
+                    f"{key} out, or choose another algorithm"
+                )
+        if self.inner.steps == 0 and self.algorithm != "prototypes":
+            raise ValueError("inner.steps = 0 adapts nothing: at least 1; algorithm=prototypes needs no inner loop")
+        if self.algorithm == "imaml" and self.inner.proximal == 0:
+            raise ValueError("algorithm = imaml needs the pull to the initial weights: inner.proximal above 0")
+        if self.algorithm == "fine_tune" and self.outer.weight_decay > 0:
+            raise ValueError("algorithm = fine_tune leaves the initial weights as they are: set outer.weight_decay=0")
+        if self.algorithm == "maml_pp" and self.inner.schedule != "constant":
+            raise ValueError("algorithm = maml_pp learns a rate for each inner step: set inner.schedule=constant")
+        if self.inner.learn_lr == "per_parameter" and self.inner.schedule != "constant":
+            raise ValueError(
+                "inner.schedule does not go with inner.learn_lr=per_parameter: set one of scalar, per_step, per_layer, "
+                "per_layer_step, or inner.schedule=constant"
+            )
 
     def _fits_a_group(self) -> None:
         """Raises ValueError where the whole group cannot work on one episode."""
@@ -458,6 +505,16 @@ def parse_until(text: str) -> tuple[str, str, float]:
     if match is None:
         raise ValueError("a condition such as accuracy>=0.9, or loss<=0.3 (accuracy, loss, precision, recall, f1)")
     return match[1], match[2], float(match[3])
+
+
+def nested(dotted: dict[str, Any]) -> dict[str, Any]:
+    """{"inner.lr": 1} -> {"inner": {"lr": 1}}."""
+    out: dict[str, Any] = {}
+    for key, value in dotted.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        out = merge(out, value)
+    return out
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -499,8 +556,13 @@ def load_config(source: str | Path | None = None, overrides: list[str] | None = 
         raise InputError(f"{path}: not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}; a configuration is a mapping of sections")
-    for override in overrides or []:
-        content = merge(content, _parse_override(override))
+    parsed = [_parse_override(override) for override in overrides or []]
+    for override in parsed:
+        name = override.get("algorithm")
+        if name in ALGORITHMS:  # asked for by name, it brings its own settings over the file's
+            content = merge(content, nested({**ALGORITHMS[name].defaults, **ALGORITHMS[name].settings}))
+    for override in parsed:
+        content = merge(content, override)
     return make_config(content, where=str(path) if source else "the command line")
 
 
@@ -525,9 +587,7 @@ def _parse_override(override: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value  # type: ignore[no-any-return]
+    return nested({key: value})
 
 
 def _one_line(error: ValidationError) -> str:

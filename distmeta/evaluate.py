@@ -382,7 +382,10 @@ def evaluate(
 
 def load_model(saved: checkpoints.Checkpoint) -> TaskModel:
     """The model of a checkpoint at its initial values; its meta-parameters are `saved.meta`."""
-    return build_model(saved.config, saved.state["vocab_size"], saved.state["pad_id"], saved.state["classes"])
+    state = saved.state
+    return build_model(
+        saved.config, state["vocab_size"], state["pad_id"], state["classes"], labels=len(state["labels"])
+    )
 
 
 def _store_of(saved: checkpoints.Checkpoint, config: Config, only_test: bool) -> TaskStore:

@@ -3,33 +3,69 @@
 An algorithm is a module with
 
     ORDER         the derivative order that it needs, which decides the attention kernel
-    meta_gradient(loss, params, support, query, inner, **options) -> MetaGradient
+    meta_gradient(loss, params, support, query, loop, **options) -> MetaGradient
 
-with the arguments of `distmeta.inner.meta_gradient`. To add one: a file, a line below, a test. A module of your own is
-named by its import path instead (algorithm: mypackage.mymodule).
+with the arguments of `distmeta.inner.meta_gradient`. One that names `progress` among its arguments is told how far the
+run is, from 0 to 1; one that names `pooled` is given the loss of a classifier over all classes of the data. To add one:
+a file, a line below, a test. A module of your own is named by its import path instead (algorithm: mypackage.mymodule);
+what it needs of the configuration it says in SETTINGS.
 """
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+import re
+from collections.abc import Mapping
+from types import MappingProxyType, ModuleType
+from typing import Any, NamedTuple
 
 from distmeta.errors import InputError
 
-ALGORITHMS: dict[str, str] = {
-    "maml": "distmeta.algorithms.maml",
-    "fomaml": "distmeta.algorithms.fomaml",
-    "reptile": "distmeta.algorithms.reptile",
+IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
+
+
+class Entry(NamedTuple):
+    """A module, the configuration keys without which it would be another algorithm, and keys with another default."""
+
+    module: str
+    settings: Mapping[str, Any] = MappingProxyType({})
+    defaults: Mapping[str, Any] = MappingProxyType({})
+
+
+ALGORITHMS: dict[str, Entry] = {
+    "maml": Entry("distmeta.algorithms.maml"),
+    "fomaml": Entry("distmeta.algorithms.fomaml"),
+    "reptile": Entry("distmeta.algorithms.reptile", {"inner.learn_lr": "none"}),
+    "anil": Entry("distmeta.algorithms.anil", {"inner.adapt": "head", "outer.base": "train", "model.head": "linear"}),
+    "boil": Entry("distmeta.algorithms.boil", {"inner.adapt": "^backbone[.]", "model.head": "linear"}),
+    "meta_sgd": Entry("distmeta.algorithms.meta_sgd", {"inner.learn_lr": "per_parameter"}),
+    "maml_pp": Entry("distmeta.algorithms.maml_pp", {"inner.learn_lr": "per_layer_step"}, {"outer.schedule": "cosine"}),
+    "imaml": Entry("distmeta.algorithms.imaml", {"inner.learn_lr": "none"}, {"inner.proximal": 1.0}),
+    "finite_difference": Entry("distmeta.algorithms.finite_difference"),
+    "proto_maml": Entry("distmeta.algorithms.proto_maml", {"model.head": "prototype"}),
+    "prototypes": Entry(
+        "distmeta.algorithms.prototypes",
+        {"model.head": "prototype", "inner.steps": 0, "inner.learn_lr": "none", "inner.schedule": "constant"},
+    ),
+    "multi_task": Entry("distmeta.algorithms.multi_task", {"inner.learn_lr": "none"}),
+    "fine_tune": Entry("distmeta.algorithms.fine_tune", {"inner.learn_lr": "none"}, {"outer.steps": 1}),
 }
 
 
 def load_algorithm(name: str) -> ModuleType:
     """The module of an algorithm: a name above, or the import path of a module of your own. Raises InputError."""
     try:
-        module = importlib.import_module(ALGORITHMS.get(name, name))
+        module = importlib.import_module(ALGORITHMS[name].module if name in ALGORITHMS else name)
     except ImportError as error:
         raise InputError(f"algorithm = {name}: cannot be imported: {error}") from None
     absent = [needed for needed in ("ORDER", "meta_gradient") if not hasattr(module, needed)]
     if absent:
         raise InputError(f"algorithm = {name}: the module has no {absent[0]}; it needs ORDER and meta_gradient()")
     return module
+
+
+def entry(name: str) -> Entry:
+    """What an algorithm needs of the configuration. Raises InputError for a module that is none."""
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]
+    return Entry(name, getattr(load_algorithm(name), "SETTINGS", {}))

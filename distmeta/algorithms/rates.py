@@ -1,7 +1,7 @@
-"""Learnt inner learning rates as meta-parameters (Meta-SGD, arXiv 1707.09835; MAML++, arXiv 1810.09502, section 4).
+"""Inner learning rates by step, layer and parameter, constant or learnt, and their schedule over the inner steps.
 
-They are held as logarithms, so that a rate stays positive and an outer step changes it by a factor, whatever its
-size: rate = exp(log_rate), d loss / d log_rate = rate * d loss / d rate.
+Learnt rates are meta-parameters (Meta-SGD, arXiv 1707.09835; MAML++, arXiv 1810.09502, section 4). They are held as
+logarithms, so that a rate stays positive and an outer step changes it by a factor, whatever its size.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from distmeta.inner import InnerLoop
 
 PREFIX = "log_lr"
 
+LearningRates = float | Tensor | dict[str, Tensor]
+
 
 def initial_log_rates(config: InnerConfig, adapted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Meta-parameters for the inner learning rates, by name; empty when they are not learnt.
 
-    scalar: one, []. per_step: [steps]. per_layer: one for each adapted tensor, []. per_parameter: one for each
-    adapted number, in its tensor's shape.
+    scalar: one, []. per_step: [steps]. per_layer: one for each adapted tensor, []. per_layer_step: [steps] for each.
+    per_parameter: one for each adapted number, in its tensor's shape.
     """
     start = math.log(config.lr)
     if config.learn_lr == "scalar":
@@ -31,49 +33,79 @@ def initial_log_rates(config: InnerConfig, adapted: Mapping[str, Tensor]) -> dic
         return {PREFIX: torch.full((config.steps,), start)}
     if config.learn_lr == "per_layer":
         return {f"{PREFIX}.{name}": torch.tensor(start) for name in adapted}
+    if config.learn_lr == "per_layer_step":
+        return {f"{PREFIX}.{name}": torch.full((config.steps,), start) for name in adapted}
     if config.learn_lr == "per_parameter":
         return {f"{PREFIX}.{name}": torch.full_like(value, start) for name, value in adapted.items()}
     return {}
 
 
-def rates_of(config: InnerConfig, log_rates: Mapping[str, Tensor]) -> float | Tensor | dict[str, Tensor]:
-    """What `InnerLoop(lr=...)` takes, from the configuration or from the learnt logarithms."""
+def schedule(config: InnerConfig, steps: int) -> Tensor | None:
+    """Factors of the rate in each of `steps` inner steps, [steps]; those after `inner.steps` are the last one's."""
+    if config.schedule == "constant":
+        return None
+    k = torch.arange(steps).clamp(max=max(0, config.steps - 1)) / max(1, config.steps)
+    return {
+        "linear": 1 - k,
+        "cosine": 0.5 * (1 + torch.cos(math.pi * k)),
+        "warmup": k + 1 / max(1, config.steps),
+    }[config.schedule]
+
+
+def rates_of(config: InnerConfig, log_rates: Mapping[str, Tensor], steps: int | None = None) -> LearningRates:
+    """What `InnerLoop(lr=...)` takes for `steps` steps, differentiable with respect to the learnt logarithms.
+
+    With more steps than there are rates, the last rate is repeated.
+    """
+    steps = config.steps if steps is None else steps
+    factors = schedule(config, steps)
+
+    def by_step(rate: Tensor) -> Tensor:
+        if rate.ndim and len(rate) != steps:
+            rate = torch.cat([rate, rate[-1:].expand(max(0, steps - len(rate)))])[:steps]
+        return rate if factors is None else rate * factors.to(rate)
+
     if not log_rates:
-        return config.lr
+        return config.lr if factors is None else config.lr * factors
     if config.learn_lr in ("scalar", "per_step"):
-        return log_rates[PREFIX].exp()
-    return {name.removeprefix(f"{PREFIX}."): value.exp() for name, value in log_rates.items()}
+        return by_step(log_rates[PREFIX].exp())
+    named = {name.removeprefix(f"{PREFIX}."): value.exp() for name, value in log_rates.items()}
+    return named if config.learn_lr == "per_parameter" else {name: by_step(rate) for name, rate in named.items()}
 
 
 def log_rate_gradients(
-    log_rates: Mapping[str, Tensor], lr_grads: Tensor | Mapping[str, Tensor] | None
+    config: InnerConfig, log_rates: Mapping[str, Tensor], lr_grads: Tensor | Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
-    """Chain rule to the logarithms; a leading task axis of `lr_grads` is summed."""
-    grads = {}
-    for name, value in log_rates.items():
-        g = lr_grads[name.removeprefix(f"{PREFIX}.")] if isinstance(lr_grads, Mapping) else lr_grads
-        assert isinstance(g, Tensor)
-        grads[name] = value.exp() * (g.sum(0) if g.dim() > value.dim() else g)
-    return grads
+    """Chain rule from `MetaGradient.lr_grads` to the logarithms; a leading task axis is summed."""
+    if not log_rates:
+        return {}
+    with torch.enable_grad():
+        leaves = {name: value.detach().requires_grad_() for name, value in log_rates.items()}
+        rates = rates_of(config, leaves)
+    outputs = list(rates.values()) if isinstance(rates, dict) else [rates]
+    found = [lr_grads[name] for name in rates] if isinstance(rates, dict) else [lr_grads]  # type: ignore[index]
+    cotangents = [g.sum(0) if g.dim() > rate.dim() else g for g, rate in zip(found, outputs, strict=True)]  # type: ignore
+    return dict(zip(leaves, torch.autograd.grad(outputs, list(leaves.values()), cotangents), strict=True))  # type: ignore
 
 
 def inner_loop(
     config: InnerConfig, log_rates: Mapping[str, Tensor], steps: int | None = None, seed: int | None = None
 ) -> InnerLoop:
-    """The inner loop of a configuration. With more `steps` than rates per step, the last rate is repeated."""
+    """The inner loop of a configuration, with its own number of steps or another."""
     steps = config.steps if steps is None else steps
-    lr = rates_of(config, log_rates)
-    if config.learn_lr == "per_step" and isinstance(lr, Tensor) and lr.numel() != steps:
-        lr = torch.cat([lr, lr[-1:].expand(max(0, steps - lr.numel()))])[:steps]
+    with torch.no_grad():
+        lr = rates_of(config, log_rates, steps)
     return InnerLoop(
-        steps=steps, lr=lr, optimizer=config.optimizer, momentum=config.momentum,
+        steps=steps, lr=lr, optimizer=config.optimizer, momentum=config.momentum, betas=config.betas,
         memory=config.memory, budget_mb=config.budget_mb, seed=seed,
-        lr_per="parameter",  # a bias of as many numbers as there are steps
+        proximal=config.proximal, solver=config.solver, cg_steps=config.cg_steps,
+        # which of the two a bias means that has as many numbers as there are steps
+        lr_per="parameter" if config.learn_lr == "per_parameter" else "step",
     )  # fmt: skip
 
 
 def mean_rate(config: InnerConfig, log_rates: Mapping[str, Tensor]) -> float:
-    """One number for logs: the (mean) inner learning rate."""
+    """One number for logs: the (mean) inner learning rate, before the schedule."""
     if not log_rates:
         return config.lr
     return float(torch.cat([value.detach().exp().flatten() for value in log_rates.values()]).mean())

@@ -3,6 +3,6 @@
 from .adapt import Adapted, adapt
 from .compiled import compiled
 from .loop import Diverged, InnerLoop
-from .walk import MetaGradient, meta_gradient
+from .walk import MetaGradient, Order, meta_gradient
 
-__all__ = ["Adapted", "Diverged", "InnerLoop", "MetaGradient", "adapt", "compiled", "meta_gradient"]
+__all__ = ["Adapted", "Diverged", "InnerLoop", "MetaGradient", "Order", "adapt", "compiled", "meta_gradient"]

@@ -2,10 +2,13 @@
 
 If theta* minimises support loss + lam/2 |theta - theta_0|^2, then d query / d theta_0 = x with (I + H / lam)
 x = query gradient, whatever the path to theta*: no derivative of the steps, none of their rates.
-Bias: that of an inner loop that has not converged, and of conjugate gradient stopped after `cg_steps` steps.
+Bias: that of an inner loop that has not converged, and of the solver stopped after `cg_steps` steps: conjugate
+gradient, or the Neumann series x = sum_j (-H / lam)^j (query gradient) (Lorraine et al. 2020, arXiv 1911.02590).
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 
@@ -15,6 +18,12 @@ from .budget import Budget
 from .lists import Sum, Tensors, along, dots, times, wide, zeros_like
 from .loop import InnerLoop
 from .problem import Problem, gradient
+
+
+class Matrix(Protocol):
+    """Products of the Hessian at the adapted weights."""
+
+    def __call__(self, vector: Tensors, check: bool = False) -> products.Product: ...
 
 
 def solve(
@@ -29,6 +38,14 @@ def solve(
     def product(vector: Tensors, check: bool = False) -> products.Product:
         return products.exact(problem, theta, vector, inner.steps, graphs, retain=True, check=check)
 
+    x = (_neumann if inner.solver == "neumann" else _conjugate_gradient)(product, problem, inner, cotangent)
+    shared = Sum(of_shared)
+    if of_shared:
+        shared.add(product(x).shared, alpha=-1 / inner.proximal)
+    return x, shared.tensors
+
+
+def _conjugate_gradient(product: Matrix, problem: Problem, inner: InnerLoop, cotangent: Tensors) -> Tensors:
     x = zeros_like(cotangent)
     r = [t.clone() for t in cotangent]
     p = r
@@ -44,10 +61,15 @@ def solve(
         beta = torch.where(rr > 0, new / rr, 0.0)
         p = list(torch._foreach_add(r, times(p, along(beta, p))))
         rr = new
-    shared = Sum(of_shared)
-    if of_shared:
-        shared.add(product(x).shared, alpha=-1 / inner.proximal)
-    return x, shared.tensors
+    return x
+
+
+def _neumann(product: Matrix, problem: Problem, inner: InnerLoop, cotangent: Tensors) -> Tensors:
+    term, x = cotangent, Sum(cotangent)
+    for i in range(inner.cg_steps):
+        term = list(torch._foreach_mul(product(term, check=i == 0).theta, -1 / inner.proximal))
+        x.add(term)
+    return x.tensors
 
 
 def _graphs(problem: Problem, inner: InnerLoop, theta: Tensors) -> list[Graph]:

@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
+SOLVERS = ("cg", "neumann")
 MEMORIES = ("auto", "walk", "unroll")
 READINGS = ("auto", "step", "parameter")
 
@@ -39,7 +40,9 @@ class InnerLoop:
                   would have to be recomputed.
     proximal      Strength lam of lam/2 |theta - start|^2, added to every step's support loss (iMAML, arXiv
                   1909.04630). order="implicit" needs it, the other orders differentiate through it.
-    cg_steps      Conjugate gradient steps of order="implicit".
+    solver        Of the linear system of order="implicit": cg (conjugate gradient) or neumann (a truncated series,
+                  which converges where the Hessian's eigenvalues are below `proximal` in size).
+    cg_steps      Steps of the solver: products of order="implicit".
     """
 
     steps: int = 1
@@ -53,6 +56,7 @@ class InnerLoop:
     seed: int | None = None
     proximal: float = 0.0
     cg_steps: int = 10
+    solver: Literal["cg", "neumann"] = "cg"
     lr_per: Literal["auto", "step", "parameter"] = "auto"
 
     def __post_init__(self) -> None:
@@ -60,6 +64,7 @@ class InnerLoop:
         _whole("cg_steps", self.cg_steps, 1)
         _choice("optimizer", self.optimizer, OPTIMIZERS)
         _choice("memory", self.memory, MEMORIES)
+        _choice("solver", self.solver, SOLVERS)
         _choice("lr_per", self.lr_per, READINGS)
         _between("momentum", self.momentum, 0.0, 1.0)
         if len(self.betas) != 2:

@@ -6,6 +6,7 @@ Backward over the steps, with theta_{k+1} = theta_k - rate_k * d_k and lambda_K 
     mu_k     = cotangent of the gradient g_k: -rate_k * lambda_{k+1}, through the optimiser's state
     d/drate_k = -<lambda_{k+1}, d_k>
     d/dshared += d/dshared <g_k, mu_k>                     the same product, one more input
+    with a loss after each step, lambda_k also gets the weighted query gradient at theta_k
 
 It is MAML's exact gradient (arXiv 1703.03400) by the recursion of MixFlow-MG (arXiv 2505.00793), reverse over
 reverse. Nothing of a step but its fast weights has to outlive it, so memory is flat in the number of steps.
@@ -13,7 +14,7 @@ reverse. Nothing of a step but its fast weights has to outlive it, so memory is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -52,6 +53,7 @@ from .rates import Rates
 
 Order = Literal["exact", "first_order", "implicit", "finite_difference"]
 ORDERS = ("exact", "first_order", "implicit", "finite_difference")
+Between = Callable[[int, Tensors, Sum, Sum], None]
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def meta_gradient(
     last_inner_loss: bool = True,
     names: Sequence[str] | None = None,
     check: bool = True,
+    step_weights: Sequence[float] | None = None,
 ) -> MetaGradient:
     """Adapt `params` to `support`, and differentiate the loss on `query` with respect to `params`.
 
@@ -107,11 +110,17 @@ def meta_gradient(
     (exact with each Hessian-vector product replaced by a central difference, biased as `products` says).
     names: of the episodes (one, or T), for the message of Diverged, which is raised when a loss is not
     finite; with check=False such losses and gradients are returned as they are.
+    step_weights: [K], what is differentiated is the sum of the query losses after 1..K steps, so weighted (MAML++'s
+    multi-step loss, arXiv 1810.09502, section 4); `loss` and `aux` are still those after the last. Not implicit.
     """
     if order not in ORDERS:
         raise ValueError(f"order is one of {', '.join(ORDERS)}, not {order!r}")
     if order == "implicit" and not inner.proximal > 0:
         raise ValueError('order="implicit" needs InnerLoop(proximal=...) > 0, the pull to the initial weights')
+    if step_weights is not None and (order == "implicit" or len(step_weights) != inner.steps or not inner.steps):
+        raise ValueError(
+            f"step_weights are one number for each of InnerLoop.steps = {inner.steps}, and not for order implicit"
+        )
     queries = listed(query)
     if not queries:
         raise ValueError("query is an empty list of micro-batches")
@@ -121,11 +130,23 @@ def meta_gradient(
     problem, theta = with_names(problem, beginning.first)
     rates = Rates(inner, problem.names, theta, problem.per_task)
 
-    descent = _descend(problem, inner, rates, theta, order)
+    descent = _descend(problem, inner, rates, theta, order, keep_theta=step_weights is not None)
     if last_inner_loss:
         descent.losses.append(support_loss(problem, descent.theta, inner.steps))
     query_loss, aux, cotangent, of_shared = _query(problem, descent.theta, queries)
-    cotangent, of_shared = _back(problem, inner, rates, descent, order, cotangent, of_shared)
+    if step_weights is not None:
+        cotangent, of_shared = (
+            list(torch._foreach_mul(g, step_weights[-1])) if g else g for g in (cotangent, of_shared)
+        )
+
+    def between(k: int, theta: Tensors, cot: Sum, shared: Sum) -> None:
+        """Add the weighted query gradient after k steps to the cotangents there."""
+        if step_weights is not None and k > 0 and step_weights[k - 1]:
+            _, _, g, of_shared = _query(problem, theta, queries)
+            cot.add(g, alpha=step_weights[k - 1])
+            shared.add(of_shared, alpha=step_weights[k - 1])
+
+    cotangent, of_shared = _back(problem, inner, rates, descent, order, cotangent, of_shared, between)
 
     grads, of_shared = beginning.pullback(problem, cotangent, of_shared)
     if check:
@@ -142,16 +163,19 @@ def meta_gradient(
     )
 
 
-def _descend(problem: Problem, inner: InnerLoop, rates: Rates, theta: Tensors, order: Order) -> Descent:
+def _descend(
+    problem: Problem, inner: InnerLoop, rates: Rates, theta: Tensors, order: Order, keep_theta: bool
+) -> Descent:
     """Forward, recording what the order needs on its way back."""
-    keep: set[str] = set()
+    keep: set[str] = {"theta"} if keep_theta else set()
     if rates.learnt and order != "implicit" and (order == "first_order" or _records_direction(inner)):
         keep |= {"direction"}
-    if order in ("exact", "finite_difference"):
+    again = order in ("exact", "finite_difference")
+    if again:
         keep |= {"theta"} | ({"gradient", "state"} if inner.optimizer == "adam" else set())
     budget = Budget(inner) if order == "exact" else None
     device = theta[0].device
-    before = generator_state(device) if problem.seed is None and "theta" in keep else None
+    before = generator_state(device) if problem.seed is None and again else None
     descent = descend(problem, inner, rates, theta, inner.steps, frozenset(keep), budget)
     recomputed = any(not step.graphs for step in descent.steps)
     if before is not None and recomputed and not torch.equal(before, generator_state(device)):
@@ -188,6 +212,7 @@ def _back(
     order: Order,
     cotangent: Tensors,
     of_shared: Tensors,
+    between: Between,
 ) -> tuple[Tensors, Tensors]:
     """From the derivatives at the adapted weights to those at the initial ones (and of shared)."""
     if order == "implicit":
@@ -195,10 +220,13 @@ def _back(
 
         return solve(problem, inner, descent.theta, cotangent, of_shared)
     if order == "first_order":
-        for k, step in enumerate(descent.steps):
-            rates.accumulate(k, cotangent, step.direction)
-        return cotangent, of_shared
-    return _walk(problem, inner, rates, descent.steps, order, cotangent, of_shared)
+        cot, shared = Sum(cotangent), Sum(of_shared)
+        for k, step in reversed(list(enumerate(descent.steps))):
+            if rates.learnt:
+                rates.accumulate(k, cot.tensors, step.direction)
+            between(k, step.theta, cot, shared)
+        return cot.tensors, shared.tensors
+    return _walk(problem, inner, rates, descent.steps, order, cotangent, of_shared, between)
 
 
 def _walk(
@@ -209,6 +237,7 @@ def _walk(
     order: Order,
     cotangent: Tensors,
     of_shared: Tensors,
+    between: Between,
 ) -> tuple[Tensors, Tensors]:
     """The recursion above; `steps` is used up."""
     cot, shared, anchor = Sum(cotangent), Sum(of_shared), Sum()
@@ -231,6 +260,7 @@ def _walk(
         if inner.proximal:
             cot.add(mu, alpha=inner.proximal)
             anchor.add(mu, alpha=-inner.proximal)
+        between(k, step.theta, cot, shared)
         del step, product, mu
     cot.add(anchor.tensors)
     return cot.tensors, shared.tensors

@@ -6,9 +6,10 @@ meta-parameters, and handed over whole. That is exact at every order, since no h
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -192,7 +193,7 @@ class MetaEngine:
         keys = sorted({name.split("/", 1)[0] for name in saved})
         for p in self._shards():  # a fresh optimizer has no state before its first step
             self._optimizer.state[p] = {key: torch.zeros_like(p) for key in keys}
-            if "exp_avg" in keys:
+            if not isinstance(self._optimizer, torch.optim.SGD):
                 self._optimizer.state[p]["step"] = torch.tensor(float(steps))
         if self.stage in (1, 2):
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()  # links shards to parameters
@@ -236,19 +237,42 @@ def _state_keys(optimizer: torch.optim.Optimizer) -> list[str]:
 def make_optimizer(params: list[nn.Parameter], config: Config) -> torch.optim.Optimizer:
     """The outer optimizer, a torch one, over `params`."""
     outer = config.outer
+    common: dict[str, Any] = {"lr": outer.lr, "weight_decay": outer.weight_decay}
     if outer.optimizer == "sgd":
-        return torch.optim.SGD(params, lr=outer.lr, momentum=outer.momentum, weight_decay=outer.weight_decay)
-    kind = torch.optim.AdamW if outer.optimizer == "adamw" else torch.optim.Adam
-    return kind(params, lr=outer.lr, betas=outer.betas, eps=outer.eps, weight_decay=outer.weight_decay)
+        return torch.optim.SGD(params, momentum=outer.momentum, **common)
+    if outer.optimizer == "rmsprop":
+        return torch.optim.RMSprop(params, momentum=outer.momentum, eps=outer.eps, **common)
+    kinds: dict[str, Any] = {
+        "adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "adamax": torch.optim.Adamax, "radam": torch.optim.RAdam,
+    }  # fmt: skip
+    made: torch.optim.Optimizer = kinds[outer.optimizer](params, betas=outer.betas, eps=outer.eps, **common)
+    return made
 
 
-def outer_lr(config: Config, step: int) -> float:
-    """The outer learning rate of meta-step `step` (from 1), a pure function: warm-up, then the schedule."""
-    import math
+def outer_lr(config: Config, step: int, validation_losses: Sequence[float] = ()) -> float:
+    """The outer learning rate of meta-step `step` (from 1), a pure function: warm-up, then the schedule.
 
+    validation_losses: of the meta-validations before this step, which schedule plateau goes by.
+    """
     outer = config.outer
+    if outer.schedule == "plateau":
+        warm = min(1.0, step / max(1, outer.warmup_steps))
+        return outer.lr * warm * outer.factor ** plateaus(validation_losses, outer.patience)
     if step <= outer.warmup_steps:
         return outer.lr * step / outer.warmup_steps
     done = (step - 1 - outer.warmup_steps) / max(1, outer.steps - outer.warmup_steps)
     factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[outer.schedule]
     return outer.lr * factor
+
+
+def plateaus(losses: Sequence[float], patience: int) -> int:
+    """How often more than `patience` losses in a row were no lower (by 1e-4 of it) than the lowest before them."""
+    lowest, without, found = math.inf, 0, 0
+    for loss in losses:
+        if loss < lowest * (1 - 1e-4):
+            lowest, without = loss, 0
+        else:
+            without += 1
+        if without > patience:
+            found, without = found + 1, 0
+    return found

@@ -125,7 +125,7 @@ def group_gradients(
         refuse_divergence(told[:-1], told[-1], config.inner.steps, [episode.task])
         for name, g in result.grads.items():
             grads[name] += g
-        for name, g in log_rate_gradients(rates, result.lr_grads).items():
+        for name, g in log_rate_gradients(config.inner, rates, result.lr_grads).items():
             if shards.world > 1 and not shards.has_part_of(name, g):
                 dist.all_reduce(g)  # a rate of many numbers, of which each rank has summed up its own
             grads[name] += g

@@ -86,7 +86,8 @@ def sharded_rank(rank: int, ranks: int, content: dict[str, Any], store_path: str
     config, store = make_config(content), open_store(store_path)
     device = torch.device("cpu")
     classes = config.ways or len(store.labels)
-    model = build_model(config, store.vocab_size, store.pad_id, classes, fast_shards(config, device))
+    shards, labels = fast_shards(config, device), len(store.labels)
+    model = build_model(config, store.vocab_size, store.pad_id, classes, shards, labels)
     shard_frozen(model, config, device)
     engine = make_engine(initial_values(config, model), config, model, device)
     algorithm = load_algorithm(config.algorithm)
@@ -108,7 +109,8 @@ def sharded_rank(rank: int, ranks: int, content: dict[str, Any], store_path: str
 def plain_steps(config: Config, store: TaskStore) -> tuple[Params, Params, list[float]]:
     """(meta-parameters before, after, gradient norms) of the same steps in one process, with torch alone."""
     device = torch.device("cpu")
-    model = build_model(config, store.vocab_size, store.pad_id, config.ways or len(store.labels))
+    labels = len(store.labels)
+    model = build_model(config, store.vocab_size, store.pad_id, config.ways or labels, labels=labels)
     algorithm = load_algorithm(config.algorithm)
     before = {name: value.detach().clone() for name, value in initial_values(config, model).items()}
     params = {name: torch.nn.Parameter(value.clone()) for name, value in before.items()}

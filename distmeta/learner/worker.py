@@ -9,10 +9,12 @@ samplers. State is the meta-parameters, their optimizer's state and the step; al
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +115,16 @@ def learn(
     """Meta-train one rank of a torch.distributed group, from the newest whole checkpoint of `run_dir` if any."""
     store = open_store(store_path)
     classes = config.ways or len(store.labels)
-    model = build_model(config, store.vocab_size, store.pad_id, classes, fast_shards(config, device))
+    model = build_model(
+        config, store.vocab_size, store.pad_id, classes, fast_shards(config, device), labels=len(store.labels)
+    )
     algorithm = load_algorithm(config.algorithm)
     say = Log(run_dir).say if rank == 0 else lambda line: None
     shards = shard_frozen(model, config, device)
     if shards is not None:
         say(shards.describe())
     model = model.to(device)
-    engine, step, tasks_seen, stopped, last = start(config, run_dir, model, device, say)
+    engine, step, tasks_seen, stopped, last, losses = start(config, run_dir, model, device, say)
     cache = state_cache(model, config, store)
     journal = Journal(run_dir, step, last) if rank == 0 else None
     mine = episodes_of_rank(config, config.outer.meta_batch_size, rank, world)
@@ -149,14 +153,15 @@ def learn(
             spoken = engine.seconds
             total = config.outer.meta_batch_size
             scale = engine.averaged_over / total
-            norm = engine.step({name: g * scale for name, g in grads.items()}, outer_lr(config, step))
+            lr = outer_lr(config, step, losses)
+            norm = engine.step({name: g * scale for name, g in grads.items()}, lr)
             meta = engine.snapshot()
             sums = all_sum(sums)
             tasks_seen += total
             record: dict[str, Any] = {
                 "step": step, "tasks_seen": tasks_seen, "outer_loss": sums[0] / total,
                 "query_accuracy": sums[1] / total, "inner_loss": [s / total for s in sums[2:]], "grad_norm": norm,
-                "outer_lr": outer_lr(config, step), "inner_lr": shown_rate(model, meta, config),
+                "outer_lr": lr, "inner_lr": shown_rate(model, meta, config),
             }  # fmt: skip
             if not math.isfinite(norm) or not math.isfinite(record["outer_loss"]):
                 raise OuterDiverged(
@@ -178,11 +183,12 @@ def learn(
                     model, meta, store, config, rank, world, device
                 )
                 stopped = is_reached(config.outer.until, record["validation"])
+                losses.append(record["validation"]["loss"])
             began = time.perf_counter()
             if step % config.run.checkpoint_every == 0 or step == config.outer.steps or stopped:
                 if journal:
                     journal.sync()
-                save(saver, config, store, classes, engine, step, tasks_seen, stopped, {**record, **seconds})
+                save(saver, config, store, classes, engine, step, tasks_seen, stopped, {**record, **seconds}, losses)
                 shown = {key: record[key] for key in ("step", "outer_loss", "query_accuracy")}
                 report(shown | record.get("validation", {}))
                 paused = config.cluster.is_elastic and is_asked_to_pause(run_dir, rank) and step < config.outer.steps
@@ -209,21 +215,23 @@ def learn(
 
 def start(
     config: Config, run_dir: Path, model: TaskModel, device: torch.device, say: Say
-) -> tuple[MetaEngine, int, int, bool, dict[str, Any] | None]:
+) -> tuple[MetaEngine, int, int, bool, dict[str, Any] | None, list[float]]:
     """The engine at the newest whole checkpoint, or at the initial values; then what was reached so far.
 
-    That is (step, tasks seen, whether outer.until, as it is now, stopped the run there, the step's record).
+    That is (step, tasks seen, whether outer.until, as it is now, stopped the run there, the step's record, the
+    meta-validation losses).
     """
     values = initial_values(config, model)
     found = checkpoints.newest_whole(run_dir, say)
     if found is None:
-        return make_engine(values, config, model, device), 0, 0, False, None
+        return make_engine(values, config, model, device), 0, 0, False, None, []
     saved = checkpoints.load(found, optimizer=True, keep=model.fast_shards.keep if model.fast_shards else None)
     engine = make_engine({name: saved.meta[name] for name in values}, config, model, device)
     engine.load_optimizer_state(saved.optimizer, saved.step)
     say(f"continuing from {found.name}")
     stopped = saved.state["stopped"] and saved.config.outer.until == config.outer.until
-    return engine, saved.step, saved.state["tasks_seen"], stopped, saved.state["record"]
+    state = saved.state
+    return engine, saved.step, state["tasks_seen"], stopped, state["record"], state.get("validation_losses", [])
 
 
 def fast_shards(config: Config, device: torch.device) -> FastShards | None:
@@ -289,20 +297,36 @@ def meta_gradients(
     fast, shared, rates = split_meta(model, meta)
     loop = inner_loop(config.inner, rates, seed=dropout_seed(config, step, episodes))
     grads = {name: torch.zeros_like(value) for name, value in meta.items()}
-    sums = torch.zeros(3 + config.inner.steps, dtype=torch.float64)
+    progress = (step - 1) / config.outer.steps
+    sums = torch.zeros(0, dtype=torch.float64)
     for group in group_episodes(episodes, tasks_at_once(model, config, episodes, device)):
-        parts = load_group(group, model, config, store.pad_id, device)
-        result, of_group = group_gradient(model, fast, shared, algorithm, loop, parts, [e.task for e in group], cache)
+        parts, names = load_parts(group, model, config, store, device), [e.task for e in group]
+        result, of_group = group_gradient(model, fast, shared, algorithm, loop, parts, names, cache, progress)
         for name, g in of_group.items():
             grads[name] += g
-        for name, g in log_rate_gradients(rates, result.lr_grads).items():
+        for name, g in log_rate_gradients(config.inner, rates, result.lr_grads).items():
             grads[name] += g
         scored = zip(result.aux, parts[1], strict=True)
         hits = [(logits.argmax(-1) == part.labels).sum(1) / part.total for logits, part in scored]
-        losses = result.inner_losses.reshape(-1, config.inner.steps + 1).sum(0)
-        sums += torch.stack([result.loss.sum(), torch.stack(hits).sum(), *losses]).double().cpu()
+        losses = result.inner_losses.reshape(len(names), -1).sum(0)
+        found = torch.stack([result.loss.sum(), torch.stack(hits).sum(), *losses]).double().cpu()
+        sums = found + (sums if len(sums) else 0.0)
     model.eval()
     return grads, sums.tolist()
+
+
+def load_parts(
+    group: list[Episode], model: TaskModel, config: Config, store: TaskStore, device: torch.device
+) -> tuple[list[TextBatch], list[TextBatch]]:
+    """(support, query) of a group of episodes on `device`, with the number of each class where it is asked for."""
+    support, query = load_group(group, model, config, store.pad_id, device)
+    if not model.pooled:
+        return support, query
+    ways = np.zeros((len(group), len(group[0].label_names)), np.int64)
+    for t, episode in enumerate(group):
+        ways[t, episode.support.labels] = store.label_ids[episode.support.rows]
+    numbers = torch.as_tensor(ways, device=device)
+    return [replace(b, ways=numbers) for b in support], [replace(b, ways=numbers) for b in query]
 
 
 def group_gradient(
@@ -314,6 +338,7 @@ def group_gradient(
     parts: tuple[list[TextBatch], list[TextBatch]],
     names: list[str],
     cache: StateCache | None = None,
+    progress: float = 1.0,
 ) -> tuple[MetaGradient, Params]:
     """The algorithm's result on a group of tasks, `parts` being their (support, query), and its sums over the tasks.
 
@@ -329,8 +354,12 @@ def group_gradient(
         support, query = both[: len(support)], both[len(support) :]
     else:
         support, query = (fixed_prefix(model, shared, part, cache) for part in parts)
+    more = {"progress": progress, "pooled": None}
+    if model.pooled:
+        more["pooled"] = model.pooled_loss if native else one_task(model.pooled_loss)
+    wanted = inspect.signature(algorithm.meta_gradient).parameters
     result = algorithm.meta_gradient(
-        model.loss_and_logits if native else one_task(model),
+        model.loss_and_logits if native else one_task(model.loss_and_logits),
         stack(fast, len(names)) if native else fast,
         support,
         query,
@@ -340,6 +369,7 @@ def group_gradient(
         task_axis="native" if native else False,
         has_aux=True,
         names=names,
+        **{name: value for name, value in more.items() if name in wanted},
     )
     found = {name: g.sum(0) if native else g for name, g in result.grads.items()}
     found |= {name: g for name, g in result.shared_grads.items() if name not in states}
@@ -348,12 +378,14 @@ def group_gradient(
     return result, found
 
 
-def one_task(model: TaskModel) -> Any:
-    def loss(params: Params, batch: Any) -> tuple[Tensor, Tensor]:
-        value, logits = model.loss_and_logits(params, batch)
+def one_task(loss: Any) -> Any:
+    """The loss of tasks [T] as a scalar, for one of them."""
+
+    def of_one(params: Params, batch: Any) -> tuple[Tensor, Tensor]:
+        value, logits = loss(params, batch)
         return value.sum(), logits
 
-    return loss
+    return of_one
 
 
 def dropout_seed(config: Config, step: int, episodes: list[Episode]) -> int | None:
@@ -412,13 +444,13 @@ def is_reached(until: str | None, validation: dict[str, float]) -> bool:
 
 def save(
     saver: Saver, config: Config, store: TaskStore, classes: int, engine: MetaEngine, step: int,
-    tasks_seen: int, stopped: bool, record: dict[str, Any],
+    tasks_seen: int, stopped: bool, record: dict[str, Any], losses: list[float],
 ) -> None:  # fmt: skip
     """Begin to write a checkpoint; all ranks call it. `record`: this step's, which is not in the journal yet."""
     state = {
         "step": step, "tasks_seen": tasks_seen, "classes": classes, "labels": store.labels,
         "vocab_size": store.vocab_size, "pad_id": store.pad_id, "store_key": store.key, "stopped": stopped,
-        "record": record,
+        "record": record, "validation_losses": losses,
     }  # fmt: skip
     # Copies of this rank's part only: the whole state may be larger than a rank's memory.
     parts = saver.shares({name: 3 * 4 * shape.numel() for name, shape in engine.whole_shapes.items()})

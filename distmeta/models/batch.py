@@ -24,6 +24,7 @@ class TextBatch:
     labels: Tensor  # int64 [T, n]
     total: int  # rows of a task over all the parts of its set: losses of parts add up to a mean
     store_rows: NDArray[np.int64]  # [N]: which example of the task store
+    ways: Tensor | None = None  # int64 [T, C]: the number, among all classes of the data, of each of a task's classes
     # What the layers below the lowest adapted one make of these rows, [N, L, D] or pooled [N, D]; or the name under
     # which the parameters hold it. None: they are run.
     states: Tensor | str | None = None

@@ -42,7 +42,7 @@ class TaskModel(nn.Module):
     the number of layers (the states are pooled features). prefix_shared: names in `shared` that are below it.
     """
 
-    def __init__(self, backbone: nn.Module, classes: int, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, classes: int, config: Config, labels: int = 0) -> None:
         super().__init__()
         self.backbone = backbone
         self.classes = classes
@@ -64,6 +64,10 @@ class TaskModel(nn.Module):
         else:
             self.head_weight = nn.Parameter(torch.randn(classes, width, generator=generator) * 0.02)
             self.head_bias = nn.Parameter(torch.zeros(classes))
+        self.pooled = labels > 0 and config.algorithm == "multi_task" and config.task.family == "classes"
+        if self.pooled:
+            self.pooled_weight = nn.Parameter(torch.randn(labels, width, generator=generator) * 0.02)
+            self.pooled_bias = nn.Parameter(torch.zeros(labels))
         self.requires_grad_(False)
         self.fast, self.shared = self._roles(config)
         computed = ("head_weight", "head_bias") if self.prototype_head else ()
@@ -91,15 +95,16 @@ class TaskModel(nn.Module):
         values = dict(self.named_parameters())
         adapt = config.inner.adapt
         is_head = {name for name in values if name.startswith("head_") and name != "head_log_scale"}
+        outer_only = {"head_log_scale", "pooled_weight", "pooled_bias"}
         if adapt == "all":
-            fast = {name for name in values if name != "head_log_scale"}
+            fast = values.keys() - outer_only
         elif adapt == "lora":
             fast = {name for name in values if "lora_" in name} | is_head
         elif adapt == "head":
             fast = is_head
         else:
             try:
-                fast = {name for name in values if re.search(adapt, name)}
+                fast = {name for name in values.keys() - outer_only if re.search(adapt, name)}
             except re.error as error:
                 raise InputError(
                     f"inner.adapt = {adapt}: not all, lora, head or a regular expression: {error}"
@@ -107,7 +112,7 @@ class TaskModel(nn.Module):
             if not fast:
                 raise InputError(f"inner.adapt = {adapt}: matches no parameter; names are such as {sorted(values)[:6]}")
         train_base = config.outer.base == "train" or (config.outer.base == "auto" and config.model.pretrained is None)
-        shared = {name for name in values if name not in fast and (train_base or name.startswith("head_"))}
+        shared = {name for name in values if name not in fast and (train_base or name.startswith(("head_", "pooled_")))}
         return {n: v for n, v in values.items() if n in fast}, {n: v for n, v in values.items() if n in shared}
 
     def _lowest(self, names: Iterable[str]) -> int:
@@ -199,6 +204,15 @@ class TaskModel(nn.Module):
         losses = F.cross_entropy(scores.flatten(0, 1), batch.labels.flatten(), reduction="none")
         return losses.view(batch.labels.shape).sum(1) / batch.total, scores
 
+    def pooled_loss(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        """As `loss_and_logits`, of a classifier over all classes of the data; the scores are those of the batch's."""
+        assert batch.ways is not None, "classes are numbered by the learner"
+        scores = self.features(params, batch) @ params["pooled_weight"].mT + params["pooled_bias"]  # [T, n, G]
+        labels = batch.ways.gather(1, batch.labels)
+        losses = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+        own = batch.ways.unsqueeze(1).expand(-1, scores.shape[1], -1)
+        return losses.sum(1) / batch.total, scores.gather(2, own)
+
     def start(self, params: Params, support: list[TextBatch]) -> Params:
         """The prototype head of an episode: logits = scale * -|x - c|^2 (proto-MAML, arXiv 1903.03096, section 3.1).
 
@@ -219,10 +233,11 @@ class TaskModel(nn.Module):
 
 
 def build_model(
-    config: Config, vocab_size: int, pad_id: int, classes: int, shards: FastShards | None = None
+    config: Config, vocab_size: int, pad_id: int, classes: int, shards: FastShards | None = None, labels: int = 0
 ) -> TaskModel:
     """The model that a configuration describes, for a tokenizer's vocabulary and C classes. Raises InputError.
 
+    labels: classes of the whole data, over which algorithm=multi_task classifies.
     shards: where its parameters go, each rank keeping its part of every one; all ranks build it together.
     """
     backbone = backbones.build_backbone(config.model, vocab_size, pad_id, config.run.seed)
@@ -232,7 +247,7 @@ def build_model(
     limit = backbones.positions(backbone)
     if limit is not None and config.model.max_tokens > limit:
         raise InputError(f"model.max_tokens = {config.model.max_tokens}: the model has {limit} positions")
-    model = TaskModel(backbone, classes, config)
+    model = TaskModel(backbone, classes, config, labels)
     if shards is not None:
         shards.take_small(model.to(shards.device))
         shards.autocast, model.fast_shards = model.autocast, shards

@@ -1,0 +1,43 @@
+"""Pooled training on all tasks at once: the baseline that a meta-learner has to beat (as in Chen et al. 2019, arXiv
+1904.04232, and Tian et al. 2020, arXiv 2003.11539).
+
+    minimise over theta   E_task  ( L_support(theta) + L_query(theta) ) / 2        no inner loop
+
+Tasks that share their labels (family domain) share the head. Where every episode has classes of its own (family
+classes), what is trained is one classifier over all classes of the data, and a new task begins with a new head.
+Unbiased for that objective, which is not that of adapting. Cost of a task: one gradient over support and query sets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from distmeta import inner
+
+ORDER = "first_order"
+ADAPTS = False
+
+
+def meta_gradient(
+    loss: Any,
+    params: Any,
+    support: Any,
+    query: Any,
+    loop: Any,
+    *,
+    pooled: Any = None,
+    start: Any = None,
+    **options: Any,
+) -> inner.MetaGradient:
+    """pooled: the loss of a classifier over all classes of the data, in the place of `loss`."""
+    still = dataclasses.replace(loop, steps=0, lr=0.0)
+    own = start if pooled is None else None
+    found = inner.meta_gradient(pooled or loss, params, support, [*query, *support], still, start=own, **options)
+    half = {name: g / 2 for name, g in found.grads.items()}
+    shared = {name: g / 2 for name, g in found.shared_grads.items()}
+    with torch.no_grad():
+        loss_now = found.loss / 2
+    return dataclasses.replace(found, grads=half, shared_grads=shared, loss=loss_now, aux=found.aux[: len(query)])

@@ -20,7 +20,7 @@ from distmeta import checkpoint as checkpoints
 from distmeta.algorithms.rates import inner_loop
 from distmeta.config import Config, DataConfig, dump_config
 from distmeta.errors import InputError
-from distmeta.evaluate import load_model, split_meta
+from distmeta.evaluate import load_model
 from distmeta.inner import adapt as adapt_weights
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch, to_batches
@@ -28,6 +28,7 @@ from distmeta.models.prefix import fixed_prefix
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.sampling.collate import collate
 from distmeta.sampling.episode import Rows
+from distmeta.scoring import split_meta
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

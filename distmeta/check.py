@@ -27,7 +27,6 @@ from distmeta.algorithms import fomaml, load_algorithm
 from distmeta.algorithms.rates import inner_loop, log_rate_gradients
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError
-from distmeta.evaluate import split_meta
 from distmeta.inner import adapt
 from distmeta.learner.sharded import OUTER_STEPS, ShardedGroup, episodes_of, plain_steps
 from distmeta.learner.worker import (
@@ -41,6 +40,7 @@ from distmeta.learner.worker import (
 from distmeta.models.backbone import set_attention
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.sampling.episode import Episode
+from distmeta.scoring import split_meta
 from distmeta.tasks.store import TaskStore, open_store
 
 Params = dict[str, Tensor]

@@ -15,10 +15,11 @@ from distmeta import checkpoint
 from distmeta.adapt import adapt, load_adapted, read_texts
 from distmeta.algorithms.rates import initial_log_rates
 from distmeta.errors import InputError
-from distmeta.evaluate import load_model, score_episodes, split_meta
+from distmeta.evaluate import load_model
 from distmeta.inner import InnerLoop
 from distmeta.models.task_model import build_model
 from distmeta.sampling.episode import sample_episode
+from distmeta.scoring import score_episodes, split_meta
 from distmeta.tasks.store import build_store, open_store
 
 TEXTS = ["the red thing", "it is a cold blue thing", "so hot", "small", "a round flat sharp thing it is so"]

@@ -11,21 +11,11 @@ import torch
 from distmeta import metrics
 from distmeta.algorithms.rates import initial_log_rates
 from distmeta.errors import InputError
-from distmeta.evaluate import (
-    WORST_LOSS,
-    Scored,
-    details,
-    evaluate,
-    evaluate_methods,
-    group_episodes,
-    load_model,
-    predictions,
-    score_episodes,
-    summarise,
-)
+from distmeta.evaluate import evaluate, evaluate_methods, load_model
 from distmeta.inner import InnerLoop
 from distmeta.models.task_model import build_model
 from distmeta.sampling.episode import sample_episode
+from distmeta.scoring import WORST_LOSS, Scored, details, group_episodes, predictions, score_episodes, summarise
 from distmeta.tasks.store import build_store, open_store
 
 CPU = torch.device("cpu")

@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from distmeta import checkpoint
 from distmeta.adapt import adapt, tokenise
 from distmeta.errors import InputError
-from distmeta.evaluate import load_model, split_meta
+from distmeta.evaluate import load_model
 from distmeta.export import export, head_tensors, read
 from distmeta.learner.worker import initial_values
 from distmeta.models.batch import to_batches
 from distmeta.models.task_model import build_model
 from distmeta.sampling.collate import collate
+from distmeta.scoring import split_meta
 from distmeta.tasks.store import build_store, open_store
 
 TEXTS = ["the red thing", "so it is an unheard-of old thing", "blue", "it is a very slow, round and sharp thing " * 3]

@@ -1,4 +1,5 @@
-"""No meta-training at all: the initial weights, adapted to each task as they are. The baseline under every table.
+"""No meta-training at all: the initial weights, adapted to each task as they are: the baseline under every
+table (Chen et al. 2019, arXiv 1904.04232).
 
     g = 0,  so that the meta-parameters stay what the pretrained model is
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from distmeta import inner
+from distmeta.inner.problem import listed
 
 ORDER = "first_order"
 ADAPTS = False
@@ -35,9 +36,13 @@ def meta_gradient(
     """pooled: the loss of a classifier over all classes of the data, in the place of `loss`."""
     still = dataclasses.replace(loop, steps=0, lr=0.0)
     own = start if pooled is None else None
-    found = inner.meta_gradient(pooled or loss, params, support, [*query, *support], still, start=own, **options)
+    found = inner.meta_gradient(
+        pooled or loss, params, support, [*listed(query), *listed(support)], still, start=own, **options
+    )
     half = {name: g / 2 for name, g in found.grads.items()}
     shared = {name: g / 2 for name, g in found.shared_grads.items()}
     with torch.no_grad():
         loss_now = found.loss / 2
-    return dataclasses.replace(found, grads=half, shared_grads=shared, loss=loss_now, aux=found.aux[: len(query)])
+    return dataclasses.replace(
+        found, grads=half, shared_grads=shared, loss=loss_now, aux=found.aux[: len(listed(query))]
+    )

@@ -22,12 +22,12 @@ from distmeta.algorithms.rates import initial_log_rates
 from distmeta.bench import measure
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError
-from distmeta.evaluate import group_episodes, load_group, tasks_at_once
 from distmeta.learner.worker import meta_gradients, state_cache
 from distmeta.models.backbone import set_attention
 from distmeta.models.prefix import StateCache
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.sampling.episode import Episode, Rows, sample_episode
+from distmeta.scoring import group_episodes, load_group, tasks_at_once
 from distmeta.tasks.families import check_feasible
 from distmeta.tasks.store import TaskStore, build_store, open_store
 

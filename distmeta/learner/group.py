@@ -22,7 +22,6 @@ from torch import Tensor
 
 from distmeta.algorithms.rates import inner_loop, log_rate_gradients, mean_rate
 from distmeta.config import Config
-from distmeta.evaluate import Scored, load_group, predictions, split_meta
 from distmeta.inner import InnerLoop, adapt
 from distmeta.inner.adapt import refuse_divergence
 from distmeta.learner.engine import Divided, MetaEngine
@@ -31,6 +30,7 @@ from distmeta.models.batch import TextBatch
 from distmeta.models.fast_shards import FastShards
 from distmeta.models.task_model import TaskModel
 from distmeta.sampling.episode import Episode
+from distmeta.scoring import Scored, load_group, predictions, split_meta
 
 Params = dict[str, Tensor]
 

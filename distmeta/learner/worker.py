@@ -14,7 +14,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,7 @@ from distmeta.algorithms import load_algorithm
 from distmeta.algorithms.rates import initial_log_rates, inner_loop, log_rate_gradients, mean_rate
 from distmeta.config import Config, make_config, parse_until
 from distmeta.errors import InputError
-from distmeta.evaluate import (
-    curves,
-    evaluate_methods,
-    group_episodes,
-    load_group,
-    score_episodes,
-    split_meta,
-    stack,
-    tasks_at_once,
-)
+from distmeta.evaluate import evaluate_methods
 from distmeta.inner import Diverged, InnerLoop, MetaGradient
 from distmeta.learner.elastic import GROW, PAUSED, PLACEMENT
 from distmeta.learner.engine import MetaEngine, outer_lr
@@ -54,6 +44,16 @@ from distmeta.sampling.episode import Episode, sample_episode
 from distmeta.sampling.flow import seconds_per_episode
 from distmeta.sampling.sampler import Sampler
 from distmeta.sampling.window import EpisodeWindow
+from distmeta.scoring import (
+    curves,
+    group_episodes,
+    load_group,
+    score_episodes,
+    split_meta,
+    stack,
+    tasks_at_once,
+    with_ways,
+)
 from distmeta.tasks.store import TaskStore, open_store
 
 Params = dict[str, Tensor]
@@ -322,11 +322,8 @@ def load_parts(
     support, query = load_group(group, model, config, store.pad_id, device)
     if not model.pooled:
         return support, query
-    ways = np.zeros((len(group), len(group[0].label_names)), np.int64)
-    for t, episode in enumerate(group):
-        ways[t, episode.support.labels] = store.label_ids[episode.support.rows]
-    numbers = torch.as_tensor(ways, device=device)
-    return [replace(b, ways=numbers) for b in support], [replace(b, ways=numbers) for b in query]
+    both = with_ways([*support, *query], group, store.label_ids)
+    return both[: len(support)], both[len(support) :]
 
 
 def group_gradient(

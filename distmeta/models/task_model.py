@@ -64,10 +64,13 @@ class TaskModel(nn.Module):
         else:
             self.head_weight = nn.Parameter(torch.randn(classes, width, generator=generator) * 0.02)
             self.head_bias = nn.Parameter(torch.zeros(classes))
-        self.pooled = labels > 0 and config.algorithm == "multi_task" and config.task.family == "classes"
+        self.width = width
+        # Whether a class means something else in each episode, so that tasks could not share the head.
+        self.classes_differ = config.task.family == "classes" or config.task.permute_labels or self.prototype_head
+        self.pooled = labels > 0 and config.algorithm == "multi_task" and self.classes_differ
         if self.pooled:
-            self.pooled_weight = nn.Parameter(torch.randn(labels, width, generator=generator) * 0.02)
-            self.pooled_bias = nn.Parameter(torch.zeros(labels))
+            for name, value in self.pooled_head(labels, config.run.seed).items():
+                self.register_parameter(name, nn.Parameter(value))
         self.requires_grad_(False)
         self.fast, self.shared = self._roles(config)
         computed = ("head_weight", "head_bias") if self.prototype_head else ()
@@ -203,6 +206,12 @@ class TaskModel(nn.Module):
         scores = self.logits(params, batch)
         losses = F.cross_entropy(scores.flatten(0, 1), batch.labels.flatten(), reduction="none")
         return losses.view(batch.labels.shape).sum(1) / batch.total, scores
+
+    def pooled_head(self, labels: int, seed: int) -> Params:
+        """Initial values of a classifier over all classes of the data."""
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(labels, self.width, generator=generator) * 0.02
+        return {"pooled_weight": weight, "pooled_bias": torch.zeros(labels)}
 
     def pooled_loss(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor]:
         """As `loss_and_logits`, of a classifier over all classes of the data; the scores are those of the batch's."""

@@ -1,5 +1,7 @@
 """Every algorithm against a problem whose answer is known, and on a real model against finite differences."""
 
+import itertools
+
 import numpy as np
 import pytest
 import small
@@ -8,6 +10,7 @@ import torch
 from distmeta.algorithms import ALGORITHMS, load_algorithm
 from distmeta.algorithms.maml_pp import ANNEALED, FIRST_ORDER, step_weights
 from distmeta.algorithms.rates import initial_log_rates, log_rate_gradients, rates_of
+from distmeta.config import merge, nested
 from distmeta.check import check_equivalents, check_meta_gradient
 from distmeta.inner import InnerLoop
 from distmeta.tasks.store import build_store, open_store
@@ -114,7 +117,7 @@ def test_maml_pp_goes_from_all_steps_at_first_order_to_the_last_exactly(problem)
     agree(problem.run("maml_pp", progress=max(ANNEALED, FIRST_ORDER)).grads["x"], problem.exact(K))
     weights = [step_weights(K, p) for p in np.linspace(0, ANNEALED * 0.99, 5)]
     assert all(sum(w) == pytest.approx(1) for w in weights)
-    assert all(later[-1] > earlier[-1] for earlier, later in zip(weights, weights[1:]))
+    assert all(later[-1] > earlier[-1] for earlier, later in itertools.pairwise(weights))
 
 
 def test_losses_after_every_step_are_walked_back(problem):
@@ -144,7 +147,8 @@ def classes_csv(tmp_path_factory):
 def settled(name, path, **sections):
     if name == "multi_task":
         sections = {"task": {"family": "classes", "ways": 3}, "data": {"fractions": [0.34, 0.33, 0.33]}, **sections}
-    config = small.config(path, algorithm=name, inner={"memory": "walk"}, **sections)
+    own = nested(ALGORITHMS[name].settings)
+    config = small.config(path, algorithm=name, **merge({"inner": {"memory": "walk"}, **sections}, own))
     return config, open_store(build_store(config.data, config.task, config.model))
 
 

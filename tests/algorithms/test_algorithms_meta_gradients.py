@@ -149,9 +149,11 @@ def test_reptile_moves_towards_the_adapted_weights(words_csv):
 
 
 def test_algorithms_by_name_state_their_order():
-    assert {name: load_algorithm(name).ORDER for name in ALGORITHMS} == {
-        "maml": "exact", "fomaml": "first_order", "reptile": "first_order",
-    }  # fmt: skip
+    exact = {"maml", "anil", "boil", "meta_sgd", "maml_pp", "proto_maml"}
+    others = {"imaml": "implicit", "finite_difference": "finite_difference"}
+    for name in ALGORITHMS:
+        expected = "exact" if name in exact else others.get(name, "first_order")
+        assert load_algorithm(name).ORDER == expected and "arXiv" in (load_algorithm(name).__doc__ or "arXiv")
 
 
 def test_rates_start_at_inner_lr_and_the_last_is_repeated():

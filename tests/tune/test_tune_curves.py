@@ -8,9 +8,10 @@ import torch
 
 from distmeta import checkpoint as checkpoints
 from distmeta.algorithms.rates import inner_loop
-from distmeta.evaluate import curves, load_model, score_episodes, split_meta
+from distmeta.evaluate import load_model
 from distmeta.learner.worker import learn
 from distmeta.sampling.episode import sample_episode
+from distmeta.scoring import curves, score_episodes, split_meta
 from distmeta.tasks.store import build_store, open_store
 
 

@@ -1,0 +1,244 @@
+"""Scoring episodes: adapt on each support set, predict its query set, and sum up with intervals.
+
+Letters: T tasks of a group, E episodes, n query rows, K inner steps, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distmeta import metrics
+from distmeta.algorithms.rates import PREFIX
+from distmeta.config import Config
+from distmeta.inner import InnerLoop, adapt
+from distmeta.models.backbone import set_attention
+from distmeta.models.batch import TextBatch, to_batches
+from distmeta.models.prefix import fixed_prefix
+from distmeta.models.sharding import all_together
+from distmeta.models.task_model import TaskModel
+from distmeta.sampling.collate import collate
+from distmeta.sampling.episode import Episode
+
+# What a loss that is no number counts as in means: -log of the smallest positive float32, the least probability that
+# a softmax can give to the right class.
+WORST_LOSS = 103.28
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One episode's query set after 0..K inner steps. `loss` is not finite where the inner loop diverged."""
+
+    task: str
+    label_names: tuple[str, ...]
+    labels: NDArray[np.int64]  # [n]
+    predicted: NDArray[np.int64]  # [K+1, n], or [1, n] after the last step alone
+    loss: NDArray[np.float64]  # [K+1] or [1]
+
+
+def group_episodes(episodes: Sequence[Episode], size: int) -> list[list[Episode]]:
+    """Consecutive groups of at most `size` episodes whose support and query sets have equal numbers of rows."""
+    groups: list[list[Episode]] = []
+    for episode in episodes:
+        shape = (len(episode.support.labels), len(episode.query.labels), len(episode.label_names))
+        last = groups[-1] if groups else None
+        if last and len(last) < size and shape == (
+            len(last[0].support.labels), len(last[0].query.labels), len(last[0].label_names)
+        ):  # fmt: skip
+            last.append(episode)
+        else:
+            groups.append([episode])
+    return groups
+
+
+def tasks_at_once(model: TaskModel, config: Config, episodes: Sequence[Episode], device: torch.device) -> int:
+    """How many tasks run as one: `inner.task_batch`, or chosen by the tokens of a support set.
+
+    On a CPU batching pays below about 1,000 tokens a step and task; on a GPU always.
+    """
+    if not model.takes_task_axis:
+        return 1
+    if config.inner.task_batch:
+        return config.inner.task_batch
+    if device.type != "cpu":
+        return 32
+    tokens = max((len(e.support.tokens) for e in episodes[:4]), default=1)
+    return max(1, min(16, 2000 // max(tokens, 1)))
+
+
+def load_group(
+    group: Sequence[Episode], model: TaskModel, config: Config, pad_id: int, device: torch.device
+) -> tuple[list[TextBatch], list[TextBatch]]:
+    """Support and query sets of a group of episodes as length-sorted parts on `device`."""
+    inner = config.inner
+    tokens = inner.part_tokens or (4096 if device.type == "cpu" else 0)
+    support, query = (
+        collate(part, inner.buckets, pad_id, part_tokens=tokens)
+        for part in ([e.support for e in group], [e.query for e in group])
+    )
+    return to_batches(support, device, model.causal), to_batches(query, device, model.causal)
+
+
+def with_ways(batches: Sequence[TextBatch], group: Sequence[Episode], label_ids: NDArray[np.int32]) -> list[TextBatch]:
+    """The batches of a group with the numbers that their classes have in the task store, of `label_ids` [rows]."""
+    ways = np.zeros((len(group), len(group[0].label_names)), np.int64)
+    for t, episode in enumerate(group):
+        ways[t, episode.support.labels] = label_ids[episode.support.rows]
+    return [replace(batch, ways=torch.as_tensor(ways, device=batch.labels.device)) for batch in batches]
+
+
+def stack(fast: Mapping[str, Tensor], tasks: int) -> dict[str, Tensor]:
+    """Fast weights with a task axis, [T, ...], all tasks starting from the same values (no copy is made)."""
+    return {name: value.unsqueeze(0).expand(tasks, *value.shape) for name, value in fast.items()}
+
+
+@all_together
+def score_episodes(
+    model: TaskModel,
+    fast: Mapping[str, Tensor],
+    shared: Mapping[str, Tensor],
+    loop: InnerLoop,
+    episodes: Sequence[Episode],
+    config: Config,
+    pad_id: int,
+    device: torch.device,
+    curve: bool = True,
+) -> list[Scored]:
+    """Adapt to each episode and predict its query set after 0..K inner steps; curve=False: after the last one only.
+
+    An episode whose inner loop diverges does not end the evaluation: its rows without finite scores are wrong.
+    """
+    set_attention(model.backbone, "first_order")
+    out: list[Scored] = []
+    for group in group_episodes(episodes, tasks_at_once(model, config, episodes, device)):
+        support, query = load_group(group, model, config, pad_id, device)
+        support, query = (fixed_prefix(model, {**fast, **shared}, part) for part in (support, query))
+        native = model.takes_task_axis
+        params = stack(fast, len(group)) if native else dict(fast)
+        adapted = adapt(
+            model.loss if native else lambda p, b: model.loss(p, b).sum(),
+            params, support, loop, shared=dict(shared), start=model.start if model.prototype_head else None,
+            task_axis="native" if native else False, trajectory=curve, last_inner_loss=False, check=False,
+        )  # fmt: skip
+        path = adapted.trajectory or [adapted.params]
+        labels = np.concatenate([b.labels.cpu().numpy() for b in query], 1)  # [T, n]
+        predicted, losses = [], []
+        with torch.no_grad():
+            for params_k in path:
+                logits = torch.cat([model.logits({**shared, **params_k}, b) for b in query], 1)  # [T, n, C]
+                target = torch.cat([b.labels for b in query], 1)
+                predicted.append(predictions(logits, target).cpu().numpy())
+                losses.append(F.cross_entropy(logits.mT, target, reduction="none").mean(1).double().cpu().numpy())
+        for t, episode in enumerate(group):
+            out.append(
+                Scored(
+                    task=episode.task,
+                    label_names=episode.label_names,
+                    labels=labels[t],
+                    predicted=np.stack([p[t] for p in predicted]),
+                    loss=np.array([loss[t] for loss in losses]),
+                )
+            )
+    return out
+
+
+def predictions(logits: Tensor, labels: Tensor) -> Tensor:
+    """The class with the highest score, [T, n] of [T, n, C]; a wrong class where a score is not a finite number.
+
+    argmax takes NaN for the largest, which would make a diverged model look as if it had chosen a class, at times
+    the right one. The wrong class is the one after the label, so that no class is favoured.
+    """
+    wrong = (labels + 1) % logits.shape[-1]
+    return torch.where(logits.isfinite().all(-1), logits.argmax(-1), wrong)
+
+
+@all_together
+def score_prototypes(
+    model: TaskModel,
+    values: Mapping[str, Tensor],
+    episodes: Sequence[Episode],
+    config: Config,
+    pad_id: int,
+    device: torch.device,
+) -> list[Scored]:
+    """Nearest class mean of the features (Snell et al. 2017, arXiv 1703.05175), without any gradient step."""
+    set_attention(model.backbone, "first_order")
+    out: list[Scored] = []
+    with torch.no_grad():
+        for episode in episodes:
+            support, query = load_group([episode], model, config, pad_id, device)
+            x = torch.cat([model.features(dict(values), b) for b in support], 1)[0]
+            y = torch.cat([b.labels for b in support], 1)[0]
+            centres = torch.stack([x[y == c].mean(0) for c in range(len(episode.label_names))])
+            q = torch.cat([model.features(dict(values), b) for b in query], 1)[0]
+            target = torch.cat([b.labels for b in query], 1)[0]
+            negative = -torch.cdist(q, centres).pow(2)
+            out.append(
+                Scored(
+                    task=episode.task,
+                    label_names=episode.label_names,
+                    labels=target.cpu().numpy(),
+                    predicted=negative.argmax(-1, keepdim=True).mT.cpu().numpy(),
+                    loss=np.array([float(F.cross_entropy(negative, target))]),
+                )
+            )
+    return out
+
+
+def summarise(scored: Sequence[Scored]) -> dict[str, Any]:
+    """Each metric's mean, 95% interval over episodes, and mean after 0..K inner steps."""
+    return {name: metrics.interval(values) for name, values in by_episode(scored).items()}
+
+
+def curves(scored: Sequence[Scored]) -> dict[str, dict[str, list[float]]]:
+    """Each metric's mean and 95% interval (mean, low, high) after 0..K inner steps, by that number."""
+    return {name: metrics.curve(values) for name, values in by_episode(scored).items()}
+
+
+def by_episode(scored: Sequence[Scored]) -> dict[str, NDArray[np.float64]]:
+    """Each metric's values, [E, K+1]."""
+    per_episode: dict[str, list[NDArray[np.float64]]] = {}
+    for s in scored:
+        matrices = metrics.confusion(np.broadcast_to(s.labels, s.predicted.shape), s.predicted, len(s.label_names))
+        loss = np.where(np.isfinite(s.loss), s.loss, WORST_LOSS)
+        for name, value in {**metrics.scores(matrices), "loss": loss}.items():
+            per_episode.setdefault(name, []).append(value)
+    return {name: np.stack(values) for name, values in per_episode.items()}
+
+
+def details(scored: Sequence[Scored], fixed_labels: bool) -> dict[str, Any]:
+    """How many episodes diverged; where all share their labels, accuracy by task and scores of each class."""
+    by_task: dict[str, list[float]] = {}
+    for s in scored:
+        by_task.setdefault(s.task, []).append(float((s.predicted[-1] == s.labels).mean()))
+    out: dict[str, Any] = {"diverged": sum(not np.isfinite(s.loss[-1]) for s in scored)}
+    if fixed_labels:
+        names = sorted({name for s in scored for name in s.label_names})
+        total = np.zeros((len(names), len(names)), np.int64)
+        for s in scored:
+            ids = np.array([names.index(name) for name in s.label_names])
+            total += metrics.confusion(ids[s.labels], ids[s.predicted[-1]], len(names))
+        per_class = metrics.class_scores(total)
+        out["per_class"] = {
+            name: {metric: float(per_class[metric][i]) for metric in per_class} for i, name in enumerate(names)
+        }
+        out["confusion"] = {"labels": names, "rows_are_labels": total.tolist()}
+        out["per_task"] = {task: metrics.interval(np.array(v)) for task, v in sorted(by_task.items())}
+    return out
+
+
+def split_meta(
+    model: TaskModel, meta: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Meta-parameters by role: (fast, shared, logarithms of the inner learning rates)."""
+    fast = {name: meta[name] for name in model.fast}
+    shared = {name: meta[name] for name in model.shared}
+    rates = {name: value for name, value in meta.items() if name.split(".")[0] == PREFIX}
+    return fast, shared, rates

@@ -1,0 +1,91 @@
+"""Every algorithm through the learner's loop, its evaluation and its checkpoint; one of a user's own as well."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import small
+import torch
+
+from distmeta import checkpoint
+from distmeta.algorithms import ALGORITHMS
+from distmeta.config import merge, nested
+from distmeta.evaluate import evaluate
+from distmeta.learner.worker import learn
+from distmeta.tasks.store import build_store
+
+pytestmark = pytest.mark.usefixtures("one_rank")
+
+
+@pytest.fixture(scope="module")
+def classes_csv(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "classes.csv"
+    rows = [f"please {small.PLENTY[(c + i) % 14]} thing{c} now,class{c}" for c in range(9) for i in range(8)]
+    path.write_text("\n".join(["text,label", *rows]) + "\n")
+    return path
+
+
+def train(run, path, algorithm, **sections):
+    short = {"outer": {"steps": 3}, "run": {"checkpoint_every": 3}, "eval": {"episodes": 4}}
+    own = nested(ALGORITHMS[algorithm].settings) if algorithm in ALGORITHMS else {}
+    config = small.config(path, algorithm=algorithm, **merge(merge(short, sections), own))
+    run.mkdir()
+    learn(config, run, build_store(config.data, config.task, config.model), [], 0, 1, torch.device("cpu"))
+    return config
+
+
+CLASSES = {"task": {"family": "classes", "ways": 3}, "data": {"fractions": [0.34, 0.33, 0.33]}}
+
+
+@pytest.mark.parametrize("family", ["domain", "classes"])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_trains_evaluates_and_is_read_again(name, family, words_csv, classes_csv, tmp_path):
+    sections, data = ({}, words_csv) if family == "domain" else (CLASSES, classes_csv)
+    config = train(tmp_path / "run", data, name, **sections)
+    records = small.records(tmp_path / "run")
+    assert [r["step"] for r in records] == [1, 2, 3]
+    loops = 0 if name in ("prototypes", "multi_task") else config.inner.steps
+    assert all(len(r["inner_loss"]) == loops + 1 and 0 <= r["query_accuracy"] <= 1 for r in records)
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert set(found) == {"meta_trained", "no_adaptation", "fine_tuned", "multi_task", "prototypes"}
+    again = evaluate(tmp_path / "run", baselines=False).methods["meta_trained"]
+    assert again == found["meta_trained"]
+    moved = {"fine_tune": 0.0}.get(name)
+    first, last = (r["grad_norm"] for r in (records[0], records[-1]))
+    assert (first == last == 0) if moved == 0.0 else first > 0
+
+
+def test_multi_task_is_the_baseline_of_that_name(words_csv, tmp_path):
+    """Trained as a run, or on the way as a baseline: the same weights, where the outer loop is the baseline's."""
+    from distmeta.models.task_model import build_model
+    from distmeta.pooled import train_pooled
+    from distmeta.tasks.store import open_store
+
+    config = train(tmp_path / "run", words_csv, "multi_task", deepspeed={"gradient_clipping": 0.0}, outer={"eps": 1e-2})
+    store = open_store(build_store(config.data, config.task, config.model))
+    model = build_model(config, store.vocab_size, store.pad_id, len(store.labels))
+    fast, shared = train_pooled(model, store, config, torch.device("cpu"))
+    saved = checkpoint.load(tmp_path / "run").meta
+    for name, value in {**fast, **shared}.items():
+        torch.testing.assert_close(saved[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_an_algorithm_of_ones_own_as_the_readme_has_it(words_csv, tmp_path, monkeypatch):
+    """The README's file, named by its import path, through training, evaluation and `check`."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    name, code = re.search(r"```python\n# (\w+)\.py.*?\n(.*?)```", readme, re.S).groups()
+    assert len(code.splitlines()) < 40
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        config = train(tmp_path / "run", words_csv, f"mine.{name}")
+        assert [r["step"] for r in small.records(tmp_path / "run")] == [1, 2, 3]
+        assert evaluate(tmp_path / "run", baselines=False).methods["meta_trained"]["accuracy"]["episodes"] == 4
+        assert config.inner.learn_lr == sys.modules[f"mine.{name}"].SETTINGS["inner.learn_lr"]
+    finally:
+        sys.modules.pop(f"mine.{name}", None)

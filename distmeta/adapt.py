@@ -128,6 +128,7 @@ def adapt(
     start = model.start if model.prototype_head else None
     result = adapt_weights(loss, fast, batches, inner_loop(config.inner, rates, steps), shared=shared, start=start)
     state = {key: saved.state[key] for key in ("classes", "vocab_size", "pad_id")} | {"meta_step": saved.step}
+    shared = {name: value for name, value in shared.items() if not name.startswith("pooled_")}  # of training alone
     return AdaptedModel(
         config, labels, model, {**shared, **result.params}, saved.tokenizer_file, state, result.inner_losses.tolist()
     )
@@ -146,7 +147,7 @@ def load_adapted(path: str | Path) -> AdaptedModel:
     state = json.loads((path / "adapted.json").read_text(encoding="utf-8"))
     config = checkpoints.read_config(path / "config.yaml")
     labels, losses = state.pop("labels"), state.pop("inner_losses")
-    model = build_model(config, state["vocab_size"], state["pad_id"], state["classes"], labels=len(state["labels"]))
+    model = build_model(config, state["vocab_size"], state["pad_id"], state["classes"])
     set_attention(model.backbone, "first_order")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     params = {name: value.to(device) for name, value in load_file(path / "adapted.safetensors").items()}

@@ -47,10 +47,10 @@ class Setting:
 def test_evaluation_has_the_design_s_shape(words_csv, tmp_path):
     setting = Setting(words_csv, inner={"steps": 3})
     found = setting.methods()
-    assert list(found.methods) == ["meta_trained", "no_adaptation", "fine_tuned", "prototypes"]
+    assert list(found.methods) == ["meta_trained", "no_adaptation", "fine_tuned", "multi_task", "prototypes"]
     for name, scores in found.methods.items():
         assert set(scores) == {"accuracy", "precision", "recall", "f1", "loss"}
-        steps = {"meta_trained": 3, "no_adaptation": 0, "fine_tuned": 0, "prototypes": 0}[name]  # of the curve
+        steps = {"meta_trained": 3}.get(name, 0)  # of the curve
         for score in scores.values():
             assert set(score) == {"mean", "low", "high", "episodes", "curve"}
             assert score["low"] <= score["mean"] <= score["high"] and score["episodes"] == 8

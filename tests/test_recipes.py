@@ -59,6 +59,6 @@ def test_the_default_run_shows_that_meta_training_helps(tmp_path):
     methods = printed["evaluation"]
     ours = methods["meta_trained"]["accuracy"]
     assert ours["episodes"] >= 200
-    for name in ("no_adaptation", "fine_tuned", "prototypes"):
+    for name in ("no_adaptation", "fine_tuned", "multi_task", "prototypes"):
         assert ours["low"] > methods[name]["accuracy"]["high"], name
     assert ours["curve"][-1] > ours["curve"][0] + 0.2  # and it is adaptation that helps

@@ -59,7 +59,7 @@ def test_metrics_and_evaluation(undisturbed):
         assert len(record["inner_loss"]) == 3
         assert all(record[key] >= 0 for key in ("wait_s", "inner_s", "aggregate_s", "checkpoint_s"))
         assert record["inner_lr"] == 0.2 and 0 <= record["query_accuracy"] <= 1
-    assert set(found.evaluation) == {"meta_trained", "no_adaptation", "fine_tuned", "prototypes"}
+    assert set(found.evaluation) == {"meta_trained", "no_adaptation", "fine_tuned", "multi_task", "prototypes"}
     accuracy = found.evaluation["meta_trained"]["accuracy"]
     assert accuracy["low"] <= accuracy["mean"] <= accuracy["high"] and accuracy["episodes"] == 8
     assert len(accuracy["curve"]) == 3

@@ -97,7 +97,7 @@ def test_the_group_gives_the_run_of_one_rank(reports, name, world):
     states = [load_file(run / "checkpoints" / "step-000003" / "optimizer.safetensors") for run in runs]
     assert {k: v.shape for k, v in states[0].items()} == {k: v.shape for k, v in states[1].items()}
     tests = [json.loads((run / "evaluation.json").read_text()) for run in runs]
-    assert tests[0].keys() - {"prototypes"} == tests[1].keys()
+    assert tests[0].keys() - {"prototypes", "multi_task"} == tests[1].keys()
     for method, metrics in tests[1].items():
         assert metrics["loss"]["mean"] == pytest.approx(tests[0][method]["loss"]["mean"], abs=off), method
         assert metrics["loss"]["curve"] == pytest.approx(tests[0][method]["loss"]["curve"], abs=off), method

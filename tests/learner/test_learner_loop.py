@@ -10,6 +10,7 @@ import torch
 from distmeta import checkpoint
 from distmeta.evaluate import evaluate
 from distmeta.inner import Diverged
+from distmeta.learner.engine import plateaus
 from distmeta.learner.worker import OuterDiverged, learn
 from distmeta.tasks.store import build_store
 
@@ -51,6 +52,9 @@ VARIANTS = {
     "stage 0": {"deepspeed": {"zero_optimization": {"stage": 0}}, "inner": {"learn_lr": "per_parameter"}},
     "stage 3": {"deepspeed": {"zero_optimization": {"stage": 3}}, "inner": {"learn_lr": "per_layer"}},
     "momentum": {"outer": {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine", "warmup_steps": 2}},
+    "plateau": {"outer": {"optimizer": "rmsprop", "schedule": "plateau", "patience": 0, "lr": 1.0}, "eval": {"every": 1}},
+    "stage 2": {"deepspeed": {"zero_optimization": {"stage": 2}}, "outer": {"optimizer": "radam"}},
+    "adamax": {"outer": {"optimizer": "adamax"}, "algorithm": "maml_pp"},
 }
 
 
@@ -71,6 +75,18 @@ def test_a_run_cut_off_goes_on_as_if_nothing_had_happened(variant, tmp_path, wor
     assert final(train(tmp_path / "cut", words_csv, **VARIANTS[variant])) == whole
     assert "continuing from step-000003" in (tmp_path / "cut" / "log.txt").read_text()
     assert [r["step"] for r in whole[2]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_outer_rate_falls_where_validation_no_longer_does(tmp_path, words_csv):
+    run = train(tmp_path / "run", words_csv, **VARIANTS["plateau"])  # at a rate of 1, which spoils everything
+    records = small.records(run)
+    losses = [r["validation"]["loss"] for r in records]
+    assert records[-1]["outer_lr"] < records[0]["outer_lr"] == 1.0
+    for k, record in enumerate(records):
+        assert record["outer_lr"] == 0.5 ** plateaus(losses[:k], 0)
+    assert plateaus([3.0, 2.0, 2.0, 2.5, 2.6, 1.0, 1.1], 1) == 1
+    assert plateaus([3.0, 2.0, 2.0, 2.5, 2.6, 1.0, 1.1], 0) == 4
+    assert plateaus([], 0) == 0
 
 
 def test_records_beyond_the_checkpoint_are_done_again(plain, tmp_path, words_csv):

@@ -32,7 +32,8 @@ from zero3_memory import resident
 
 from distmeta.algorithms import load_algorithm
 from distmeta.config import Config, make_config
-from distmeta.learner.worker import episodes_of_rank, fast_shards, initial_values, make_engine, meta_gradients
+from distmeta.learner.ranks import episodes_of_rank
+from distmeta.learner.worker import fast_shards, initial_values, make_engine, meta_gradients
 from distmeta.models.fast_shards import keep_heap_whole
 from distmeta.models.task_model import build_model
 from distmeta.sampling.episode import sample_episode

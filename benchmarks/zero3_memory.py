@@ -30,7 +30,8 @@ from safetensors.torch import load_file, save_file
 
 from distmeta.algorithms import load_algorithm
 from distmeta.config import Config, make_config
-from distmeta.learner.worker import meta_gradients, share
+from distmeta.learner.ranks import share
+from distmeta.learner.worker import meta_gradients
 from distmeta.models.sharding import shard_frozen
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.sampling.episode import sample_episode

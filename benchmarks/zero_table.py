@@ -30,7 +30,8 @@ from distmeta.algorithms.rates import initial_log_rates
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError
 from distmeta.learner.engine import make_optimizer
-from distmeta.learner.worker import episodes_of_rank, fast_shards, initial_values, make_engine, meta_gradients
+from distmeta.learner.ranks import episodes_of_rank
+from distmeta.learner.worker import fast_shards, initial_values, make_engine, meta_gradients
 from distmeta.models.sharding import shard_frozen
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.sampling.episode import sample_episode

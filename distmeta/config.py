@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from distmeta import consistency
 from distmeta.algorithms import ALGORITHMS, IMPORT_PATH, entry
 from distmeta.errors import InputError, nearest
 
@@ -136,6 +137,9 @@ class TaskConfig(Section):
     shots: int = Field(5, ge=1, description="support examples of each class")
     queries: int = Field(10, ge=1, description="query examples of each class")
     permute_labels: bool = Field(False, description="family domain: a new order of the label ids in each episode")
+    arrive_every: int = Field(
+        0, ge=0, description="family domain: training episodes between the arrivals of two tasks; 0: all are there"
+    )
     mixture: Literal["uniform", "proportional", "temperature"] | dict[str, Annotated[float, Field(ge=0)]] = Field(
         "uniform",
         description="how often an episode is of each of data.sources: equally, by their examples, by the 1/temperature "
@@ -214,7 +218,7 @@ class OuterConfig(Section):
     @classmethod
     def _parses(cls, value: str | None) -> str | None:
         if value is not None:
-            parse_until(value)
+            consistency.parse_until(value)
         return value
 
 
@@ -329,38 +333,6 @@ class TuneConfig(Section):
 DEEPSPEED_DEFAULTS: dict[str, Any] = {"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}
 
 
-_SCALE = "the meta-gradient is handed over whole, as the mean over outer.meta_batch_size episodes; set that instead"
-_WIDTH = "meta-parameters and their optimizer are float32; set model.dtype=bfloat16 for the products"
-_FORWARD = "DeepSpeed sees no forward pass here"
-
-# Keys of DeepSpeed's that would be ignored, or change the meta-gradient without a word.
-REFUSED: dict[str, str] = {
-    "optimizer": "belongs in the section outer (outer.optimizer)",
-    "scheduler": "belongs in the section outer (outer.schedule)",
-    "train_batch_size": _SCALE,
-    "train_micro_batch_size_per_gpu": _SCALE,
-    "gradient_accumulation_steps": f"groups of tasks are summed whatever their number (inner.task_batch); {_SCALE}",
-    "gradient_predivide_factor": _SCALE,
-    "prescale_gradients": _SCALE,
-    "fp16": _WIDTH,
-    "bf16": _WIDTH,
-    "amp": _WIDTH,
-    "torch_autocast": _WIDTH,
-    "communication_data_type": "gradients travel as float32, so that every world size gives the same step",
-    "activation_checkpointing": f"{_FORWARD}; set model.activation_checkpointing=true, or inner.memory=walk",
-    "pipeline": f"{_FORWARD}; a base that is too large for a rank is sharded by zero_optimization.stage=3",
-    "tensor_parallel": f"{_FORWARD}; a base that is too large for a rank is sharded by zero_optimization.stage=3",
-    "compression_training": f"{_FORWARD}; remove it",
-    "sparse_gradients": "meta-gradients are dense; remove it",
-}
-REFUSED_ZERO: dict[str, str] = {
-    "offload_param": "meta-parameters are gathered on the device once a step; use offload_optimizer, which is exact",
-    "zero_quantized_weights": "weights would be rounded, and the step would not be the single process's; remove it",
-    "zero_quantized_gradients": "gradients would be rounded, and the step would not be the single process's; remove it",
-    "zero_quantized_nontrainable_weights": "the base would be rounded; remove it",
-}
-
-
 class Config(Section):
     """A whole run. Sections follow the flow of data."""
 
@@ -384,23 +356,8 @@ class Config(Section):
 
     @field_validator("deepspeed")
     @classmethod
-    def _stage(cls, value: dict[str, Any]) -> dict[str, Any]:
-        zero = value.get("zero_optimization")
-        stage = zero.get("stage", 0) if isinstance(zero, dict) else None
-        if stage not in (0, 1, 2, 3):
-            raise ValueError(f"zero_optimization.stage = {stage!r}: a ZeRO stage is 0, 1, 2 or 3")
-        for key in value:
-            if key in REFUSED:
-                raise ValueError(f"{key}: {REFUSED[key]}")
-        assert isinstance(zero, dict)
-        for key in zero:
-            if key in REFUSED_ZERO and zero[key]:
-                raise ValueError(f"zero_optimization.{key}: {REFUSED_ZERO[key]}")
-        offload = zero.get("offload_optimizer") or {}
-        if offload.get("device", "none") not in ("none", "cpu"):
-            raise ValueError(f"zero_optimization.offload_optimizer.device = {offload['device']!r}: cpu or none")
-        if offload.get("device") == "cpu" and stage == 0:
-            raise ValueError("zero_optimization.offload_optimizer needs zero_optimization.stage 1, 2 or 3")
+    def _fits(cls, value: dict[str, Any]) -> dict[str, Any]:
+        consistency.check_deepspeed(value)
         return value
 
     @model_validator(mode="before")
@@ -420,91 +377,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        self._fits_its_algorithm()
-        if self.outer.until is not None and self.eval.every == 0:
-            raise ValueError("outer.until needs meta-validations: set eval.every to the meta-steps between them")
-        if self.outer.schedule == "plateau" and self.eval.every == 0:
-            raise ValueError("outer.schedule = plateau needs meta-validations: set eval.every")
-        if self.cluster.episode == "group":
-            self._fits_a_group()
-        elif self.outer.meta_batch_size < self.cluster.most:
-            raise ValueError(
-                f"outer.meta_batch_size = {self.outer.meta_batch_size} is less than cluster.workers = "
-                f"{self.cluster.shown}: every rank needs an episode; lower cluster.workers"
-            )
-        if self.model.activation_checkpointing and self.algorithm not in ("fomaml", "reptile"):
-            raise ValueError(
-                f"model.activation_checkpointing does not go with algorithm = {self.algorithm}: a layer that is run "
-                "again has no second derivative; inner.memory=walk and inner.part_tokens save memory at every order"
-            )
-        if self.inner.adapt == "head" and self.model.head == "prototype":
-            raise ValueError(
-                "inner.adapt = head: a prototype head is computed from the support set, so nothing that is meta-learnt "
-                "would adapt; set model.head=linear, or inner.adapt=all or lora"
-            )
-        if self.task.family == "domain" and self.task.ways is not None:
-            raise ValueError("task.ways belongs to task.family=classes; a domain episode has all labels")
-        if self.task.mixture != "uniform" and self.data.sources is None:
-            raise ValueError("task.mixture needs several data.sources; without them there is nothing to mix")
-        if self.task.temperature != 1.0 and self.task.mixture != "temperature":
-            raise ValueError("task.temperature belongs to task.mixture=temperature")
+        consistency.check(self)
         return self
-
-    def _fits_its_algorithm(self) -> None:
-        """Raises ValueError where the algorithm would be another one, or would not work."""
-        for key, needed in entry(self.algorithm).settings.items():
-            section, name = key.split(".")
-            found = getattr(getattr(self, section), name)
-            if found != needed:
-                raise ValueError(
-                    f"{key} = {found}: algorithm = {self.algorithm} is defined by {key}={needed}; set that, or leave "
-                    f"{key} out, or choose another algorithm"
-                )
-        if self.inner.steps == 0 and self.algorithm != "prototypes":
-            raise ValueError("inner.steps = 0 adapts nothing: at least 1; algorithm=prototypes needs no inner loop")
-        if self.algorithm == "imaml" and self.inner.proximal == 0:
-            raise ValueError("algorithm = imaml needs the pull to the initial weights: inner.proximal above 0")
-        if self.algorithm == "fine_tune" and self.outer.weight_decay > 0:
-            raise ValueError("algorithm = fine_tune leaves the initial weights as they are: set outer.weight_decay=0")
-        if self.algorithm == "maml_pp" and self.inner.schedule != "constant":
-            raise ValueError("algorithm = maml_pp learns a rate for each inner step: set inner.schedule=constant")
-        if self.inner.learn_lr == "per_parameter" and self.inner.schedule != "constant":
-            raise ValueError(
-                "inner.schedule does not go with inner.learn_lr=per_parameter: set one of scalar, per_step, per_layer, "
-                "per_layer_step, or inner.schedule=constant"
-            )
-
-    def _fits_a_group(self) -> None:
-        """Raises ValueError where the whole group cannot work on one episode."""
-        for fits, key, value, mend in (
-            (self.inner.adapt == "all", "inner.adapt", self.inner.adapt,
-             "it is for all parameters; a frozen base is in shards by deepspeed.zero_optimization.stage=3 alone"),
-            (self.algorithm in ("fomaml", "reptile"), "algorithm", self.algorithm,
-             "it is of first order: fomaml or reptile; or set inner.adapt=lora and cluster.episode=rank"),
-            (self.deepspeed["zero_optimization"]["stage"] == 3, "deepspeed.zero_optimization.stage",
-             self.deepspeed["zero_optimization"]["stage"], "it shards the parameters: stage 3"),
-            (self.model.head == "linear", "model.head", self.model.head,
-             "each rank sees a part of the support set only: linear"),
-            (self.model.dropout == 0, "model.dropout", self.model.dropout,
-             "masks would depend on the number of ranks: 0"),
-            (not self.model.activation_checkpointing, "model.activation_checkpointing", "true",
-             "its weights are gathered while a layer runs: lower inner.part_tokens instead"),
-        ):  # fmt: skip
-            if not fits:
-                raise ValueError(f"cluster.episode = group does not go with {key} = {value}: {mend}")
 
     @property
     def ways(self) -> int | None:
         """Classes in an episode where the configuration alone says (family classes); else None."""
         return (self.task.ways or 5) if self.task.family == "classes" else None
-
-
-def parse_until(text: str) -> tuple[str, str, float]:
-    """`accuracy>=0.9` -> ("accuracy", ">=", 0.9). Raises ValueError."""
-    match = re.fullmatch(r"\s*(accuracy|loss|f1|precision|recall)\s*(>=|<=)\s*([0-9.eE+-]+)\s*", text)
-    if match is None:
-        raise ValueError("a condition such as accuracy>=0.9, or loss<=0.3 (accuracy, loss, precision, recall, f1)")
-    return match[1], match[2], float(match[3])
 
 
 def nested(dotted: dict[str, Any]) -> dict[str, Any]:

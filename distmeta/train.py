@@ -270,7 +270,8 @@ def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster) -
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from distmeta.learner.elastic import run_groups
-    from distmeta.learner.worker import Log, train_worker
+    from distmeta.learner.journal import Log
+    from distmeta.learner.worker import train_worker
     from distmeta.sampling.sampler import start_samplers
 
     c = config.cluster

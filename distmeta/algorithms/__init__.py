@@ -43,6 +43,7 @@ ALGORITHMS: dict[str, Entry] = {
     "imaml": Entry("distmeta.algorithms.imaml", {"inner.learn_lr": "none"}, {"inner.proximal": 1.0}),
     "finite_difference": Entry("distmeta.algorithms.finite_difference"),
     "proto_maml": Entry("distmeta.algorithms.proto_maml", {"model.head": "prototype"}),
+    "online": Entry("distmeta.algorithms.online", {"task.family": "domain"}, {"task.arrive_every": 64}),
     "prototypes": Entry(
         "distmeta.algorithms.prototypes",
         {"model.head": "prototype", "inner.steps": 0, "inner.learn_lr": "none", "inner.schedule": "constant"},

@@ -25,14 +25,18 @@ from torch import Tensor
 from distmeta import checkpoint as checkpoints
 from distmeta.algorithms import load_algorithm
 from distmeta.algorithms.rates import initial_log_rates, inner_loop, log_rate_gradients, mean_rate
-from distmeta.config import Config, make_config, parse_until
+from distmeta.config import Config, make_config
+from distmeta.consistency import parse_until
 from distmeta.errors import InputError
 from distmeta.evaluate import evaluate_methods
 from distmeta.inner import Diverged, InnerLoop, MetaGradient
+from distmeta.learner.arrivals import regret, score_arrivals, sentence
 from distmeta.learner.elastic import GROW, PAUSED, PLACEMENT
 from distmeta.learner.engine import MetaEngine, outer_lr
 from distmeta.learner.flow import MEASURED, Gauges, more_samplers
 from distmeta.learner.group import GroupEngine, group_gradients, mean_rate_in_group, score_in_group
+from distmeta.learner.journal import Journal, Log
+from distmeta.learner.ranks import all_sum, episodes_of_rank, gather
 from distmeta.learner.saver import Saver
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
@@ -141,6 +145,7 @@ def learn(
         for episodes, wait_s in window if not stopped else ():
             step += 1
             saver.check()
+            arrivals = score_arrivals(model, meta, store, config, step, rank, world, device)
             began = time.perf_counter()
             grads, sums = meta_gradients(model, meta, algorithm, config, store, episodes, step, device, cache)
             inner_s = time.perf_counter() - began
@@ -163,6 +168,8 @@ def learn(
                 "query_accuracy": sums[1] / total, "inner_loss": [s / total for s in sums[2:]], "grad_norm": norm,
                 "outer_lr": lr, "inner_lr": shown_rate(model, meta, config),
             }  # fmt: skip
+            if arrivals:
+                record["arrivals"] = arrivals
             if not math.isfinite(norm) or not math.isfinite(record["outer_loss"]):
                 raise OuterDiverged(
                     f"meta-step {step}: outer loss {record['outer_loss']}, gradient norm {norm}; lower outer.lr"
@@ -250,16 +257,6 @@ def make_engine(values: Params, config: Config, model: TaskModel, device: torch.
 def initial_values(config: Config, model: TaskModel) -> Params:
     """All meta-parameters as they begin: what adapts, what is shared, the logarithms of learnt inner rates."""
     return {**model.fast, **model.shared, **initial_log_rates(config.inner, model.adapted)}
-
-
-def share(total: int, rank: int, world: int) -> range:
-    """Positions of a meta-batch that belong to a rank: consecutive, sizes differing by at most one."""
-    return range(rank * total // world, (rank + 1) * total // world)
-
-
-def episodes_of_rank(config: Config, total: int, rank: int, world: int) -> range:
-    """Which of `total` episodes a rank works on: its share, or with all others on each of them."""
-    return range(total) if config.cluster.episode == "group" else share(total, rank, world)
 
 
 def shown_rate(model: TaskModel, meta: Params, config: Config) -> float:
@@ -392,25 +389,6 @@ def dropout_seed(config: Config, step: int, episodes: list[Episode]) -> int | No
     return int(np.random.SeedSequence([config.run.seed, step, episodes[0].index]).generate_state(1)[0])
 
 
-def all_sum(values: list[float]) -> list[float]:
-    """Element-wise sums over all ranks."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
-        return values
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    return total.tolist()
-
-
-def gather(mine: list[Any]) -> list[Any]:
-    """The ranks' lists one after another, on every rank."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
-        return mine
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, mine)
-    return [item for part in parts for item in part]
-
-
 def validate(
     model: TaskModel, meta: Params, store: TaskStore, config: Config, rank: int, world: int, device: torch.device
 ) -> tuple[dict[str, float], dict[str, Any]]:
@@ -473,45 +451,8 @@ def finish(
         result = evaluate_methods(model, meta, store, config, device, score=score_in_group, say=say)
     if rank == 0:
         result.details["settings"]["meta_step"] = step
+        arrived = regret(run_dir)
+        if arrived is not None:
+            result.details["arrivals"] = arrived
+            say(sentence(arrived))
         result.save(run_dir)
-
-
-class Log:
-    """log.txt: plain lines for a person; the driver shows them as they come."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / "log.txt"
-
-    def say(self, line: str) -> None:
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
-
-
-class Journal:
-    """metrics.jsonl: one record a meta-step. Records after the step that the run continues from are dropped.
-
-    `last` is that step's record: a process killed between its checkpoint and its journal had not written it.
-    """
-
-    def __init__(self, run_dir: Path, step: int, last: dict[str, Any] | None = None) -> None:
-        self.path = run_dir / "metrics.jsonl"
-        kept: list[str] = []
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    break  # the last line of a process that was killed
-                if record["step"] <= step:
-                    kept.append(line)
-        if last is not None and len(kept) == step - 1:
-            kept.append(json.dumps(last))
-        checkpoints.write_text(self.path, "".join(line + "\n" for line in kept))
-
-    def write(self, record: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
-
-    def sync(self) -> None:
-        """What was written is on the disk before a checkpoint that counts on it."""
-        checkpoints.sync(self.path)

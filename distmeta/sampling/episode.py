@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distmeta.config import TaskConfig
+from distmeta.tasks.arrivals import there
 from distmeta.tasks.draws import Draws
 from distmeta.tasks.families import FAMILIES
 from distmeta.tasks.mixture import drawn_groups
@@ -35,13 +36,20 @@ class Episode:
     query: Rows
 
 
-def sample_episode(store: TaskStore, task: TaskConfig, seed: int, split: str, index: int) -> Episode:
+def sample_episode(
+    store: TaskStore, task: TaskConfig, seed: int, split: str, index: int, only: int | None = None
+) -> Episode:
     """Episode `index` of a split: the same in every process, whatever was drawn before.
 
-    The data must have passed `check_feasible`.
+    only: of this task of the split, by its number in the store's order. The data must have passed `check_feasible`.
     """
     draws = Draws(seed, SPLITS.index(split), index)
-    choice = FAMILIES[task.family](store, drawn_groups(store, task, split, draws), task, draws)
+    groups = drawn_groups(store, task, split, draws)
+    if only is not None:
+        groups = store.groups[split].part(only, only + 1)
+    elif split == "train":
+        groups = there(task, groups, index)
+    choice = FAMILIES[task.family](store, groups, task, draws)
     ways = len(choice.label_names)
     labels = np.repeat(np.arange(ways), task.shots + task.queries).reshape(choice.rows.shape)
     # Support, then query, each in a random order.

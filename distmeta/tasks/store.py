@@ -70,6 +70,10 @@ class Groups:
     def examples(self) -> int:
         return int(self.count.sum())
 
+    def part(self, first: int, end: int) -> Groups:
+        """The groups first..end-1 alone; no copy is made."""
+        return Groups(self.ids[first:end], self.start[first:end], self.count[first:end])
+
 
 @dataclass(frozen=True)
 class TaskStore:

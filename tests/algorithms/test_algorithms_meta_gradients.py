@@ -153,7 +153,7 @@ def test_algorithms_by_name_state_their_order():
     others = {"imaml": "implicit", "finite_difference": "finite_difference"}
     for name in ALGORITHMS:
         expected = "exact" if name in exact else others.get(name, "first_order")
-        assert load_algorithm(name).ORDER == expected and "arXiv" in (load_algorithm(name).__doc__ or "arXiv")
+        assert expected == load_algorithm(name).ORDER and "arXiv" in (load_algorithm(name).__doc__ or "arXiv")
 
 
 def test_rates_start_at_inner_lr_and_the_last_is_repeated():

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from distmeta.learner.engine import MetaEngine, make_optimizer
-from distmeta.learner.worker import share
+from distmeta.learner.ranks import share
 
 WORLDS = (1, 2, 3)
 PARTS = 6  # of a meta-batch: whole shares for each group

@@ -13,7 +13,7 @@ import torch
 
 import distmeta
 from distmeta.learner.engine import outer_lr
-from distmeta.learner.worker import share
+from distmeta.learner.ranks import share
 
 RANKS = [(world, rank) for world in engine_cases.WORLDS for rank in range(world)]
 

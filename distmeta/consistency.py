@@ -1,0 +1,154 @@
+"""What does not go together in a configuration, each refused in one line that says what to set instead.
+
+Raised as ValueError: the configuration that is being validated turns it into an InputError that names the file.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from distmeta.algorithms import entry
+
+if TYPE_CHECKING:
+    from distmeta.config import Config
+
+_SCALE = "the meta-gradient is handed over whole, as the mean over outer.meta_batch_size episodes; set that instead"
+_WIDTH = "meta-parameters and their optimizer are float32; set model.dtype=bfloat16 for the products"
+_FORWARD = "DeepSpeed sees no forward pass here"
+
+# Keys of DeepSpeed's that would be ignored, or change the meta-gradient without a word.
+REFUSED: dict[str, str] = {
+    "optimizer": "belongs in the section outer (outer.optimizer)",
+    "scheduler": "belongs in the section outer (outer.schedule)",
+    "train_batch_size": _SCALE,
+    "train_micro_batch_size_per_gpu": _SCALE,
+    "gradient_accumulation_steps": f"groups of tasks are summed whatever their number (inner.task_batch); {_SCALE}",
+    "gradient_predivide_factor": _SCALE,
+    "prescale_gradients": _SCALE,
+    "fp16": _WIDTH,
+    "bf16": _WIDTH,
+    "amp": _WIDTH,
+    "torch_autocast": _WIDTH,
+    "communication_data_type": "gradients travel as float32, so that every world size gives the same step",
+    "activation_checkpointing": f"{_FORWARD}; set model.activation_checkpointing=true, or inner.memory=walk",
+    "pipeline": f"{_FORWARD}; a base that is too large for a rank is sharded by zero_optimization.stage=3",
+    "tensor_parallel": f"{_FORWARD}; a base that is too large for a rank is sharded by zero_optimization.stage=3",
+    "compression_training": f"{_FORWARD}; remove it",
+    "sparse_gradients": "meta-gradients are dense; remove it",
+}
+REFUSED_ZERO: dict[str, str] = {
+    "offload_param": "meta-parameters are gathered on the device once a step; use offload_optimizer, which is exact",
+    "zero_quantized_weights": "weights would be rounded, and the step would not be the single process's; remove it",
+    "zero_quantized_gradients": "gradients would be rounded, and the step would not be the single process's; remove it",
+    "zero_quantized_nontrainable_weights": "the base would be rounded; remove it",
+}
+
+
+def check_deepspeed(value: dict[str, Any]) -> None:
+    """Raises ValueError for a key that would be ignored, or would change the meta-gradient without a word."""
+    zero = value.get("zero_optimization")
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else None
+    if stage not in (0, 1, 2, 3):
+        raise ValueError(f"zero_optimization.stage = {stage!r}: a ZeRO stage is 0, 1, 2 or 3")
+    for key in value:
+        if key in REFUSED:
+            raise ValueError(f"{key}: {REFUSED[key]}")
+    assert isinstance(zero, dict)
+    for key in zero:
+        if key in REFUSED_ZERO and zero[key]:
+            raise ValueError(f"zero_optimization.{key}: {REFUSED_ZERO[key]}")
+    offload = zero.get("offload_optimizer") or {}
+    if offload.get("device", "none") not in ("none", "cpu"):
+        raise ValueError(f"zero_optimization.offload_optimizer.device = {offload['device']!r}: cpu or none")
+    if offload.get("device") == "cpu" and stage == 0:
+        raise ValueError("zero_optimization.offload_optimizer needs zero_optimization.stage 1, 2 or 3")
+
+
+def check(config: Config) -> None:
+    """Raises ValueError for sections that do not go together."""
+    check_algorithm(config)
+    if config.outer.until is not None and config.eval.every == 0:
+        raise ValueError("outer.until needs meta-validations: set eval.every to the meta-steps between them")
+    if config.outer.schedule == "plateau" and config.eval.every == 0:
+        raise ValueError("outer.schedule = plateau needs meta-validations: set eval.every")
+    if config.cluster.episode == "group":
+        check_group(config)
+    elif config.outer.meta_batch_size < config.cluster.most:
+        raise ValueError(
+            f"outer.meta_batch_size = {config.outer.meta_batch_size} is less than cluster.workers = "
+            f"{config.cluster.shown}: every rank needs an episode; lower cluster.workers"
+        )
+    if config.model.activation_checkpointing and config.algorithm not in ("fomaml", "reptile"):
+        raise ValueError(
+            f"model.activation_checkpointing does not go with algorithm = {config.algorithm}: a layer that is run "
+            "again has no second derivative; inner.memory=walk and inner.part_tokens save memory at every order"
+        )
+    if config.inner.adapt == "head" and config.model.head == "prototype":
+        raise ValueError(
+            "inner.adapt = head: a prototype head is computed from the support set, so nothing that is meta-learnt "
+            "would adapt; set model.head=linear, or inner.adapt=all or lora"
+        )
+    if config.task.family == "domain" and config.task.ways is not None:
+        raise ValueError("task.ways belongs to task.family=classes; a domain episode has all labels")
+    if config.task.arrive_every and (config.task.family != "domain" or config.data.sources is not None):
+        raise ValueError("task.arrive_every is for the tasks of task.family=domain, and one data source; set it to 0")
+    if config.task.mixture != "uniform" and config.data.sources is None:
+        raise ValueError("task.mixture needs several data.sources; without them there is nothing to mix")
+    if config.task.temperature != 1.0 and config.task.mixture != "temperature":
+        raise ValueError("task.temperature belongs to task.mixture=temperature")
+
+
+def check_algorithm(config: Config) -> None:
+    """Raises ValueError where the algorithm would be another one, or would not work."""
+    for key, needed in entry(config.algorithm).settings.items():
+        section, name = key.split(".")
+        found = getattr(getattr(config, section), name)
+        if found != needed:
+            raise ValueError(
+                f"{key} = {found}: algorithm = {config.algorithm} is defined by {key}={needed}; set that, or leave "
+                f"{key} out, or choose another algorithm"
+            )
+    if config.inner.steps == 0 and config.algorithm != "prototypes":
+        raise ValueError("inner.steps = 0 adapts nothing: at least 1; algorithm=prototypes needs no inner loop")
+    if config.algorithm == "imaml" and config.inner.proximal == 0:
+        raise ValueError("algorithm = imaml needs the pull to the initial weights: inner.proximal above 0")
+    if config.algorithm == "online" and not config.task.arrive_every:
+        raise ValueError("algorithm = online needs task.arrive_every above 0, the episodes between two tasks")
+    if config.algorithm == "fine_tune" and config.outer.weight_decay > 0:
+        raise ValueError("algorithm = fine_tune leaves the initial weights as they are: set outer.weight_decay=0")
+    if config.algorithm == "maml_pp" and config.inner.schedule != "constant":
+        raise ValueError("algorithm = maml_pp learns a rate for each inner step: set inner.schedule=constant")
+    if config.inner.learn_lr == "per_parameter" and config.inner.schedule != "constant":
+        raise ValueError(
+            "inner.schedule does not go with inner.learn_lr=per_parameter: set one of scalar, per_step, per_layer, "
+            "per_layer_step, or inner.schedule=constant"
+        )
+
+
+def check_group(config: Config) -> None:
+    """Raises ValueError where the whole group cannot work on one episode."""
+    for fits, key, value, mend in (
+        (config.inner.adapt == "all", "inner.adapt", config.inner.adapt,
+         "it is for all parameters; a frozen base is in shards by deepspeed.zero_optimization.stage=3 alone"),
+        (config.algorithm in ("fomaml", "reptile"), "algorithm", config.algorithm,
+         "it is of first order: fomaml or reptile; or set inner.adapt=lora and cluster.episode=rank"),
+        (config.deepspeed["zero_optimization"]["stage"] == 3, "deepspeed.zero_optimization.stage",
+         config.deepspeed["zero_optimization"]["stage"], "it shards the parameters: stage 3"),
+        (config.model.head == "linear", "model.head", config.model.head,
+         "each rank sees a part of the support set only: linear"),
+        (config.model.dropout == 0, "model.dropout", config.model.dropout,
+         "masks would depend on the number of ranks: 0"),
+        (not config.model.activation_checkpointing, "model.activation_checkpointing", "true",
+         "its weights are gathered while a layer runs: lower inner.part_tokens instead"),
+    ):  # fmt: skip
+        if not fits:
+            raise ValueError(f"cluster.episode = group does not go with {key} = {value}: {mend}")
+
+
+def parse_until(text: str) -> tuple[str, str, float]:
+    """`accuracy>=0.9` -> ("accuracy", ">=", 0.9). Raises ValueError."""
+    match = re.fullmatch(r"\s*(accuracy|loss|f1|precision|recall)\s*(>=|<=)\s*([0-9.eE+-]+)\s*", text)
+    if match is None:
+        raise ValueError("a condition such as accuracy>=0.9, or loss<=0.3 (accuracy, loss, precision, recall, f1)")
+    return match[1], match[2], float(match[3])

@@ -1,0 +1,80 @@
+"""Online meta-learning: each task that arrives is scored before it is learnt from, and the scores are summed up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distmeta.algorithms.rates import inner_loop
+from distmeta.config import Config
+from distmeta.evaluate import FINE_TUNE_LENGTH
+from distmeta.learner.group import score_in_group
+from distmeta.learner.ranks import episodes_of_rank, gather
+from distmeta.models.task_model import TaskModel
+from distmeta.sampling.episode import sample_episode
+from distmeta.scoring import curves, score_episodes, split_meta
+from distmeta.tasks.arrivals import arriving
+from distmeta.tasks.store import TaskStore
+
+Params = dict[str, Tensor]
+
+
+def score_arrivals(
+    model: TaskModel, meta: Params, store: TaskStore, config: Config, step: int, rank: int, world: int,
+    device: torch.device,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Each task that arrives with this meta-step, scored before it is learnt from; the same on every rank.
+
+    online: adapted from the meta-parameters as they are. from_scratch: from the initial weights, in FINE_TUNE_LENGTH
+    times the steps. Means over `eval.validation_episodes` episodes of the task.
+    """
+    size, out = config.outer.meta_batch_size, []
+    steps = config.inner.steps if config.eval.steps is None else config.eval.steps
+    for k in arriving(config.task, len(store.groups["train"].ids), (step - 1) * size, step * size):
+        mine = episodes_of_rank(config, config.eval.validation_episodes, rank, world)
+        episodes = [sample_episode(store, config.task, config.run.seed, "train", i, only=k) for i in mine]
+        told: dict[str, Any] = {"task": store.tasks[store.groups["train"].ids[k]]}
+        for name, (fast, shared, rates), count in (
+            ("online", split_meta(model, meta), steps),
+            ("from_scratch", (model.fast, model.shared, {}), max(1, steps) * FINE_TUNE_LENGTH),
+        ):
+            loop = inner_loop(config.inner, rates, count)
+            if model.fast_shards is None:
+                scored = gather(score_episodes(model, fast, shared, loop, episodes, config, store.pad_id, device))
+            else:
+                scored = score_in_group(model, fast, shared, loop, episodes, config, store.pad_id, device)
+            told[name] = {metric: curve["mean"][-1] for metric, curve in curves(scored).items()}
+        out.append(told)
+    return out
+
+
+def sentence(arrived: dict[str, Any]) -> str:
+    """`regret`'s result in a line."""
+    online, scratch = (float(np.mean(arrived[name]["accuracy"])) for name in ("online", "from_scratch"))
+    return (
+        f"{len(arrived['tasks'])} tasks, each scored on its arrival: mean accuracy {online:.3f}, from scratch "
+        f"{scratch:.3f}; cumulative loss {arrived['cumulative_regret'][-1]:+.2f} against from scratch"
+    )
+
+
+def regret(run_dir: Path) -> dict[str, Any] | None:
+    """What the tasks that arrived were scored, in order, and the cumulative losses; None where none arrived."""
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    tasks = [task for line in lines for task in json.loads(line).get("arrivals", [])]
+    if not tasks:
+        return None
+    out: dict[str, Any] = {"tasks": [task["task"] for task in tasks]}
+    for name in ("online", "from_scratch"):
+        out[name] = {
+            "accuracy": [task[name]["accuracy"] for task in tasks],
+            "cumulative_loss": np.cumsum([task[name]["loss"] for task in tasks]).tolist(),
+        }
+    out["cumulative_regret"] = (
+        np.array(out["online"]["cumulative_loss"]) - out["from_scratch"]["cumulative_loss"]
+    ).tolist()
+    return out

@@ -19,6 +19,7 @@ from distmeta.config import ClusterConfig
 
 GROW = ".grow"  # the driver's question to the learners
 PAUSED = ".paused"  # their answer, after a checkpoint
+STOP = ".stop"  # a request to end after the meta-step at hand, without evaluation
 PLACEMENT = ".placement"  # the id of the placement group of the newest group of learners
 PROBE_S = 2.0  # how long a placement may take
 SETTLE_S = 10.0  # after a failure: how long to hope for as many ranks as before

@@ -31,7 +31,7 @@ from distmeta.errors import InputError
 from distmeta.evaluate import evaluate_methods
 from distmeta.inner import Diverged, InnerLoop, MetaGradient
 from distmeta.learner.arrivals import regret, score_arrivals, sentence
-from distmeta.learner.elastic import GROW, PAUSED, PLACEMENT
+from distmeta.learner.elastic import GROW, PAUSED, PLACEMENT, STOP
 from distmeta.learner.engine import MetaEngine, outer_lr
 from distmeta.learner.flow import MEASURED, Gauges, more_samplers
 from distmeta.learner.group import GroupEngine, group_gradients, mean_rate_in_group, score_in_group
@@ -137,7 +137,7 @@ def learn(
         samplers[rank:] + samplers[:rank] or Sampler(store, config.task, config.run.seed).sample,
         split="train", window=config.sampling.window, timeout_s=config.sampling.timeout_s,
     )  # fmt: skip
-    meta, paused, gauges = engine.snapshot(), False, Gauges(config, rank)
+    meta, paused, halted, gauges = engine.snapshot(), False, 0.0, Gauges(config, rank)
     auto = config.sampling.actors == "auto" and bool(samplers)
     make_s = seconds_per_episode(samplers[rank % len(samplers)], config.sampling.timeout_s) if auto else 0.0
     busy: list[float] = []  # seconds of the first meta-steps, where the number of samplers is chosen
@@ -161,7 +161,7 @@ def learn(
             lr = outer_lr(config, step, losses)
             norm = engine.step({name: g * scale for name, g in grads.items()}, lr)
             meta = engine.snapshot()
-            sums = all_sum(sums)
+            *sums, halted = all_sum([*sums, float(rank == 0 and (run_dir / STOP).exists())])
             tasks_seen += total
             record: dict[str, Any] = {
                 "step": step, "tasks_seen": tasks_seen, "outer_loss": sums[0] / total,
@@ -211,8 +211,10 @@ def learn(
                     )))  # fmt: skip
             if journal:
                 journal.write({**record, **seconds})
-            if stopped or paused:
+            if stopped or paused or halted:
                 break
+    if halted:
+        return
     if paused and not stopped:  # the checkpoint is on the disk; a group of another size goes on from it
         if rank == 0:
             (run_dir / PAUSED).touch()

@@ -21,7 +21,7 @@ from ray import tune
 from distmeta import checkpoint as checkpoints
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError
-from distmeta.learner.elastic import release
+from distmeta.learner.elastic import STOP, release
 from distmeta.train import TrainingError, prepare_store, resources, run_learners, write_setting
 from distmeta.tune.runs import (
     ENDED,
@@ -37,7 +37,7 @@ from distmeta.tune.runs import (
 from distmeta.tune.space import Params
 
 POLL_S = 0.2
-GRACE_S = 30.0  # how long a group may take to end when its trial is stopped
+GRACE_S = 60.0  # how long a group may take to end when its trial is stopped
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]
@@ -87,9 +87,15 @@ class Trial(tune.Trainable):  # type: ignore[misc]
                 return {**self.last, "done": True}
 
     def cleanup(self) -> None:
-        """End the learner group; Tune waits for it."""
+        """End the learner group; Tune waits for it.
+
+        The learners are asked to: a group that is cancelled may be started again by Ray Train's controller before the
+        controller ends too, and what was reserved for it then stays reserved (ray 2.60).
+        """
         if self.group is not None and not ray.wait([self.group], timeout=0)[0]:
-            ray.cancel(self.group)  # as by an interrupt: Ray Train's controller ends its group and frees its place
+            (self.run_dir / STOP).touch()
+        if self.group is not None and not ray.wait([self.group], timeout=GRACE_S)[0]:
+            ray.cancel(self.group)
             if not ray.wait([self.group], timeout=GRACE_S)[0]:
                 ray.cancel(self.group, force=True)
         if self.group is not None:
@@ -134,6 +140,7 @@ def learn(config: dict[str, Any], run_dir: str, store: str, shared: str) -> None
     made, path = make_config(config), Path(run_dir)
     own = Path(store) if _sections(made) == shared else prepare_store(made)
     release(path)  # what an attempt before this one may have left
+    (path / STOP).unlink(missing_ok=True)
     with checkpoints.only_holder(path / ".lock", made.run.timeout_s):
         write_setting(path, made, own)
         run_learners(made, path, own, resources(local=False))

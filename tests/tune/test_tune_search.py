@@ -36,10 +36,7 @@ def both(words_csv, tmp_path_factory):
 
         address = ray.get_runtime_context().gcs_address
         grid = searches.start(place / "grid", words_csv, address=address)
-        long = (
-            "outer.steps=160",
-            "eval.every=20",
-        )  # so that the two are there at the same time, whichever begins first
+        long = ("outer.steps=60", "eval.every=20")  # so that the two are there at the same time, whichever begins first
         population = searches.start(place / "population", words_csv, *long, address=address, **POPULATION)
         try:
             yield grid.finished(), population.finished()
@@ -98,7 +95,7 @@ def test_population_based_training_copies_weights_and_changes_the_rate(both):
     changed = [pair for row in rows for pair in re.findall(pattern, (Path(row["run"]) / "log.txt").read_text())]
     assert changed and all(float(before) != float(after) for before, after in changed)
     records = small.records(run)
-    assert [r["step"] for r in records] == list(range(1, 161))
+    assert [r["step"] for r in records] == list(range(1, 61))
     assert records[step]["inner_lr"] == pytest.approx(rate) == row["params"]["inner.lr"]
     assert records[step - 1] == small.records(donor)[step - 1] and records[step - 1]["inner_lr"] != pytest.approx(rate)
     assert all(row["status"] == "completed" for row in rows)
@@ -138,11 +135,11 @@ def test_more_trials_and_one_that_crashes_is_tried_again_and_marked(words_csv, t
     place = tmp_path / "more"
     once = ("cluster.max_failures=0",)
     searches.start(place, words_csv, *once, space=space, **random).finished()
-    running = searches.start(place, words_csv, *once, "--trials", "3", "--resume", space=space, **random)
+    running = searches.start(place, words_csv, *once, "--trials", "2", "--resume", space=space, **random)
     running.trial(1).mkdir()
     (running.trial(1) / "checkpoints").touch()
     rows = running.finished().trials
-    assert [row["status"] for row in rows] == ["completed", "failed", "completed"]
+    assert [row["status"] for row in rows] == ["completed", "failed"]
     assert "WriteError" in rows[1]["reason"] and "checkpoint" in rows[1]["reason"]
     assert len(list(running.path.glob("tune-*/trial-0001/error.txt"))) == 1
     assert "Failure # 2" in next(running.path.glob("tune-*/trial-0001/error.txt")).read_text()

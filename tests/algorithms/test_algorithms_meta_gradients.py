@@ -149,7 +149,7 @@ def test_reptile_moves_towards_the_adapted_weights(words_csv):
 
 
 def test_algorithms_by_name_state_their_order():
-    exact = {"maml", "anil", "boil", "meta_sgd", "maml_pp", "proto_maml"}
+    exact = {"maml", "anil", "boil", "meta_sgd", "maml_pp", "proto_maml", "online"}
     others = {"imaml": "implicit", "finite_difference": "finite_difference"}
     for name in ALGORITHMS:
         expected = "exact" if name in exact else others.get(name, "first_order")

@@ -42,6 +42,8 @@ CLASSES = {"task": {"family": "classes", "ways": 3}, "data": {"fractions": [0.34
 @pytest.mark.parametrize("family", ["domain", "classes"])
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_trains_evaluates_and_is_read_again(name, family, words_csv, classes_csv, tmp_path):
+    if name == "online" and family == "classes":
+        pytest.skip("it is of family domain: tasks arrive, classes do not")
     sections, data = ({}, words_csv) if family == "domain" else (CLASSES, classes_csv)
     config = train(tmp_path / "run", data, name, **sections)
     records = small.records(tmp_path / "run")

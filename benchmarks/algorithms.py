@@ -1,0 +1,199 @@
+"""All algorithms on one harness: the same model, tasks and number of gradient evaluations. Which learns to learn best?
+
+    python benchmarks/algorithms.py builtin --seeds 0,1,2
+    python benchmarks/algorithms.py intents   --data DIR/clinc150 --pretrained MODEL_DIR
+    python benchmarks/algorithms.py sentiment --data DIR/zh_reviews_3class
+
+The budget is what the recipe's meta-steps cost under MAML; an algorithm whose meta-step costs less takes more of them.
+A gradient counts 1, a Hessian-vector product 2. Each algorithm's inner learning rate is the best of three on
+meta-validation tasks after a quarter of the budget; how many steps to adapt with is then chosen there too, from 0 to
+four times the recipe's. The score is over meta-test episodes that no choice has seen. One rank, one thread, a process
+for each training. Writes benchmarks/results/algorithms_NAME.json after every run, and goes on from there. No row of the
+data is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+from real_text import RESULTS, overrides
+
+from distmeta.algorithms import ALGORITHMS
+from distmeta.algorithms.maml_pp import FIRST_ORDER
+from distmeta.checkpoint import write_text
+from distmeta.config import Config, load_config
+
+RECIPES = {"builtin": "default", "intents": "intents", "sentiment": "sentiment"}
+FACTORS = (0.3, 1.0, 3.0)  # of the recipe's inner.lr
+LONGER = 4  # times the recipe's inner steps that may be adapted with
+EPISODES = {"validation": 150, "test": 600}
+LEFT_OUT = {"online": "its tasks arrive one after another; it is measured by its regret"}
+
+
+def cost(name: str, config: Config) -> float:
+    """Gradient evaluations of one task in a meta-step."""
+    steps, exact = config.inner.steps, 3 * config.inner.steps + 1
+    return {
+        "fomaml": steps + 1, "reptile": steps, "prototypes": 2, "multi_task": 2, "fine_tune": steps + 1,
+        "imaml": steps + 1 + 2 * config.inner.cg_steps,
+        "maml_pp": FIRST_ORDER * 2 * steps + (1 - FIRST_ORDER) * exact,  # first order, with a query loss each step
+    }.get(name, exact)  # fmt: skip
+
+
+def configured(suite: str, name: str, words: list[str], share: float = 1.0) -> Config:
+    """The algorithm's run, with as many meta-steps as `share` of the budget allows."""
+    base = load_config(RECIPES[suite], [*words, "algorithm=maml"])
+    own = load_config(RECIPES[suite], [*words, f"algorithm={name}"])
+    steps = base.outer.steps * cost("maml", base) / cost(name, own)
+    count = 1 if name == "fine_tune" else max(1, round(share * steps))
+    return load_config(
+        RECIPES[suite],
+        [*words, f"algorithm={name}", f"outer.steps={count}", f"run.checkpoint_every={count}", "eval.every=0",
+         "eval.baselines=false", "eval.episodes=2", "outer.until=null", "cluster.workers=1", "sampling.actors=0"],
+    )  # fmt: skip
+
+
+def scored(
+    split: str, steps: int, model: Any, fast: Any, shared: Any, rates: Any, config: Config, store: Any
+) -> list[Any]:
+    """Episodes of the split after `steps` inner steps."""
+    import torch
+
+    from distmeta.algorithms.rates import inner_loop
+    from distmeta.sampling.episode import sample_episode
+    from distmeta.scoring import score_episodes
+
+    episodes = [sample_episode(store, config.task, config.run.seed, split, i) for i in range(EPISODES[split])]
+    loop = inner_loop(config.inner, rates, steps)
+    return score_episodes(model, fast, shared, loop, episodes, config, store.pad_id, torch.device("cpu"))
+
+
+def run_child(settings: dict[str, Any]) -> None:
+    """Train once for each rate, and score; prints JSON."""
+    import torch
+    import torch.distributed as dist
+
+    from distmeta import checkpoint
+    from distmeta.evaluate import load_model
+    from distmeta.learner.worker import learn
+    from distmeta.scoring import curves, split_meta, summarise
+    from distmeta.tasks.store import open_store
+    from distmeta.train import prepare_store
+
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = "0"
+    with tempfile.TemporaryDirectory(prefix="distmeta-algorithms-") as place:
+        dist.init_process_group("gloo", init_method=f"file://{place}/group", world_size=1, rank=0)
+        out = []
+        for i, lr in enumerate(settings["rates"]):
+            words = [*settings["words"], f"inner.lr={lr}"]
+            config = configured(settings["suite"], settings["algorithm"], words, settings["share"])
+            run, store_path = Path(place) / f"run{i}", prepare_store(config)
+            run.mkdir()
+            began = time.perf_counter()
+            learn(config, run, store_path, [], 0, 1, torch.device("cpu"))
+            seconds = time.perf_counter() - began
+            saved, store = checkpoint.load(run), open_store(store_path)
+            model = load_model(saved)
+            fast, shared, rates = split_meta(model, saved.meta)
+
+            trained = (model, fast, shared, rates, config, store)
+            most = LONGER * settings["steps"] if config.inner.steps else 0
+            curve = curves(scored("validation", most, *trained))["accuracy"]["mean"]
+            best = max(range(len(curve)), key=curve.__getitem__)
+            found = {
+                "inner_lr": lr, "meta_steps": config.outer.steps, "seconds": seconds, "validation": curve[best],
+                "adapt_steps": best, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }  # fmt: skip
+            if settings["test"]:
+                summary = summarise(scored("test", best, *trained))
+                found["test"] = {k: summary[k] for k in ("accuracy", "loss")}
+            out.append(found)
+        print(json.dumps(out))
+        dist.destroy_process_group()
+
+
+def child(**settings: Any) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", json.dumps(settings)], capture_output=True, text=True, timeout=7200
+    )
+    if done.returncode:
+        raise RuntimeError(f"{settings['algorithm']}: {done.stderr[-2000:]}")
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", choices=RECIPES, nargs="?", default="builtin")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--pretrained")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--algorithms", default=",".join(n for n in ALGORITHMS if n not in LEFT_OUT))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
+    given = parser.parse_args()
+    if given.child:
+        return run_child(json.loads(given.child))
+    from distmeta.bench.measure import setting
+
+    data = [] if given.suite == "builtin" else overrides(given.suite, given.data, given.pretrained)
+    words = [*data, *given.more]
+    out = given.out or RESULTS / f"algorithms_{given.suite}.json"
+    record: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"algorithms": {}}
+    base = load_config(RECIPES[given.suite], words)
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    for name in given.algorithms.split(","):
+        told = record["algorithms"].setdefault(name, {"search": [], "runs": {}})
+        rates = [base.inner.lr] if name == "prototypes" else [base.inner.lr * factor for factor in FACTORS]
+        about = {"suite": given.suite, "algorithm": name, "steps": base.inner.steps}
+        if not told["search"]:
+            told["search"] = child(**about, words=[*words, "run.seed=0"], rates=rates, share=0.25, test=False)
+        lr = max(told["search"], key=lambda found: found["validation"])["inner_lr"]
+        for seed in seeds:
+            if str(seed) not in told["runs"]:
+                at = [*words, f"run.seed={seed}"]
+                (told["runs"][str(seed)],) = child(**about, words=at, rates=[lr], share=1.0, test=True)
+            print(name, seed, {k: v for k, v in told["runs"][str(seed)].items() if k != "test"},
+                  told["runs"][str(seed)]["test"]["accuracy"]["mean"], flush=True)  # fmt: skip
+            record |= {
+                **setting({"runs": seeds}), "settings": given.more, "episodes": EPISODES, "factors": FACTORS,
+                "budget": base.outer.steps * base.outer.meta_batch_size * cost("maml", base), "left_out": LEFT_OUT,
+            }  # fmt: skip
+            write_text(out, json.dumps(record, indent=1))
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{given.suite}: meta-test accuracy, means of {len(seeds)} seeds", box=None)
+    for heading in ("algorithm", "accuracy", "95%", "inner.lr", "adapt steps", "meta-steps", "s", "MB"):
+        table.add_column(heading, justify="left" if heading == "algorithm" else "right", no_wrap=True)
+    for name, told in sorted(record["algorithms"].items(), key=lambda item: -mean_accuracy(item[1])):
+        runs = list(told["runs"].values())
+        low, high = (statistics.mean(run["test"]["accuracy"][end] for run in runs) for end in ("low", "high"))
+        table.add_row(
+            name, f"{mean_accuracy(told):.3f}", f"{low:.3f} .. {high:.3f}", f"{runs[0]['inner_lr']:.3g}",
+            ",".join(str(run["adapt_steps"]) for run in runs), str(runs[0]["meta_steps"]),
+            f"{statistics.mean(run['seconds'] for run in runs):.0f}", f"{max(run['peak_mb'] for run in runs):.0f}",
+        )  # fmt: skip
+    Console(width=120).print(table)
+    return None
+
+
+def mean_accuracy(told: dict[str, Any]) -> float:
+    return statistics.mean(run["test"]["accuracy"]["mean"] for run in told["runs"].values())
+
+
+if __name__ == "__main__":
+    main()

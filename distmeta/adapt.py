@@ -125,7 +125,7 @@ def adapt(
     def loss(params: dict[str, Tensor], batch: TextBatch) -> Tensor:
         return model.loss(params, batch).sum()
 
-    start = model.start if model.prototype_head else None
+    start = model.start if model.starts else None
     result = adapt_weights(loss, fast, batches, inner_loop(config.inner, rates, steps), shared=shared, start=start)
     state = {key: saved.state[key] for key in ("classes", "vocab_size", "pad_id")} | {"meta_step": saved.step}
     shared = {name: value for name, value in shared.items() if not name.startswith("pooled_")}  # of training alone
@@ -164,7 +164,7 @@ def task_labels(given: Sequence[str], config: Config, state: Mapping[str, Any], 
         if unknown:
             raise InputError(f"{where}: label '{unknown[0]}' is not one the model knows: {', '.join(state['labels'])}")
         return list(state["labels"])
-    if len(found) > state["classes"] and config.model.head == "linear":
+    if len(found) > state["classes"] and config.model.head != "prototype":
         raise InputError(
             f"{where}: {len(found)} labels, but the model was meta-trained for {state['classes']}; "
             "give fewer, or meta-train with model.head=prototype, which takes any number"

@@ -210,7 +210,7 @@ class Setting:
         return one_task(self.model.loss_and_logits), fast, support, query, loop
 
     def _options(self, meta: Params) -> dict[str, Any]:
-        start = self.model.start if self.model.prototype_head else None
+        start = self.model.start if self.model.starts else None
         return {"shared": split_meta(self.model, meta)[1], "start": start}
 
 

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from distmeta import consistency
-from distmeta.algorithms import ALGORITHMS, IMPORT_PATH, entry
+from distmeta.algorithms import ALGORITHMS, IMPORT_PATH, with_settings
 from distmeta.errors import InputError, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -39,8 +39,12 @@ class ModelConfig(Section):
     )
     vocab_size: int = Field(8000, ge=16, description="largest vocabulary of the trained tokenizer")
     max_tokens: int = Field(64, ge=4, description="longer texts are cut, special tokens included")
-    head: Literal["linear", "prototype"] = Field(
-        "linear", description="linear: meta-learnt; prototype: set from each episode's support (proto-MAML)"
+    head: Literal["linear", "prototype", "context"] = Field(
+        "linear", description="linear: meta-learnt; prototype: set from each episode's support (proto-MAML); context: "
+        "reads the support set (algorithm in_context)"
+    )  # fmt: skip
+    context: Literal["direct", "channel"] = Field(
+        "direct", description="head context: p(label | text), or p(text | label) turned round"
     )
     pooling: Literal["auto", "first", "last", "mean"] = Field(
         "auto", description="token states read by the head; auto: mean for encoders, last for decoders"
@@ -372,8 +376,7 @@ class Config(Section):
                 f"algorithm = {name!r}: one of {', '.join(ALGORITHMS)}, or a module's import path such as "
                 f"mypackage.mymodule.{nearest(name, ALGORITHMS)}"
             )
-        of = entry(name)
-        return merge(nested({**of.defaults, **of.settings}), given) if of.settings or of.defaults else given
+        return with_settings(given, name, over=False)
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -439,7 +442,7 @@ def load_config(source: str | Path | None = None, overrides: list[str] | None = 
     for override in parsed:
         name = override.get("algorithm")
         if name in ALGORITHMS:  # asked for by name, it brings its own settings over the file's
-            content = merge(content, nested({**ALGORITHMS[name].defaults, **ALGORITHMS[name].settings}))
+            content = with_settings(content, name, over=True)
     for override in parsed:
         content = merge(content, override)
     return make_config(content, where=str(path) if source else "the command line")

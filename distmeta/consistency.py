@@ -109,8 +109,10 @@ def check_algorithm(config: Config) -> None:
                 f"{key} = {found}: algorithm = {config.algorithm} is defined by {key}={needed}; set that, or leave "
                 f"{key} out, or choose another algorithm"
             )
-    if config.inner.steps == 0 and config.algorithm != "prototypes":
-        raise ValueError("inner.steps = 0 adapts nothing: at least 1; algorithm=prototypes needs no inner loop")
+    if config.inner.steps == 0 and config.algorithm not in ("prototypes", "in_context"):
+        raise ValueError("inner.steps = 0 adapts nothing: at least 1; prototypes and in_context need no inner loop")
+    if config.model.head == "context" and config.algorithm != "in_context":
+        raise ValueError("model.head = context belongs to algorithm=in_context, which has no inner loop")
     if config.algorithm == "imaml" and config.inner.proximal == 0:
         raise ValueError("algorithm = imaml needs the pull to the initial weights: inner.proximal above 0")
     if config.algorithm == "online" and not config.task.arrive_every:

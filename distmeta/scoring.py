@@ -124,7 +124,7 @@ def score_episodes(
         params = stack(fast, len(group)) if native else dict(fast)
         adapted = adapt(
             model.loss if native else lambda p, b: model.loss(p, b).sum(),
-            params, support, loop, shared=dict(shared), start=model.start if model.prototype_head else None,
+            params, support, loop, shared=dict(shared), start=model.start if model.starts else None,
             task_axis="native" if native else False, trajectory=curve, last_inner_loss=False, check=False,
         )  # fmt: skip
         path = adapted.trajectory or [adapted.params]

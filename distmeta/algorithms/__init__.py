@@ -48,6 +48,11 @@ ALGORITHMS: dict[str, Entry] = {
         "distmeta.algorithms.prototypes",
         {"model.head": "prototype", "inner.steps": 0, "inner.learn_lr": "none", "inner.schedule": "constant"},
     ),
+    "in_context": Entry(
+        "distmeta.algorithms.in_context",
+        {"model.head": "context", "inner.steps": 0, "inner.learn_lr": "none", "inner.schedule": "constant"},
+        {"model.architecture": "gpt2", "model.config": {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 1024}},
+    ),
     "multi_task": Entry("distmeta.algorithms.multi_task", {"inner.learn_lr": "none"}),
     "fine_tune": Entry("distmeta.algorithms.fine_tune", {"inner.learn_lr": "none"}, {"outer.steps": 1}),
 }
@@ -70,3 +75,16 @@ def entry(name: str) -> Entry:
     if name in ALGORITHMS:
         return ALGORITHMS[name]
     return Entry(name, getattr(load_algorithm(name), "SETTINGS", {}))
+
+
+def with_settings(content: dict[str, Any], algorithm: str, over: bool) -> dict[str, Any]:
+    """`content` with the algorithm's settings and defaults, where it has none of its own, or `over` its own."""
+    of, out = entry(algorithm), dict(content)
+    has_model = {"pretrained", "architecture", "config"} & set(content.get("model") or {})
+    for dotted, value in {**of.defaults, **of.settings}.items():
+        section, key = dotted.split(".")
+        own = out.get(section) or {}
+        chosen = has_model and dotted in ("model.architecture", "model.config")  # one goes with the other
+        if isinstance(own, dict) and not chosen and (over or key not in own):
+            out[section] = {**own, key: value}
+    return out

@@ -361,7 +361,7 @@ def group_gradient(
         query,
         loop,
         shared={**shared, **{name: value.detach() for name, value in states.items()}},
-        start=model.start if model.prototype_head else None,
+        start=model.start if model.starts else None,
         task_axis="native" if native else False,
         has_aux=True,
         names=names,

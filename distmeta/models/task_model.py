@@ -18,6 +18,7 @@ from torch.func import functional_call
 from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
+from distmeta.models import context
 from distmeta.models.batch import TextBatch, to_batch
 from distmeta.models.fast_shards import FastShards
 from distmeta.models.layers import add_lora, give_task_axis, without_task_axis
@@ -47,6 +48,7 @@ class TaskModel(nn.Module):
         self.backbone = backbone
         self.classes = classes
         self.prototype_head = config.model.head == "prototype"
+        self.in_context = config.model.context if config.model.head == "context" else None
         self.causal = backbones.is_causal(backbone)
         self.pooling = config.model.pooling
         if self.pooling == "auto":
@@ -64,9 +66,12 @@ class TaskModel(nn.Module):
         else:
             self.head_weight = nn.Parameter(torch.randn(classes, width, generator=generator) * 0.02)
             self.head_bias = nn.Parameter(torch.zeros(classes))
+        if self.in_context:
+            self.head_labels = nn.Parameter(torch.randn(classes, width, generator=generator) * 0.02)
+            self.head_ask = nn.Parameter(torch.randn(width, generator=generator) * 0.02)
         self.width = width
         # Whether a class means something else in each episode, so that tasks could not share the head.
-        self.classes_differ = config.task.family == "classes" or config.task.permute_labels or self.prototype_head
+        self.classes_differ = config.task.family == "classes" or config.task.permute_labels or self.starts
         self.pooled = labels > 0 and config.algorithm == "multi_task" and self.classes_differ
         if self.pooled:
             for name, value in self.pooled_head(labels, config.run.seed).items():
@@ -80,7 +85,7 @@ class TaskModel(nn.Module):
         self.autocast: torch.dtype | None = None  # float32 while the layers are tried out below
         self.fast_shards: FastShards | None = None  # where all parameters are parts, for a group that adapts together
         self.layers = Layers(backbone)
-        self.entry = self._lowest(self.fast)
+        self.entry = 0 if self.in_context else self._lowest(self.fast)
         self._check_layers()
         self.layers.checkpointed = config.model.activation_checkpointing
         self.entry_is_pooled = self.entry == max(1, len(self.layers))
@@ -142,8 +147,21 @@ class TaskModel(nn.Module):
         if inside and not self.layers.can_enter:
             self.entry = 0
 
-    def forward(self, batch: TextBatch, states: Tensor | None = None, prefix: bool = False) -> Tensor:
-        """Pooled features [N, D], from the layer `entry` on if `states` are given; prefix: these states, [N, L, D]."""
+    @property
+    def starts(self) -> bool:
+        """Whether a task begins with tensors that are computed from its support set, by `start`."""
+        return self.prototype_head or self.in_context is not None
+
+    def forward(
+        self, batch: TextBatch | None, states: Tensor | None = None, prefix: bool = False, run: Any = None
+    ) -> Any:
+        """Pooled features [N, D], from the layer `entry` on if `states` are given; prefix: these states, [N, L, D].
+
+        run: called instead, for its result under the parameters in use.
+        """
+        if run is not None:
+            return run()
+        assert batch is not None
         if prefix:
             return self.layers.entry_states(lambda: self._last_states(batch), self.entry)
         rows = {"mean": None, "first": torch.zeros_like(batch.last), "last": batch.last}[self.pooling]
@@ -192,7 +210,16 @@ class TaskModel(nn.Module):
 
     def logits(self, params: Params, batch: TextBatch) -> Tensor:
         """Class scores, [T, n, C]. `params` holds the head and whatever differs from the initial values."""
-        x = self.features(params, batch)
+        if self.in_context == "channel":
+            return self._in_context(params, lambda p, embed: context.channel(
+                self._run, embed, p["head_labels"], p["table"], params, batch
+            ))  # fmt: skip
+        if self.in_context == "direct":
+            x = self._in_context(params, lambda p, embed: context.direct(
+                self._run, embed, p["head_ask"], params, batch
+            ))  # fmt: skip
+        else:
+            x = self.features(params, batch)
         weight = params.get("head_weight", getattr(self, "head_weight", None))
         bias = params.get("head_bias", getattr(self, "head_bias", None))
         assert weight is not None and bias is not None, "a prototype head is set by start()"
@@ -203,9 +230,34 @@ class TaskModel(nn.Module):
         return self.loss_and_logits(params, batch)[0]
 
     def loss_and_logits(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        """As `loss`, and the scores [T, n, C]."""
         scores = self.logits(params, batch)
         losses = F.cross_entropy(scores.flatten(0, 1), batch.labels.flatten(), reduction="none")
         return losses.view(batch.labels.shape).sum(1) / batch.total, scores
+
+    def _in_context(self, params: Params, task: Any) -> Any:
+        """task(heads, embed) with the backbone's running parameters in place."""
+        own = {name: value for name, value in params.items() if name.startswith("backbone.")}
+        heads = {name: params.get(name, getattr(self, name)) for name in ("head_labels", "head_ask")}
+        embedding: Any = self.backbone.get_input_embeddings()  # type: ignore[operator]
+
+        def run() -> Any:
+            return task({**heads, "table": embedding.weight}, embedding)
+
+        return functional_call(self, own, (None,), {"run": run}, tie_weights=False)
+
+    def _run(self, embedded: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        """The backbone's last states of embedded rows, with a cache of keys and values."""
+        given = {
+            "inputs_embeds": embedded, "attention_mask": mask, "position_ids": positions, "past_key_values": cache,
+            "use_cache": True,
+        }  # fmt: skip
+        if self.autocast is None:
+            states: Tensor = self.backbone(**given).last_hidden_state
+            return states
+        with torch.autocast(embedded.device.type, self.autocast, cache_enabled=False):
+            states = self.backbone(**given).last_hidden_state
+        return states.float()
 
     def pooled_head(self, labels: int, seed: int) -> Params:
         """Initial values of a classifier over all classes of the data."""
@@ -226,8 +278,15 @@ class TaskModel(nn.Module):
         """The prototype head of an episode: logits = scale * -|x - c|^2 (proto-MAML, arXiv 1903.03096, section 3.1).
 
         head_weight [T, C, D] = 2 s c and head_bias [T, C] = -s |c|^2, with c the class means over the support set
-        and s = exp(head_log_scale), meta-learnt. Differentiable with respect to `params`.
+        and s = exp(head_log_scale), meta-learnt. Differentiable with respect to `params`. Or what the model, learning
+        in context, keeps of the support set.
         """
+        if self.in_context:
+            of_channel = self.in_context == "channel"
+            found: Params = self._in_context(params, lambda p, embed: context.read(
+                self._run, embed, p["head_labels"], support, of_channel
+            ))  # fmt: skip
+            return found
         sums: Tensor | float = 0.0
         counts: Tensor | float = 0.0
         for batch in support:
@@ -257,9 +316,26 @@ def build_model(
     if limit is not None and config.model.max_tokens > limit:
         raise InputError(f"model.max_tokens = {config.model.max_tokens}: the model has {limit} positions")
     model = TaskModel(backbone, classes, config, labels)
+    if model.in_context:
+        check_context(model, config, limit)
     if shards is not None:
         shards.take_small(model.to(shards.device))
         shards.autocast, model.fast_shards = model.autocast, shards
         model.fast = {name: dict(model.named_parameters())[name] for name in model.fast}
         model.adapted = dict(model.fast)
     return model
+
+
+def check_context(model: TaskModel, config: Config, limit: int | None) -> None:
+    """Raises InputError where the model cannot read a support set, or not one so long."""
+    if not model.causal or not model.layers.can_prune:
+        raise InputError(
+            "model.head = context needs a decoder that keeps keys and values, such as gpt2, llama or qwen2; set "
+            "model.pretrained or model.architecture to one, or choose another algorithm"
+        )
+    need = model.classes * config.task.shots * (config.model.max_tokens + 1) + config.model.max_tokens + 1
+    if limit is not None and need > limit:
+        raise InputError(
+            f"model.head = context: {model.classes} classes of {config.task.shots} texts of {config.model.max_tokens} "
+            f"tokens may take {need} positions, the model has {limit}; lower task.shots or model.max_tokens"
+        )

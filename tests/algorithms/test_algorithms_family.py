@@ -148,6 +148,8 @@ def settled(name, path, **sections):
     if name == "multi_task":
         sections = {"task": {"family": "classes", "ways": 3}, "data": {"fractions": [0.34, 0.33, 0.33]}, **sections}
     own = nested(ALGORITHMS[name].settings)
+    if name == "in_context":
+        sections = {"architecture": "gpt2", "model": {"config": {**small.BACKBONES["gpt2"], "n_positions": 256}}}
     config = small.config(path, algorithm=name, **merge({"inner": {"memory": "walk"}, **sections}, own))
     return config, open_store(build_store(config.data, config.task, config.model))
 

@@ -30,6 +30,9 @@ def classes_csv(tmp_path_factory):
 def train(run, path, algorithm, **sections):
     short = {"outer": {"steps": 3}, "run": {"checkpoint_every": 3}, "eval": {"episodes": 4}}
     own = nested(ALGORITHMS[algorithm].settings) if algorithm in ALGORITHMS else {}
+    if algorithm == "in_context":
+        long = {"config": {**small.BACKBONES["gpt2"], "n_positions": 256}}
+        sections = merge(sections, {"architecture": "gpt2", "model": long})
     config = small.config(path, algorithm=algorithm, **merge(merge(short, sections), own))
     run.mkdir()
     learn(config, run, build_store(config.data, config.task, config.model), [], 0, 1, torch.device("cpu"))
@@ -48,7 +51,7 @@ def test_every_algorithm_trains_evaluates_and_is_read_again(name, family, words_
     config = train(tmp_path / "run", data, name, **sections)
     records = small.records(tmp_path / "run")
     assert [r["step"] for r in records] == [1, 2, 3]
-    loops = 0 if name in ("prototypes", "multi_task") else config.inner.steps
+    loops = 0 if name in ("prototypes", "multi_task", "in_context") else config.inner.steps
     assert all(len(r["inner_loss"]) == loops + 1 and 0 <= r["query_accuracy"] <= 1 for r in records)
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert set(found) == {"meta_trained", "no_adaptation", "fine_tuned", "multi_task", "prototypes"}

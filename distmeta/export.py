@@ -90,6 +90,11 @@ def read(source: str | Path) -> Trained:
 
 def write(trained: Trained, out: Path) -> Path:
     """Fill `out`, whole or not at all; an earlier export there is replaced. Raises InputError."""
+    if trained.config.model.head == "context":
+        raise InputError(
+            "model.head = context: learning in context by label embeddings has no Hugging Face form; adapt the "
+            "checkpoint with `distmeta adapt` instead"
+        )
     from transformers.utils import logging
 
     logging.set_verbosity_error()

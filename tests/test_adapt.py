@@ -16,6 +16,7 @@ from distmeta.adapt import adapt, load_adapted, read_texts
 from distmeta.algorithms.rates import initial_log_rates
 from distmeta.errors import InputError
 from distmeta.evaluate import load_model
+from distmeta.export import export
 from distmeta.inner import InnerLoop
 from distmeta.models.task_model import build_model
 from distmeta.sampling.episode import sample_episode
@@ -90,6 +91,23 @@ def test_saved_and_loaded_predicts_the_same(variant, tmp_path, words_csv):
     alone = [adapted.predict([text])[0] for text in TEXTS]
     for one, many in zip(alone, found, strict=False):
         assert one["probabilities"] == pytest.approx(many["probabilities"], abs=1e-5)
+
+
+def test_what_is_read_in_context_is_saved_and_answers_the_same(tmp_path, words_csv):
+    long = {"head": "context", "config": {**small.BACKBONES["gpt2"], "n_positions": 256}}
+    source = checkpoint_of(
+        tmp_path / "step-000001", words_csv, architecture="gpt2", algorithm="in_context", model=long, inner={"steps": 0}
+    )
+    adapted = adapt(source, SUPPORT)
+    found = adapted.predict(TEXTS)
+    assert len(adapted.inner_losses) == 1
+    adapted.save(tmp_path / "out")
+    assert load_adapted(tmp_path / "out").predict(TEXTS) == found
+    turned = [{**row, "label": {"yes": "no", "no": "yes"}[row["label"]]} for row in SUPPORT]
+    other = adapt(source, turned).predict(TEXTS)
+    assert other[0]["probabilities"] != pytest.approx(found[0]["probabilities"], abs=1e-7)  # it has read the labels
+    with pytest.raises(InputError, match="has no Hugging Face form"):
+        export(tmp_path / "out", tmp_path / "export")
 
 
 def test_adapting_is_what_evaluation_does(tmp_path, words_csv):

@@ -40,9 +40,8 @@ class ModelConfig(Section):
     vocab_size: int = Field(8000, ge=16, description="largest vocabulary of the trained tokenizer")
     max_tokens: int = Field(64, ge=4, description="longer texts are cut, special tokens included")
     head: Literal["linear", "prototype", "context"] = Field(
-        "linear", description="linear: meta-learnt; prototype: set from each episode's support (proto-MAML); context: "
-        "reads the support set (algorithm in_context)"
-    )  # fmt: skip
+        "linear", description="linear: meta-learnt; prototype: of support means; context: reads the support set"
+    )
     context: Literal["direct", "channel"] = Field(
         "direct", description="head context: p(label | text), or p(text | label) turned round"
     )
@@ -131,6 +130,9 @@ class DataConfig(Section):
         return value
 
 
+Mixture = Literal["uniform", "proportional", "temperature", "curriculum"] | dict[str, Annotated[float, Field(ge=0)]]
+
+
 class TaskConfig(Section):
     """What an episode is."""
 
@@ -144,12 +146,12 @@ class TaskConfig(Section):
     arrive_every: int = Field(
         0, ge=0, description="family domain: training episodes between the arrivals of two tasks; 0: all are there"
     )
-    mixture: Literal["uniform", "proportional", "temperature"] | dict[str, Annotated[float, Field(ge=0)]] = Field(
-        "uniform",
-        description="how often an episode is of each of data.sources: equally, by their examples, by the 1/temperature "
-        "power of these, or weights by name",
-    )
-    temperature: float = Field(1.0, gt=0, description="of mixture temperature; 1: proportional, larger: more equal")
+    mixture: Mixture = Field(
+        "uniform", description="how often an episode is of each of data.sources: equally, by their examples, by the "
+        "1/temperature power of these, or of their meta-validation losses (curriculum); or weights by name"
+    )  # fmt: skip
+    temperature: float = Field(1.0, gt=0, description="of mixtures temperature and curriculum; larger: more equal")
+    lag: int = Field(20, ge=1, description="curriculum: meta-steps from a meta-validation to the first that goes by it")
 
 
 class InnerConfig(Section):
@@ -305,7 +307,6 @@ Rates = Literal["scalar", "per_step", "per_layer", "per_layer_step", "per_parame
 
 class TuneConfig(Section):
     """The search of `distmeta tune` over whole runs. What `space` may say is in distmeta.tune.space."""
-
     space: dict[str, dict[str, Any]] = Field(
         {"inner.lr": {"log_uniform": [0.01, 1.0]}, "inner.steps": {"integer": [1, 5]}},
         description="by dotted key: log_uniform, uniform or integer [low, high], choice or grid [values]; with `when`",

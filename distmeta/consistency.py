@@ -95,8 +95,18 @@ def check(config: Config) -> None:
         raise ValueError("task.arrive_every is for the tasks of task.family=domain, and one data source; set it to 0")
     if config.task.mixture != "uniform" and config.data.sources is None:
         raise ValueError("task.mixture needs several data.sources; without them there is nothing to mix")
-    if config.task.temperature != 1.0 and config.task.mixture != "temperature":
-        raise ValueError("task.temperature belongs to task.mixture=temperature")
+    if config.task.temperature != 1.0 and config.task.mixture not in ("temperature", "curriculum"):
+        raise ValueError("task.temperature belongs to task.mixture=temperature or curriculum")
+    if config.task.mixture == "curriculum":
+        if config.eval.every == 0:
+            raise ValueError("task.mixture = curriculum goes by meta-validations: set eval.every")
+        # An episode is asked for that many meta-steps ahead, at most, and what it is drawn by must be known by then.
+        ahead = -(-config.sampling.window * config.cluster.most // config.outer.meta_batch_size) + 2
+        if config.task.lag < ahead:
+            raise ValueError(
+                f"task.lag = {config.task.lag}: episodes are asked for up to {ahead} meta-steps ahead (sampling.window "
+                f"over a rank's share of outer.meta_batch_size); set at least {ahead}, or lower sampling.window"
+            )
 
 
 def check_algorithm(config: Config) -> None:

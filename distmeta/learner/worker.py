@@ -58,6 +58,7 @@ from distmeta.scoring import (
     tasks_at_once,
     with_ways,
 )
+from distmeta.tasks.mixture import curriculum
 from distmeta.tasks.store import TaskStore, open_store
 
 Params = dict[str, Tensor]
@@ -128,7 +129,7 @@ def learn(
     if shards is not None:
         say(shards.describe())
     model = model.to(device)
-    engine, step, tasks_seen, stopped, last, losses = start(config, run_dir, model, device, say)
+    engine, step, tasks_seen, stopped, last, validations = start(config, run_dir, model, device, say)
     cache = state_cache(model, config, store)
     journal = Journal(run_dir, step, last) if rank == 0 else None
     mine = episodes_of_rank(config, config.outer.meta_batch_size, rank, world)
@@ -136,6 +137,7 @@ def learn(
         ([t * config.outer.meta_batch_size + j for j in mine] for t in range(step, config.outer.steps)),
         samplers[rank:] + samplers[:rank] or Sampler(store, config.task, config.run.seed).sample,
         split="train", window=config.sampling.window, timeout_s=config.sampling.timeout_s,
+        mixture=mixture_by(validations, config, store),
     )  # fmt: skip
     meta, paused, halted, gauges = engine.snapshot(), False, 0.0, Gauges(config, rank)
     auto = config.sampling.actors == "auto" and bool(samplers)
@@ -158,7 +160,7 @@ def learn(
             spoken = engine.seconds
             total = config.outer.meta_batch_size
             scale = engine.averaged_over / total
-            lr = outer_lr(config, step, losses)
+            lr = outer_lr(config, step, [v["loss"] for v in validations])
             norm = engine.step({name: g * scale for name, g in grads.items()}, lr)
             meta = engine.snapshot()
             *sums, halted = all_sum([*sums, float(rank == 0 and (run_dir / STOP).exists())])
@@ -186,16 +188,17 @@ def learn(
                 seconds["fast_comm_s"], model.fast_shards.seconds = model.fast_shards.seconds, 0.0
 
             if config.eval.every and (step % config.eval.every == 0 or step == config.outer.steps):
-                record["validation"], record["validation_curves"] = validate(
+                record["validation"], record["validation_curves"], by_source = validate(
                     model, meta, store, config, rank, world, device
                 )
                 stopped = is_reached(config.outer.until, record["validation"])
-                losses.append(record["validation"]["loss"])
+                validations.append({"step": step, "loss": record["validation"]["loss"], "sources": by_source})
             began = time.perf_counter()
             if step % config.run.checkpoint_every == 0 or step == config.outer.steps or stopped:
                 if journal:
                     journal.sync()
-                save(saver, config, store, classes, engine, step, tasks_seen, stopped, {**record, **seconds}, losses)
+                told = {**record, **seconds}
+                save(saver, config, store, classes, engine, step, tasks_seen, stopped, told, validations)
                 shown = {key: record[key] for key in ("step", "outer_loss", "query_accuracy")}
                 report(shown | record.get("validation", {}))
                 paused = config.cluster.is_elastic and is_asked_to_pause(run_dir, rank) and step < config.outer.steps
@@ -224,11 +227,11 @@ def learn(
 
 def start(
     config: Config, run_dir: Path, model: TaskModel, device: torch.device, say: Say
-) -> tuple[MetaEngine, int, int, bool, dict[str, Any] | None, list[float]]:
+) -> tuple[MetaEngine, int, int, bool, dict[str, Any] | None, list[Any]]:
     """The engine at the newest whole checkpoint, or at the initial values; then what was reached so far.
 
     That is (step, tasks seen, whether outer.until, as it is now, stopped the run there, the step's record, the
-    meta-validation losses).
+    meta-validations).
     """
     values = initial_values(config, model)
     found = checkpoints.newest_whole(run_dir, say)
@@ -240,7 +243,7 @@ def start(
     say(f"continuing from {found.name}")
     stopped = saved.state["stopped"] and saved.config.outer.until == config.outer.until
     state = saved.state
-    return engine, saved.step, state["tasks_seen"], stopped, state["record"], state.get("validation_losses", [])
+    return engine, saved.step, state["tasks_seen"], stopped, state["record"], state.get("validations", [])
 
 
 def fast_shards(config: Config, device: torch.device) -> FastShards | None:
@@ -393,8 +396,11 @@ def dropout_seed(config: Config, step: int, episodes: list[Episode]) -> int | No
 
 def validate(
     model: TaskModel, meta: Params, store: TaskStore, config: Config, rank: int, world: int, device: torch.device
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Mean metrics over the meta-validation episodes after adaptation, and their curves; the same on every rank."""
+) -> tuple[dict[str, float], dict[str, Any], dict[str, float]]:
+    """Mean metrics over the meta-validation episodes after adaptation, their curves, and the mean loss by data source.
+
+    The same on every rank.
+    """
     fast, shared, rates = split_meta(model, meta)
     mine = episodes_of_rank(config, config.eval.validation_episodes, rank, world)
     episodes = [sample_episode(store, config.task, config.run.seed, "validation", i) for i in mine]
@@ -404,7 +410,22 @@ def validate(
     else:
         scored = score_in_group(model, fast, shared, loop, episodes, config, store.pad_id, device)
     found = curves(scored)
-    return {name: curve["mean"][-1] for name, curve in found.items()}, found
+    by_source: dict[str, list[float]] = {}
+    for one in scored if config.data.sources else ():
+        name = one.task if config.task.family == "domain" else one.label_names[0]
+        by_source.setdefault(name.split("/")[0], []).append(float(one.loss[-1]))
+    means = {name: curve["mean"][-1] for name, curve in found.items()}
+    return means, found, {name: float(np.mean(losses)) for name, losses in sorted(by_source.items())}
+
+
+def mixture_by(
+    validations: list[dict[str, Any]], config: Config, store: TaskStore
+) -> Callable[[int], dict[str, float] | None]:
+    """The weights of the data sources for the episode of an index, by the meta-validations so far."""
+    size, sources = config.outer.meta_batch_size, list(store.sources["train"])
+    if config.task.mixture != "curriculum":
+        return lambda index: None
+    return lambda index: curriculum(config.task, sources, validations, index // size + 1)
 
 
 def is_asked_to_pause(run_dir: Path, rank: int) -> bool:
@@ -421,13 +442,13 @@ def is_reached(until: str | None, validation: dict[str, float]) -> bool:
 
 def save(
     saver: Saver, config: Config, store: TaskStore, classes: int, engine: MetaEngine, step: int,
-    tasks_seen: int, stopped: bool, record: dict[str, Any], losses: list[float],
+    tasks_seen: int, stopped: bool, record: dict[str, Any], validations: list[dict[str, Any]],
 ) -> None:  # fmt: skip
     """Begin to write a checkpoint; all ranks call it. `record`: this step's, which is not in the journal yet."""
     state = {
         "step": step, "tasks_seen": tasks_seen, "classes": classes, "labels": store.labels,
         "vocab_size": store.vocab_size, "pad_id": store.pad_id, "store_key": store.key, "stopped": stopped,
-        "record": record, "validation_losses": losses,
+        "record": record, "validations": validations,
     }  # fmt: skip
     # Copies of this rank's part only: the whole state may be larger than a rank's memory.
     parts = saver.shares({name: 3 * 4 * shape.numel() for name, shape in engine.whole_shapes.items()})

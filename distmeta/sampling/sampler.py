@@ -26,11 +26,12 @@ class Sampler:
             seed,
         )
 
-    def sample(self, indices: Sequence[int], split: str) -> list[Episode]:
-        """The episodes of these indices, in their order."""
+    def sample(self, indices: Sequence[int], split: str, mixture: dict[str, float] | None = None) -> list[Episode]:
+        """The episodes of these indices, in their order. mixture: in the place of `task.mixture`."""
         if self._store is None:
             self._store = open_store(self._path)
-        return [sample_episode(self._store, self._task, self._seed, split, index) for index in indices]
+        task = self._task if mixture is None else self._task.model_copy(update={"mixture": mixture})
+        return [sample_episode(self._store, task, self._seed, split, index) for index in indices]
 
 
 def start_samplers(

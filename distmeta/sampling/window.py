@@ -16,7 +16,8 @@ from typing import Any
 from distmeta.errors import InputError
 from distmeta.sampling.episode import Episode
 
-Local = Callable[[Sequence[int], str], list[Episode]]
+Mixture = dict[str, float] | None
+Local = Callable[..., list[Episode]]  # Sampler.sample
 
 
 class SamplerTimeout(TimeoutError):
@@ -30,6 +31,7 @@ class _Piece:
     indices: list[int]
     last: bool  # of its group
     sampler: int
+    mixture: Mixture = None
     reference: Any = None
 
 
@@ -39,6 +41,7 @@ class EpisodeWindow:
     groups   lists of episode indices, in the order of use; read no further than the window reaches
     source   handles of sampler actors; or `Sampler.sample` of one in this process (nothing is made ahead)
     window   most episodes in flight; a larger group is asked for in pieces
+    mixture  weights of the data sources for the episode of an index, as known when it is asked for
     in_flight, peak: episodes now, and at most so far; waited_s: seconds so far, of which none were of use
     """
 
@@ -50,10 +53,12 @@ class EpisodeWindow:
         split: str,
         window: int,
         timeout_s: float = 120.0,
+        mixture: Callable[[int], Mixture] = lambda index: None,
     ) -> None:
         if window < 1:
             raise ValueError(f"window = {window}; at least 1")
         self.split, self.window, self.timeout_s = split, window, timeout_s
+        self._mixture = mixture
         self.in_flight = self.peak = 0
         self.waited_s = 0.0
         self._local = source if callable(source) else None
@@ -94,7 +99,9 @@ class EpisodeWindow:
             samplers = max(len(self._samplers), 1)
             size = max(1, min(-(-len(group) // samplers), self.window // samplers))
             for at in range(0, max(len(group), 1), size):  # a group may be empty
-                yield _Piece(list(group[at : at + size]), at + size >= len(group), turn % samplers)
+                indices = list(group[at : at + size])
+                mixture = self._mixture(indices[0]) if indices else None
+                yield _Piece(indices, at + size >= len(group), turn % samplers, mixture)
                 turn += 1
 
     def _ask(self) -> None:
@@ -102,7 +109,7 @@ class EpisodeWindow:
         while self._next is not None and self.in_flight + len(self._next.indices) <= self.window:
             piece = self._next
             if self._local is None:
-                piece.reference = self._samplers[piece.sampler].sample.remote(piece.indices, self.split)
+                piece.reference = self._samplers[piece.sampler].sample.remote(*self._request(piece))
             elif self._pending:
                 return
             self._pending.append(piece)
@@ -110,9 +117,13 @@ class EpisodeWindow:
             self.peak = max(self.peak, self.in_flight)
             self._next = next(self._pieces, None)
 
+    def _request(self, piece: _Piece) -> tuple[Any, ...]:
+        """Arguments of `Sampler.sample`."""
+        return (piece.indices, self.split) + (() if piece.mixture is None else (piece.mixture,))
+
     def _receive(self, piece: _Piece, deadline: float) -> list[Episode]:
         if self._local is not None:
-            return self._local(piece.indices, self.split)
+            return self._local(*self._request(piece))
         import ray
 
         try:

@@ -41,10 +41,27 @@ def weights(sources: dict[str, Groups], task: TaskConfig) -> NDArray[np.float64]
     if isinstance(task.mixture, dict):
         found = np.array([task.mixture[name] for name in sources])
     else:
-        powers = {"uniform": 0.0, "proportional": 1.0, "temperature": 1 / task.temperature}
+        powers = {"uniform": 0.0, "curriculum": 0.0, "proportional": 1.0, "temperature": 1 / task.temperature}
         found = (examples / examples.max()) ** powers[task.mixture]
     shares: NDArray[np.float64] = found / found.sum()
     return shares
+
+
+def curriculum(
+    task: TaskConfig, sources: Sequence[str], validations: Sequence[dict[str, Any]], step: int
+) -> dict[str, float] | None:
+    """The weights that meta-step `step` goes by: sources with a higher meta-validation loss more often; None: equal.
+
+    validations: {step, loss, sources: {name: loss}} in order. Those of the last `task.lag` steps are not looked at, so
+    that a run that goes on from a checkpoint finds the same, whatever was asked for ahead. A source without
+    meta-validation tasks counts as the mean of the others.
+    """
+    known = [v["sources"] for v in validations if v["step"] <= step - task.lag]
+    if not known:
+        return None
+    losses = known[-1]
+    mean = sum(losses.values()) / len(losses)
+    return {name: max(losses.get(name, mean), 1e-6) ** (1 / task.temperature) for name in sources}
 
 
 def drawn_groups(store: TaskStore, task: TaskConfig, split: str, draws: Draws) -> Groups:

@@ -6,9 +6,12 @@ import pytest
 import small
 import torch
 
+from distmeta import checkpoint
+from distmeta.config import TaskConfig
 from distmeta.errors import InputError
 from distmeta.evaluate import evaluate
 from distmeta.learner.worker import learn
+from distmeta.tasks.mixture import curriculum
 from distmeta.tasks.store import build_store
 from distmeta.train import check_resumable
 
@@ -68,3 +71,35 @@ def test_a_run_on_two_sources(tmp_path, words_csv):
     label = configured(tmp_path, data={"sources": {"a": {"label": "text"}}})
     with pytest.raises(InputError, match=r"--resume: data\.sources\.a\.label is 'text' but"):
         check_resumable(whole, label, store)
+
+
+def test_a_curriculum_goes_by_what_is_known_and_a_run_that_goes_on_by_the_same(tmp_path):
+    """Sources with a higher meta-validation loss come more often, from `lag` steps on; cut off, it goes on alike."""
+    section = {
+        "task": {"mixture": "curriculum", "lag": 4, "temperature": 0.05}, "sampling": {"window": 4},
+        "eval": {"every": 2}, "outer": {"steps": 12}, "cluster": {"workers": 1},
+    }  # fmt: skip
+    config = configured(tmp_path, **section)
+    whole = train(tmp_path / "whole", config)
+    with pytest.raises(Stopped):
+        train(tmp_path / "cut", config, at=7)
+    train(tmp_path / "cut", config)
+    assert small.records(whole) == small.records(tmp_path / "cut")
+    saved = checkpoint.load(whole).state["validations"]
+    assert [v["step"] for v in saved] == [2, 4, 6, 8, 10, 12] and all(set(v["sources"]) == {"a", "b"} for v in saved)
+    plain = train(
+        tmp_path / "plain",
+        configured(tmp_path, **small.merge(section, {"task": {"mixture": "uniform", "temperature": 1.0}})),
+    )
+    assert small.records(plain)[:5] == small.records(whole)[:5] and small.records(plain) != small.records(whole)
+
+
+def test_the_weights_of_a_curriculum():
+    task = TaskConfig(mixture="curriculum", lag=3, temperature=0.5)
+    told = [{"step": 2, "sources": {"a": 1.0, "b": 2.0}}, {"step": 4, "sources": {"a": 3.0, "b": 1.0}}]
+    assert curriculum(task, ["a", "b"], told, 4) is None
+    assert curriculum(task, ["a", "b"], told, 6) == {"a": 1.0, "b": 4.0}
+    assert curriculum(task, ["a", "b", "c"], told, 7) == {"a": 9.0, "b": 1.0, "c": 4.0}
+    with pytest.raises(InputError, match="task.lag = 3: episodes are asked for up to 10 meta-steps ahead"):
+        small.config(None, data={"sources": {"a": {"path": "a.csv"}}}, task={"mixture": "curriculum", "lag": 3},
+                     eval={"every": 2}, cluster={"workers": 1})  # fmt: skip

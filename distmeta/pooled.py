@@ -46,7 +46,7 @@ def train_pooled(model: TaskModel, store: TaskStore, config: Config, device: tor
             support, query = load_group(group, model, config, store.pad_id, device)
             batches = with_ways([*support, *query], group, store.label_ids)
             for batch in fixed_prefix(model, {}, batches, cache) if is_frozen(model) else batches:
-                (loss(leaves, batch)[0].sum() / (2 * size)).backward()
+                (loss(leaves, batch)[0].sum() / (2 * size)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return {n: leaves[n].detach() for n in model.fast}, {n: leaves[n].detach() for n in model.shared}

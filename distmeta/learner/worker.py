@@ -353,7 +353,7 @@ def group_gradient(
         support, query = both[: len(support)], both[len(support) :]
     else:
         support, query = (fixed_prefix(model, shared, part, cache) for part in parts)
-    more = {"progress": progress, "pooled": None}
+    more: dict[str, Any] = {"progress": progress, "pooled": None}
     if model.pooled:
         more["pooled"] = model.pooled_loss if native else one_task(model.pooled_loss)
     wanted = inspect.signature(algorithm.meta_gradient).parameters

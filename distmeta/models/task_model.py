@@ -210,10 +210,12 @@ class TaskModel(nn.Module):
 
     def logits(self, params: Params, batch: TextBatch) -> Tensor:
         """Class scores, [T, n, C]. `params` holds the head and whatever differs from the initial values."""
+        x: Tensor
         if self.in_context == "channel":
-            return self._in_context(params, lambda p, embed: context.channel(
+            x = self._in_context(params, lambda p, embed: context.channel(
                 self._run, embed, p["head_labels"], p["table"], params, batch
             ))  # fmt: skip
+            return x
         if self.in_context == "direct":
             x = self._in_context(params, lambda p, embed: context.direct(
                 self._run, embed, p["head_ask"], params, batch

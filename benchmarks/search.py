@@ -70,7 +70,7 @@ def builtin(place: Path, seed: int) -> dict[str, Any]:
     rates = [float(f"{rate:.4g}") for rate in np.geomspace(*RANGE, 16)]
     asha = searched(
         [*words, f"tune.space={{inner.lr: {{log_uniform: {RANGE}}}}}", "tune.scheduler=asha", "tune.grace=9",
-         "tune.reduction=3", "tune.trials=16", f"tune.dir={place / 'asha'}"]
+         "tune.reduction=4", "tune.trials=16", f"tune.dir={place / 'asha'}"]
     )  # fmt: skip
     grid = searched(
         [*words, f"tune.space={{inner.lr: {{grid: {rates}}}}}", "tune.searcher=grid", "tune.scheduler=none",

@@ -286,11 +286,11 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
         path = trial_dir(self.sweep_dir, number_of(trial))
         if trial.status == "ERROR" and read_record(path).get("status") not in ENDED:
+            release(path)  # of an actor that died; one that is stopped ends its learners first, and then releases
             self._end(trial, "failed", _cause(trial.get_error() or RuntimeError(f"see {trial.error_file}")))
 
     def _end(self, trial: Any, status: str, reason: str) -> None:
         path = trial_dir(self.sweep_dir, number_of(trial))
-        release(path)
         scored = [r["step"] for r in validations(path)]
         update_record(
             path, status=status, reason=reason, seconds=float((trial.last_result or {}).get("time_total_s", 0.0)),

@@ -89,8 +89,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def cleanup(self) -> None:
         """End the learner group; Tune waits for it.
 
-        The learners are asked to: a group that is cancelled may be started again by Ray Train's controller before the
-        controller ends too, and what was reserved for it then stays reserved (ray 2.60).
+        The learners are asked to: a group that is cut off may be started again by Ray Train's controller, before the
+        controller ends too, and what was reserved for it then stays reserved.
         """
         if self.group is not None and not ray.wait([self.group], timeout=0)[0]:
             (self.run_dir / STOP).touch()

@@ -60,7 +60,8 @@ def test_the_table_is_complete_and_says_what_became_of_each(both):
         assert row["curve"][row["adapt_steps"]] == max(row["curve"]) == row["value"] and len(row["curve"]) == 3
         assert {"config.yaml", "metrics.jsonl", "checkpoints"} <= set(os.listdir(row["run"]))
         assert "continuing from" not in (Path(row["run"]) / "log.txt").read_text()  # a stopped one was not begun again
-        assert [r["step"] for r in small.records(Path(row["run"]))] == list(range(1, row["meta_steps"] + 1))
+        steps = [r["step"] for r in small.records(Path(row["run"]))]
+        assert steps == list(range(1, len(steps) + 1)) and len(steps) >= row["meta_steps"]
     assert rows[0]["status"] == "completed"  # the first at every rung
     assert both[0].best["value"] == max(row["value"] for row in rows if row["status"] == "completed")
 

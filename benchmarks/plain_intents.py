@@ -40,7 +40,9 @@ class Classifier(nn.Module):
         super().__init__()
         from transformers import AutoModel
 
-        self.backbone = AutoModel.from_pretrained(config.model.pretrained, dtype=torch.float32, add_pooling_layer=False).eval()
+        self.backbone = AutoModel.from_pretrained(
+            config.model.pretrained, dtype=torch.float32, attn_implementation="eager", add_pooling_layer=False
+        ).eval()
         self.requires_grad_(False)
         generator = torch.Generator().manual_seed(config.run.seed)
         rank, scale = config.model.lora_rank, config.model.lora_alpha / config.model.lora_rank
@@ -109,8 +111,11 @@ def with_higher(module: Classifier, support: Named, rates: Named, steps: int, gr
     override = {"lr": [rates[name] for name in named]}
     with higher.innerloop_ctx(module, optimizer, override=override, **options) as (fast, inner):
         head = module.head(support, graph)
-        start = [head.get(name, p) for (name, _), p in zip(module.named_parameters(), fast.fast_params, strict=True)]
-        fast.update_params(start if graph else [p.detach().requires_grad_(p.requires_grad) for p in start])
+        names = [name for name, _ in module.named_parameters()]
+        start = [head.get(name, p) for name, p in zip(names, fast.fast_params, strict=True)]
+        if not graph:
+            start = [p.detach().requires_grad_(name in rates) for name, p in zip(names, start, strict=True)]
+        fast.update_params(start)
         for _ in range(steps):
             inner.step(fast(support))
     return lambda batch, what: fast(batch, what)

@@ -255,7 +255,6 @@ def test_the_script_writes_numbers_and_a_plot(tmp_path):
     assert "stops being true" in done.stdout and "1024" in done.stdout
 
 
-
 def test_own_numbers_take_the_scenarios_place_and_bad_ones_are_refused_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import projection as script

@@ -13,10 +13,10 @@ import torch
 
 from distmeta.algorithms import load_algorithm
 from distmeta.algorithms.rates import initial_log_rates, inner_loop
-from distmeta.evaluate import score_episodes, split_meta
 from distmeta.learner.worker import meta_gradients
 from distmeta.models.task_model import build_model
 from distmeta.sampling.episode import sample_episode
+from distmeta.scoring import score_episodes, split_meta
 from distmeta.tasks.store import build_store, open_store
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

@@ -56,7 +56,7 @@ class GroupEngine(MetaEngine):
 
     def snapshot(self) -> Params:
         """This rank's parts themselves, no copies: the next step changes them."""
-        return {name: p.detach().view(self.shapes[name]) for name, p in self._named()}
+        return {names[0]: p.detach().view(self.shapes[names[0]]) for names, p in self._each()}
 
     def parameters(self, names: Collection[str]) -> Params:
         return self._gathered(self.snapshot(), names)

@@ -442,7 +442,7 @@ def load_config(source: str | Path | None = None, overrides: list[str] | None = 
     parsed = [_parse_override(override) for override in overrides or []]
     for override in parsed:
         name = override.get("algorithm")
-        if name in ALGORITHMS:  # asked for by name, it brings its own settings over the file's
+        if isinstance(name, str) and (name in ALGORITHMS or IMPORT_PATH.fullmatch(name)):  # asked for by name, it brings its own settings over the file's
             content = with_settings(content, name, over=True)
     for override in parsed:
         content = merge(content, override)

@@ -8,7 +8,6 @@ metrics.jsonl; the first meta-steps, which warm up, do not count.
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -56,7 +55,7 @@ def bench_scaling(
                 for actors in samplers:
                     say(f"round {repeat + 1} of {repeats}: {mode}, {ranks} ranks, {actors} samplers")
                     given = _point(config, overrides, mode, ranks, actors, steps, min(workers), timed)
-                    runs.setdefault((mode, ranks, actors), []).append(_measure(source, given, timed))
+                    runs.setdefault((mode, ranks, actors), []).append(_measure(source, given))
     points = []
     for (mode, ranks, actors), found in runs.items():
         base = runs[mode, min(workers), actors]
@@ -96,8 +95,8 @@ def _check(
         raise InputError(f"--steps {steps}: more than {WARM_UP + 1}, since {WARM_UP} warm up")
     if repeats < 1:
         raise InputError(f"--repeats {repeats}: at least 1")
-    if timed is not None and (timed[0] <= 0 or timed[1] < 0):
-        raise InputError(f"--timed {timed[0]:g},{timed[1]:g}: seconds above 0, and a deviation from 0")
+    if timed is not None and (timed[0] <= 0 or not 0 <= timed[1] < 1):
+        raise InputError(f"--timed {timed[0]:g},{timed[1]:g}: seconds above 0, and a deviation from 0 to below 1")
 
 
 def _point(
@@ -113,18 +112,16 @@ def _point(
         f"outer.steps={steps}", "outer.until=null", "eval.every=0", "eval.baselines=false", "eval.episodes=2",
     ]  # fmt: skip
     if timed is not None:  # waiting needs no core
-        own += ["algorithm=distmeta.bench.timed", "inner.task_batch=1", "cluster.cpus_per_worker=0.01",
+        own += ["algorithm=distmeta.bench.timed", f"inner.lr={timed[0]}", f"inner.momentum={timed[1]}",
+                "inner.learn_lr=none", "inner.schedule=constant", "inner.task_batch=1", "cluster.cpus_per_worker=0.01",
                 "cluster.cpus_per_sampler=0.01"]  # fmt: skip
     return [*overrides, *own]
 
 
-def _measure(source: str | None, overrides: list[str], timed: tuple[float, float] | None) -> dict[str, float]:
+def _measure(source: str | None, overrides: list[str]) -> dict[str, float]:
     """One run's tasks per second, and the shares of its phases."""
-    from distmeta.bench.timed import VARIABLE
     from distmeta.train import train
 
-    if timed is not None:
-        os.environ[VARIABLE] = f"{timed[0]},{timed[1]}"  # a Ray that is started here hands it on to its workers
     with tempfile.TemporaryDirectory(prefix="distmeta-scaling-") as place:
         config = load_config(source, [*overrides, f"run.dir={place}/run"])
         records = train(config).metrics[WARM_UP:]

@@ -83,7 +83,7 @@ def test_groups_follow_the_room(tmp_path, monkeypatch):
         run_groups(tmp_path, [])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_lost_node_shrinks_the_group_and_a_new_one_grows_it(undisturbed, tmp_path):
     """Two ranks on two nodes; one node is lost, one rank goes on; a node joins, two ranks end the run.
 

@@ -66,6 +66,7 @@ def test_a_job_gives_the_local_runs_numbers(cluster, reference, tmp_path):
     assert again.returncode == 2 and "first" in again.stderr.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_a_job_is_stopped_and_continued(cluster, reference, tmp_path):
     run = tmp_path / "run"
     sent = submit(cluster, "train", *SMALL, "--run-dir", run, "--no-wait", cwd=tmp_path)

@@ -21,7 +21,7 @@ def test_a_schedule_is_seeded_and_holds_every_kind():
         schedule.make_schedule(0, 45, 20, 5, 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_fault_of_each_kind_leaves_no_trace(undisturbed, words_csv, tmp_path):
     faults = schedule.make_schedule(3, len(schedule.KINDS), 20, 5, 2)
     config = small.config(

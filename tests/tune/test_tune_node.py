@@ -18,7 +18,7 @@ from nodes import Nodes, can_make_namespaces
 from distmeta.tune import Search
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_lost_node_ends_in_a_complete_table(words_csv, tmp_path_factory, tmp_path):
     if not can_make_namespaces():
         pytest.skip("no network namespaces here: the cluster has one node")

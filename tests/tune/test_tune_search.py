@@ -131,6 +131,7 @@ def checkpoints(run):
     return list((run / "checkpoints").glob("step-*")) if (run / "checkpoints").is_dir() else []
 
 
+@pytest.mark.long
 def test_more_trials_and_one_that_crashes_is_tried_again_and_marked(words_csv, tmp_path):
     """Its checkpoints cannot be written, which no second attempt mends; the search goes on to its end."""
     random = {"searcher": "random", "scheduler": "none", "trials": 1, "rivals": [], "retries": 1}

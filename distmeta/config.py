@@ -430,7 +430,7 @@ def recipe_path(source: str) -> Path:
 def load_config(source: str | Path | None = None, overrides: list[str] | None = None) -> Config:
     """The configuration of a recipe or YAML file (default: the recipe `default`) with dotted overrides.
 
-    Raises InputError with one line for a file that does not parse, an unknown key or an unusable value.
+    An algorithm that is asked for in an override brings its settings with it, over the file's. Raises InputError with one line for a file that does not parse, an unknown key or an unusable value.
     """
     path = recipe_path(str(source or "default"))
     try:
@@ -442,7 +442,7 @@ def load_config(source: str | Path | None = None, overrides: list[str] | None = 
     parsed = [_parse_override(override) for override in overrides or []]
     for override in parsed:
         name = override.get("algorithm")
-        if isinstance(name, str) and (name in ALGORITHMS or IMPORT_PATH.fullmatch(name)):  # asked for by name, it brings its own settings over the file's
+        if isinstance(name, str) and (name in ALGORITHMS or IMPORT_PATH.fullmatch(name)):
             content = with_settings(content, name, over=True)
     for override in parsed:
         content = merge(content, override)

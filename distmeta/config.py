@@ -430,7 +430,8 @@ def recipe_path(source: str) -> Path:
 def load_config(source: str | Path | None = None, overrides: list[str] | None = None) -> Config:
     """The configuration of a recipe or YAML file (default: the recipe `default`) with dotted overrides.
 
-    An algorithm that is asked for in an override brings its settings with it, over the file's. Raises InputError with one line for a file that does not parse, an unknown key or an unusable value.
+    An algorithm that an override asks for brings its settings, over the file's. Raises InputError with one line for a
+    file that does not parse, an unknown key or an unusable value.
     """
     path = recipe_path(str(source or "default"))
     try:

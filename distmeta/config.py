@@ -430,8 +430,7 @@ def recipe_path(source: str) -> Path:
 def load_config(source: str | Path | None = None, overrides: list[str] | None = None) -> Config:
     """The configuration of a recipe or YAML file (default: the recipe `default`) with dotted overrides.
 
-    An algorithm that an override asks for brings its settings, over the file's. Raises InputError with one line for a
-    file that does not parse, an unknown key or an unusable value.
+    An algorithm that an override asks for brings its settings, over the file's. Raises InputError, in one line.
     """
     path = recipe_path(str(source or "default"))
     try:

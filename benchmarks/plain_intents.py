@@ -5,7 +5,7 @@
 The other side of benchmarks/time_to_quality.py. It takes the same configuration as distmeta and, from distmeta, what
 must be the same: the episodes, the schedule of the outer learning rate, the optimizer. Model, inner loop, meta-step and
 meta-validation are its own. Proto-MAML (arXiv 1903.03096) with LoRA and an inner rate for each tensor, at exact order.
-Writes DIR/metrics.jsonl, with the keys of distmeta's that it has, and stops at `outer.until`.
+Writes DIR/metrics.jsonl, with the keys of distmeta's that it has; stops at `outer.until`, if given, or `outer.steps`.
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ def accuracy(peer: Callable[..., Adapted], module: Classifier, log_rates: Named,
 
 def train(config: Config, peer: Callable[..., Adapted], out: Path) -> None:
     store = open_store(build_store(config.data, config.task, config.model))
-    assert config.ways is not None and config.outer.until is not None
-    _, _, target = parse_until(config.outer.until)
+    assert config.ways is not None
+    target = parse_until(config.outer.until)[2] if config.outer.until else math.inf
     module = Classifier(config, config.ways)
     adapted = [name for name, _ in module.named_parameters() if "lora_" in name or name in HEAD]
     log_rates = {name: torch.tensor(math.log(config.inner.lr), requires_grad=True) for name in adapted}

@@ -5,7 +5,8 @@
 The recipe `intents` on 1 and 2 learner ranks of a thread each, against benchmarks/plain_intents.py, a single process
 that has a peer's inner loop, with 1 and 2 threads. Data, episodes, initial values, meta-steps, meta-validation episodes
 and their cadence are the same; so are the losses, up to rounding, which is checked. Every run is a process of its own
-that begins with nothing: it tokenises the data, and stops at the first meta-validation that reaches the target.
+that begins with nothing: it tokenises the data. All run --steps meta-steps, and the target is the first meta-validation
+that reaches it.
 
 wall_s from the start of the process, and from that of its first meta-step; core_s: CPU seconds of the process and all
 that it started (Ray and samplers among them), until the same moment. Writes benchmarks/results/time_to_quality.json.
@@ -22,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,8 @@ def watched(command: list[str], journal: Path, environment: dict[str, str], log:
     return records, seen, samples
 
 
-def measured(about: dict[str, Any], words: list[str], target: float, timeout_s: float) -> dict[str, Any]:
-    """One run of a system, to the target or the end of its meta-steps."""
+def measured(about: dict[str, Any], words: list[str], timeout_s: float) -> dict[str, Any]:
+    """One run of a system, to the end of its meta-steps."""
     threads = str(about.get("threads", 1))
     with tempfile.TemporaryDirectory(prefix="time-to-quality-") as name:
         place = Path(name)
@@ -122,55 +122,66 @@ def measured(about: dict[str, Any], words: list[str], target: float, timeout_s: 
         records, seen, samples = watched(
             command, place / "run" / "metrics.jsonl", environment, place / "log.txt", timeout_s
         )
-    return to_target(records, seen, samples, target)
+    return timeline(records, seen, samples)
 
 
-def to_target(records: list[dict[str, Any]], seen: list[tuple[float, float]], samples: list[tuple[float, float]],
-              target: float) -> dict[str, Any]:  # fmt: skip
-    """What it took until the first meta-validation of at least `target`; reached: whether there was one."""
-    spent = [sum(record.get(name, 0.0) for name in PHASES) for record in records]
-    curve = [
-        {"step": r["step"], "accuracy": r["validation"]["accuracy"], "wall_s": at[0], "core_s": at[1]}
+def timeline(records: list[dict[str, Any]], seen: list[tuple[float, float]],
+             samples: list[tuple[float, float]]) -> dict[str, Any]:  # fmt: skip
+    """Each meta-step's end and, under `first`, the first one's beginning: clock and CPU seconds since the start."""
+    steps = [
+        {
+            "step": r["step"], "wall_s": at[0], "core_s": at[1], "busy_s": sum(r.get(name, 0.0) for name in PHASES),
+            "outer_loss": r["outer_loss"], "accuracy": r.get("validation", {}).get("accuracy"),
+        }
         for r, at in zip(records, seen, strict=True)
-        if "validation" in r
-    ]
-    last = next((i for i, r in enumerate(records) if r.get("validation", {}).get("accuracy", 0.0) >= target), None)
-    end = len(records) - 1 if last is None else last
-    first_wall = seen[0][0] - spent[0]
-    first_core = float(np.interp(first_wall, *zip(*samples, strict=True)))
-    wall_s, core_s = seen[end]
+    ]  # fmt: skip
+    wall_s = seen[0][0] - steps[0]["busy_s"]
+    first = {"wall_s": wall_s, "core_s": float(np.interp(wall_s, *zip(*samples, strict=True)))}
+    return {"first": first, "steps": steps}
+
+
+def to_target(run: dict[str, Any], target: float) -> dict[str, Any]:
+    """What it took until the first meta-validation of at least `target`, or, where not reached, all of the run."""
+    last = next((i for i, s in enumerate(run["steps"]) if (s["accuracy"] or 0.0) >= target), None)
+    steps = run["steps"] if last is None else run["steps"][: last + 1]
+    first, end = run["first"], steps[-1]
+    busy = [s["busy_s"] for s in steps]
     return {
-        "reached": last is not None, "steps": records[end]["step"],
-        "accuracy": records[end].get("validation", {}).get("accuracy"),
-        "wall_s": wall_s, "core_s": core_s,
-        "from_first_step": {"wall_s": wall_s - first_wall, "core_s": core_s - first_core},
-        "meta_steps_s": sum(spent[: end + 1]), "step_s": statistics.median(spent[: end + 1]),
-        "validations_s": wall_s - first_wall - sum(spent[: end + 1]),
-        "curve": curve, "outer_loss": [record["outer_loss"] for record in records],
+        "reached": last is not None, "steps": end["step"], "accuracy": end["accuracy"],
+        "wall_s": end["wall_s"], "core_s": end["core_s"],
+        "from_first_step_wall_s": end["wall_s"] - first["wall_s"],
+        "from_first_step_core_s": end["core_s"] - first["core_s"],
+        "step_s": statistics.median(busy), "validations_s": end["wall_s"] - first["wall_s"] - sum(busy),
     }  # fmt: skip
 
 
 def disagreement(runs: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The largest relative difference of each system's outer losses from the first's, over the first 5 meta-steps."""
     first, *_ = runs.values()
+
+    def losses(run: dict[str, Any]) -> list[float]:
+        return [s["outer_loss"] for s in run["steps"][:5]]
+
     return {
-        name: max(abs(a / b - 1) for a, b in zip(run["outer_loss"][:5], first["outer_loss"][:5], strict=False))
+        name: max(abs(a / b - 1) for a, b in zip(losses(run), losses(first), strict=False))
         for name, run in runs.items()
-    }
-
-
-def means(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    def of(get: Callable[[dict[str, Any]], float]) -> dict[str, float]:
-        values = [get(run) for run in runs]
-        return {"mean": statistics.mean(values), "low": min(values), "high": max(values)}
-
-    return {
-        "reached": sum(run["reached"] for run in runs),
-        "steps": of(lambda r: r["steps"]), "wall_s": of(lambda r: r["wall_s"]), "core_s": of(lambda r: r["core_s"]),
-        "from_first_step_wall_s": of(lambda r: r["from_first_step"]["wall_s"]),
-        "from_first_step_core_s": of(lambda r: r["from_first_step"]["core_s"]),
-        "step_s": of(lambda r: r["step_s"]), "validations_s": of(lambda r: r["validations_s"]),
     }  # fmt: skip
+
+
+def derived(runs: dict[str, list[dict[str, Any]]], target: float) -> dict[str, Any]:
+    """By system: what each run took to the target, and the means over the runs."""
+    systems = {}
+    for name, of in runs.items():
+        found = [to_target(run, target) for run in of]
+        numbers = ("steps", "wall_s", "core_s", "from_first_step_wall_s", "from_first_step_core_s", "step_s",
+                   "validations_s")  # fmt: skip
+        systems[name] = {
+            "reached": sum(f["reached"] for f in found), "to_target": found,
+            "mean": {key: statistics.mean(f[key] for f in found) for key in numbers},
+        }  # fmt: skip
+    count = max(len(of) for of in runs.values())
+    alike = [disagreement({name: of[i] for name, of in runs.items() if len(of) > i}) for i in range(count)]
+    return {"target": target, "systems": systems, "disagreement": alike}
 
 
 def table(record: dict[str, Any]) -> Any:
@@ -182,9 +193,9 @@ def table(record: dict[str, Any]) -> Any:
                     "core-seconds", "a meta-step", "validations"):  # fmt: skip
         out.add_column(heading, justify="left" if heading == "system" else "right")
     for name, found in record["systems"].items():
-        mean = {key: value["mean"] for key, value in found["mean"].items() if key != "reached"}
+        mean = found["mean"]
         out.add_row(
-            name, f"{found['mean']['reached']} of {len(found['runs'])}", f"{mean['steps']:.0f}",
+            name, f"{found['reached']} of {len(found['to_target'])}", f"{mean['steps']:.0f}",
             f"{mean['wall_s']:.0f}", f"{mean['core_s']:.0f}", f"{mean['from_first_step_wall_s']:.0f}",
             f"{mean['from_first_step_core_s']:.0f}", f"{mean['step_s']:.2f} s", f"{mean['validations_s']:.0f} s",
         )  # fmt: skip
@@ -195,44 +206,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pretrained", required=True)
-    parser.add_argument("--target", type=float, default=0.96)
+    parser.add_argument("--target", type=float, required=True)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--every", type=int, default=10, help="meta-steps between meta-validations")
     parser.add_argument("--episodes", type=int, default=50, help="of a meta-validation")
-    parser.add_argument("--steps", type=int, default=200, help="most meta-steps, and the length of the schedule")
+    parser.add_argument("--steps", type=int, default=100, help="meta-steps of a run")
     parser.add_argument("--systems", default=None, help="; between names: " + "; ".join(SYSTEMS))
     parser.add_argument("--timeout", type=float, default=1800, help="seconds of one run")
+    parser.add_argument("--again", action="store_true", help="run nothing: another target of the runs in --out")
     parser.add_argument("--out", type=Path, default=RESULTS / "time_to_quality.json")
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
     given = parser.parse_args()
     names = [name.strip() for name in given.systems.split(";")] if given.systems else list(SYSTEMS)
     if unknown := [name for name in names if name not in SYSTEMS]:
         parser.error(f"--systems {unknown[0]}: one of {'; '.join(SYSTEMS)}")
-    seeds = [int(part) for part in given.seeds.split(",")]
-    settings = [
-        f"outer.steps={given.steps}", f"outer.until=accuracy>={given.target}", f"eval.every={given.every}",
-        f"eval.validation_episodes={given.episodes}", "eval.baselines=false", "eval.episodes=2", *given.more,
-    ]  # fmt: skip
-    words = [*overrides("intents", given.data, given.pretrained), *settings]
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for seed in seeds:  # interleaved
-        for name in names:
-            print(f"seed {seed}: {name}", file=sys.stderr, flush=True)
-            found = measured(SYSTEMS[name], [*words, f"run.seed={seed}"], given.target, given.timeout)
-            print(f"  {found['steps']} meta-steps, {found['accuracy']}, {found['wall_s']:.0f} s", file=sys.stderr)
-            runs[name].append({"seed": seed, **found})
-            record = {
-                **setting({"run": seeds[0]}), "seeds": seeds, "target": given.target, "settings": settings,
-                "systems": {name: {"mean": means(of), "runs": of} for name, of in runs.items() if of},
-                "disagreement": [
-                    disagreement({name: of[i] for name, of in runs.items() if len(of) > i})
-                    for i in range(max(len(of) for of in runs.values()))
-                ],
-            }  # fmt: skip
-            write_json(given.out, record)
+    if given.again:
+        record = json.loads(given.out.read_text(encoding="utf-8"))
+        record |= derived(record["runs"], given.target)
+        write_json(given.out, record)
+    else:
+        record = run_all(given, names)
     from rich.console import Console
 
     Console(width=150).print(table(record))
+
+
+def run_all(given: argparse.Namespace, names: list[str]) -> dict[str, Any]:
+    seeds = [int(part) for part in given.seeds.split(",")]
+    settings = [
+        f"outer.steps={given.steps}", f"eval.every={given.every}", f"eval.validation_episodes={given.episodes}",
+        "eval.baselines=false", "eval.episodes=2", *given.more,
+    ]  # fmt: skip
+    words = [*overrides("intents", given.data, given.pretrained), *settings]
+    runs: dict[str, list[dict[str, Any]]] = {}
+    record: dict[str, Any] = {**setting({"run": seeds[0]}), "seeds": seeds, "settings": settings}
+    for seed in seeds:  # interleaved
+        for name in names:
+            print(f"seed {seed}: {name}", file=sys.stderr, flush=True)
+            before = os.getloadavg()[0]
+            run = measured(SYSTEMS[name], [*words, f"run.seed={seed}"], given.timeout)
+            runs.setdefault(name, []).append({"seed": seed, "load_before": before, **run})
+            record |= {**derived(runs, given.target), "runs": runs}
+            write_json(given.out, record)
+            print(f"  {to_target(run, given.target)}", file=sys.stderr, flush=True)
+    return record
 
 
 if __name__ == "__main__":

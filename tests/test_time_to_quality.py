@@ -144,17 +144,16 @@ def test_the_target_ends_the_count_and_the_first_meta_step_begins_it(scripts):
     ]
     seen = [(14.0, 20.0), (20.0, 30.0), (24.0, 34.0), (30.0, 44.0), (34.0, 50.0)]
     samples = [(0.0, 0.0), (10.0, 15.0), *seen]
-    found = script.to_target(records, seen, samples, 0.9)
+    run = script.timeline(records, seen, samples)
+    found = script.to_target(run, 0.9)
     assert found["reached"] and found["steps"] == 4 and found["accuracy"] == 0.9
     assert (found["wall_s"], found["core_s"]) == (30.0, 44.0)
-    assert found["from_first_step"] == {"wall_s": 20.0, "core_s": pytest.approx(29.0)}
-    assert found["meta_steps_s"] == 16.0 and found["validations_s"] == pytest.approx(4.0)  # two, of 2 s each
-    never = script.to_target(records, seen, samples, 0.99)
+    assert found["from_first_step_wall_s"] == 20.0 and found["from_first_step_core_s"] == pytest.approx(29.0)
+    assert found["step_s"] == 4.0 and found["validations_s"] == pytest.approx(4.0)  # two, of 2 s each
+    never = script.to_target(run, 0.99)
     assert not never["reached"] and never["steps"] == 5
-    assert [c["step"] for c in never["curve"]] == [2, 4, 5]
 
-
-def test_other_losses_show_as_disagreement(scripts):
-    _, script = scripts
-    found = script.disagreement({"a": {"outer_loss": [1.0, 2.0]}, "b": {"outer_loss": [1.0, 2.2]}})
-    assert found == pytest.approx({"a": 0.0, "b": 0.1})
+    other = {**run, "steps": [{**s, "outer_loss": 1.1, "wall_s": 2 * s["wall_s"]} for s in run["steps"]]}
+    both = script.derived({"ours": [run, run], "theirs": [other]}, 0.9)
+    assert both["disagreement"][0] == pytest.approx({"ours": 0.0, "theirs": 0.1})
+    assert both["systems"]["ours"]["reached"] == 2 and both["systems"]["theirs"]["mean"]["wall_s"] == 60.0

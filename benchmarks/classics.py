@@ -4,7 +4,7 @@
     python benchmarks/classics.py omniglot --ways 5 --data DIR       DIR holds omniglot_small/data.parquet
     python benchmarks/classics.py navigation
 
-Each is any torch.nn.Module, a loss of its parameters, and `distmeta.inner`; the protocols are in classics_NAME.py. On one
+Each is a torch.nn.Module, a loss of its parameters, and `distmeta.inner`; the protocols are in classics_NAME.py. On one
 thread. What was trained is kept in --run-dir, from which a run that was cut off continues. Prints a table and writes
 benchmarks/results/classics_NAME.json. No row of the data is kept.
 """
@@ -43,11 +43,10 @@ def arguments() -> argparse.Namespace:
     sinusoid = command("sinusoid", 3, points=10, steps=30_000, meta_batch=25, tasks=1000)
     sinusoid.add_argument("--no-compile", dest="compiled", action="store_false")
     omniglot = command(
-        "omniglot", 1, ways=5, filters=64, steps=1000, meta_batch=16, queries=5, inner_steps=1, inner_lr=0.4,
+        "omniglot", 1, ways=5, filters=32, steps=1000, meta_batch=16, queries=5, inner_steps=1, inner_lr=0.4,
         eval_steps=3, episodes=600,
     )  # fmt: skip
     omniglot.add_argument("--data", type=Path, required=True)
-    omniglot.add_argument("--task-axis", action="store_true", help="a meta-batch in one vmapped call: for a GPU")
     command(
         "navigation", 3, steps=500, meta_batch=20, trajectories=20, horizon=20, inner_lr=0.1, outer_lr=1e-3, tasks=400
     )

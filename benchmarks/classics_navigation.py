@@ -47,7 +47,9 @@ class Policy(nn.Module):
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2))
+        self.net = nn.Sequential(
+            nn.Linear(2, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2)
+        )
         self.log_std = nn.Parameter(torch.zeros(2))
 
     def forward(self, places: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,7 +190,8 @@ def run(options: Any) -> dict[str, Any]:
             found = meta_train(method, seed, options, file)
             lr = options.inner_lr
             if method == "pretrained":  # its own best step
-                lr = max(RATES, key=lambda r: float(returns(found.params, r, held, options, "held", steps=1)[:, 1].mean()))
+                tried = {r: returns(found.params, r, held, options, "held", steps=1)[:, 1].mean() for r in RATES}
+                lr = max(RATES, key=lambda r: float(tried[r]))
             curves.append(returns(found.params, lr, test, options, "test", seed))
             seconds.append(found.seconds)
             rates.append(lr)
@@ -200,7 +203,7 @@ def run(options: Any) -> dict[str, Any]:
         del entry["curves"]
     return {
         "protocol": {
-            "goals": "uniform in [-0.5, 0.5]^2", "horizon": options.horizon, "speed": SPEED, "test_goals": options.tasks,
+            "goals": "uniform, [-0.5, 0.5]^2", "test_goals": options.tasks, "horizon": options.horizon, "speed": SPEED,
             "trajectories": options.trajectories, "meta_batch": options.meta_batch, "meta_steps": options.steps,
             "inner_lr": options.inner_lr, "inner_steps": 1, "outer": f"Adam {options.outer_lr:g}",
             "pretrained_rates": RATES,

@@ -77,43 +77,34 @@ def episodes(drawings: Tensor, tasks: int, ways: int, queries: int, *key: object
     return support, query
 
 
-def meta_train(drawings: Tensor, ways: int, order: Any, seed: int, options: Any, file: Path) -> Trained:
-    module, start = parameters(functools.partial(network, ways, options.filters), seed)
+def meta_train(drawings: Tensor, order: Any, seed: int, options: Any, file: Path) -> Trained:
+    module, start = parameters(functools.partial(network, options.ways, options.filters), seed)
     loop = InnerLoop(steps=options.inner_steps, lr=options.inner_lr, memory="unroll")
     one = functools.partial(loss, module)
 
     def gradient(params: Named, step: int) -> tuple[Named, float]:
-        support, query = episodes(drawings, options.meta_batch, ways, options.queries, "train", seed, step)
-        settings: dict[str, Any] = {"has_aux": True, "last_inner_loss": False, "check": False}
-        if options.task_axis:
-            found = meta_gradient(
-                one, stack(params, options.meta_batch), support, query, loop, order, task_axis=True, **settings
-            )
-            return mean_over_tasks(found.grads), float(found.loss.mean())
-        grads, losses = [], []
-        for t in range(options.meta_batch):  # a convolution for each task is slower than one after the other, on a CPU
-            pair = [(images[t], labels[t]) for images, labels in (support, query)]
-            found = meta_gradient(one, params, *pair, loop, order, **settings)
-            grads.append(found.grads)
-            losses.append(found.loss)
-        return {n: torch.stack([g[n] for g in grads]).mean(0) for n in params}, float(torch.stack(losses).mean())
+        support, query = episodes(drawings, options.meta_batch, options.ways, options.queries, "train", seed, step)
+        found = meta_gradient(one, stack(params, options.meta_batch), support, query, loop, order, task_axis=True,
+                              has_aux=True, last_inner_loss=False)  # fmt: skip
+        return mean_over_tasks(found.grads), float(found.loss.mean())
 
     return train(start, gradient, options.steps, 1e-3, file, every=50)
 
 
-def accuracies(drawings: Tensor, params: Named, ways: int, options: Any, queries: int = 15) -> Tensor:
-    """After 0..eval_steps steps on meta-test episodes, [E, eval_steps + 1]."""
-    module, _ = parameters(functools.partial(network, ways, options.filters), 0)
-    loop = InnerLoop(steps=options.eval_steps, lr=options.inner_lr)
+def accuracies(drawings: Tensor, params: Named, options: Any, at_once: int = 20) -> Tensor:
+    """After 0..eval_steps steps on meta-test episodes of 15 queries of each class, [E, eval_steps + 1]."""
+    module, _ = parameters(functools.partial(network, options.ways, options.filters), 0)
+    one, loop = functools.partial(loss, module), InnerLoop(steps=options.eval_steps, lr=options.inner_lr)
     rows = []
-    for episode in range(options.episodes):
-        support, query = ((x[0], y[0]) for x, y in episodes(drawings, 1, ways, queries, "test", episode))
-        found = adapt(functools.partial(loss, module), params, support, loop, has_aux=True, trajectory=True,
-                      last_inner_loss=False, check=False)  # fmt: skip
+    for first in range(0, options.episodes, at_once):
+        tasks = min(at_once, options.episodes - first)
+        support, query = episodes(drawings, tasks, options.ways, 15, "test", first)
+        found = adapt(one, stack(params, tasks), support, loop, task_axis=True, has_aux=True, trajectory=True,
+                      last_inner_loss=False)  # fmt: skip
         assert found.trajectory is not None
         with torch.no_grad():
-            rows.append(torch.stack([loss(module, fast, query)[1] for fast in found.trajectory]))
-    return torch.stack(rows)
+            rows.append(torch.stack([torch.vmap(one)(fast, query)[1] for fast in found.trajectory], 1))
+    return torch.cat(rows)
 
 
 def run(options: Any) -> dict[str, Any]:
@@ -125,8 +116,8 @@ def run(options: Any) -> dict[str, Any]:
         by_seed, seconds, steps = [], [], []
         for seed in options.seeds:
             file = options.run_dir / f"omniglot-{options.ways}-{order}-{seed}.safetensors"
-            found = meta_train(training, options.ways, order, seed, options, file)
-            by_seed.append(accuracies(test, found.params, options.ways, options))
+            found = meta_train(training, order, seed, options, file)
+            by_seed.append(accuracies(test, found.params, options))
             seconds.append(found.seconds)
             steps.append(len(found.losses))
         curves[order] = by_seed

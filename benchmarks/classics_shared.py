@@ -49,7 +49,7 @@ def mean_over_tasks(grads: Mapping[str, Tensor]) -> Named:
 
 @dataclass
 class Trained:
-    """seconds: of the clock, over all meta-steps, also those of an earlier process. losses: of each meta-step."""
+    """seconds: of the CPU, over all meta-steps, also those of an earlier process. losses: of each meta-step."""
 
     params: Named
     losses: list[float]
@@ -76,7 +76,7 @@ def train(
             state = {key: saved[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
             optimizer.state[p] = {"step": torch.tensor(float(len(losses))), **state}
     for step in range(len(losses), steps):
-        began = time.perf_counter()
+        began = time.process_time()
         for group in optimizer.param_groups:
             group["lr"] = lr * 0.5 * (1 + np.cos(np.pi * step / steps)) if decay else lr
         grads, loss = gradient({name: p.detach() for name, p in leaves.items()}, step)
@@ -84,10 +84,11 @@ def train(
             p.grad = grads[name]
         optimizer.step()
         losses.append(loss)
-        seconds += time.perf_counter() - began
+        seconds += time.process_time() - began
         if len(losses) % every == 0 or len(losses) == steps:
             _save(file, leaves, optimizer, losses, seconds)
-            print(f"{file.stem}: {len(losses)}/{steps}, loss {np.mean(losses[-every:]):.4f}, {seconds:.0f} s", flush=True)
+            recent = float(np.mean(losses[-every:]))
+            print(f"{file.stem}: {len(losses)}/{steps}, loss {recent:.4f}, {seconds:.0f} s", flush=True)
     return Trained({name: p.detach() for name, p in leaves.items()}, losses, seconds)
 
 

@@ -52,7 +52,7 @@ def split(batch: Batch, points: int) -> tuple[Batch, Batch]:
 
 
 def meta_train(order: str, seed: int, options: Any, function: Any, file: Path) -> Trained:
-    module, start = parameters(network, seed)
+    _, start = parameters(network, seed)
     loop = InnerLoop(steps=1, lr=0.01, memory="unroll")
 
     def gradient(params: Named, step: int) -> tuple[Named, float]:

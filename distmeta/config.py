@@ -27,7 +27,7 @@ class ModelConfig(Section):
     """What adapts."""
 
     pretrained: str | None = Field(None, description="a Hugging Face directory or hub id; null: from `config`")
-    architecture: str = Field("bert", description="transformers model type built when `pretrained` is null")
+    architecture: str = Field("bert", description="transformers model type, or lstm, built when `pretrained` is null")
     config: dict[str, Any] = Field(
         {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128},
         description="its transformers configuration, in that architecture's own keys",
@@ -439,6 +439,8 @@ class Config(Section):
              "each rank sees a part of the support set only: linear"),
             (self.model.dropout == 0, "model.dropout", self.model.dropout,
              "masks would depend on the number of ranks: 0"),
+            (self.model.architecture != "lstm" or self.model.pretrained is not None, "model.architecture", "lstm",
+             "it runs a layer once for each token, and ranks have texts of other lengths: a transformer"),
             (not self.model.activation_checkpointing, "model.activation_checkpointing", "true",
              "its weights are gathered while a layer runs: lower inner.part_tokens instead"),
         ):  # fmt: skip

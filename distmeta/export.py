@@ -99,7 +99,7 @@ def write(trained: Trained, out: Path) -> Path:
     backbone = trained.model.backbone
     if backbone.config.model_type == "lstm":  # type: ignore[union-attr]
         raise InputError(
-            "export: lstm: transformers has no LSTM to load it as; distmeta adapt, predict and evaluate use the checkpoint"
+            "export: lstm: transformers has no LSTM to load it as; distmeta adapt and evaluate take the checkpoint"
         )
     plain = stock_model(trained) if not (trained.is_adapter and trained.base_is_published) else None
     if plain is not None and trained.labels is not None:

@@ -153,7 +153,9 @@ def test_navigation_is_a_function_of_its_keys_and_obeys_its_rules():
     assert torch.equal(drawn.actions, again.actions) and drawn.rewards.shape == (50, 3, 6)
     moves = drawn.places[..., 1:, :] - drawn.places[..., :-1, :]
     torch.testing.assert_close(moves, navigation.SPEED * drawn.actions[..., :-1, :].clamp(-1, 1))
-    torch.testing.assert_close(drawn.rewards[..., :-1], -(drawn.places[..., 1:, :] - goal.view(50, 1, 1, 2)).norm(dim=-1))
+    torch.testing.assert_close(
+        drawn.rewards[..., :-1], -(drawn.places[..., 1:, :] - goal.view(50, 1, 1, 2)).norm(dim=-1)
+    )
     assert (drawn.places[..., 0, :] == 0).all() and (drawn.actions.abs() > 1).any()
     assert (navigation.straight(goal, 6) > drawn.returns).all()
 

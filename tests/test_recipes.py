@@ -10,7 +10,7 @@ from distmeta.config import RECIPES, load_config, recipe_names
 from distmeta.train import ray_cluster
 
 # What each recipe needs of its user, and what makes it short.
-DATA = {"default": "built-in", "intents": "classes", "sentiment": "domains"}
+DATA = {"default": "built-in", "intents": "classes", "lstm": "built-in", "sentiment": "domains"}
 SHORT = [
     "outer.steps=2", "outer.warmup_steps=0", "outer.meta_batch_size=2", "eval.episodes=4", "eval.validation_episodes=2",
     "eval.baselines=false", "cluster.workers=1", "sampling.actors=1", "model.max_tokens=16",

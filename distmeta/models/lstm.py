@@ -41,6 +41,7 @@ class LSTMLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.input = nn.Linear(inputs, 4 * width)
         self.hidden = nn.Linear(width, 4 * width, bias=False)
+        self.input.bias.data.chunk(4)[1].fill_(1.0)  # a forget gate begins open (Gers et al. 2000)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[N, L, E or D] -> [N, L, D]."""
@@ -69,14 +70,7 @@ class LSTMModel(PreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Uniform as torch's LSTM, but a forget gate begins open (Gers et al. 2000), embeddings at unit scale."""
-        if isinstance(module, LSTMLayer):
-            bound = module.hidden.in_features**-0.5
-            for p in module.parameters():
-                nn.init.uniform_(p, -bound, bound)
-            module.input.bias.data.chunk(4)[1].fill_(1.0)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight)
+        """The layers begin as they are built: embeddings at unit scale, linear maps as torch has them."""
 
     def set_attn_implementation(self, attn_implementation: Any, *_: Any, **__: Any) -> None:
         if attn_implementation != "eager":

@@ -95,8 +95,9 @@ def run(options: Any) -> dict[str, Any]:
     trained: dict[str, list[Trained]] = {}
     curves: dict[str, list[Tensor]] = {}
     for order in ("exact", "first_order"):
-        kind = compiled if options.compiled else functools.partial(functools.partial, meta_gradient)
-        function = kind(functools.partial(loss, module), order=order, task_axis=True, last_inner_loss=False)
+        settings: dict[str, Any] = {"order": order, "task_axis": True, "last_inner_loss": False}
+        one = functools.partial(loss, module)
+        function = compiled(one, **settings) if options.compiled else functools.partial(meta_gradient, one, **settings)
         for seed in options.seeds:
             file = options.run_dir / f"sinusoid-{order}-{seed}.safetensors"
             found = meta_train(order, seed, options, function, file)

@@ -29,7 +29,7 @@ class ModelConfig(Section):
     """What adapts."""
 
     pretrained: str | None = Field(None, description="a Hugging Face directory or hub id; null: from `config`")
-    architecture: str = Field("bert", description="transformers model type built when `pretrained` is null")
+    architecture: str = Field("bert", description="transformers model type, or lstm, built when `pretrained` is null")
     config: dict[str, Any] = Field(
         {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128},
         description="its transformers configuration, in that architecture's own keys",

@@ -151,6 +151,8 @@ def check_group(config: Config) -> None:
          "each rank sees a part of the support set only: linear"),
         (config.model.dropout == 0, "model.dropout", config.model.dropout,
          "masks would depend on the number of ranks: 0"),
+        (config.model.architecture != "lstm" or config.model.pretrained is not None, "model.architecture", "lstm",
+         "it runs a layer once for each token, and ranks have texts of other lengths: a transformer"),
         (not config.model.activation_checkpointing, "model.activation_checkpointing", "true",
          "its weights are gathered while a layer runs: lower inner.part_tokens instead"),
     ):  # fmt: skip

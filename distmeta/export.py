@@ -102,6 +102,10 @@ def write(trained: Trained, out: Path) -> Path:
     # Where accelerate is installed, save_pretrained imports DeepSpeed, which then says aloud what it looked for.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     backbone = trained.model.backbone
+    if backbone.config.model_type == "lstm":  # type: ignore[union-attr]
+        raise InputError(
+            "export: lstm: transformers has no LSTM to load it as; distmeta adapt and evaluate take the checkpoint"
+        )
     plain = stock_model(trained) if not (trained.is_adapter and trained.base_is_published) else None
     if plain is not None and trained.labels is not None:
         plain.config.id2label = dict(enumerate(trained.labels))  # type: ignore[union-attr]

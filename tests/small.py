@@ -25,6 +25,7 @@ BACKBONES = {
     "qwen2": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
               "intermediate_size": 32},
     "t5": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2},
+    "lstm": {"embedding_size": 12, "hidden_size": 16, "num_hidden_layers": 1},
 }  # fmt: skip
 
 
@@ -45,14 +46,15 @@ def write_domains(path: Path, tasks: int = 10, rows: int = 14) -> Path:
 def config(path: Path | None = None, architecture: str = "bert", **sections) -> Config:
     """A tiny configuration: one layer, 16 wide, family domain; sections as dictionaries, laid over it."""
     base = {
-        "model": {"architecture": architecture, "config": BACKBONES[architecture], "max_tokens": 16, "vocab_size": 100},
+        "model": {"architecture": architecture, "config": BACKBONES[architecture], "max_tokens": 16, "vocab_size": 100,
+                  "lora_targets": "hidden$" if architecture == "lstm" else "auto"},
         "data": {"path": None if path is None else str(path)},
         "task": {"shots": 3, "queries": 4},
         "inner": {"lr": 0.2, "steps": 2},
         "outer": {"lr": 0.01, "steps": 20, "meta_batch_size": 4},
         "eval": {"episodes": 8, "validation_episodes": 4},
         "run": {"checkpoint_every": 5, "timeout_s": 60},
-    }
+    }  # fmt: skip
     return make_config(merge(base, sections))
 
 

@@ -23,8 +23,11 @@ def build_backbone(config: ModelConfig, vocab_size: int, pad_id: int, seed: int)
     from transformers import AutoModel
     from transformers.utils import logging
 
+    from distmeta.models import lstm
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    lstm.register()
     if config.pretrained is not None:
         hf_config = _pretrained_config(config.pretrained)
         _set_dropout(hf_config, config.dropout)

@@ -101,10 +101,10 @@ def test_a_token_counts_and_a_decoder_pools_the_last(kind):
         other = type(task)(tokens, task.offsets, task.labels, task.rows)
         after = run(model, model.fast, model.shared, collate([other], 1, PAD))[1]
         assert ((after - before).abs().amax(-1) > 1e-9).all()
-    assert model.pooling == ("last" if kind in ("gpt2", "llama", "qwen2") else "mean")
+    assert model.pooling == ("last" if kind in ("gpt2", "llama", "qwen2", "lstm") else "mean")
 
 
-@pytest.mark.parametrize("kind", small.BACKBONES)
+@pytest.mark.parametrize("kind", [kind for kind in small.BACKBONES if kind != "lstm"])
 def test_attention_kernels_agree(kind):
     model = build(kind).float()
     batches = collate(small.rows([6], VOCABULARY, CLASSES), 2, PAD)

@@ -21,6 +21,7 @@ TOP = {
     "gpt2": r"h\.2\.|ln_f",
     "llama": r"layers\.2\.|^backbone\.norm",
     "qwen2": r"layers\.2\..*mlp",
+    "lstm": r"layers\.2\.",
 }
 THREE = {
     kind: {**config, ("n_layer" if kind == "gpt2" else "num_layers" if kind == "t5" else "num_hidden_layers"): 3}

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from distmeta import checkpoint as checkpoints
@@ -152,8 +151,8 @@ def learn(
             grads, sums = meta_gradients(model, meta, algorithm, config, store, episodes, step, device, cache)
             inner_s = time.perf_counter() - began
             began = time.perf_counter()
-            if world > 1:
-                dist.barrier()  # the ranks' work differs: waiting for the slowest is no cost of communication
+            # The first of the collectives: what it takes is the ranks' wait for the slowest of them.
+            *sums, halted = all_sum([*sums, float(rank == 0 and (run_dir / STOP).exists())])
             peers_s = time.perf_counter() - began
 
             began = time.perf_counter()
@@ -163,7 +162,6 @@ def learn(
             lr = outer_lr(config, step, [v["loss"] for v in validations])
             norm = engine.step({name: g * scale for name, g in grads.items()}, lr)
             meta = engine.snapshot()
-            *sums, halted = all_sum([*sums, float(rank == 0 and (run_dir / STOP).exists())])
             tasks_seen += total
             record: dict[str, Any] = {
                 "step": step, "tasks_seen": tasks_seen, "outer_loss": sums[0] / total,

@@ -43,12 +43,12 @@ def arguments() -> argparse.Namespace:
     sinusoid = command("sinusoid", 3, points=10, steps=30_000, meta_batch=25, tasks=1000)
     sinusoid.add_argument("--no-compile", dest="compiled", action="store_false")
     omniglot = command(
-        "omniglot", 1, ways=5, filters=32, steps=1000, meta_batch=16, queries=5, inner_steps=1, inner_lr=0.4,
+        "omniglot", 1, ways=5, filters=32, steps=1500, meta_batch=16, queries=5, inner_steps=1, inner_lr=0.4,
         eval_steps=3, episodes=600,
     )  # fmt: skip
     omniglot.add_argument("--data", type=Path, required=True)
     command(
-        "navigation", 3, steps=500, meta_batch=20, trajectories=20, horizon=20, inner_lr=0.1, outer_lr=1e-3, tasks=400
+        "navigation", 3, steps=400, meta_batch=20, trajectories=20, horizon=20, inner_lr=0.05, outer_lr=1e-3, tasks=400
     )
     return parser.parse_args()
 

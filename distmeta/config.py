@@ -369,7 +369,7 @@ class Config(Section):
     @classmethod
     def _of_algorithm(cls, given: Any) -> Any:
         """What the algorithm is made of, where the configuration leaves it open."""
-        name = given.get("algorithm", "maml") if isinstance(given, dict) else "maml"
+        name = given.get("algorithm", "maml") if isinstance(given, dict) else None
         if not isinstance(name, str):
             return given
         if name not in ALGORITHMS and not IMPORT_PATH.fullmatch(name):

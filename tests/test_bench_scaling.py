@@ -77,7 +77,7 @@ def measured(monkeypatch):
     """bench_scaling on runs that are made up: with n ranks a step is longer by 10% of one rank's."""
     asked = []
 
-    def measure(source, overrides, timed):
+    def measure(source, overrides):
         given = dict(word.split("=", 1) for word in overrides)
         asked.append(given)
         ranks, batch = int(given["cluster.workers"]), int(given["outer.meta_batch_size"])

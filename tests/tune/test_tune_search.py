@@ -36,7 +36,7 @@ def both(words_csv, tmp_path_factory):
 
         address = ray.get_runtime_context().gcs_address
         grid = searches.start(place / "grid", words_csv, address=address)
-        long = ("outer.steps=160", "eval.every=20")  # so that the two are there at the same time, whichever begins first
+        long = ("outer.steps=160", "eval.every=20")  # so that both are there at once, whichever begins first
         population = searches.start(place / "population", words_csv, *long, address=address, **POPULATION)
         try:
             yield grid.finished(), population.finished()

@@ -77,7 +77,7 @@ def test_the_floor_is_at_most_what_a_plain_loop_computes_and_a_hand_count_agrees
         assert 1.3 * first_order < exact < 3 * first_order
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_row_of_the_peers_benchmark_runs(tmp_path):
     pytest.importorskip("higher")
     pytest.importorskip("torchopt")

@@ -171,7 +171,7 @@ class MetaEngine:
     def _parts(self, names: list[str], flat: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Views by name of what `_flat` has joined."""
         sizes = [self.shapes[name].numel() for name in names]
-        for name, part in zip(names, flat.view(-1).split(sizes), strict=True):
+        for name, part in zip(names, torch.split(flat.view(-1), sizes), strict=True):
             yield name, part.view(self.shapes[name])
 
     @property

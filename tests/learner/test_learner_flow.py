@@ -10,7 +10,7 @@ from distmeta.sampling.sampler import start_samplers
 from distmeta.tasks.store import build_store
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_with_an_automatic_number_end_as_with_two(undisturbed, words_csv, tmp_path):
     auto = small.train_command(tmp_path, words_csv, "sampling.actors=auto")
     assert auto.weights == undisturbed.weights and auto.records == undisturbed.records

@@ -105,6 +105,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         config = trial_config(self.base, self.given["kind"], self.params, self.run_dir)
         kept = {"number": self.number, "kind": self.given["kind"], "params": self.params}
         update_record(self.run_dir, **kept, status="running", reason="")
+        (self.run_dir / STOP).unlink(missing_ok=True)  # here, so that none that comes after is missed
         task = ray.remote(learn).options(num_cpus=0, max_retries=0)  # type: ignore[attr-defined]
         self.group = task.remote(config.model_dump(mode="json"), str(self.run_dir), self.store, _sections(self.base))
 
@@ -140,7 +141,6 @@ def learn(config: dict[str, Any], run_dir: str, store: str, shared: str) -> None
     made, path = make_config(config), Path(run_dir)
     own = Path(store) if _sections(made) == shared else prepare_store(made)
     release(path)  # what an attempt before this one may have left
-    (path / STOP).unlink(missing_ok=True)
     with checkpoints.only_holder(path / ".lock", made.run.timeout_s):
         write_setting(path, made, own)
         run_learners(made, path, own, resources(local=False))

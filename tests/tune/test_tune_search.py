@@ -39,7 +39,7 @@ def both(words_csv, tmp_path_factory):
         long = ("outer.steps=160", "eval.every=20")  # so that both are there at once, whichever begins first
         population = searches.start(place / "population", words_csv, *long, address=address, **POPULATION)
         try:
-            yield grid.finished(), population.finished()
+            yield grid.finished(400), population.finished(400)
         finally:
             grid.kill()
             population.kill()

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from distmeta import consistency
-from distmeta.algorithms import ALGORITHMS, IMPORT_PATH, with_settings
+from distmeta.algorithms import ALGORITHMS, IMPORT_PATH, entry, with_settings
 from distmeta.errors import InputError, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -377,7 +377,7 @@ class Config(Section):
                 f"algorithm = {name!r}: one of {', '.join(ALGORITHMS)}, or a module's import path such as "
                 f"mypackage.mymodule.{nearest(name, ALGORITHMS)}"
             )
-        return with_settings(given, name, over=False)
+        return with_settings(given, ALGORITHMS[name], over=False) if name in ALGORITHMS else given
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -441,11 +441,11 @@ def load_config(source: str | Path | None = None, overrides: list[str] | None = 
         raise InputError(f"{path}: holds a {type(content).__name__}; a configuration is a mapping of sections")
     parsed = [_parse_override(override) for override in overrides or []]
     for override in parsed:
-        name = override.get("algorithm")
-        if isinstance(name, str) and (name in ALGORITHMS or IMPORT_PATH.fullmatch(name)):
-            content = with_settings(content, name, over=True)
+        if "algorithm" in override:
+            content = with_settings(content, entry(override["algorithm"]), over=True)
     for override in parsed:
         content = merge(content, override)
+    content = with_settings(content, entry(content.get("algorithm", "maml")), over=False)
     return make_config(content, where=str(path) if source else "the command line")
 
 

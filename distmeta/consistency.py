@@ -6,9 +6,10 @@ Raised as ValueError: the configuration that is being validated turns it into an
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from distmeta.algorithms import entry
+from distmeta.algorithms import ALGORITHMS
 
 if TYPE_CHECKING:
     from distmeta.config import Config
@@ -111,14 +112,8 @@ def check(config: Config) -> None:
 
 def check_algorithm(config: Config) -> None:
     """Raises ValueError where the algorithm would be another one, or would not work."""
-    for key, needed in entry(config.algorithm).settings.items():
-        section, name = key.split(".")
-        found = getattr(getattr(config, section), name)
-        if found != needed:
-            raise ValueError(
-                f"{key} = {found}: algorithm = {config.algorithm} is defined by {key}={needed}; set that, or leave "
-                f"{key} out, or choose another algorithm"
-            )
+    if config.algorithm in ALGORITHMS:
+        check_settings(config, ALGORITHMS[config.algorithm].settings)
     if config.inner.steps == 0 and config.algorithm not in ("prototypes", "in_context"):
         raise ValueError("inner.steps = 0 adapts nothing: at least 1; prototypes and in_context need no inner loop")
     if config.model.head == "context" and config.algorithm != "in_context":
@@ -136,6 +131,18 @@ def check_algorithm(config: Config) -> None:
             "inner.schedule does not go with inner.learn_lr=per_parameter: set one of scalar, per_step, per_layer, "
             "per_layer_step, or inner.schedule=constant"
         )
+
+
+def check_settings(config: Config, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError where the configuration says something else than the algorithm is made of."""
+    for key, needed in settings.items():
+        section, name = key.split(".")
+        found = getattr(getattr(config, section), name)
+        if found != needed:
+            raise ValueError(
+                f"{key} = {found}: algorithm = {config.algorithm} is defined by {key}={needed}; set that, or leave "
+                f"{key} out, or choose another algorithm"
+            )
 
 
 def check_group(config: Config) -> None:

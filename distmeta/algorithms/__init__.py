@@ -8,7 +8,8 @@ An algorithm is a module with
 with the arguments of `distmeta.inner.meta_gradient`. One that names `progress` among its arguments is told how far the
 run is, from 0 to 1; one that names `pooled` is given the loss of a classifier over all classes of the data. To add one:
 a file, a line below, a test. A module of your own is named by its import path instead (algorithm: mypackage.mymodule);
-what it needs of the configuration it says in SETTINGS.
+what it needs of the configuration it says in SETTINGS. It is imported where a run is asked for, and never because a
+checkpoint or a run directory that is read names it.
 """
 
 from __future__ import annotations
@@ -70,16 +71,16 @@ def load_algorithm(name: str) -> ModuleType:
     return module
 
 
-def entry(name: str) -> Entry:
-    """What an algorithm needs of the configuration. Raises InputError for a module that is none."""
-    if name in ALGORITHMS:
-        return ALGORITHMS[name]
-    return Entry(name, getattr(load_algorithm(name), "SETTINGS", {}))
+def entry(name: object) -> Entry:
+    """What an algorithm needs of the configuration. A module of the user's is imported for it. Raises InputError."""
+    if isinstance(name, str) and name not in ALGORITHMS and IMPORT_PATH.fullmatch(name):
+        return Entry(name, getattr(load_algorithm(name), "SETTINGS", {}))
+    return ALGORITHMS.get(str(name), Entry(str(name)))  # one of no such name is refused with the configuration
 
 
-def with_settings(content: dict[str, Any], algorithm: str, over: bool) -> dict[str, Any]:
+def with_settings(content: dict[str, Any], of: Entry, over: bool) -> dict[str, Any]:
     """`content` with the algorithm's settings and defaults, where it has none of its own, or `over` its own."""
-    of, out = entry(algorithm), dict(content)
+    out = dict(content)
     has_model = {"pretrained", "architecture", "config"} & set(content.get("model") or {})
     for dotted, value in {**of.defaults, **of.settings}.items():
         section, key = dotted.split(".")

@@ -17,13 +17,8 @@ from typing import Any
 from distmeta.config import Config, load_config
 from distmeta.errors import InputError
 
-PHASES = (
-    "wait",
-    "inner",
-    "peers",
-    "aggregate",
-    "checkpoint",
-)  # seconds in metrics.jsonl; peers: idle until all are done
+# Of metrics.jsonl, without _s. peers: idle until the slowest rank is done.
+PHASES = ("wait", "inner", "peers", "aggregate", "checkpoint")
 WARM_UP = 3
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 

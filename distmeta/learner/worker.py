@@ -25,7 +25,7 @@ from distmeta import checkpoint as checkpoints
 from distmeta.algorithms import load_algorithm
 from distmeta.algorithms.rates import initial_log_rates, inner_loop, log_rate_gradients, mean_rate
 from distmeta.config import Config, make_config
-from distmeta.consistency import parse_until
+from distmeta.consistency import check_settings, parse_until
 from distmeta.errors import InputError
 from distmeta.evaluate import evaluate_methods
 from distmeta.inner import Diverged, InnerLoop, MetaGradient
@@ -122,7 +122,7 @@ def learn(
     model = build_model(
         config, store.vocab_size, store.pad_id, classes, fast_shards(config, device), labels=len(store.labels)
     )
-    algorithm = load_algorithm(config.algorithm)
+    algorithm = own_algorithm(config)
     say = Log(run_dir).say if rank == 0 else lambda line: None
     shards = shard_frozen(model, config, device)
     if shards is not None:
@@ -221,6 +221,16 @@ def learn(
             (run_dir / PAUSED).touch()
         return
     finish(model, meta, store, config, run_dir, step, rank, world, device, say)
+
+
+def own_algorithm(config: Config) -> Any:
+    """The algorithm's module. Raises InputError where the configuration is not what it needs."""
+    algorithm = load_algorithm(config.algorithm)
+    try:
+        check_settings(config, getattr(algorithm, "SETTINGS", {}))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return algorithm
 
 
 def start(

@@ -11,7 +11,8 @@ import torch
 
 from distmeta import checkpoint
 from distmeta.algorithms import ALGORITHMS
-from distmeta.config import merge, nested
+from distmeta.config import load_config, merge, nested
+from distmeta.errors import InputError
 from distmeta.evaluate import evaluate
 from distmeta.learner.worker import learn
 from distmeta.tasks.store import build_store
@@ -94,3 +95,29 @@ def test_an_algorithm_of_ones_own_as_the_readme_has_it(words_csv, tmp_path, monk
         assert config.inner.learn_lr == sys.modules[f"mine.{name}"].SETTINGS["inner.learn_lr"]
     finally:
         sys.modules.pop(f"mine.{name}", None)
+
+
+def test_reading_a_checkpoint_imports_no_algorithm(words_csv, tmp_path, monkeypatch):
+    """Whoever is given a checkpoint runs nothing that its configuration names."""
+    train(tmp_path / "run", words_csv, "maml")
+    (tmp_path / "trap").mkdir()
+    (tmp_path / "trap" / "sprung.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    saved = checkpoint.newest_whole(tmp_path / "run", print)
+    config = saved / "config.yaml"
+    read = checkpoint.read_config
+    monkeypatch.setattr(checkpoint, "damage", lambda path: None)  # as if it had been written so
+    config.write_text(config.read_text().replace("algorithm: maml", "algorithm: trap.sprung"))
+    assert read(config).algorithm == "trap.sprung"
+    assert evaluate(saved, baselines=False).methods["meta_trained"]["accuracy"]["episodes"] == 4
+    assert "trap.sprung" not in sys.modules
+
+
+def test_an_algorithm_of_ones_own_is_refused_what_it_does_not_need(words_csv, tmp_path, monkeypatch):
+    (tmp_path / "strict").mkdir()
+    code = "from distmeta.algorithms.fomaml import ORDER, meta_gradient\nSETTINGS = {'inner.learn_lr': 'scalar'}\n"
+    (tmp_path / "strict" / "own.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="inner.learn_lr = none: algorithm = strict.own is defined by"):
+        train(tmp_path / "run", words_csv, "strict.own", inner={"learn_lr": "none"})
+    assert load_config("default", ["algorithm=strict.own"]).inner.learn_lr == "scalar"

@@ -81,6 +81,7 @@ def test_a_job_is_stopped_and_continued(cluster, reference, tmp_path):
     assert records(run) == records(reference)
 
 
+@pytest.mark.long
 def test_a_lost_node_changes_nothing_but_the_clock(cluster, reference, tmp_path):
     if len(cluster.cpus) == 1:
         pytest.skip("no network namespaces here: the cluster has one node")

@@ -103,7 +103,9 @@ def test_the_driver_is_killed_and_the_same_command_resumes(frozen, undisturbed, 
     assert len(frozen.named("ray::RayTrainWorker")) == 2
     resumed = small.train_command(tmp_path, words_csv, "--resume")
     assert frozen.named("ray::RayTrainWorker") == []
-    assert continued_from(resumed.run) == [frozen.reached // 5 * 5]
+    # For a moment Ray starts samplers again, and the orphaned learners may go on: from no earlier step, then.
+    (step,) = continued_from(resumed.run)
+    assert step in range(frozen.reached // 5 * 5, 21, 5)
     assert resumed.records == undisturbed.records
     assert resumed.weights == undisturbed.weights
     assert (resumed.run / "evaluation.json").read_bytes() == (undisturbed.run / "evaluation.json").read_bytes()

@@ -72,7 +72,7 @@ def reports(tmp_path_factory, words_csv):
     return found, folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_group_gives_the_run_of_one_rank(reports, name, world):
@@ -103,7 +103,7 @@ def test_the_group_gives_the_run_of_one_rank(reports, name, world):
         assert metrics["loss"]["curve"] == pytest.approx(tests[0][method]["loss"]["curve"], abs=off), method
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_whole_is_never_there(reports, name):
     """One weight at a time, and perhaps the one before, which the thread of the communication is about to let go."""
@@ -113,7 +113,7 @@ def test_the_whole_is_never_there(reports, name):
         assert report["peak"] <= 2 * report["largest"] + report["small"] < 0.6 * report["all"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_such_a_run_is_evaluated_and_exported_as_any_other(reports, tmp_path):
     run = reports[1] / "plain llama-2"
     found = evaluate(run, episodes=3, baselines=False).methods["meta_trained"]

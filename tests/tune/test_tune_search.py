@@ -104,6 +104,7 @@ def test_population_based_training_copies_weights_and_changes_the_rate(both):
     assert all(row["status"] == "completed" for row in rows)
 
 
+@pytest.mark.long
 def test_a_worker_and_the_driver_are_killed_and_the_resumed_search_ends_the_same(both, words_csv, tmp_path):
     running = searches.start(tmp_path / "killed", words_csv)
     family = []

@@ -25,7 +25,7 @@ from torch.func import functional_call
 from workloads import LoraLinear, padded
 
 from distmeta.config import Config, load_config
-from distmeta.consistency import parse_until
+from distmeta.config.consistency import parse_until
 from distmeta.learner.engine import make_optimizer, outer_lr
 from distmeta.sampling.episode import Rows, sample_episode
 from distmeta.tasks.store import build_store, open_store

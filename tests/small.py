@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from distmeta.config import Config, make_config, merge
+from distmeta.config import Config, make_config
 from distmeta.sampling.episode import Rows
+from distmeta.trees import merge
 
 CLI = [sys.executable, "-m", "distmeta.cli"]
 PLENTY = ["red", "blue", "green", "small", "big", "fast", "slow", "old", "new", "hot", "cold", "sharp", "round", "flat"]

@@ -3,7 +3,7 @@
 import pytest
 import small
 
-from distmeta.consistency import REFUSED, REFUSED_ZERO
+from distmeta.config.consistency import REFUSED, REFUSED_ZERO
 from distmeta.errors import InputError
 
 

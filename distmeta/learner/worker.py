@@ -25,7 +25,7 @@ from distmeta import checkpoint as checkpoints
 from distmeta.algorithms import load_algorithm
 from distmeta.algorithms.rates import initial_log_rates, inner_loop, log_rate_gradients, mean_rate
 from distmeta.config import Config, make_config
-from distmeta.consistency import check_settings, parse_until
+from distmeta.config.consistency import check_settings, parse_until
 from distmeta.errors import InputError
 from distmeta.evaluate import evaluate_methods
 from distmeta.inner import Diverged, InnerLoop, MetaGradient

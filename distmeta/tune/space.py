@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from distmeta.config import Config, make_config, merge
+from distmeta.config import Config, make_config
 from distmeta.errors import InputError, nearest
+from distmeta.trees import merge
 
 RANGES = ("log_uniform", "uniform", "integer")
 LISTS = ("choice", "grid")

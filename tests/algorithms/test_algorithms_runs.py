@@ -11,11 +11,12 @@ import torch
 
 from distmeta import checkpoint
 from distmeta.algorithms import ALGORITHMS
-from distmeta.config import load_config, merge, nested
+from distmeta.config import load_config
 from distmeta.errors import InputError
 from distmeta.evaluate import evaluate
 from distmeta.learner.worker import learn
 from distmeta.tasks.store import build_store
+from distmeta.trees import merge, nested
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 

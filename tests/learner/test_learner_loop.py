@@ -53,7 +53,8 @@ VARIANTS = {
     "stage 3": {"deepspeed": {"zero_optimization": {"stage": 3}}, "inner": {"learn_lr": "per_layer"}},
     "momentum": {"outer": {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine", "warmup_steps": 2}},
     "plateau": {
-        "outer": {"optimizer": "rmsprop", "schedule": "plateau", "patience": 0, "lr": 1.0}, "eval": {"every": 1},
+        "outer": {"optimizer": "rmsprop", "schedule": "plateau", "patience": 0, "lr": 1.0},
+        "eval": {"every": 1},
     },
     "stage 2": {"deepspeed": {"zero_optimization": {"stage": 2}}, "outer": {"optimizer": "radam"}},
     "adamax": {"outer": {"optimizer": "adamax"}, "algorithm": "maml_pp"},

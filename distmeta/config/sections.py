@@ -1,24 +1,16 @@
-"""The configuration of a run: typed, frozen, strict, and the only place where defaults live.
-
-A configuration is made of a recipe (a YAML file that states only what differs from the defaults below) and of
-dotted overrides (`inner.lr=0.05`). An unknown key or an unusable value is one line that names the key, the
-value, what is allowed and the nearest match.
-"""
+"""The sections of a configuration: typed, frozen, strict, and the only place where defaults live."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from distmeta import consistency
-from distmeta.algorithms import ALGORITHMS, IMPORT_PATH, entry, with_settings
-from distmeta.errors import InputError, nearest
-
-RECIPES = Path(__file__).parent / "recipes"
+from distmeta.algorithms import ALGORITHMS, IMPORT_PATH, with_settings
+from distmeta.config import consistency
+from distmeta.errors import nearest
+from distmeta.trees import merge
 
 
 class Section(BaseModel):
@@ -307,6 +299,7 @@ Rates = Literal["scalar", "per_step", "per_layer", "per_layer_step", "per_parame
 
 class TuneConfig(Section):
     """The search of `distmeta tune` over whole runs. What `space` may say is in distmeta.tune.space."""
+
     space: dict[str, dict[str, Any]] = Field(
         {"inner.lr": {"log_uniform": [0.01, 1.0]}, "inner.steps": {"integer": [1, 5]}},
         description="by dotted key: log_uniform, uniform or integer [low, high], choice or grid [values]; with `when`",
@@ -388,113 +381,3 @@ class Config(Section):
     def ways(self) -> int | None:
         """Classes in an episode where the configuration alone says (family classes); else None."""
         return (self.task.ways or 5) if self.task.family == "classes" else None
-
-
-def nested(dotted: dict[str, Any]) -> dict[str, Any]:
-    """{"inner.lr": 1} -> {"inner": {"lr": 1}}."""
-    out: dict[str, Any] = {}
-    for key, value in dotted.items():
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        out = merge(out, value)
-    return out
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid upon `base`, dictionaries within dictionaries merged. Neither is changed."""
-    out = dict(base)
-    for key, value in over.items():
-        out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
-    return out
-
-
-def recipe_names() -> list[str]:
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def recipe_path(source: str) -> Path:
-    """The YAML file that `source`, a recipe's name or a file, stands for. Raises InputError."""
-    if source in recipe_names():
-        return RECIPES / f"{source}.yaml"
-    path = Path(source)
-    if path.suffix in (".yaml", ".yml"):
-        if path.is_file():
-            return path
-        raise InputError(f"{source}: no such file; give a YAML file, or one of the recipes {', '.join(recipe_names())}")
-    raise InputError(
-        f"{source}: no recipe of that name, and not a .yaml file; recipes: {', '.join(recipe_names())}."
-        + nearest(source, recipe_names())
-    )
-
-
-def load_config(source: str | Path | None = None, overrides: list[str] | None = None) -> Config:
-    """The configuration of a recipe or YAML file (default: the recipe `default`) with dotted overrides.
-
-    An algorithm that an override asks for brings its settings, over the file's. Raises InputError, in one line.
-    """
-    path = recipe_path(str(source or "default"))
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}; a configuration is a mapping of sections")
-    parsed = [_parse_override(override) for override in overrides or []]
-    for override in parsed:
-        if "algorithm" in override:
-            content = with_settings(content, entry(override["algorithm"]), over=True)
-    for override in parsed:
-        content = merge(content, override)
-    content = with_settings(content, entry(content.get("algorithm", "maml")), over=False)
-    return make_config(content, where=str(path) if source else "the command line")
-
-
-def make_config(content: dict[str, Any], where: str = "configuration") -> Config:
-    """A checked configuration from nested dictionaries. Raises InputError."""
-    try:
-        return Config.model_validate(content)
-    except ValidationError as error:
-        raise InputError(f"{where}: {_one_line(error)}") from None
-
-
-def dump_config(config: Config) -> str:
-    """The whole configuration as YAML; `make_config(yaml.safe_load(...))` gives it back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _parse_override(override: str) -> dict[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"{override}: an override is section.key=value, such as inner.lr=0.05")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    return nested({key: value})
-
-
-def _one_line(error: ValidationError) -> str:
-    first, *rest = error.errors()
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _keys_beside(first["loc"])
-        line = f"unknown key '{key}'; allowed here: {', '.join(known)}.{nearest(str(first['loc'][-1]), known)}"
-    else:
-        reason = first["msg"].removeprefix("Value error, ")
-        line = f"{key} = {first['input']!r}: {reason}" if key else reason
-    return line + (f" (and {len(rest)} more)" if rest else "")
-
-
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = Config
-    for part in location[:-1]:
-        if part in model.model_fields:  # else the name of a source, whose keys are those of all sources
-            model = _section_of(model.model_fields[part].annotation)
-    return list(model.model_fields)
-
-
-def _section_of(annotation: Any) -> Any:
-    """The section within a type such as dict[str, Section] | None."""
-    if hasattr(annotation, "model_fields"):
-        return annotation
-    return next((found for a in get_args(annotation) if (found := _section_of(a)) is not None), None)

@@ -1,0 +1,38 @@
+"""The configuration of a run: its sections with their defaults, what does not go together, and how it is read."""
+
+from distmeta.config.loading import RECIPES, dump_config, load_config, make_config, recipe_names, recipe_path
+from distmeta.config.sections import (
+    ClusterConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    InnerConfig,
+    ModelConfig,
+    OuterConfig,
+    RunConfig,
+    SamplingConfig,
+    SourceConfig,
+    TaskConfig,
+    TuneConfig,
+)
+
+__all__ = [
+    "RECIPES",
+    "ClusterConfig",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "InnerConfig",
+    "ModelConfig",
+    "OuterConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "SourceConfig",
+    "TaskConfig",
+    "TuneConfig",
+    "dump_config",
+    "load_config",
+    "make_config",
+    "recipe_names",
+    "recipe_path",
+]

@@ -1,0 +1,112 @@
+"""A configuration from a recipe or file, and dotted overrides; and back to YAML.
+
+A recipe is a YAML file that states only what differs from the defaults; overrides are `inner.lr=0.05`. An unknown
+key or an unusable value is one line that names the key, the value, what is allowed and the nearest match.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from distmeta.algorithms import entry, with_settings
+from distmeta.config.sections import Config
+from distmeta.errors import InputError, nearest
+from distmeta.trees import merge, nested
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe_path(source: str) -> Path:
+    """The YAML file that `source`, a recipe's name or a file, stands for. Raises InputError."""
+    if source in recipe_names():
+        return RECIPES / f"{source}.yaml"
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise InputError(f"{source}: no such file; give a YAML file, or one of the recipes {', '.join(recipe_names())}")
+    raise InputError(
+        f"{source}: no recipe of that name, and not a .yaml file; recipes: {', '.join(recipe_names())}."
+        + nearest(source, recipe_names())
+    )
+
+
+def load_config(source: str | Path | None = None, overrides: list[str] | None = None) -> Config:
+    """The configuration of a recipe or YAML file (default: the recipe `default`) with dotted overrides.
+
+    An algorithm that an override asks for brings its settings, over the file's. Raises InputError, in one line.
+    """
+    path = recipe_path(str(source or "default"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}; a configuration is a mapping of sections")
+    parsed = [_parse_override(override) for override in overrides or []]
+    for override in parsed:
+        if "algorithm" in override:
+            content = with_settings(content, entry(override["algorithm"]), over=True)
+    for override in parsed:
+        content = merge(content, override)
+    content = with_settings(content, entry(content.get("algorithm", "maml")), over=False)
+    return make_config(content, where=str(path) if source else "the command line")
+
+
+def make_config(content: dict[str, Any], where: str = "configuration") -> Config:
+    """A checked configuration from nested dictionaries. Raises InputError."""
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_one_line(error)}") from None
+
+
+def dump_config(config: Config) -> str:
+    """The whole configuration as YAML; `make_config(yaml.safe_load(...))` gives it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override}: an override is section.key=value, such as inner.lr=0.05")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    return nested({key: value})
+
+
+def _one_line(error: ValidationError) -> str:
+    first, *rest = error.errors()
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _keys_beside(first["loc"])
+        line = f"unknown key '{key}'; allowed here: {', '.join(known)}.{nearest(str(first['loc'][-1]), known)}"
+    else:
+        reason = first["msg"].removeprefix("Value error, ")
+        line = f"{key} = {first['input']!r}: {reason}" if key else reason
+    return line + (f" (and {len(rest)} more)" if rest else "")
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Config
+    for part in location[:-1]:
+        if part in model.model_fields:  # else the name of a source, whose keys are those of all sources
+            model = _section_of(model.model_fields[part].annotation)
+    return list(model.model_fields)
+
+
+def _section_of(annotation: Any) -> Any:
+    """The section within a type such as dict[str, Section] | None."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    return next((found for a in get_args(annotation) if (found := _section_of(a)) is not None), None)

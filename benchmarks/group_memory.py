@@ -34,8 +34,8 @@ from distmeta.algorithms import load_algorithm
 from distmeta.config import Config, make_config
 from distmeta.learner.ranks import episodes_of_rank
 from distmeta.learner.worker import fast_shards, initial_values, make_engine, meta_gradients
+from distmeta.models.build import build_model
 from distmeta.models.fast_shards import keep_heap_whole
-from distmeta.models.task_model import build_model
 from distmeta.sampling.episode import sample_episode
 from distmeta.tasks.store import build_store, open_store
 

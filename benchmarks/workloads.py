@@ -23,8 +23,8 @@ from distmeta.config import Config, make_config
 from distmeta.inner import InnerLoop, compiled, meta_gradient
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch, to_batches
+from distmeta.models.build import build_model
 from distmeta.models.prefix import StateCache, fixed_prefix
-from distmeta.models.task_model import build_model
 from distmeta.sampling.collate import collate
 from distmeta.sampling.episode import Rows, sample_episode
 

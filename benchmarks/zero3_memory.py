@@ -32,8 +32,9 @@ from distmeta.algorithms import load_algorithm
 from distmeta.config import Config, make_config
 from distmeta.learner.ranks import share
 from distmeta.learner.worker import meta_gradients
+from distmeta.models.build import build_model
 from distmeta.models.sharding import shard_frozen
-from distmeta.models.task_model import TaskModel, build_model
+from distmeta.models.task_model import TaskModel
 from distmeta.sampling.episode import sample_episode
 from distmeta.tasks.store import build_store, open_store
 

@@ -32,8 +32,9 @@ from distmeta.errors import InputError
 from distmeta.learner.engine import make_optimizer
 from distmeta.learner.ranks import episodes_of_rank
 from distmeta.learner.worker import fast_shards, initial_values, make_engine, meta_gradients
+from distmeta.models.build import build_model
 from distmeta.models.sharding import shard_frozen
-from distmeta.models.task_model import TaskModel, build_model
+from distmeta.models.task_model import TaskModel
 from distmeta.sampling.episode import sample_episode
 from distmeta.tasks.store import TaskStore, build_store, open_store
 

@@ -23,9 +23,10 @@ from distmeta.errors import InputError
 from distmeta.evaluate import load_model
 from distmeta.inner import adapt as adapt_weights
 from distmeta.models.backbone import set_attention
-from distmeta.models.batch import TextBatch, to_batches
+from distmeta.models.batch import TextBatch
+from distmeta.models.build import build_model
 from distmeta.models.prefix import fixed_prefix
-from distmeta.models.task_model import TaskModel, build_model
+from distmeta.models.task_model import TaskModel
 from distmeta.sampling.collate import collate
 from distmeta.sampling.episode import Rows
 from distmeta.scoring import split_meta
@@ -60,7 +61,7 @@ class AdaptedModel:
             batches = collate([rows], 0, pad_id)
             probabilities = np.zeros((len(part), len(self.labels)))
             with torch.no_grad():
-                for numbers, batch in zip(batches, to_batches(batches, device, self.model.causal), strict=True):
+                for numbers, batch in zip(batches, self.model.batches(batches, device), strict=True):
                     logits = self.model.logits(self.params, batch)[0, :, : len(self.labels)]
                     probabilities[numbers["rows"][0]] = logits.softmax(-1).double().cpu().numpy()
             for p in probabilities:
@@ -118,7 +119,7 @@ def adapt(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
     fast, shared, rates = ({n: v.to(device) for n, v in d.items()} for d in (fast, shared, rates))
-    batches = to_batches(collate([rows], config.inner.buckets, int(saved.state["pad_id"])), device, model.causal)
+    batches = model.batches(collate([rows], config.inner.buckets, int(saved.state["pad_id"])), device)
     set_attention(model.backbone, "first_order")
     batches = fixed_prefix(model, {**fast, **shared}, batches)
 

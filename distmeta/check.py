@@ -38,7 +38,8 @@ from distmeta.learner.worker import (
     one_task,
 )
 from distmeta.models.backbone import set_attention
-from distmeta.models.task_model import TaskModel, build_model
+from distmeta.models.build import build_model
+from distmeta.models.task_model import TaskModel
 from distmeta.sampling.episode import Episode
 from distmeta.scoring import split_meta
 from distmeta.tasks.store import TaskStore, open_store
@@ -207,7 +208,7 @@ class Setting:
         device = next(iter(fast.values())).device
         support, query = load_parts([self.episode], self.model, self.config, self.store, device)
         loop = inner_loop(self.config.inner, rates, seed=dropout_seed(self.config, 1, [self.episode]))
-        return one_task(self.model.loss_and_logits), fast, support, query, loop
+        return one_task(self.model.loss_and_hits), fast, support, query, loop
 
     def _options(self, meta: Params) -> dict[str, Any]:
         start = self.model.start if self.model.starts else None

@@ -20,7 +20,8 @@ from distmeta import checkpoint as checkpoints
 from distmeta.algorithms.rates import inner_loop
 from distmeta.config import Config
 from distmeta.errors import InputError
-from distmeta.models.task_model import TaskModel, build_model
+from distmeta.models.build import build_model
+from distmeta.models.task_model import TaskModel
 from distmeta.pooled import train_pooled
 from distmeta.sampling.episode import Episode, sample_episode
 from distmeta.scoring import Scored, details, score_episodes, score_prototypes, split_meta, summarise

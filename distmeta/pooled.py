@@ -32,7 +32,7 @@ def train_pooled(model: TaskModel, store: TaskStore, config: Config, device: tor
     if model.classes_differ:
         head = model.pooled_head(len(store.labels), config.run.seed)
         leaves |= {n: v.to(device).requires_grad_() for n, v in head.items()}
-    loss = model.pooled_loss if model.classes_differ else model.loss_and_logits
+    loss = model.pooled_loss if model.classes_differ else model.loss_and_hits
     outer = config.outer
     optimizer = torch.optim.AdamW(leaves.values(), outer.lr, outer.betas, outer.eps, outer.weight_decay)
     cache = StateCache(store.rows, config.inner.prefix_mb) if is_frozen(model) and config.inner.prefix_mb else None

@@ -20,7 +20,7 @@ from distmeta.algorithms.rates import PREFIX
 from distmeta.config import Config
 from distmeta.inner import InnerLoop, adapt
 from distmeta.models.backbone import set_attention
-from distmeta.models.batch import TextBatch, to_batches
+from distmeta.models.batch import TextBatch
 from distmeta.models.prefix import fixed_prefix
 from distmeta.models.sharding import all_together
 from distmeta.models.task_model import TaskModel
@@ -83,7 +83,7 @@ def load_group(
         collate(part, inner.buckets, pad_id, part_tokens=tokens)
         for part in ([e.support for e in group], [e.query for e in group])
     )
-    return to_batches(support, device, model.causal), to_batches(query, device, model.causal)
+    return model.batches(support, device), model.batches(query, device)
 
 
 def with_ways(batches: Sequence[TextBatch], group: Sequence[Episode], label_ids: NDArray[np.int32]) -> list[TextBatch]:

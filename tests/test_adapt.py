@@ -18,7 +18,7 @@ from distmeta.errors import InputError
 from distmeta.evaluate import load_model
 from distmeta.export import export
 from distmeta.inner import InnerLoop
-from distmeta.models.task_model import build_model
+from distmeta.models.build import build_model
 from distmeta.sampling.episode import sample_episode
 from distmeta.scoring import score_episodes, split_meta
 from distmeta.tasks.store import build_store, open_store

@@ -13,7 +13,7 @@ from distmeta.bench import scaling
 from distmeta.config import load_config
 from distmeta.errors import InputError
 from distmeta.learner.worker import group_gradient
-from distmeta.models.task_model import build_model
+from distmeta.models.build import build_model
 from distmeta.sampling.episode import sample_episode
 from distmeta.scoring import load_group, split_meta
 from distmeta.tasks.store import build_store, open_store

@@ -13,7 +13,7 @@ from distmeta.algorithms.rates import initial_log_rates
 from distmeta.errors import InputError
 from distmeta.evaluate import evaluate, evaluate_methods, load_model
 from distmeta.inner import InnerLoop
-from distmeta.models.task_model import build_model
+from distmeta.models.build import build_model
 from distmeta.sampling.episode import sample_episode
 from distmeta.scoring import WORST_LOSS, Scored, details, group_episodes, predictions, score_episodes, summarise
 from distmeta.tasks.store import build_store, open_store

@@ -18,7 +18,7 @@ from distmeta.evaluate import load_model
 from distmeta.export import export, head_tensors, read
 from distmeta.learner.worker import initial_values
 from distmeta.models.batch import to_batches
-from distmeta.models.task_model import build_model
+from distmeta.models.build import build_model
 from distmeta.sampling.collate import collate
 from distmeta.scoring import split_meta
 from distmeta.tasks.store import build_store, open_store

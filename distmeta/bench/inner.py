@@ -24,8 +24,9 @@ from distmeta.config import Config, make_config
 from distmeta.errors import InputError
 from distmeta.learner.worker import meta_gradients, state_cache
 from distmeta.models.backbone import set_attention
+from distmeta.models.build import build_model
 from distmeta.models.prefix import StateCache
-from distmeta.models.task_model import TaskModel, build_model
+from distmeta.models.task_model import TaskModel
 from distmeta.sampling.episode import Episode, Rows, sample_episode
 from distmeta.scoring import group_episodes, load_group, tasks_at_once
 from distmeta.tasks.families import check_feasible

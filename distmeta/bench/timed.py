@@ -30,7 +30,6 @@ def meta_gradient(loss: Any, params: Any, support: Any, query: Any, loop: Any, *
         time.sleep(max(0.0, random.gauss(mean, mean * deviation)))
     tasks = (len(names),) if options["task_axis"] else ()
     shape = next(iter(params.values())).shape[: len(tasks)]
-    logits = [torch.zeros(*batch.labels.shape, 2) for batch in query]
     return MetaGradient(
         grads={name: torch.zeros_like(t) for name, t in params.items()},
         lr_grads=None,
@@ -38,5 +37,5 @@ def meta_gradient(loss: Any, params: Any, support: Any, query: Any, loop: Any, *
         loss=torch.zeros(shape),
         inner_losses=torch.zeros(*shape, loop.steps + 1),
         adapted=dict(params),
-        aux=logits,
+        aux=[torch.zeros(len(names))],
     )

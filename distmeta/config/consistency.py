@@ -90,8 +90,12 @@ def check(config: Config) -> None:
             "inner.adapt = head: a prototype head is computed from the support set, so nothing that is meta-learnt "
             "would adapt; set model.head=linear, or inner.adapt=all or lora"
         )
-    if config.task.family == "domain" and config.task.ways is not None:
-        raise ValueError("task.ways belongs to task.family=classes; a domain episode has all labels")
+    if config.task.family != "classes" and config.task.ways is not None:
+        raise ValueError(f"task.ways belongs to task.family=classes; {config.task.family} has no number of ways to set")
+    if config.task.family == "text_to_text":
+        check_text(config)
+    elif config.data.layout != "table":
+        raise ValueError(f"data.layout = {config.data.layout} belongs to task.family=text_to_text")
     if config.task.arrive_every and (config.task.family != "domain" or config.data.sources is not None):
         raise ValueError("task.arrive_every is for the tasks of task.family=domain, and one data source; set it to 0")
     if config.task.mixture != "uniform" and config.data.sources is None:
@@ -108,6 +112,24 @@ def check(config: Config) -> None:
                 f"task.lag = {config.task.lag}: episodes are asked for up to {ahead} meta-steps ahead (sampling.window "
                 f"over a rank's share of outer.meta_batch_size); set at least {ahead}, or lower sampling.window"
             )
+
+
+def check_text(config: Config) -> None:
+    """Raises ValueError for what a language model without classes cannot do."""
+    for fits, key, value, mend in (
+        (config.model.head != "prototype", "model.head", "prototype", "an answer has no class: linear, or context"),
+        (not config.task.permute_labels, "task.permute_labels", "true", "there are no labels: false"),
+        (config.task.arrive_every == 0, "task.arrive_every", config.task.arrive_every, "0"),
+        (config.cluster.episode == "rank", "cluster.episode", config.cluster.episode, "rank"),
+        (config.model.context == "direct", "model.context", config.model.context, "direct"),
+        (config.algorithm not in ("proto_maml", "prototypes", "anil", "boil", "online"), "algorithm", config.algorithm,
+         "it needs a classifier's head, or tasks that arrive: maml, fomaml, reptile, in_context, ..."),
+        (config.model.answer_tokens < config.model.max_tokens, "model.answer_tokens", config.model.answer_tokens,
+         f"the input needs room in model.max_tokens={config.model.max_tokens}"),
+        (config.data.sources is None, "data.sources", "several", "data.path may name several files"),
+    ):  # fmt: skip
+        if not fits:
+            raise ValueError(f"task.family = text_to_text does not go with {key} = {value}: {mend}")
 
 
 def check_algorithm(config: Config) -> None:
@@ -169,7 +191,11 @@ def check_group(config: Config) -> None:
 
 def parse_until(text: str) -> tuple[str, str, float]:
     """`accuracy>=0.9` -> ("accuracy", ">=", 0.9). Raises ValueError."""
-    match = re.fullmatch(r"\s*(accuracy|loss|f1|precision|recall)\s*(>=|<=)\s*([0-9.eE+-]+)\s*", text)
+    match = re.fullmatch(
+        r"\s*(accuracy|loss|f1|precision|recall|exact_match|token_f1|rouge_l)\s*(>=|<=)\s*([0-9.eE+-]+)\s*", text
+    )
     if match is None:
-        raise ValueError("a condition such as accuracy>=0.9, or loss<=0.3 (accuracy, loss, precision, recall, f1)")
+        raise ValueError(
+            "a condition such as accuracy>=0.9, or loss<=0.3 (accuracy, loss, precision, recall, f1, exact_match, token_f1, rouge_l)"
+        )
     return match[1], match[2], float(match[3])

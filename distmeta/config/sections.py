@@ -26,13 +26,18 @@ class ModelConfig(Section):
         {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128},
         description="its transformers configuration, in that architecture's own keys",
     )
-    tokenizer: Literal["word", "wordpiece", "character"] = Field(
+    tokenizer: Literal["word", "wordpiece", "character", "bpe"] = Field(
         "word", description="level of the tokenizer trained on the task store's text when `pretrained` is null"
     )
     vocab_size: int = Field(8000, ge=16, description="largest vocabulary of the trained tokenizer")
     max_tokens: int = Field(64, ge=4, description="longer texts are cut, special tokens included")
+    answer_tokens: int = Field(
+        16, ge=2, description="family text_to_text: of max_tokens, those that an answer may take, its end included"
+    )
     head: Literal["linear", "prototype", "context"] = Field(
-        "linear", description="linear: meta-learnt; prototype: of support means; context: reads the support set"
+        "linear",
+        description="linear: meta-learnt (text_to_text: the model's own output layer); prototype: of support "
+        "means; context: reads the support set",
     )
     context: Literal["direct", "channel"] = Field(
         "direct", description="head context: p(label | text), or p(text | label) turned round"
@@ -73,7 +78,14 @@ class DataConfig(Section):
     )
     text: str = "text"
     label: str = "label"
-    task: str = Field("task", description="column that names the task (family domain)")
+    task: str = Field("task", description="column that names the task (families domain and text_to_text)")
+    input: str = Field("input", description="family text_to_text")
+    target: str = Field("target", description="family text_to_text: the answer, or a list of accepted ones")
+    options: str = Field("options", description="family text_to_text: a list to choose from, where there is one")
+    instruction: str = Field("instruction", description="family text_to_text: stands before the input if there is one")
+    layout: Literal["table", "natural_instructions", "crossfit", "metaicl"] = Field(
+        "table", description="family text_to_text: how the files hold tasks; table: by the columns above"
+    )
     split: str = Field("split", description="column with train, validation or test; absent: by stable hash")
     splits: dict[str, list[str]] | str | None = Field(
         None, description="lists of tasks or classes for train, validation, test; or JSON_FILE or JSON_FILE#KEY"
@@ -128,12 +140,14 @@ Mixture = Literal["uniform", "proportional", "temperature", "curriculum"] | dict
 class TaskConfig(Section):
     """What an episode is."""
 
-    family: Literal["domain", "classes"] = Field(
-        "domain", description="domain: a task per domain, fixed labels; classes: N ways over disjoint classes"
-    )
-    ways: int | None = Field(None, ge=2, description="classes in an episode; domain: all labels")
-    shots: int = Field(5, ge=1, description="support examples of each class")
-    queries: int = Field(10, ge=1, description="query examples of each class")
+    family: Literal["domain", "classes", "text_to_text"] = Field(
+        "domain", description="domain: a task per domain, fixed labels; classes: N ways over disjoint classes; "
+        "text_to_text: an answer to an input, in words"
+    )  # fmt: skip
+    ways: int | None = Field(None, ge=2, description="family classes: classes in an episode")
+    shots: int = Field(5, ge=1, description="support examples of each class (text_to_text: of a task)")
+    queries: int = Field(10, ge=1, description="query examples of each class (text_to_text: of a task)")
+    instructions: bool = Field(True, description="family text_to_text: put the task's instruction before the input")
     permute_labels: bool = Field(False, description="family domain: a new order of the label ids in each episode")
     arrive_every: int = Field(
         0, ge=0, description="family domain: training episodes between the arrivals of two tasks; 0: all are there"

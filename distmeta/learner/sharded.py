@@ -22,8 +22,8 @@ from distmeta.config import Config, make_config
 from distmeta.learner.engine import make_optimizer, outer_lr
 from distmeta.learner.ranks import episodes_of_rank
 from distmeta.learner.worker import fast_shards, initial_values, make_engine, meta_gradients
+from distmeta.models.build import build_model
 from distmeta.models.sharding import shard_frozen
-from distmeta.models.task_model import build_model
 from distmeta.sampling.episode import Episode, sample_episode
 from distmeta.tasks.store import TaskStore, open_store
 

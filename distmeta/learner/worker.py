@@ -39,10 +39,11 @@ from distmeta.learner.ranks import all_sum, episodes_of_rank, gather
 from distmeta.learner.saver import Saver
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
+from distmeta.models.build import build_model
 from distmeta.models.fast_shards import FastShards
 from distmeta.models.prefix import StateCache, fixed_prefix, has_prefix, is_frozen, learnt_prefix, pullback
 from distmeta.models.sharding import all_together, persistence_threshold, shard_frozen
-from distmeta.models.task_model import TaskModel, build_model
+from distmeta.models.task_model import TaskModel
 from distmeta.sampling.episode import Episode, sample_episode
 from distmeta.sampling.flow import seconds_per_episode
 from distmeta.sampling.sampler import Sampler
@@ -316,10 +317,8 @@ def meta_gradients(
             grads[name] += g
         for name, g in log_rate_gradients(config.inner, rates, result.lr_grads).items():
             grads[name] += g
-        scored = zip(result.aux, parts[1], strict=True)
-        hits = [(logits.argmax(-1) == part.labels).sum(1) / part.total for logits, part in scored]
         losses = result.inner_losses.reshape(len(names), -1).sum(0)
-        found = torch.stack([result.loss.sum(), torch.stack(hits).sum(), *losses]).double().cpu()
+        found = torch.stack([result.loss.sum(), torch.stack(result.aux).sum(), *losses]).double().cpu()
         sums = found + (sums if len(sums) else 0.0)
     model.eval()
     return grads, sums.tolist()
@@ -366,7 +365,7 @@ def group_gradient(
         more["pooled"] = model.pooled_loss if native else one_task(model.pooled_loss)
     wanted = inspect.signature(algorithm.meta_gradient).parameters
     result = algorithm.meta_gradient(
-        model.loss_and_logits if native else one_task(model.loss_and_logits),
+        model.loss_and_hits if native else one_task(model.loss_and_hits),
         stack(fast, len(names)) if native else fast,
         support,
         query,

@@ -19,20 +19,56 @@ def build_backbone(config: ModelConfig, vocab_size: int, pad_id: int, seed: int)
     From `config.pretrained` (a directory or hub id, safetensors only, no remote code), else initialised from
     `config.architecture` and `config.config` with `seed`. Raises InputError.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModel
-    from transformers.utils import logging
 
     from distmeta.models import lstm
 
+    lstm.register()
+    model = _build(config, vocab_size, pad_id, seed, AutoModel)
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # unused by the heads; as a meta-parameter it would be dead weight
+    backbone: nn.Module = model.eval()
+    return backbone
+
+
+def build_language_model(config: ModelConfig, vocab_size: int, pad_id: int, seed: int) -> Any:
+    """As `build_backbone`, a decoder or an encoder-decoder with its output layer over the vocabulary."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+    )
+
+    name = config.pretrained
+    hf_config = _pretrained_config(name) if name else _fresh_config(config, vocab_size, pad_id)
+    both = hf_config.is_encoder_decoder
+    auto = AutoModelForSeq2SeqLM if both else AutoModelForCausalLM
+    known = type(hf_config) in (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if both else MODEL_FOR_CAUSAL_LM_MAPPING)
+    model = _build(config, vocab_size, pad_id, seed, auto).eval() if known else None
+    if model is None or not (both or is_causal(model.base_model)):
+        key = f"pretrained = {name}" if name else f"architecture = {config.architecture}"
+        raise InputError(
+            f"model.{key}: task.family=text_to_text needs a decoder or an encoder-decoder, such as gpt2, llama, qwen2 "
+            "or t5"
+        )
+    return model
+
+
+def _build(config: ModelConfig, vocab_size: int, pad_id: int, seed: int, auto: Any) -> Any:
+    """A model of the class that `auto` chooses, from the pretrained directory or hub id, or from its configuration."""
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    lstm.register()
     if config.pretrained is not None:
         hf_config = _pretrained_config(config.pretrained)
         _set_dropout(hf_config, config.dropout)
         try:
-            model, loading = AutoModel.from_pretrained(
+            model, loading = auto.from_pretrained(
                 config.pretrained, config=hf_config, use_safetensors=True, dtype=torch.float32,
                 attn_implementation="eager", output_loading_info=True,
             )  # fmt: skip
@@ -54,15 +90,10 @@ def build_backbone(config: ModelConfig, vocab_size: int, pad_id: int, seed: int)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                model = AutoModel.from_config(hf_config, attn_implementation="eager")
+                model = auto.from_config(hf_config, attn_implementation="eager")
             except (ValueError, TypeError, RuntimeError) as error:
                 raise InputError(f"model.config: {_first_line(error)}") from None
-    if hf_config.is_encoder_decoder:
-        model = model.get_encoder()
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # unused by the heads; as a meta-parameter it would be dead weight
-    backbone: nn.Module = model.eval()
-    return backbone
+    return model
 
 
 def _pretrained_config(name: str) -> Any:

@@ -25,6 +25,9 @@ class TextBatch:
     total: int  # rows of a task over all the parts of its set: losses of parts add up to a mean
     store_rows: NDArray[np.int64]  # [N]: which example of the task store
     ways: Tensor | None = None  # int64 [T, C]: the number, among all classes of the data, of each of a task's classes
+    # Family text_to_text: the answers' tokens, int64 [N, M], -100 beyond their ends, and the place before each of them
+    answer: Tensor | None = None
+    answer_at: Tensor | None = None
     # What the layers below the lowest adapted one make of these rows, [N, L, D] or pooled [N, D]; or the name under
     # which the parameters hold it. None: they are run.
     states: Tensor | str | None = None
@@ -38,7 +41,8 @@ class TextBatch:
         mask = self.mask
         if mask is not None and mask.shape[0] > 1:
             mask = mask[index]
-        own = {name: getattr(self, name)[index] for name in ("input_ids", "keep", "positions", "last")}
+        names = ("input_ids", "keep", "positions", "last", "answer", "answer_at")
+        own = {name: value[index] for name in names if (value := getattr(self, name)) is not None}
         labels = self.labels.flatten()[index].unsqueeze(0)
         return replace(self, **own, mask=mask, labels=labels, store_rows=self.store_rows[index.cpu().numpy()])
 

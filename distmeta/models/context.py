@@ -67,7 +67,8 @@ def read(
     run: Run, embed: Embed, labels_embedded: Tensor, support: Sequence[TextBatch], channel: bool
 ) -> dict[str, Tensor]:
     """Keys and values of each layer, [T, heads, S, d], and which of the S positions hold a token, [T, S]."""
-    embedded, kept = [], []
+    embedded: list[Tensor] = []
+    kept: list[Tensor] = []
     for batch in support:
         tasks, rows = batch.labels.shape
         text = embed(batch.input_ids).view(tasks, rows, batch.input_ids.shape[1], -1)
@@ -76,12 +77,26 @@ def read(
         one = torch.ones_like(keep[:, :, :1])
         embedded.append(torch.cat([label, text] if channel else [text, label], 2).flatten(1, 2))
         kept.append(torch.cat([one, keep] if channel else [keep, one], 2).flatten(1, 2))
-    keep = torch.cat(kept, 1)
+    return keep_states(run, torch.cat(embedded, 1), torch.cat(kept, 1))
+
+
+def read_rows(run: Run, embed: Embed, support: Sequence[TextBatch]) -> dict[str, Tensor]:
+    """As `read`, of rows that hold their own answers (family text_to_text)."""
+    embedded, kept = [], []
+    for batch in support:
+        tasks, rows = batch.labels.shape
+        embedded.append(embed(batch.input_ids).view(tasks, rows * batch.input_ids.shape[1], -1))
+        kept.append(batch.keep.view(tasks, -1))
+    return keep_states(run, torch.cat(embedded, 1), torch.cat(kept, 1))
+
+
+def keep_states(run: Run, embedded: Tensor, keep: Tensor) -> dict[str, Tensor]:
+    """What the decoder keeps of one sequence for each task: embedded [T, S, D], keep [T, S]: 1 where a token is."""
     length = keep.shape[1]
     positions = (keep.cumsum(1) - 1).clamp(min=0).long()
     causal = torch.ones(length, length, dtype=torch.bool, device=keep.device).tril()
     record = Record()
-    run(torch.cat(embedded, 1), additive(causal & (keep > 0).view(-1, 1, 1, length)), positions, record)
+    run(embedded, additive(causal & (keep > 0).view(-1, 1, 1, length)), positions, record)
     out = {f"{KEYS}.{i}": keys for i, keys in enumerate(record.keys)}
     return out | {f"{VALUES}.{i}": values for i, values in enumerate(record.values)} | {KEPT: keep}
 

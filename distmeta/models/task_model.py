@@ -6,7 +6,7 @@ Letters: T tasks, n rows of a task in a batch, N = T n, L tokens, D width, C cla
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,16 +60,8 @@ class TaskModel(nn.Module):
         if config.inner.adapt == "lora":
             m = config.model
             add_lora(backbone, m.lora_rank, m.lora_alpha, m.lora_targets, config.run.seed)
-        generator = torch.Generator().manual_seed(config.run.seed)
-        if self.prototype_head:
-            self.head_log_scale = nn.Parameter(torch.tensor(-0.5 * float(torch.tensor(width).log())))
-        else:
-            self.head_weight = nn.Parameter(torch.randn(classes, width, generator=generator) * 0.02)
-            self.head_bias = nn.Parameter(torch.zeros(classes))
-        if self.in_context:
-            self.head_labels = nn.Parameter(torch.randn(classes, width, generator=generator) * 0.02)
-            self.head_ask = nn.Parameter(torch.randn(width, generator=generator) * 0.02)
         self.width = width
+        self._add_head(torch.Generator().manual_seed(config.run.seed))
         # Whether a class means something else in each episode, so that tasks could not share the head.
         self.classes_differ = config.task.family == "classes" or config.task.permute_labels or self.starts
         self.pooled = labels > 0 and config.algorithm == "multi_task" and self.classes_differ
@@ -98,6 +90,17 @@ class TaskModel(nn.Module):
                 if p.dim() > 1 and f"backbone.{name}" not in self.fast and f"backbone.{name}" not in self.shared:
                     p.data = p.data.to(torch.bfloat16)
         self.eval()  # no dropout unless it is asked for
+
+    def _add_head(self, generator: torch.Generator) -> None:
+        classes, width = self.classes, self.width
+        if self.prototype_head:
+            self.head_log_scale = nn.Parameter(torch.tensor(-0.5 * float(torch.tensor(width).log())))
+        else:
+            self.head_weight = nn.Parameter(torch.randn(classes, width, generator=generator) * 0.02)
+            self.head_bias = nn.Parameter(torch.zeros(classes))
+        if self.in_context:
+            self.head_labels = nn.Parameter(torch.randn(classes, width, generator=generator) * 0.02)
+            self.head_ask = nn.Parameter(torch.randn(width, generator=generator) * 0.02)
 
     def _roles(self, config: Config) -> tuple[Params, Params]:
         values = dict(self.named_parameters())
@@ -229,13 +232,18 @@ class TaskModel(nn.Module):
 
     def loss(self, params: Params, batch: TextBatch) -> Tensor:
         """Each task's part of its mean cross-entropy, [T]; over the parts of a set it adds up to the mean."""
-        return self.loss_and_logits(params, batch)[0]
+        return self.loss_and_hits(params, batch)[0]
 
-    def loss_and_logits(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor]:
-        """As `loss`, and the scores [T, n, C]."""
+    def loss_and_hits(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        """As `loss`, and likewise each task's part of its accuracy, [T]."""
         scores = self.logits(params, batch)
         losses = F.cross_entropy(scores.flatten(0, 1), batch.labels.flatten(), reduction="none")
-        return losses.view(batch.labels.shape).sum(1) / batch.total, scores
+        hits = (scores.argmax(-1) == batch.labels).sum(1) / batch.total
+        return losses.view(batch.labels.shape).sum(1) / batch.total, hits
+
+    def batches(self, parts: Sequence[Mapping[str, Any]], device: torch.device | str) -> list[TextBatch]:
+        """Parts of `distmeta.sampling.collate` as this model reads them."""
+        return [to_batch(part, device, self.causal) for part in parts]
 
     def _in_context(self, params: Params, task: Any) -> Any:
         """task(heads, embed) with the backbone's running parameters in place."""
@@ -268,13 +276,13 @@ class TaskModel(nn.Module):
         return {"pooled_weight": weight, "pooled_bias": torch.zeros(labels)}
 
     def pooled_loss(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor]:
-        """As `loss_and_logits`, of a classifier over all classes of the data; the scores are those of the batch's."""
+        """As `loss_and_hits`, of a classifier over all classes of the data; a hit is one among the batch's."""
         assert batch.ways is not None, "classes are numbered by the learner"
         scores = self.features(params, batch) @ params["pooled_weight"].mT + params["pooled_bias"]  # [T, n, G]
         labels = batch.ways.gather(1, batch.labels)
         losses = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
-        own = batch.ways.unsqueeze(1).expand(-1, scores.shape[1], -1)
-        return losses.sum(1) / batch.total, scores.gather(2, own)
+        among = scores.gather(2, batch.ways.unsqueeze(1).expand(-1, scores.shape[1], -1))
+        return losses.sum(1) / batch.total, (among.argmax(-1) == batch.labels).sum(1) / batch.total
 
     def start(self, params: Params, support: list[TextBatch]) -> Params:
         """The prototype head of an episode: logits = scale * -|x - c|^2 (proto-MAML, arXiv 1903.03096, section 3.1).
@@ -300,44 +308,3 @@ class TaskModel(nn.Module):
         centres = sums / counts.clamp(min=1).unsqueeze(-1)
         scale = params["head_log_scale"].exp()
         return {"head_weight": 2 * scale * centres, "head_bias": -scale * centres.pow(2).sum(-1)}
-
-
-def build_model(
-    config: Config, vocab_size: int, pad_id: int, classes: int, shards: FastShards | None = None, labels: int = 0
-) -> TaskModel:
-    """The model that a configuration describes, for a tokenizer's vocabulary and C classes. Raises InputError.
-
-    labels: classes of the whole data, over which algorithm=multi_task classifies.
-    shards: where its parameters go, each rank keeping its part of every one; all ranks build it together.
-    """
-    backbone = backbones.build_backbone(config.model, vocab_size, pad_id, config.run.seed)
-    if shards is not None:
-        shards.take_large(backbone, "backbone")
-        backbone.to(shards.device)
-    limit = backbones.positions(backbone)
-    if limit is not None and config.model.max_tokens > limit:
-        raise InputError(f"model.max_tokens = {config.model.max_tokens}: the model has {limit} positions")
-    model = TaskModel(backbone, classes, config, labels)
-    if model.in_context:
-        check_context(model, config, limit)
-    if shards is not None:
-        shards.take_small(model.to(shards.device))
-        shards.autocast, model.fast_shards = model.autocast, shards
-        model.fast = {name: dict(model.named_parameters())[name] for name in model.fast}
-        model.adapted = dict(model.fast)
-    return model
-
-
-def check_context(model: TaskModel, config: Config, limit: int | None) -> None:
-    """Raises InputError where the model cannot read a support set, or not one so long."""
-    if not model.causal or not model.layers.can_prune:
-        raise InputError(
-            "model.head = context needs a decoder that keeps keys and values, such as gpt2, llama or qwen2; set "
-            "model.pretrained or model.architecture to one, or choose another algorithm"
-        )
-    need = model.classes * config.task.shots * (config.model.max_tokens + 1) + config.model.max_tokens + 1
-    if limit is not None and need > limit:
-        raise InputError(
-            f"model.head = context: {model.classes} classes of {config.task.shots} texts of {config.model.max_tokens} "
-            f"tokens may take {need} positions, the model has {limit}; lower task.shots or model.max_tokens"
-        )

@@ -23,7 +23,8 @@ class Rows:
 
     tokens: NDArray[np.int32]
     offsets: NDArray[np.int64]  # [n + 1]
-    labels: NDArray[np.int64]  # [n], numbers of the episode's label_names
+    # [n], numbers of the episode's label_names; family text_to_text: how many tokens are before the answer
+    labels: NDArray[np.int64]
     rows: NDArray[np.int64]  # [n], row numbers in the store
 
 
@@ -57,6 +58,8 @@ def sample_episode(
     second = draws.permutation(ways * task.queries)
     rows = np.concatenate([choice.rows[:, : task.shots].ravel()[first], choice.rows[:, task.shots :].ravel()[second]])
     label = np.concatenate([labels[:, : task.shots].ravel()[first], labels[:, task.shots :].ravel()[second]])
+    if task.family == "text_to_text":
+        label = store.label_ids[rows].astype(np.int64)
     tokens, offsets = gather(store.tokens, store.offsets, rows)
     cut = len(first)
     middle = offsets[cut]

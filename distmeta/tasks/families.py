@@ -46,9 +46,17 @@ def choose_classes(store: TaskStore, groups: Groups, task: TaskConfig, draws: Dr
     return Choice(f"{ways}-way", tuple(store.labels[i] for i in groups.ids[chosen]), rows)
 
 
+def choose_text(store: TaskStore, groups: Groups, task: TaskConfig, draws: Draws) -> Choice:
+    """A task of the split, and rows of it: prompts with their answers."""
+    at = draws.below(np.array([len(groups.ids)]))
+    rows = _rows(groups.start[at, 0], groups.count[at, 0], task, draws)
+    return Choice(store.tasks[groups.ids[int(at[0])]], tuple(store.labels), rows)
+
+
 FAMILIES: dict[str, Callable[[TaskStore, Groups, TaskConfig, Draws], Choice]] = {
     "domain": choose_domain,
     "classes": choose_classes,
+    "text_to_text": choose_text,
 }
 
 
@@ -57,8 +65,8 @@ def _rows(start: NDArray[np.int64], count: NDArray[np.int64], task: TaskConfig, 
 
 
 def ways_of(store: TaskStore, task: TaskConfig) -> int:
-    """Classes in an episode."""
-    return len(store.labels) if task.family == "domain" else task.ways or 5
+    """Classes in an episode; 1 where answers are words."""
+    return task.ways or 5 if task.family == "classes" else len(store.labels)
 
 
 def check_feasible(store: TaskStore, task: TaskConfig, splits: Sequence[str] = SPLITS) -> None:
@@ -82,7 +90,10 @@ def check_feasible(store: TaskStore, task: TaskConfig, splits: Sequence[str] = S
             group, column = short[0]
             name = store.labels[groups.ids[group] if task.family == "classes" else column]
             of = f" of the task '{store.tasks[groups.ids[group]]}'" if task.family == "domain" else ""
-            raise InputError(_too_few(f"class '{name}'{of} ({split})", int(groups.count[group, column]), task))
+            where = f"class '{name}'{of}"
+            if task.family == "text_to_text":
+                where = f"task '{store.tasks[groups.ids[group]]}'"
+            raise InputError(_too_few(f"{where} ({split})", int(groups.count[group, column]), task))
     if task.family == "domain" and len(store.labels) < 2:
         raise InputError(f"the data has one label only ('{store.labels[0]}'); a task needs at least two")
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from distmeta.config import DataConfig
 from distmeta.errors import InputError, nearest
+from distmeta.tasks import records
 from distmeta.tasks.sources import Source, find_sources
 
 __all__ = ["find_sources", "read_examples"]
@@ -33,7 +34,11 @@ def read_examples(sources: Sequence[Source], data: DataConfig, family: str) -> I
     """Batches with the string columns text, label, task (family domain) and split (where the data has one).
 
     Either all batches have a split column or none. Raises InputError for the first row that cannot be used.
+    In family text_to_text the text is a record, as distmeta.tasks.records writes it, and the label the same for all.
     """
+    if family == "text_to_text":
+        yield from read_records(sources, data)
+        return
     has_split: bool | None = None
     for source in sources:
         rows = 0
@@ -54,6 +59,34 @@ def read_examples(sources: Sequence[Source], data: DataConfig, family: str) -> I
             raise InputError(f"{source.name}: holds no examples")
 
 
+def read_records(sources: Sequence[Source], data: DataConfig) -> Iterator[pa.RecordBatch]:
+    """`read_examples` of family text_to_text."""
+    has_split: bool | None = None
+    for source in sources:
+        rows = 0
+        choose = partial(choose_columns, source=source, data=data, family="text_to_text", has_split=has_split)
+        read = records.LAYOUTS.get(data.layout)
+        for arrays, numbers in read(source) if read else READ[source.kind](source, choose):
+            if has_split is None:
+                has_split = "split" in arrays or (source.split is not None and data.splits is None)
+            columns = {role: getattr(data, role) for role in arrays}
+            made = {
+                "text": records.from_columns(arrays, columns, source, numbers),
+                "label": pa.array([records.ANSWER] * len(numbers), pa.large_string()),
+            }
+            made |= {
+                role: _strings(arrays[role], role, columns[role], source, numbers)
+                for role in ("task", "split")
+                if role in arrays
+            }
+            if has_split and "split" not in made:
+                made["split"] = pa.array([source.split] * len(numbers), pa.large_string())
+            rows += len(numbers)
+            yield pa.RecordBatch.from_pydict(made)
+        if rows == 0:
+            raise InputError(f"{source.name}: holds no examples")
+
+
 def choose_columns(
     there: Sequence[str], source: Source, data: DataConfig, family: str, has_split: bool | None = None
 ) -> dict[str, str]:
@@ -67,15 +100,21 @@ def choose_columns(
         )
 
     chosen = {}
-    for role in ("text", "label"):
+    for role in ("input", "target") if family == "text_to_text" else ("text", "label"):
         chosen[role] = name = getattr(data, role)
         if name not in there:
             raise missing(role, name)
+    for role in ("options", "instruction") if family == "text_to_text" else ():
+        if getattr(data, role) in there:
+            chosen[role] = getattr(data, role)
+        elif role in data.model_fields_set:
+            raise missing(role, getattr(data, role))
     if data.task in there:
-        if family == "domain":
+        if family != "classes":
             chosen["task"] = data.task
-    elif family == "domain":
-        raise missing("task", data.task, "set data.task to the column that names the task, or task.family=classes.")
+    elif family != "classes":
+        more = ", or task.family=classes" if family == "domain" else ""
+        raise missing("task", data.task, f"set data.task to the column that names the task{more}.")
     elif "task" in data.model_fields_set:
         raise missing("task", data.task)
     if data.splits is None:
@@ -140,10 +179,13 @@ def _from_python(
     arrays = {}
     for role, column in columns.items():
         values = [row[column] for row in rows]
-        allowed = (str,) if role == "text" else (str, int)
+        if role in records.LISTS:  # checked where the record is made
+            arrays[role] = values
+            continue
+        allowed = (str,) if role in ("text", "input", "instruction") else (str, int)
         if not set(map(type, values)) <= {*allowed, type(None)}:
             at, value = next((i, v) for i, v in enumerate(values) if v is not None and type(v) not in allowed)
-            kinds = "text" if role == "text" else "text or whole numbers"
+            kinds = "text or whole numbers" if int in allowed else "text"
             raise InputError(
                 f"{source.name} line {numbers[at]}: '{column}' (data.{role}) is {json.dumps(value)[:40]}; "
                 f"it must hold {kinds}"
@@ -183,7 +225,7 @@ def _read_parquet(source: Source, choose: Choose) -> Batches:
             file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
             columns = choose(file.schema_arrow.names)
             only = list(dict.fromkeys(columns.values()))
-            names = _class_names(file.schema_arrow, columns["label"])
+            names = _class_names(file.schema_arrow, columns.get("label"))
             yield from _numbered(file.iter_batches(BATCH, columns=only), columns, names)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{source.name}: not readable Parquet: {' '.join(str(error).split())[:200]}") from None
@@ -200,7 +242,7 @@ def _read_arrow(source: Source, choose: Choose) -> Batches:
                 batches = pa.ipc.open_stream(stream)
                 schema = batches.schema
             columns = choose(schema.names)
-            yield from _numbered(batches, columns, _class_names(schema, columns["label"]))
+            yield from _numbered(batches, columns, _class_names(schema, columns.get("label")))
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{source.name}: not readable Arrow: {' '.join(str(error).split())[:200]}") from None
 
@@ -222,7 +264,7 @@ def _numbered(batches: Any, columns: dict[str, str], class_names: list[str] | No
         at += len(batch)
 
 
-def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
+def _class_names(schema: pa.Schema, column: str | None) -> list[str] | None:
     """The names behind integer labels, which Hugging Face datasets keeps in the schema's metadata."""
     try:
         note = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]

@@ -71,12 +71,15 @@ def filesystem_of(path: str) -> tuple[Any, str]:
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
 
 
-def find_sources(paths: str | Sequence[str]) -> list[Source]:
-    """The data files that `paths` (files, directories, globs) stand for, in a stable order."""
+def find_sources(paths: str | Sequence[str], json_too: bool = False) -> list[Source]:
+    """The data files that `paths` (files, directories, globs) stand for, in a stable order.
+
+    json_too: a .json file in a directory is data too, and not a note about the data beside it.
+    """
     sources: list[Source] = []
     for path in [paths] if isinstance(paths, str) else paths:
         filesystem, inner = filesystem_of(path)
-        sources += _expand(filesystem, path, inner)
+        sources += _expand(filesystem, path, inner, json_too)
     if not sources:
         raise InputError("data.path is an empty list; name at least one file, directory or glob")
     for source in sources:
@@ -85,13 +88,13 @@ def find_sources(paths: str | Sequence[str]) -> list[Source]:
     return sources
 
 
-def _expand(filesystem: Any, shown: str, inner: str) -> list[Source]:
+def _expand(filesystem: Any, shown: str, inner: str, json_too: bool = False) -> list[Source]:
     kind = filesystem.get_file_info(inner).type
     if kind == pafs.FileType.File:
         return [_source(filesystem, inner, shown)]
     scheme = shown.partition("://")[0] + "://" if "://" in shown else ""
     if kind == pafs.FileType.Directory:
-        found = _in_directory(filesystem, inner.rstrip("/"), scheme)
+        found = _in_directory(filesystem, inner.rstrip("/"), scheme, json_too=json_too)
         if not found:
             raise InputError(f"{shown}: no data file in this directory; known types: {', '.join(KINDS)}")
         return found
@@ -105,10 +108,12 @@ def _expand(filesystem: Any, shown: str, inner: str) -> list[Source]:
         matches = sorted(info.path for info in listed if fnmatch.fnmatch(info.path.lstrip("/"), inner.lstrip("/")))
     if not matches:
         raise InputError(f"{shown}: no file matches (data.path)")
-    return [source for match in matches for source in _expand(filesystem, scheme + match, match)]
+    return [source for match in matches for source in _expand(filesystem, scheme + match, match, json_too)]
 
 
-def _in_directory(filesystem: Any, path: str, scheme: str, split: str | None = None) -> list[Source]:
+def _in_directory(
+    filesystem: Any, path: str, scheme: str, split: str | None = None, json_too: bool = False
+) -> list[Source]:
     def note(name: str) -> Any:
         if filesystem.get_file_info(f"{path}/{name}").type != pafs.FileType.File:
             return None
@@ -134,7 +139,7 @@ def _in_directory(filesystem: Any, path: str, scheme: str, split: str | None = N
     stores = {n.removesuffix("/rows.arrow") for n in paths if n.endswith("/rows.arrow")}
     stores = {store for store in stores if f"{store}/tokenizer.json" in paths}
     # A .json file beside data describes it (splits.json, dataset_info.json); named itself, it is JSONL.
-    suffixes = set(KINDS) - {".json"}
+    suffixes = set(KINDS) - (set() if json_too else {".json"})
     found = []
     for info in sorted(listed, key=lambda info: info.path):
         folder, _, file = info.path.rpartition("/")

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError
-from distmeta.tasks import mixture, reviews, splits, tokenizer
+from distmeta.tasks import mixture, questions, records, reviews, splits, tokenizer
 from distmeta.tasks.readers import read_examples
 from distmeta.tasks.sources import Source, find_sources
 from distmeta.tasks.splits import SPLITS
@@ -51,8 +51,10 @@ from distmeta.tasks.spool import (
 )
 
 VOCABULARY_ROWS = 1_000_000
+COLUMNS = ("text", "label", "task", "split")
+TEXT_COLUMNS = ("input", "target", "options", "instruction", "layout")
 SORTED = ("text", "text_ends", "tokens", "token_ends", "label", "task")
-FORMAT = 2  # part of every key: a change of what is written makes new stores
+FORMAT = 3  # part of every key: a change of what is written makes new stores
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class TaskStore:
     pad_id: int
     cls_id: int | None
     sep_id: int | None
+    end_id: int  # of an answer
     max_tokens: int
     tokens: NDArray[np.int32] = field(repr=False)  # of all rows, one after another
     offsets: NDArray[np.int64] = field(repr=False)  # [rows + 1]: where each row's tokens begin
@@ -132,7 +135,7 @@ def open_store(path: str | Path) -> TaskStore:
         ids, start, count = (column.reshape(-1, meta["columns"]) for column in columns)
         by_split[word] = Groups(ids[:, 0], start, count)
     labels, tasks = (names.column(role)[0].as_py() for role in ("labels", "tasks"))
-    named = tasks if meta["family"] == "domain" else labels
+    named = labels if meta["family"] == "classes" else tasks
     return TaskStore(
         path=path,
         key=meta["key"],
@@ -143,6 +146,7 @@ def open_store(path: str | Path) -> TaskStore:
         pad_id=meta["pad_id"],
         cls_id=meta["cls_id"],
         sep_id=meta["sep_id"],
+        end_id=meta["end_id"],
         max_tokens=meta["max_tokens"],
         tokens=tokens.values.to_numpy(),
         offsets=tokens.offsets.to_numpy(),
@@ -231,7 +235,11 @@ def _sources(data: DataConfig) -> Sources:
         each = {name: data.of(name) for name in sorted(data.sources)}
     else:
         each = {"": data} if data.path is not None else {}
-    return {name: (own, find_sources(own.path)) for name, own in each.items() if own.path is not None}
+    return {
+        name: (own, find_sources(own.path, json_too=own.layout == "natural_instructions"))
+        for name, own in each.items()
+        if own.path is not None
+    }
 
 
 def _given_tokenizer(model: ModelConfig, file: Path | None) -> Any:
@@ -250,11 +258,13 @@ def _key(
     labels: list[str] | None,
     only_test: bool,
 ) -> str:
+    text = task.family == "text_to_text"
+    made = ["questions", questions.VERSION, seed] if text else ["reviews", reviews.VERSION, seed]
 
     def of(own: DataConfig, files: list[Source]) -> dict[str, Any]:
         return {
-            "content": [file.digest() for file in files] if sources else ["reviews", reviews.VERSION, seed],
-            "columns": [own.text, own.label, own.task, own.split],
+            "content": [file.digest() for file in files] if sources else made,
+            "columns": [getattr(own, name) for name in (*COLUMNS, *(TEXT_COLUMNS if text else ()))],
             "splits": splits.read_lists(own.splits) if own.splits is not None else list(own.fractions),
         }
 
@@ -263,7 +273,7 @@ def _key(
         **({"sources": {n: of(*s) for n, s in sources.items()}} if data.sources else of(*sources.get("", (data, [])))),
         "tokenizer": tokenizer.fingerprint(ready) if ready else [model.tokenizer, model.vocab_size],
         "max_tokens": model.max_tokens,
-        "family": [task.family, task.ways],
+        "family": [task.family, task.ways, *([model.answer_tokens, task.instructions] if text else [])],
         "labels": labels,
         "only_test": only_test,
     }
@@ -280,13 +290,9 @@ def _batches(sources: Sources, data: DataConfig, family: str, seed: int) -> Iter
     if sources:
         own, files = sources[""]
         return read_examples(files, own, family)
-    columns = [
-        "text",
-        "label",
-        *(["task"] if family == "domain" else []),
-        *([] if data.splits else ["split"]),
-    ]
-    return iter(reviews.make_reviews(seed).select(columns).to_batches())
+    columns = ["text", "label", *(["task"] if family != "classes" else []), *([] if data.splits else ["split"])]
+    table = questions.make_questions(seed) if family == "text_to_text" else reviews.make_reviews(seed)
+    return iter(table.select(columns).to_batches())
 
 
 def _write(
@@ -301,7 +307,7 @@ def _write(
     only_test: bool,
     progress: Progress | None,
 ) -> None:
-    domain = task.family == "domain"
+    domain, text = task.family != "classes", task.family == "text_to_text"
     label_names, label_of = ordered_names(spool, "label", labels if domain else None)
     task_names, task_of = ordered_names(spool, "task") if domain else ([], label_of)
     names, role, what = (task_names, "task", "task") if domain else (label_names, "label", "class")
@@ -328,8 +334,10 @@ def _write(
         train = order[: in_train or len(order)]
         # The vocabulary comes from meta-train text alone, evenly spaced if there is very much of it.
         train = train[:: -(-len(train) // VOCABULARY_ROWS)]
-        texts = (text for batch in spooled_texts(spool, train) for text in batch)
-        ready = tokenizer.train_tokenizer(texts, model.tokenizer, model.vocab_size)
+        lines: Iterator[str] = (line for batch in spooled_texts(spool, train) for line in batch)
+        if text:
+            lines = chain.from_iterable(records.words_of(line) for line in lines)
+        ready = tokenizer.train_tokenizer(lines, model.tokenizer, model.vocab_size)
     special = tokenizer.special_ids(ready)
 
     with ExitStack() as stack:
@@ -337,21 +345,27 @@ def _write(
         for name in ("token_ends", "text_ends"):
             np.zeros(1, np.int64).tofile(files[name])
         done = tokens = characters = 0
-        for flat, sizes in tokenizer.encode(ready, spooled_texts(spool, order), model.max_tokens):
+        lines_in_order = spooled_texts(spool, order)
+        begins: Any = None  # of the answers
+        for flat, sizes, *begins in (
+            records.encode(ready, lines_in_order, model, task.instructions)
+            if text
+            else tokenizer.encode(ready, lines_in_order, model.max_tokens)
+        ):
             rows = order[done : done + len(sizes)]
-            text, text_ends = gather(spool.text, spool.offsets, rows)
+            content, text_ends = gather(spool.text, spool.offsets, rows)
             if not sizes.all():
-                bad = text[text_ends[np.argmin(sizes)] :].tobytes().decode()
+                bad = content[text_ends[np.argmin(sizes)] :].tobytes().decode()
                 raise InputError(f"the tokenizer makes no token of the text {bad[:40]!r}; remove this example")
             cell = cells[rows]
             for name, values in (
                 ("tokens", flat), ("token_ends", tokens + np.cumsum(sizes)),
-                ("text", text), ("text_ends", characters + text_ends[1:]),
-                ("label", cell % width if domain else ids[cell]),
+                ("text", content), ("text_ends", characters + text_ends[1:]),
+                ("label", begins[0] if text else cell % width if domain else ids[cell]),
                 ("task", ids[cell // width] if domain else np.zeros(len(rows), np.int32)),
             ):  # fmt: skip
                 values.tofile(files[name])
-            tokens, characters, done = tokens + len(flat), characters + len(text), done + len(rows)
+            tokens, characters, done = tokens + len(flat), characters + len(content), done + len(rows)
             if progress:
                 progress("tokenising", done, len(order))
 
@@ -378,6 +392,7 @@ def _write(
     meta = {
         "key": key, "family": task.family, "columns": width, "rows": len(order),
         "vocab_size": special.vocab_size, "pad_id": special.pad, "cls_id": special.cls, "sep_id": special.sep,
+        "end_id": special.end,
         "max_tokens": model.max_tokens, "left_out": [n for n, s in zip(names, split, strict=True) if s < 0],
         "source": data.path or "built-in reviews", "sources": sorted(data.sources or []),
     }  # fmt: skip

@@ -34,6 +34,7 @@ from distmeta.errors import InputError
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # Where a pretrained directory does not name them, in this order; a decoder pads with its end token.
 PAD_NAMES = ["[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>"]
+END_NAMES = ["[SEP]", "</s>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<eos>", "<sep>"]  # of an answer
 CLS_NAMES, SEP_NAMES = ["[CLS]", "<s>", "<cls>"], ["[SEP]", "</s>", "<sep>"]
 
 
@@ -43,10 +44,14 @@ class SpecialIds:
     pad: int
     cls: int | None
     sep: int | None
+    end: int  # of an answer; the pad token where the tokenizer names none
 
 
 def train_tokenizer(texts: Iterable[str], level: str, vocab_size: int) -> Tokenizer:
-    """A tokenizer of `level` word, wordpiece or character, the same for the same texts. Raises InputError."""
+    """A tokenizer of `level` word, wordpiece, character or bpe (byte-level). Raises InputError.
+
+    The same for the same texts.
+    """
     if level == "character":
         tokenizer = _train_characters(texts, vocab_size)
     elif level == "word":
@@ -57,13 +62,28 @@ def train_tokenizer(texts: Iterable[str], level: str, vocab_size: int) -> Tokeni
         tokenizer.train_from_iterator(texts, trainer)
     elif level == "wordpiece":
         tokenizer = _train_wordpieces(texts, vocab_size)
+    elif level == "bpe":
+        tokenizer = _train_bytes(texts, vocab_size)
     else:
-        raise InputError(f"model.tokenizer = {level!r}: one of word, wordpiece, character")
+        raise InputError(f"model.tokenizer = {level!r}: one of word, wordpiece, character, bpe")
     ids = {token: tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]")}
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=list(ids.items())
     )
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id("[PAD]"), pad_token="[PAD]")
+    return tokenizer
+
+
+def _train_bytes(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level pairs, as GPT-2's: any text comes back as it was (Sennrich et al. 2016, arXiv 1508.07909)."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
@@ -180,7 +200,9 @@ def special_ids(tokenizer: Tokenizer) -> SpecialIds:
     padding = tokenizer.padding
     assert padding is not None, "train_tokenizer and load_tokenizer set it"
     size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    return SpecialIds(size, padding["pad_id"], first(CLS_NAMES), first(SEP_NAMES))
+    pad = padding["pad_id"]
+    end = first(END_NAMES)
+    return SpecialIds(size, pad, first(CLS_NAMES), first(SEP_NAMES), pad if end is None else end)
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

@@ -10,7 +10,7 @@ from distmeta.algorithms.rates import PREFIX, initial_log_rates, inner_loop, mea
 from distmeta.learner.worker import meta_gradients
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import to_batches
-from distmeta.models.task_model import build_model
+from distmeta.models.build import build_model
 from distmeta.sampling.collate import collate
 from distmeta.sampling.episode import sample_episode
 from distmeta.tasks.store import build_store, open_store

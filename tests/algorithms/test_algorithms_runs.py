@@ -66,7 +66,7 @@ def test_every_algorithm_trains_evaluates_and_is_read_again(name, family, words_
 
 def test_multi_task_is_the_baseline_of_that_name(words_csv, tmp_path):
     """Trained as a run, or on the way as a baseline: the same weights, where the outer loop is the baseline's."""
-    from distmeta.models.task_model import build_model
+    from distmeta.models.build import build_model
     from distmeta.pooled import train_pooled
     from distmeta.tasks.store import open_store
 

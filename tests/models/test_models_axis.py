@@ -7,7 +7,8 @@ import torch
 
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import to_batches
-from distmeta.models.task_model import TaskModel, build_model
+from distmeta.models.build import build_model
+from distmeta.models.task_model import TaskModel
 from distmeta.sampling.collate import collate
 
 VOCABULARY, PAD, CLASSES = 40, 0, 3
@@ -37,10 +38,9 @@ def run(model, params, shared, batches):
     leaves = {n: v.clone().requires_grad_() for n, v in params.items()}
     also = {n: v.detach().clone().requires_grad_() for n, v in shared.items()}
     parts = to_batches(batches, "cpu", model.causal)
-    found = [model.loss_and_logits({**also, **leaves}, part) for part in parts]
-    loss = sum(value for value, _ in found)
+    loss = sum(model.loss({**also, **leaves}, part) for part in parts)
     places = torch.as_tensor(np.concatenate([b["rows"] for b in batches], 1))
-    logits = torch.cat([scores for _, scores in found], 1)
+    logits = torch.cat([model.logits({**also, **leaves}, part) for part in parts], 1)
     ordered = torch.empty_like(logits).scatter_(1, places.unsqueeze(-1).expand_as(logits), logits)
     inputs = {**leaves, **also}
     grads = torch.autograd.grad(loss.sum(), list(inputs.values()), materialize_grads=True)

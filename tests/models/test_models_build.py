@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from distmeta.errors import InputError
 from distmeta.models.backbone import build_backbone
 from distmeta.models.batch import to_batches
-from distmeta.models.task_model import build_model
+from distmeta.models.build import build_model
 from distmeta.sampling.collate import collate
 
 

@@ -10,7 +10,7 @@ from distmeta.inner import InnerLoop
 from distmeta.learner.worker import group_gradient
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import to_batches
-from distmeta.models.task_model import build_model
+from distmeta.models.build import build_model
 from distmeta.sampling.collate import collate
 
 VOCABULARY, PAD, CLASSES = 40, 0, 3

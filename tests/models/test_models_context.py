@@ -8,7 +8,7 @@ from distmeta.errors import InputError
 from distmeta.inner import meta_gradient
 from distmeta.inner.loop import InnerLoop
 from distmeta.models.batch import to_batches
-from distmeta.models.task_model import build_model
+from distmeta.models.build import build_model
 from distmeta.sampling.collate import collate
 
 VOCABULARY, PAD, CLASSES = 40, 0, 3
@@ -93,7 +93,7 @@ def test_tasks_at_once_are_tasks_one_by_one(kind):
     support, query = sets(model, 3, 1)
     options = {"start": model.start, "has_aux": True, "order": "exact"}
     whole = meta_gradient(
-        model.loss_and_logits, moved(model, 3), support, query, InnerLoop(steps=0), task_axis="native", **options
+        model.loss_and_hits, moved(model, 3), support, query, InnerLoop(steps=0), task_axis="native", **options
     )
     for t in range(3):
         alone = [

@@ -9,7 +9,7 @@ from distmeta import export
 from distmeta.errors import InputError
 from distmeta.inner import InnerLoop, meta_gradient
 from distmeta.models.batch import to_batches
-from distmeta.models.task_model import build_model
+from distmeta.models.build import build_model
 from distmeta.sampling.collate import collate
 
 

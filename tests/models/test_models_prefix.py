@@ -11,8 +11,8 @@ from distmeta.algorithms import load_algorithm
 from distmeta.inner import InnerLoop
 from distmeta.learner.worker import group_gradient
 from distmeta.models.batch import to_batches
+from distmeta.models.build import build_model
 from distmeta.models.prefix import StateCache, fixed_prefix, is_frozen
-from distmeta.models.task_model import build_model
 from distmeta.sampling.collate import collate
 
 VOCABULARY, PAD, CLASSES = 40, 0, 3

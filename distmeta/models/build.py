@@ -1,0 +1,67 @@
+"""The model that a configuration describes."""
+
+from __future__ import annotations
+
+from distmeta.config import Config
+from distmeta.errors import InputError
+from distmeta.models import backbone as backbones
+from distmeta.models.fast_shards import FastShards
+from distmeta.models.language import build_language_model
+from distmeta.models.task_model import TaskModel
+
+
+def build_model(
+    config: Config, vocab_size: int, pad_id: int, classes: int, shards: FastShards | None = None, labels: int = 0
+) -> TaskModel:
+    """The model that a configuration describes, for a tokenizer's vocabulary and C classes. Raises InputError.
+
+    labels: classes of the whole data, over which algorithm=multi_task classifies.
+    shards: where its parameters go, each rank keeping its part of every one; all ranks build it together.
+    """
+    if config.task.family == "text_to_text":
+        language = build_language_model(config, vocab_size, pad_id)
+        check_positions(config, backbones.positions(language.backbone))
+        return language
+    backbone = backbones.build_backbone(config.model, vocab_size, pad_id, config.run.seed)
+    if shards is not None:
+        shards.take_large(backbone, "backbone")
+        backbone.to(shards.device)
+    limit = backbones.positions(backbone)
+    check_positions(config, limit)
+    model = TaskModel(backbone, classes, config, labels)
+    if model.in_context:
+        check_context(model, config, limit)
+    if shards is not None:
+        shards.take_small(model.to(shards.device))
+        shards.autocast, model.fast_shards = model.autocast, shards
+        model.fast = {name: dict(model.named_parameters())[name] for name in model.fast}
+        model.adapted = dict(model.fast)
+    return model
+
+
+def check_positions(config: Config, limit: int | None) -> None:
+    """Raises InputError where the longest row does not fit, in context with its support set."""
+    if limit is not None and config.model.max_tokens > limit:
+        raise InputError(f"model.max_tokens = {config.model.max_tokens}: the model has {limit} positions")
+    if config.task.family == "text_to_text" and config.model.head == "context":
+        need = (config.task.shots + 1) * config.model.max_tokens
+        if limit is not None and need > limit:
+            raise InputError(
+                f"model.head = context: {config.task.shots} examples of {config.model.max_tokens} tokens and one more "
+                f"may take {need} positions, the model has {limit}; lower task.shots or model.max_tokens"
+            )
+
+
+def check_context(model: TaskModel, config: Config, limit: int | None) -> None:
+    """Raises InputError where the model cannot read a support set, or not one so long."""
+    if not model.causal or not model.layers.can_prune:
+        raise InputError(
+            "model.head = context needs a decoder that keeps keys and values, such as gpt2, llama or qwen2; set "
+            "model.pretrained or model.architecture to one, or choose another algorithm"
+        )
+    need = model.classes * config.task.shots * (config.model.max_tokens + 1) + config.model.max_tokens + 1
+    if limit is not None and need > limit:
+        raise InputError(
+            f"model.head = context: {model.classes} classes of {config.task.shots} texts of {config.model.max_tokens} "
+            f"tokens may take {need} positions, the model has {limit}; lower task.shots or model.max_tokens"
+        )

@@ -1,0 +1,246 @@
+"""The few-shot language model: prompt to answer (family text_to_text), with the loss on the answer's tokens alone.
+
+A row of the task store is a prompt and then the answer, and its label is where the answer begins. A decoder reads the
+row as it is; an encoder-decoder reads the prompt and writes the answer. Either way the states that predict an answer's
+tokens meet the model's own output layer, and no other state does.
+
+Letters: T tasks, n rows of a task in a batch, N = T n, L tokens, M tokens of the longest answer, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from distmeta.config import Config
+from distmeta.errors import InputError
+from distmeta.models import backbone as backbones
+from distmeta.models import context
+from distmeta.models.batch import TextBatch, to_batch
+from distmeta.models.task_model import Params, TaskModel
+
+NO_TOKEN = -100  # in the place of a target beyond an answer's end
+
+
+class LanguageModel(TaskModel):
+    """As `TaskModel`, with token scores in the place of class scores, [T, n, M, V], and one class, the answer.
+
+    Parameters that hold a support set (`read_support`) are read in context; so are those of algorithm=in_context.
+    """
+
+    def __init__(self, model: Any, config: Config) -> None:
+        output = model.get_output_embeddings()
+        self._output = output.weight, getattr(output, "bias", None)
+        self.seq2seq = bool(model.config.is_encoder_decoder)
+        start = getattr(model.config, "decoder_start_token_id", None)
+        self.start_id = int(start if start is not None else model.config.pad_token_id or 0)
+        self.reads_support = config.model.head == "context"
+        backbone = model if self.seq2seq else model.base_model
+        if self.seq2seq:
+            for stack in (model.get_encoder(), model.get_decoder()):  # one module, so that it is replaced as one
+                stack.set_input_embeddings(model.get_input_embeddings())
+            model.set_output_embeddings(nn.Identity())  # logits are then the states that the output layer reads
+        super().__init__(backbone, 1, config)
+
+    def _add_head(self, generator: torch.Generator) -> None:
+        weight, bias = self._output
+        own = {id(p): name for name, p in self.named_parameters()}
+        self.output_name = own.get(id(weight), "output_weight")
+        if self.output_name == "output_weight":
+            self.output_weight = nn.Parameter(weight.detach())
+        self.output_bias = nn.Parameter(bias.detach()) if bias is not None else None
+        del self._output
+        self.in_context = None  # is said by the parameters, for this model
+
+    def _roles(self, config: Config) -> tuple[Params, Params]:
+        if config.inner.adapt == "head":
+            raise InputError(
+                "inner.adapt = head: a language model has no head but its output layer over the vocabulary; set lora, "
+                "all, or a regular expression of parameter names"
+            )
+        return super()._roles(config)
+
+    def _lowest(self, names: Any) -> int:
+        names = list(names)
+        if self.seq2seq or self.output_name in names or self.reads_support:
+            return 0 if self.seq2seq or self.reads_support else super()._lowest(names)
+        return min(super()._lowest(names), max(0, len(self.layers) - 1))  # the last layer is always run
+
+    def _check_layers(self) -> None:
+        if self.seq2seq:
+            self.entry = 0
+            self.layers.can_prune = self.layers.can_enter = False
+        else:
+            super()._check_layers()
+            self.layers.can_prune = False
+
+    @property
+    def starts(self) -> bool:
+        return self.reads_support
+
+    def batches(self, parts: Sequence[Mapping[str, Any]], device: torch.device | str) -> list[TextBatch]:
+        return [self._batch(part, device) for part in parts]
+
+    def _batch(self, part: Mapping[str, Any], device: torch.device | str) -> TextBatch:
+        """Tokens to predict, and where from. All of it is known before anything is on the device."""
+        ids = torch.as_tensor(part["input_ids"]).flatten(0, 1)
+        kept = torch.as_tensor(part["attention_mask"]).flatten(0, 1)
+        begin = torch.as_tensor(part["labels"]).flatten().unsqueeze(1)  # [N, 1]
+        place = begin + torch.arange(int((kept.sum(1) - begin[:, 0]).max()))  # [N, M]
+        held = place < kept.sum(1, keepdim=True)
+        place = place.clamp(max=ids.shape[1] - 1)
+        answer = torch.where(held, ids.gather(1, place), NO_TOKEN)
+        if self.seq2seq:
+            longest = int(begin.max())
+            prompt = kept[:, :longest] * (torch.arange(longest) < begin)
+            part = {
+                **part,
+                "input_ids": part["input_ids"][..., :longest],
+                "attention_mask": prompt.view(*part["input_ids"].shape[:2], longest).numpy(),
+            }
+        batch = to_batch(part, device, causal=not self.seq2seq)
+        return replace(batch, answer=answer.to(device), answer_at=(place - 1).to(device))
+
+    def forward(
+        self, batch: TextBatch | None, states: Tensor | None = None, prefix: bool = False, run: Any = None
+    ) -> Any:
+        """The states that predict the answer's tokens, [N, M, D]; the rest as in `TaskModel`."""
+        if run is not None:
+            return run()
+        assert batch is not None and batch.answer_at is not None
+        if prefix:
+            return self.layers.entry_states(lambda: self._last_states(batch), self.entry)
+        out = self.layers.from_states(lambda: self._last_states(batch), self.entry, states, None)
+        return out if self.seq2seq else at_positions(out, batch.answer_at)
+
+    def _last_states(self, batch: TextBatch) -> Tensor:
+        if not self.seq2seq:
+            return super()._last_states(batch)
+        given: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.mask, "use_cache": False}
+        if batch.answer is None:
+            raise ValueError("an encoder-decoder needs a batch of its own making (LanguageModel.batches)")
+        return self._states_of(decoder_input_ids=shifted(batch.answer, self.start_id), **given)
+
+    def _states_of(self, **given: Any) -> Tensor:
+        """States that the output layer reads, of an encoder-decoder."""
+        if self.autocast is None:
+            states: Tensor = self.backbone(**given).logits
+            return states
+        with torch.autocast(next(self.backbone.parameters()).device.type, self.autocast, cache_enabled=False):
+            states = self.backbone(**given).logits
+        return states.float()
+
+    def features(self, params: Mapping[str, Tensor], batch: TextBatch) -> Tensor:
+        """The states that predict the answer's tokens, by task, [T, n, M, D]."""
+        assert batch.answer_at is not None
+        if context.KEPT in params:
+            rows = batch.labels.shape[1]
+            states = self._with(params, lambda embed: context.states_after(
+                self._run, params, embed(batch.input_ids), batch.keep, rows
+            ))  # fmt: skip
+            states = at_positions(states, batch.answer_at)
+        else:
+            given = params[batch.states] if isinstance(batch.states, str) else batch.states
+            own = {name: value for name, value in params.items() if name.startswith("backbone.")}
+            states = functional_call(self, own, (batch, given), tie_weights=False)
+        return states.view(*batch.labels.shape, *states.shape[1:])
+
+    def logits(self, params: Params, batch: TextBatch) -> Tensor:
+        """Scores of each token of the vocabulary in each place of the answers, [T, n, M, V]."""
+        return self.scores(params, self.features(params, batch))
+
+    def scores(self, params: Mapping[str, Tensor], states: Tensor) -> Tensor:
+        """What the output layer makes of states [T, n, M, D]: [T, n, M, V]."""
+        weight = params.get(self.output_name)
+        if weight is None:
+            weight = dict(self.named_parameters())[self.output_name]
+        bias = params.get("output_bias", self.output_bias)
+        out: Tensor = states @ (weight.mT if weight.dim() == 2 else weight.mT.unsqueeze(1))
+        return out if bias is None else out + (bias if bias.dim() == 1 else bias[:, None, None])
+
+    def loss_and_hits(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        """Each task's part of its mean, over rows, of the mean cross-entropy of an answer's tokens, [T]; and of the
+        share of its tokens that are the likeliest ones after the right ones before them, [T]."""
+        losses, hits, counts = self.by_row(params, batch)
+        counts = counts.to(losses.dtype)
+        return (losses / counts).sum(1) / batch.total, (hits / counts).sum(1) / batch.total
+
+    def by_row(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each row's answer: its negative log-likelihood, how many tokens are right, how many there are; [T, n]."""
+        scores, answer = self.logits(params, batch), batch.answer
+        assert answer is not None
+        losses = F.cross_entropy(scores.flatten(0, 2), answer.flatten(), reduction="none", ignore_index=NO_TOKEN)
+        shape = (*batch.labels.shape, answer.shape[1])
+        hits = (scores.argmax(-1).view(answer.shape) == answer).view(shape).sum(2)
+        return losses.view(shape).sum(2), hits, (answer != NO_TOKEN).view(shape).sum(2)
+
+    def read_support(self, params: Params, support: Sequence[TextBatch]) -> Params:
+        """What a decoder keeps of the support set (distmeta.models.context): parameters that answer in context."""
+        if self.seq2seq:
+            raise InputError("an encoder-decoder does not read a support set in context; use a decoder, such as gpt2")
+        found: Params = self._with(params, lambda embed: context.read_rows(self._run, embed, support))
+        return found
+
+    def start(self, params: Params, support: list[TextBatch]) -> Params:
+        return self.read_support(params, support)
+
+    def _with(self, params: Mapping[str, Tensor], task: Any) -> Any:
+        """task(embed) with the backbone's running parameters in place."""
+        own = {name: value for name, value in params.items() if name.startswith("backbone.")}
+        embed: Any = self.backbone.get_input_embeddings()  # type: ignore[operator]
+        return functional_call(self, own, (None,), {"run": lambda: task(embed)}, tie_weights=False)
+
+
+def at_positions(states: Tensor, place: Tensor) -> Tensor:
+    """states [N, L, D] at place [N, M]: [N, M, D]."""
+    return states.gather(1, place.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+
+
+def shifted(answer: Tensor, first: int) -> Tensor:
+    """What a decoder is given to predict `answer` [N, M]: the token before each, `first` before the first."""
+    before = answer[:, :-1].clamp(min=0)  # a place beyond the end is not scored
+    return torch.cat([torch.full_like(answer[:, :1], first), before], 1)
+
+
+def build_language_model(config: Config, vocab_size: int, pad_id: int) -> LanguageModel:
+    """The language model that a configuration describes. Raises InputError."""
+    whole = backbones.build_language_model(config.model, vocab_size, pad_id, config.run.seed)
+    expected = try_out(whole)
+    model = LanguageModel(whole, config)
+    # Some families do more between their last states and their scores than a linear layer (soft caps, scales).
+    if not torch.allclose(tried := try_out_parts(model), expected, 1e-4, 1e-4):
+        raise InputError(
+            f"model: {whole.config.model_type} makes its scores by more than a linear layer of its last states (they "
+            f"differ by {float((tried - expected).abs().max()):.1g}); choose another family, such as gpt2 or llama"
+        )
+    return model
+
+
+def try_out(whole: Any) -> Tensor:
+    """The scores of a whole language model on a small batch, [2, 3, V]."""
+    ids = small_ids(whole)
+    more = {"decoder_input_ids": ids[:, :3]} if whole.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        scores: Tensor = whole(input_ids=ids, use_cache=False, **more).logits[:, -3:]
+    return scores
+
+
+def try_out_parts(model: LanguageModel) -> Tensor:
+    """The same by the parts that are used here."""
+    ids = small_ids(model.backbone)
+    with torch.no_grad():
+        if model.seq2seq:
+            states = model._states_of(input_ids=ids, decoder_input_ids=ids[:, :3], use_cache=False)
+        else:
+            states = model.backbone(input_ids=ids, use_cache=False).last_hidden_state[:, -3:]
+        return model.scores({}, states)
+
+
+def small_ids(model: Any) -> Tensor:
+    return torch.arange(1, 9).view(2, 4) % int(model.config.vocab_size)

@@ -1,0 +1,212 @@
+"""Scoring episodes whose answers are words: losses after every inner step, and answers before the first and after
+the last.
+
+Letters: T tasks of a group, K inner steps, n query rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distmeta.config import Config
+from distmeta.inner import InnerLoop, adapt
+from distmeta.models.backbone import set_attention
+from distmeta.models.batch import TextBatch
+from distmeta.models.generate import generate
+from distmeta.models.language import LanguageModel
+from distmeta.models.prefix import fixed_prefix
+from distmeta.models.sharding import all_together
+from distmeta.sampling.collate import collate
+from distmeta.sampling.episode import Episode, Rows
+from distmeta.scoring import WORST_LOSS, group_episodes, load_group, stack, tasks_at_once
+from distmeta.tasks.records import Encoder, Record, parse
+from distmeta.text_metrics import text_scores
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from distmeta.tasks.store import TaskStore
+
+
+@dataclass(frozen=True)
+class TextScored:
+    """One episode's query set. `loss` is not finite where the inner loop diverged."""
+
+    task: str
+    label_names: tuple[str, ...]
+    records: tuple[Record, ...]  # [n]
+    loss: NDArray[np.float64]  # [K+1] or [1]: per answer's token, mean over rows
+    token_loss: NDArray[np.float64]  # likewise, mean over all tokens: the logarithm of the perplexity
+    token_accuracy: NDArray[np.float64]  # likewise, after the right tokens before each
+    said: tuple[tuple[str, ...], ...]  # answers [n] before the first step (where asked for) and after the last
+
+    def at_start(self) -> TextScored:
+        """The same before the first inner step."""
+        first = {name: getattr(self, name)[:1] for name in ("loss", "token_loss", "token_accuracy", "said")}
+        return dataclasses.replace(self, **first)
+
+    def metrics(self) -> dict[str, NDArray[np.float64]]:
+        """Each metric after 0..K inner steps, or of the last answers alone, [K+1] or [1]."""
+        found = text_scores(self.said[-1], [record.answers for record in self.records])
+        means = {name: np.array([values.mean()]) for name, values in found.items()}
+        finite = np.where(np.isfinite(self.token_loss), self.token_loss, WORST_LOSS)
+        return means | {
+            "token_accuracy": self.token_accuracy,
+            "perplexity": np.exp(finite),
+            "loss": np.where(np.isfinite(self.loss), self.loss, WORST_LOSS),
+        }
+
+
+@all_together
+def score_texts(
+    model: LanguageModel,
+    fast: Mapping[str, Tensor],
+    shared: Mapping[str, Tensor],
+    loop: InnerLoop,
+    episodes: Sequence[Episode],
+    config: Config,
+    pad_id: int,
+    device: torch.device,
+    curve: bool = True,
+    *,
+    store: TaskStore,
+    in_context: bool = False,
+) -> list[TextScored]:
+    """As `distmeta.scoring.score_episodes`. in_context: the support set is read, and nothing is adapted."""
+    set_attention(model.backbone, "first_order")
+    tokenizer = read_tokenizer(store.tokenizer_file)
+    out: list[TextScored] = []
+    for group in group_episodes(episodes, tasks_at_once(model, config, episodes, device)):
+        support, query = load_group(group, model, config, pad_id, device)
+        if not (in_context or model.starts):
+            support, query = (fixed_prefix(model, {**fast, **shared}, part) for part in (support, query))
+        native = model.takes_task_axis
+        params = stack(fast, len(group)) if native else dict(fast)
+        if in_context:
+            with torch.no_grad():
+                path = [{**params, **model.read_support({**shared, **params}, support)}]
+        else:
+            adapted = adapt(
+                model.loss if native else lambda p, b: model.loss(p, b).sum(),
+                params, support, loop, shared=dict(shared), start=model.start if model.starts else None,
+                task_axis="native" if native else False, trajectory=curve, last_inner_loss=False, check=False,
+            )  # fmt: skip
+            path = adapted.trajectory or [adapted.params]
+        order = np.concatenate([batch.store_rows.reshape(len(group), -1) for batch in query], 1)  # [T, n]
+        rows = [tuple(parse(store.text(row)) for row in of_task) for of_task in order.tolist()]
+        with torch.no_grad():
+            totals = [_totals(model, {**shared, **values}, query) for values in path]
+            wanted = path[:1] + path[1:][-1:]
+            said = [
+                answers(model, {**shared, **values}, query, rows, tokenizer, config, store.end_id) for values in wanted
+            ]
+        for t, episode in enumerate(group):
+            loss, token_loss, hits = np.array([[part[t] for part in found] for found in totals]).T
+            words = tuple(tuple(found[t]) for found in said)
+            out.append(TextScored(episode.task, episode.label_names, rows[t], loss, token_loss, hits, words))
+    return out
+
+
+def _totals(model: LanguageModel, params: Mapping[str, Tensor], query: Sequence[TextBatch]) -> NDArray[np.float64]:
+    """Each task's (mean over rows of the loss of a token, mean over tokens, share of tokens that are right), [T, 3]."""
+    parts = [model.by_row(dict(params), batch) for batch in query]
+    losses, hits, counts = (torch.cat(part, 1).double() for part in zip(*parts, strict=True))  # [T, n]
+    means = [(losses / counts).mean(1), losses.sum(1) / counts.sum(1), hits.sum(1) / counts.sum(1)]
+    found: NDArray[np.float64] = torch.stack(means, 1).cpu().numpy()
+    return found
+
+
+def answers(
+    model: LanguageModel,
+    params: Mapping[str, Tensor],
+    query: Sequence[TextBatch],
+    records: Sequence[Sequence[Record]],
+    tokenizer: Tokenizer,
+    config: Config,
+    end_id: int,
+) -> list[list[str]]:
+    """What the model says to each row, by task, [T][n], in the order of the batches.
+
+    Where all of a task's rows have options, the one whose tokens are likeliest on average (Min et al. 2022,
+    arXiv 2110.15943, section 4.2); else by greedy decoding.
+    """
+    most = config.model.answer_tokens
+    said: list[list[str]] = [[] for _ in records]
+    if not all(record.options for task in records for record in task):
+        for batch in query:
+            tokens, _ = generate(model, params, replace(batch, states=None), end_id, most)
+            words = in_words(tokenizer, tokens.tolist(), end_id)
+            n = batch.labels.shape[1]
+            for t, of_task in enumerate(said):
+                of_task += words[t * n : (t + 1) * n]
+    for t, task in enumerate(records):
+        if all(record.options for record in task):
+            own = {
+                name: value[t : t + 1] if name in model.fast and value.dim() > model.fast[name].dim() else value
+                for name, value in params.items()
+            } | {name: value[t : t + 1] for name, value in params.items() if name.startswith("context_")}
+            said[t] = [chosen for chosen, _ in choose(model, own, task, tokenizer, config)]
+    return said
+
+
+def choose(
+    model: LanguageModel, params: Mapping[str, Tensor], records: Sequence[Record], tokenizer: Tokenizer, config: Config
+) -> list[tuple[str, float]]:
+    """For each record of one task its likeliest option, and its probability among the options."""
+    encoder = Encoder(tokenizer, config.model)
+    pairs = [(record, option) for record in records for option in record.options]
+    prompts = encoder.prompts([record.prompt(config.task.instructions) for record, _ in pairs])
+    rows = as_rows(prompts, encoder.answers([option for _, option in pairs]))
+    device = next(iter(params.values())).device
+    pad = tokenizer.padding["pad_id"] if tokenizer.padding else 0
+    per_token = np.zeros(len(pairs))
+    parts = collate([rows], config.inner.buckets, pad, part_tokens=4096)
+    with torch.no_grad():
+        for part, batch in zip(parts, model.batches(parts, device), strict=True):
+            losses, _, counts = model.by_row(dict(params), batch)
+            per_token[part["rows"][0]] = -(losses / counts)[0].double().cpu().numpy()
+    out, at = [], 0
+    for record in records:
+        scores = per_token[at : at + len(record.options)]
+        at += len(record.options)
+        weights = np.exp(scores - scores.max())
+        best = int(scores.argmax())
+        out.append((record.options[best], float(weights[best] / weights.sum())))
+    return out
+
+
+def as_rows(prompts: Sequence[list[int]], ends: Sequence[list[int]]) -> Rows:
+    """Prompts with their answers as rows of an episode."""
+    lengths = [len(p) + len(e) for p, e in zip(prompts, ends, strict=True)]
+    flat = [token for pair in zip(prompts, ends, strict=True) for ids in pair for token in ids]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    begins = np.array([len(p) for p in prompts], np.int64)
+    return Rows(np.array(flat, np.int32), offsets, begins, np.arange(len(lengths)))
+
+
+def in_words(tokenizer: Tokenizer, tokens: Sequence[list[int]], end_id: int) -> list[str]:
+    """The text before each row's end token."""
+    cut = [row[: row.index(end_id)] if end_id in row else row for row in tokens]
+    return [text.strip() for text in tokenizer.decode_batch(cut, skip_special_tokens=True)]
+
+
+@lru_cache(maxsize=4)
+def read_tokenizer(file: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(file))
+
+
+def in_context(store: TaskStore) -> Any:
+    """`score_texts` with the support set read and nothing adapted, with the arguments of `score_episodes`."""
+    return partial(score_texts, store=store, in_context=True)

@@ -1,0 +1,195 @@
+"""Text-to-text examples: an input, the answers that are accepted, and where there are any, options and an instruction.
+
+A record is kept in the task store as one line of JSON, and as tokens: the prompt, then the first answer and the end
+token. What the loss is on, and what an answer is compared with, both come from it.
+
+    Natural Instructions   a JSON file a task (Mishra et al. 2022, arXiv 2104.08773; Wang et al. 2022, arXiv 2204.07705)
+    CrossFit               TASK_SHOTS_SEED_train.tsv, input TAB answer, no header (Ye et al. 2021, arXiv 2104.08835)
+    MetaICL                JSONL with task, input, output, options (Min et al. 2022, arXiv 2110.15943)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from distmeta.config import ModelConfig
+from distmeta.errors import InputError
+from distmeta.tasks import tokenizer as tokenizers
+from distmeta.tasks.sources import Source
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+ANSWER = "answer"  # the one label of the family
+LISTS = ("target", "options")  # columns that may hold a list
+Arrays = Iterator[tuple[dict[str, Any], NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Record:
+    input: str
+    answers: tuple[str, ...]  # any of them is right; the first is learnt
+    options: tuple[str, ...] = ()
+    instruction: str = ""
+
+    def line(self) -> str:
+        """As one line of JSON, which `parse` reads."""
+        given = {"input": self.input, "answers": self.answers, "options": self.options, "instruction": self.instruction}
+        return json.dumps({key: value for key, value in given.items() if value}, ensure_ascii=False)
+
+    def prompt(self, instructions: bool = True) -> str:
+        """What the model is given, without the boundary before the answer."""
+        return f"{self.instruction}\n{self.input}" if instructions and self.instruction else self.input
+
+
+def parse(line: str) -> Record:
+    given = json.loads(line)
+    return Record(
+        given["input"], tuple(given["answers"]), tuple(given.get("options", ())), given.get("instruction", "")
+    )
+
+
+def words_of(line: str) -> list[str]:
+    """All text of a record, for a tokenizer's vocabulary."""
+    record = parse(line)
+    return [record.prompt(), *record.answers, *record.options]
+
+
+def from_columns(
+    arrays: Mapping[str, Any], columns: Mapping[str, str], source: Source, numbers: NDArray[Any]
+) -> pa.Array:
+    """Lines of records, large_string [rows], from columns by role. Raises InputError with the row's number."""
+    values = {role: a.to_pylist() if isinstance(a, pa.Array) else a for role, a in arrays.items()}
+    word = "line" if source.kind == "jsonl" else "row"
+    lines = []
+    for i, number in enumerate(numbers):
+        row: dict[str, Any] = {role: values[role][i] for role in ("input", "target", "options", "instruction") if role in values}
+        try:
+            lines.append(make(row, columns).line())
+        except InputError as error:
+            raise InputError(f"{source.name} {word} {number}: {error}") from None
+    return pa.array(lines, pa.large_string())
+
+
+def make(row: Mapping[str, Any], columns: Mapping[str, str]) -> Record:
+    """A record from values by role. Raises InputError, without the place."""
+    found: dict[str, Any] = {}
+    for role in ("input", "instruction"):
+        value = row.get(role)
+        if value is not None and not isinstance(value, str):
+            raise InputError(f"'{columns[role]}' (data.{role}) is {json.dumps(value)[:40]}; it must hold text")
+        found[role] = value or ""
+    if not found["input"].strip():
+        raise InputError(f"'{columns.get('input', 'input')}' (data.input) is empty")
+    for role in LISTS:
+        value = row.get(role)
+        several = list(value) if isinstance(value, list | tuple | np.ndarray) else [] if value is None else [value]
+        if not all(isinstance(one, str | int) for one in several):
+            raise InputError(
+                f"'{columns[role]}' (data.{role}) is {json.dumps(value)[:40]}; it must hold text, or a list of texts"
+            )
+        found[role] = tuple(str(one) for one in several)
+        if role == "target" and not (found[role] and all(one.strip() for one in found[role])):
+            raise InputError(f"'{columns.get(role, role)}' (data.target) is empty")
+    return Record(found["input"], found["target"], found["options"], found["instruction"])
+
+
+# --- tokens ---
+
+
+class Encoder:
+    """Prompts and answers as token ids, within the model's lengths. Ready-made: what one tokenizer needs."""
+
+    def __init__(self, tokenizer: Tokenizer, model: ModelConfig) -> None:
+        self._prompts, self._answers = (type(tokenizer).from_str(tokenizer.to_str()) for _ in range(2))
+        self.end = tokenizers.special_ids(tokenizer).end
+        self._prompts.no_padding()
+        self._answers.no_padding()
+        self._prompts.no_truncation()
+        # A tokenizer that ends a text by a token of its own needs no other boundary before the answer.
+        ends = self._prompts.encode("a").ids[-1:] != self._prompts.encode("a", add_special_tokens=False).ids[-1:]
+        self._boundary = [] if ends else self._prompts.encode("\n", add_special_tokens=False).ids
+        self._prompts.enable_truncation(model.max_tokens - model.answer_tokens - len(self._boundary))
+        self._answers.enable_truncation(model.answer_tokens - 1)
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids + self._boundary for e in self._prompts.encode_batch_fast(list(texts))]
+
+    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+        found = self._answers.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [e.ids + [self.end] for e in found]
+
+
+def encode(
+    tokenizer: Tokenizer, batches: Iterable[list[str]], model: ModelConfig, instructions: bool
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]]:
+    """For each batch of records: their token ids in one array, how many each has, and how many before its answer."""
+    encoder = Encoder(tokenizer, model)
+    for lines in batches:
+        made = [parse(line) for line in lines]
+        prompts = encoder.prompts([record.prompt(instructions) for record in made])
+        answers = encoder.answers([record.answers[0] for record in made])
+        begins = np.fromiter(map(len, prompts), np.int32, len(made))
+        lengths = begins + np.fromiter(map(len, answers), np.int64, len(made))
+        flat = [token for pair in zip(prompts, answers, strict=True) for ids in pair for token in ids]
+        yield np.array(flat, np.int32), lengths.astype(np.int64), begins
+
+
+# --- layouts of other collections: (source) -> (role -> values, numbers from 1) ---
+
+
+def _natural_instructions(source: Source) -> Arrays:
+    with source.open() as stream:
+        try:
+            content = json.loads(stream.read())
+        except ValueError as error:
+            raise InputError(f"{source.name}: does not parse as JSON: {error}") from None
+    if not isinstance(content, dict) or "Instances" not in content or "Definition" not in content:
+        raise InputError(f"{source.name}: no task of Natural Instructions; it needs Definition and Instances")
+    definition = content["Definition"]
+    instruction = " ".join(definition) if isinstance(definition, list) else str(definition)
+    instances = content["Instances"]
+    for number, instance in enumerate(instances, 1):
+        if not isinstance(instance, dict) or not {"input", "output"} <= set(instance):
+            raise InputError(f"{source.name} instance {number}: needs input and output")
+    yield (
+        {
+            "input": [instance["input"] for instance in instances],
+            "target": [instance["output"] for instance in instances],
+            "instruction": [instruction] * len(instances),
+            "task": pa.array([_stem(source)] * len(instances), pa.large_string()),
+        },
+        np.arange(1, len(instances) + 1),
+    )
+
+
+def _crossfit(source: Source) -> Arrays:
+    inputs, answers = [], []
+    with source.open() as stream:
+        lines = stream.read().decode("utf-8-sig").splitlines()
+    for number, line in enumerate(lines, 1):
+        left, tab, right = line.rpartition("\t")
+        if not tab:
+            raise InputError(f"{source.name} line {number}: no tab between input and answer")
+        inputs.append(left)
+        answers.append(right)
+    task = re.sub(r"(_\d+_\d+)?_(train|dev|test)$", "", _stem(source))
+    names = pa.array([task] * len(inputs), pa.large_string())
+    if inputs:
+        yield {"input": inputs, "target": answers, "task": names}, np.arange(1, len(inputs) + 1)
+
+
+def _stem(source: Source) -> str:
+    return PurePath(source.path).name.split(".")[0]
+
+
+LAYOUTS: dict[str, Callable[[Source], Arrays]] = {"natural_instructions": _natural_instructions, "crossfit": _crossfit}

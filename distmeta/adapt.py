@@ -25,11 +25,14 @@ from distmeta.inner import adapt as adapt_weights
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.build import build_model
+from distmeta.models.language import LanguageModel
 from distmeta.models.prefix import fixed_prefix
 from distmeta.models.task_model import TaskModel
 from distmeta.sampling.collate import collate
 from distmeta.sampling.episode import Rows
 from distmeta.scoring import split_meta
+from distmeta.scoring_text import choose, support_rows, write
+from distmeta.tasks.records import Record, make, parse
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -49,8 +52,20 @@ class AdaptedModel:
     state: dict[str, Any]
     inner_losses: list[float]  # support loss after 0..K inner steps
 
+    @property
+    def text_column(self) -> str:
+        """The column that inputs to predict are in."""
+        data = self.config.data
+        return data.input if self.config.task.family == "text_to_text" else data.text
+
     def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """For each text {"label": ..., "confidence": p, "probabilities": {label: p}}, in order."""
+        """For each text {"label": ..., "confidence": p, "probabilities": {label: p}}, in order.
+
+        Family text_to_text: {"text": the answer, "confidence": p}, p of the answer among the task's options, or where
+        it has none the geometric mean of its tokens' probabilities.
+        """
+        if isinstance(self.model, LanguageModel):
+            return self._answer(self.model, texts)
         out = []
         tokenizer = _tokenizer(self.tokenizer_file)
         device = next(iter(self.params.values())).device
@@ -70,6 +85,18 @@ class AdaptedModel:
                 label = self.labels[best]
                 out.append({"label": label, "confidence": named[label], "probabilities": named})
         return out
+
+    def _answer(self, model: LanguageModel, texts: Sequence[str]) -> list[dict[str, Any]]:
+        tokenizer, config, said = _tokenizer(self.tokenizer_file), self.config, self.state["answers"]
+        records = [Record(text, ("",), tuple(said["options"]), said["instruction"]) for text in texts]
+        out: list[tuple[str, float]] = []
+        for at in range(0, len(records), BATCH_ROWS):
+            part = records[at : at + BATCH_ROWS]
+            if said["options"]:
+                out += choose(model, self.params, part, tokenizer, config)
+            else:
+                out += write(model, self.params, part, tokenizer, config)
+        return [{"text": text, "confidence": round(confidence, 6)} for text, confidence in out]
 
     def save(self, path: str | Path) -> Path:
         """Write the adapted model to a new directory. Raises InputError if something is there already."""
@@ -101,34 +128,41 @@ def adapt(
 ) -> AdaptedModel:
     """Adapt a run's newest checkpoint, or the one given, to the task of `support`.
 
-    support: rows with the run's text and label columns, or a file of them in any format that training reads.
-    steps: inner steps; None: as the run evaluates. Raises InputError.
+    support: rows with the run's text and label (or input and target) columns, or a file of them in any format that
+    training reads. steps: inner steps; None: as the run evaluates. Raises InputError.
     """
     saved = checkpoints.load(checkpoint)
     config = saved.config
     where = "support" if not isinstance(support, str | Path) else str(support)
-    pairs = list(_pairs(support, config, where))
-    labels = task_labels([label for _, label in pairs], config, saved.state, where)
     model = load_model(saved)
-    model.classes = len(labels) if model.prototype_head else model.classes
     fast, shared, rates = split_meta(model, saved.meta)
     steps = steps if steps is not None else config.eval.steps if config.eval.steps is not None else config.inner.steps
     tokenizer = _tokenizer(saved.tokenizer_file)
-    numbers = [labels.index(label) for _, label in pairs]
-    rows = tokenise(tokenizer, [text for text, _ in pairs], numbers, config.model.max_tokens)
+    state = {key: saved.state[key] for key in ("classes", "vocab_size", "pad_id")} | {"meta_step": saved.step}
+    labels: list[str] = []
+    if isinstance(model, LanguageModel):
+        records = list(_records(support, config))
+        rows = support_rows(records, tokenizer, config)
+        state["answers"] = common(records)
+    else:
+        pairs = list(_pairs(support, config, where))
+        labels = task_labels([label for _, label in pairs], config, saved.state, where)
+        model.classes = len(labels) if model.prototype_head else model.classes
+        numbers = [labels.index(label) for _, label in pairs]
+        rows = tokenise(tokenizer, [text for text, _ in pairs], numbers, config.model.max_tokens)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
     fast, shared, rates = ({n: v.to(device) for n, v in d.items()} for d in (fast, shared, rates))
     batches = model.batches(collate([rows], config.inner.buckets, int(saved.state["pad_id"])), device)
     set_attention(model.backbone, "first_order")
-    batches = fixed_prefix(model, {**fast, **shared}, batches)
+    if not isinstance(model, LanguageModel) or not model.starts:
+        batches = fixed_prefix(model, {**fast, **shared}, batches)
 
     def loss(params: dict[str, Tensor], batch: TextBatch) -> Tensor:
         return model.loss(params, batch).sum()
 
     start = model.start if model.starts else None
     result = adapt_weights(loss, fast, batches, inner_loop(config.inner, rates, steps), shared=shared, start=start)
-    state = {key: saved.state[key] for key in ("classes", "vocab_size", "pad_id")} | {"meta_step": saved.step}
     shared = {name: value for name, value in shared.items() if not name.startswith("pooled_")}  # of training alone
     return AdaptedModel(
         config, labels, model, {**shared, **result.params}, saved.tokenizer_file, state, result.inner_losses.tolist()
@@ -235,6 +269,34 @@ def _pairs(support: Sequence[Mapping[str, Any]] | str | Path, config: Config, wh
         if not isinstance(row[text], str) or not row[text].strip():
             raise InputError(f"support, example {number}: '{text}' is {row[text]!r}, not a text")
         yield row[text], str(row[label])
+
+
+def _records(support: Sequence[Mapping[str, Any]] | str | Path, config: Config) -> Iterator[Record]:
+    """As `_pairs`, of family text_to_text."""
+    data = config.data
+    if isinstance(support, str | Path):
+        from distmeta.tasks.readers import find_sources, read_records
+
+        for batch in read_records(find_sources(str(support)), data, one_task=True):
+            yield from map(parse, batch.column("text").to_pylist())
+        return
+    if not support:
+        raise InputError("support: no example in it; give some, with their answers")
+    columns = {role: getattr(data, role) for role in ("input", "target", "options", "instruction")}
+    for number, row in enumerate(support):
+        try:
+            yield make({role: row.get(column) for role, column in columns.items()}, columns)
+        except InputError as error:
+            raise InputError(f"support, example {number}: {error}") from None
+
+
+def common(records: Sequence[Record]) -> dict[str, Any]:
+    """What all examples of a task share, which its predictions then have too: the instruction, the options."""
+    first = records[0]
+    return {
+        "instruction": first.instruction if all(r.instruction == first.instruction for r in records) else "",
+        "options": list(first.options) if all(r.options == first.options for r in records) else [],
+    }
 
 
 def _tokenizer(file: Path) -> Tokenizer:

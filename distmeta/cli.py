@@ -141,7 +141,7 @@ def adapt(
         print(json.dumps(report))
     else:
         path = " -> ".join(f"{x:.3f}" for x in adapted.inner_losses)
-        print(f"adapted to {', '.join(adapted.labels)}: support loss {path}\nsaved in {out}")
+        print(f"adapted to {', '.join(adapted.labels) or 'the task'}: support loss {path}\nsaved in {out}")
 
 
 @app.command()
@@ -149,11 +149,11 @@ def predict(
     adapted: Annotated[str, typer.Argument(metavar="ADAPTED")],
     texts: Annotated[str, typer.Option("--input", help="data file, .txt with a text a line, or - for standard input")],
 ) -> None:
-    """Label texts with an adapted model: one JSON line each."""
+    """Labels, or answers, of texts by an adapted model: one JSON line each."""
     from distmeta.adapt import load_adapted, read_texts
 
     model = load_adapted(adapted)
-    for prediction in model.predict(list(read_texts(texts, model.config.data.text))):
+    for prediction in model.predict(list(read_texts(texts, model.text_column))):
         print(json.dumps(prediction, ensure_ascii=False))
 
 

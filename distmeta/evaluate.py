@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from distmeta.models.task_model import TaskModel
 from distmeta.pooled import train_pooled
 from distmeta.sampling.episode import Episode, sample_episode
 from distmeta.scoring import Scored, details, score_episodes, score_prototypes, split_meta, summarise
+from distmeta.scoring_text import in_context, reads_in_context, score_texts, text_details
 
 if TYPE_CHECKING:
     from distmeta.tasks.store import TaskStore
@@ -74,15 +76,18 @@ def evaluate_methods(
     fine_tuned: the untrained initial weights, adapted by the same inner optimizer with several times the steps
     and a learning rate chosen on meta-validation (or -train) episodes where there are any. multi_task: likewise,
     from weights trained on the pooled meta-train tasks for as many steps as the run has (it may choose not to
-    adapt). prototypes: nearest class mean of the untrained initial features.
+    adapt). prototypes: nearest class mean of the untrained initial features; where answers are words there are none,
+    and in_context is the meta-trained decoder that reads the support set instead of adapting to it.
     """
-    pad_id, scored_by = store.pad_id, score or score_episodes
+    text = config.task.family == "text_to_text"
+    pad_id, scored_by = store.pad_id, score or scorer(config, store)
     count, seed = config.eval.episodes, config.run.seed
     mine = [sample_episode(store, config.task, seed, split, i) for i in _share(count, rank, world)]
     fast, shared, rates = split_meta(model, meta)
     steps = config.inner.steps if config.eval.steps is None else config.eval.steps
     loop = inner_loop(config.inner, rates, steps)
     fixed = config.task.family == "domain"
+    details_of: Callable[[list[Any]], dict[str, Any]] = text_details if text else partial(details, fixed_labels=fixed)
 
     say(f"evaluating on {count} episodes ({split})")
     trained = gather(scored_by(model, fast, shared, loop, mine, config, pad_id, device))
@@ -91,12 +96,11 @@ def evaluate_methods(
     if lost:
         say(f"the inner loop diverged in {lost} of {count} episodes, whose rows count as wrong; use a smaller inner.lr")
     methods = {"meta_trained": summarise(trained)}
-    more: dict[str, Any] = {"settings": about, "meta_trained": details(trained, fixed)}
+    more: dict[str, Any] = {"settings": about, "meta_trained": details_of(trained)}
     if not config.eval.baselines:
         return Evaluation(methods, more)
 
-    start = [dataclasses.replace(s, predicted=s.predicted[:1], loss=s.loss[:1]) for s in trained]
-    methods["no_adaptation"] = summarise(start)
+    methods["no_adaptation"] = summarise([s.at_start() for s in trained])
     constant = config.inner.model_copy(update={"learn_lr": "none", "schedule": "constant"})
     tuned = inner_loop(constant, {}, max(1, steps) * FINE_TUNE_LENGTH)
     # The rate is chosen on tasks that are not those scored; data given to `evaluate` may have none.
@@ -111,12 +115,12 @@ def evaluate_methods(
             return gather(scored_by(model, fast, shared, loop, episodes, config, pad_id, device, curve=False))
 
         lrs = [config.inner.lr * factor for factor in factors] if held else [config.inner.lr]
-        found = [summarise(scored(lr, few))["accuracy"]["mean"] for lr in lrs] if held else [0.0]
+        found = [goodness(summarise(scored(lr, few))) for lr in lrs] if held else [0.0]
         best = lrs[max(range(len(lrs)), key=found.__getitem__)]
         say(f"baseline {name}: {tuned.steps} steps at lr {best:g}" + (f" (chosen on {held} episodes)" if held else ""))
         result = scored(best, mine)
         methods[name] = summarise(result)
-        more[name] = {"steps": tuned.steps, "lr": best, "chosen_on": held, **details(result, fixed)}
+        more[name] = {"steps": tuned.steps, "lr": best, "chosen_on": held, **details_of(result)}
 
     untrained = dict(model.fast), dict(model.shared)
     fine_tuned("fine_tuned", *untrained, FINE_TUNE_FACTORS)
@@ -124,12 +128,29 @@ def evaluate_methods(
         if len(store.groups["train"].ids):
             say(f"baseline multi_task: {config.outer.steps} steps on pooled tasks")
             fine_tuned("multi_task", *train_pooled(model, store, config, device), (0.0, *FINE_TUNE_FACTORS))
+        if text:
+            if reads_in_context(model, config):
+                say("in context: the meta-trained model reads the support set, and nothing is adapted")
+                read = in_context(store)
+                result = gather(read(model, fast, shared, loop, mine, config, pad_id, device))
+                methods["in_context"], more["in_context"] = summarise(result), details_of(result)
+            return Evaluation(methods, more)
         say("baseline prototypes")
         values = {**untrained[0], **untrained[1]}
         result = gather(score_prototypes(model, values, mine, config, pad_id, device))
         methods["prototypes"] = summarise(result)
-        more["prototypes"] = details(result, fixed)
+        more["prototypes"] = details_of(result)
     return Evaluation(methods, more)
+
+
+def scorer(config: Config, store: TaskStore) -> Callable[..., list[Any]]:
+    """`score_episodes`, or where answers are words `score_texts`."""
+    return partial(score_texts, store=store) if config.task.family == "text_to_text" else score_episodes
+
+
+def goodness(summary: Mapping[str, Any]) -> float:
+    """What a rate is chosen by: accuracy, or where answers are words the loss, downwards."""
+    return float(summary["accuracy"]["mean"] if "accuracy" in summary else -summary["loss"]["mean"])
 
 
 def _share(count: int, rank: int, world: int) -> range:

@@ -44,7 +44,9 @@ def train_pooled(model: TaskModel, store: TaskStore, config: Config, device: tor
         ]
         for group in group_episodes(episodes, 16 if device.type == "cpu" else 32):
             support, query = load_group(group, model, config, store.pad_id, device)
-            batches = with_ways([*support, *query], group, store.label_ids)
+            batches = [*support, *query]
+            if model.classes_differ:
+                batches = with_ways(batches, group, store.label_ids)
             for batch in fixed_prefix(model, {}, batches, cache) if is_frozen(model) else batches:
                 (loss(leaves, batch)[0].sum() / (2 * size)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -112,9 +112,7 @@ class Display:
             for record in new:
                 if "validation" in record:
                     v = record["validation"]
-                    self.phase(
-                        f"meta-validation at step {record['step']}: accuracy {v['accuracy']:.3f}  loss {v['loss']:.3f}"
-                    )
+                    self.phase(f"meta-validation at step {record['step']}: {_main(v)}  loss {v['loss']:.3f}")
 
 
 class TrialBars:
@@ -188,6 +186,11 @@ class Tail:
         return whole.decode("utf-8", "replace").split("\n") if whole else []
 
 
+# What the table of an evaluation shows: first with its interval, last over the inner steps.
+CLASS_COLUMNS = ("accuracy", "precision", "recall", "f1", "accuracy")
+TEXT_COLUMNS = ("token_f1", "exact_match", "rouge_l", "bleu", "perplexity", "loss")
+
+
 def describe(record: dict[str, Any]) -> str:
     accuracy = f"  accuracy {record['query_accuracy']:.3f}" if "query_accuracy" in record else ""
     seconds = sum(record.get(k, 0) for k in ("wait_s", "inner_s", "aggregate_s", "checkpoint_s"))
@@ -200,16 +203,21 @@ def evaluation_table(methods: dict[str, Any], title: str = "unseen tasks, mean a
 
     table = Table(title=title)
     table.add_column("method", no_wrap=True)
-    for column in ("accuracy", "precision", "recall", "F1", "by inner steps"):
-        table.add_column(column, justify="right")
+    first, *others, by_steps = TEXT_COLUMNS if "token_f1" in methods["meta_trained"] else CLASS_COLUMNS
+    for column in (first, *others, "by inner steps" if by_steps == first else f"{by_steps} by inner steps"):
+        table.add_column(column.replace("_", " ").replace("f1", "F1").replace("rouge l", "ROUGE-L"), justify="right")
     for name, scores in methods.items():
-        accuracy = scores["accuracy"]
-        curve = accuracy.get("curve", [])
+        main, curve = scores[first], scores[by_steps].get("curve", [])
         shown = " ".join(f"{x:.2f}" for x in (curve if len(curve) <= 8 else curve[:: max(1, len(curve) // 6)]))
-        row = [f"{accuracy['mean']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]"]
-        row += [f"{scores[k]['mean']:.3f}" for k in ("precision", "recall", "f1")]
+        row = [f"{main['mean']:.3f} [{main['low']:.3f}, {main['high']:.3f}]"]
+        row += [f"{scores[other]['mean']:.3f}" for other in others]
         table.add_row(name, *row, shown)
     return table
+
+
+def headline(methods: dict[str, Any]) -> str:
+    """The metric that methods are compared by."""
+    return "token_f1" if "token_f1" in methods["meta_trained"] else "accuracy"
 
 
 def class_table(details: dict[str, Any]) -> Any:
@@ -230,8 +238,9 @@ def class_table(details: dict[str, Any]) -> Any:
 
 def verdict(methods: dict[str, Any]) -> str:
     """One sentence: does the meta-trained model adapt better than those that were not meta-trained?"""
-    ours = methods["meta_trained"]["accuracy"]
-    others = {name: scores["accuracy"] for name, scores in methods.items() if name != "meta_trained"}
+    metric = headline(methods)
+    ours = methods["meta_trained"][metric]
+    others = {name: scores[metric] for name, scores in methods.items() if name != "meta_trained"}
     if not others:
         return f"meta-trained: {ours['mean']:.3f}"
     name, best = max(others.items(), key=lambda item: item[1]["mean"])
@@ -243,6 +252,10 @@ def verdict(methods: dict[str, Any]) -> str:
     if ours["high"] < best["low"]:
         return f"The meta-trained model adapts worse than {name}: {ours['mean']:.3f} against {best['mean']:.3f}."
     return f"No clear difference from {name}: {ours['mean']:.3f} against {best['mean']:.3f}."
+
+
+def _main(scores: dict[str, float]) -> str:
+    return f"token F1 {scores['token_f1']:.3f}" if "token_f1" in scores else f"accuracy {scores['accuracy']:.3f}"
 
 
 def _relative(path: Path) -> str:

@@ -42,6 +42,16 @@ class Scored:
     predicted: NDArray[np.int64]  # [K+1, n], or [1, n] after the last step alone
     loss: NDArray[np.float64]  # [K+1] or [1]
 
+    def at_start(self) -> Scored:
+        """The same before the first inner step."""
+        return replace(self, predicted=self.predicted[:1], loss=self.loss[:1])
+
+    def metrics(self) -> dict[str, NDArray[np.float64]]:
+        """Each metric after 0..K inner steps, [K+1] or [1]."""
+        classes = len(self.label_names)
+        matrices = metrics.confusion(np.broadcast_to(self.labels, self.predicted.shape), self.predicted, classes)
+        return {**metrics.scores(matrices), "loss": np.where(np.isfinite(self.loss), self.loss, WORST_LOSS)}
+
 
 def group_episodes(episodes: Sequence[Episode], size: int) -> list[list[Episode]]:
     """Consecutive groups of at most `size` episodes whose support and query sets have equal numbers of rows."""
@@ -192,25 +202,20 @@ def score_prototypes(
     return out
 
 
-def summarise(scored: Sequence[Scored]) -> dict[str, Any]:
+def summarise(scored: Sequence[Any]) -> dict[str, Any]:
     """Each metric's mean, 95% interval over episodes, and mean after 0..K inner steps."""
     return {name: metrics.interval(values) for name, values in by_episode(scored).items()}
 
 
-def curves(scored: Sequence[Scored]) -> dict[str, dict[str, list[float]]]:
+def curves(scored: Sequence[Any]) -> dict[str, dict[str, list[float]]]:
     """Each metric's mean and 95% interval (mean, low, high) after 0..K inner steps, by that number."""
     return {name: metrics.curve(values) for name, values in by_episode(scored).items()}
 
 
-def by_episode(scored: Sequence[Scored]) -> dict[str, NDArray[np.float64]]:
-    """Each metric's values, [E, K+1]."""
-    per_episode: dict[str, list[NDArray[np.float64]]] = {}
-    for s in scored:
-        matrices = metrics.confusion(np.broadcast_to(s.labels, s.predicted.shape), s.predicted, len(s.label_names))
-        loss = np.where(np.isfinite(s.loss), s.loss, WORST_LOSS)
-        for name, value in {**metrics.scores(matrices), "loss": loss}.items():
-            per_episode.setdefault(name, []).append(value)
-    return {name: np.stack(values) for name, values in per_episode.items()}
+def by_episode(scored: Sequence[Any]) -> dict[str, NDArray[np.float64]]:
+    """Each metric's values, [E, K+1] or [E, 1], of `Scored` or what has its `metrics`."""
+    each = [s.metrics() for s in scored]
+    return {name: np.stack([found[name] for found in each]) for name in (each[0] if each else ())}
 
 
 def details(scored: Sequence[Scored], fixed_labels: bool) -> dict[str, Any]:

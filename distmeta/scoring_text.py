@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distmeta import metrics
 from distmeta.config import Config
 from distmeta.inner import InnerLoop, adapt
-from distmeta.models.backbone import set_attention
+from distmeta.models.backbone import positions, set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.generate import generate
 from distmeta.models.language import LanguageModel
@@ -30,12 +31,15 @@ from distmeta.sampling.collate import collate
 from distmeta.sampling.episode import Episode, Rows
 from distmeta.scoring import WORST_LOSS, group_episodes, load_group, stack, tasks_at_once
 from distmeta.tasks.records import Encoder, Record, parse
-from distmeta.text_metrics import text_scores
+from distmeta.tasks.tokenizer import special_ids
+from distmeta.text_metrics import corpus_scores, text_scores
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from distmeta.tasks.store import TaskStore
+
+PER_TASK = ("exact_match", "token_f1", "rouge_l")
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,9 @@ class TextScored:
         """Each metric after 0..K inner steps, or of the last answers alone, [K+1] or [1]."""
         found = text_scores(self.said[-1], [record.answers for record in self.records])
         means = {name: np.array([values.mean()]) for name, values in found.items()}
-        finite = np.where(np.isfinite(self.token_loss), self.token_loss, WORST_LOSS)
         return means | {
             "token_accuracy": self.token_accuracy,
-            "perplexity": np.exp(finite),
+            "perplexity": np.exp(np.fmin(self.token_loss, WORST_LOSS)),
             "loss": np.where(np.isfinite(self.loss), self.loss, WORST_LOSS),
         }
 
@@ -111,7 +114,7 @@ def score_texts(
                 answers(model, {**shared, **values}, query, rows, tokenizer, config, store.end_id) for values in wanted
             ]
         for t, episode in enumerate(group):
-            loss, token_loss, hits = np.array([[part[t] for part in found] for found in totals]).T
+            loss, token_loss, hits = np.array([found[t] for found in totals]).T
             words = tuple(tuple(found[t]) for found in said)
             out.append(TextScored(episode.task, episode.label_names, rows[t], loss, token_loss, hits, words))
     return out
@@ -168,9 +171,8 @@ def choose(
     prompts = encoder.prompts([record.prompt(config.task.instructions) for record, _ in pairs])
     rows = as_rows(prompts, encoder.answers([option for _, option in pairs]))
     device = next(iter(params.values())).device
-    pad = tokenizer.padding["pad_id"] if tokenizer.padding else 0
     per_token = np.zeros(len(pairs))
-    parts = collate([rows], config.inner.buckets, pad, part_tokens=4096)
+    parts = collate([rows], config.inner.buckets, special_ids(tokenizer).pad, part_tokens=4096)
     with torch.no_grad():
         for part, batch in zip(parts, model.batches(parts, device), strict=True):
             losses, _, counts = model.by_row(dict(params), batch)
@@ -183,6 +185,31 @@ def choose(
         best = int(scores.argmax())
         out.append((record.options[best], float(weights[best] / weights.sum())))
     return out
+
+
+def write(
+    model: LanguageModel, params: Mapping[str, Tensor], records: Sequence[Record], tokenizer: Tokenizer, config: Config
+) -> list[tuple[str, float]]:
+    """For each record of one task the answer in words, and the geometric mean of its tokens' probabilities."""
+    encoder = Encoder(tokenizer, config.model)
+    prompts = encoder.prompts([record.prompt(config.task.instructions) for record in records])
+    rows = as_rows(prompts, [[encoder.end]] * len(prompts))
+    device = next(iter(params.values())).device
+    out: list[tuple[str, float]] = [("", 0.0)] * len(records)
+    parts = collate([rows], config.inner.buckets, special_ids(tokenizer).pad, part_tokens=4096)
+    for part, batch in zip(parts, model.batches(parts, device), strict=True):
+        tokens, confidence = generate(model, params, batch, encoder.end, config.model.answer_tokens)
+        words = in_words(tokenizer, tokens.tolist(), encoder.end)
+        for place, *found in zip(part["rows"][0].tolist(), words, confidence.exp().tolist(), strict=True):
+            out[place] = found[0], found[1]
+    return out
+
+
+def support_rows(records: Sequence[Record], tokenizer: Tokenizer, config: Config) -> Rows:
+    """Examples with their first answers as rows of an episode."""
+    encoder = Encoder(tokenizer, config.model)
+    prompts = encoder.prompts([record.prompt(config.task.instructions) for record in records])
+    return as_rows(prompts, encoder.answers([record.answers[0] for record in records]))
 
 
 def as_rows(prompts: Sequence[list[int]], ends: Sequence[list[int]]) -> Rows:
@@ -205,6 +232,38 @@ def read_tokenizer(file: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(file))
+
+
+def text_details(scored: Sequence[TextScored], shown: int = 10) -> dict[str, Any]:
+    """How many episodes diverged, scores by task with the worst, BLEU and chrF of all answers together, and some."""
+    by_task: dict[str, list[dict[str, NDArray[np.float64]]]] = {}
+    for s in scored:
+        by_task.setdefault(s.task, []).append(s.metrics())
+    per_task = {
+        task: {name: metrics.interval(np.array([found[name][-1] for found in each])) for name in PER_TASK}
+        for task, each in sorted(by_task.items())
+    }
+    worst = min(per_task, key=lambda task: float(per_task[task]["token_f1"]["mean"]))
+    said = [answer for s in scored for answer in s.said[-1]]
+    accepted = [record.answers for s in scored for record in s.records]
+    some = [
+        {"task": s.task, "input": s.records[0].input, "accepted": list(s.records[0].answers), "said": s.said[-1][0]}
+        for s in scored[:shown]
+    ]
+    return {
+        "diverged": sum(not np.isfinite(s.loss[-1]) for s in scored),
+        "corpus": corpus_scores(said, accepted),
+        "worst_task": {"task": worst, **per_task[worst]["token_f1"]},
+        "per_task": per_task,
+        "answers": some,
+    }
+
+
+def reads_in_context(model: Any, config: Config) -> bool:
+    """Whether a checkpoint that adapts could also read its support set: a decoder with room for it."""
+    limit = positions(model.backbone)
+    need = (config.task.shots + 1) * config.model.max_tokens
+    return not (model.seq2seq or model.starts) and (limit is None or need <= limit)
 
 
 def in_context(store: TaskStore) -> Any:

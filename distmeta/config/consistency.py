@@ -196,6 +196,7 @@ def parse_until(text: str) -> tuple[str, str, float]:
     )
     if match is None:
         raise ValueError(
-            "a condition such as accuracy>=0.9, or loss<=0.3 (accuracy, loss, precision, recall, f1, exact_match, token_f1, rouge_l)"
+            "a condition such as accuracy>=0.9, or loss<=0.3 (accuracy, precision, recall, f1, loss; with "
+            "task.family=text_to_text exact_match, token_f1, rouge_l, loss)"
         )
     return match[1], match[2], float(match[3])

@@ -103,6 +103,8 @@ class DataConfig(Section):
         """A column that is named as it is by default may be absent, also when a written configuration is read."""
         if not isinstance(given, dict):
             return given
+        if given.get("layout") == "metaicl":
+            given = {"target": "output", **given}
         return {k: v for k, v in given.items() if k not in cls.model_fields or v != cls.model_fields[k].default}
 
     @model_validator(mode="after")

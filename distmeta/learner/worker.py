@@ -27,7 +27,7 @@ from distmeta.algorithms.rates import initial_log_rates, inner_loop, log_rate_gr
 from distmeta.config import Config, make_config
 from distmeta.config.consistency import check_settings, parse_until
 from distmeta.errors import InputError
-from distmeta.evaluate import evaluate_methods
+from distmeta.evaluate import evaluate_methods, scorer
 from distmeta.inner import Diverged, InnerLoop, MetaGradient
 from distmeta.learner.arrivals import regret, score_arrivals, sentence
 from distmeta.learner.elastic import GROW, PAUSED, PLACEMENT, STOP
@@ -52,7 +52,6 @@ from distmeta.scoring import (
     curves,
     group_episodes,
     load_group,
-    score_episodes,
     split_meta,
     stack,
     tasks_at_once,
@@ -413,7 +412,8 @@ def validate(
     episodes = [sample_episode(store, config.task, config.run.seed, "validation", i) for i in mine]
     loop = inner_loop(config.inner, rates, config.eval.steps)
     if model.fast_shards is None:
-        scored = gather(score_episodes(model, fast, shared, loop, episodes, config, store.pad_id, device))
+        score = scorer(config, store)
+        scored = gather(score(model, fast, shared, loop, episodes, config, store.pad_id, device))
     else:
         scored = score_in_group(model, fast, shared, loop, episodes, config, store.pad_id, device)
     found = curves(scored)

@@ -42,6 +42,9 @@ def build_language_model(config: ModelConfig, vocab_size: int, pad_id: int, seed
         AutoModelForSeq2SeqLM,
     )
 
+    from distmeta.models import lstm
+
+    lstm.register()
     name = config.pretrained
     hf_config = _pretrained_config(name) if name else _fresh_config(config, vocab_size, pad_id)
     both = hf_config.is_encoder_decoder
@@ -124,7 +127,14 @@ def _fresh_config(config: ModelConfig, vocab_size: int, pad_id: int) -> Any:
             raise InputError(
                 f"model.config.{key}: not a setting of architecture {config.architecture}.{nearest(key, known)}"
             )
-    given = {"vocab_size": vocab_size, "pad_token_id": pad_id, "bos_token_id": None, "eos_token_id": None}
+    given: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "pad_token_id": pad_id,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    if default.is_encoder_decoder:
+        given["decoder_start_token_id"] = pad_id
     try:
         return AutoConfig.for_model(config.architecture, **{**given, **config.config, "vocab_size": vocab_size})
     except Exception as error:  # each architecture validates in its own way

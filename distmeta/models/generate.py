@@ -97,12 +97,12 @@ def _decoder(model: LanguageModel, params: Params, batch: TextBatch) -> Any:
         if token is None:
             causal = torch.ones(length, length, dtype=torch.bool, device=begin.device).tril()
             own = causal & (prompt > 0).view(-1, 1, 1, length)
-            mask = torch.cat([(earlier > 0).view(-1, 1, 1, earlier.shape[1]).expand(-1, 1, length, -1), own], -1)
+            mask = torch.cat([(earlier > 0)[:, None, None].expand(-1, 1, length, -1), own], -1)
             states = run(batch.input_ids[:, :length], mask, offset.unsqueeze(1) + place)
             last = states.gather(1, (begin - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1]))
         else:
             seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
-            last = run(token.unsqueeze(1), (seen > 0).view(-1, 1, 1, seen.shape[1]), (offset + at).unsqueeze(1))
+            last = run(token.unsqueeze(1), (seen > 0)[:, None, None], (offset + at).unsqueeze(1))
             at = at + 1
         return model.scores(params, last.view(tasks, rows, 1, -1)).flatten(0, 2)
 

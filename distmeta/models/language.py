@@ -47,6 +47,7 @@ class LanguageModel(TaskModel):
                 stack.set_input_embeddings(model.get_input_embeddings())
             model.set_output_embeddings(nn.Identity())  # logits are then the states that the output layer reads
         super().__init__(backbone, 1, config)
+        self.classes_differ = False
 
     def _add_head(self, generator: torch.Generator) -> None:
         weight, bias = self._output
@@ -141,7 +142,7 @@ class LanguageModel(TaskModel):
         assert batch.answer_at is not None
         if context.KEPT in params:
             rows = batch.labels.shape[1]
-            states = self._with(params, lambda embed: context.states_after(
+            states: Tensor = self._with(params, lambda embed: context.states_after(
                 self._run, params, embed(batch.input_ids), batch.keep, rows
             ))  # fmt: skip
             states = at_positions(states, batch.answer_at)
@@ -159,10 +160,12 @@ class LanguageModel(TaskModel):
         """What the output layer makes of states [T, n, M, D]: [T, n, M, V]."""
         weight = params.get(self.output_name)
         if weight is None:
-            weight = dict(self.named_parameters())[self.output_name]
-        bias = params.get("output_bias", self.output_bias)
+            weight = self.get_parameter(self.output_name)
+        bias: Tensor | None = params.get("output_bias", self.output_bias)
         out: Tensor = states @ (weight.mT if weight.dim() == 2 else weight.mT.unsqueeze(1))
-        return out if bias is None else out + (bias if bias.dim() == 1 else bias[:, None, None])
+        if bias is not None:
+            out = out + (bias if bias.dim() == 1 else bias[:, None, None])
+        return out
 
     def loss_and_hits(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor]:
         """Each task's part of its mean, over rows, of the mean cross-entropy of an answer's tokens, [T]; and of the

@@ -54,6 +54,8 @@ class TaskModel(nn.Module):
         if self.pooling == "auto":
             self.pooling = "last" if self.causal else "mean"
         self._inputs = backbones.accepted_inputs(backbone)
+        # transformers 5.24 renames it
+        self._cache_name = "cache" if "cache" in self._inputs else "past_key_values"
         self._first_position = backbones.first_position(backbone)
         width = int(backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
         give_task_axis(backbone)
@@ -259,8 +261,8 @@ class TaskModel(nn.Module):
     def _run(self, embedded: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """The backbone's last states of embedded rows, with a cache of keys and values."""
         given = {
-            "inputs_embeds": embedded, "attention_mask": mask, "position_ids": positions, "past_key_values": cache,
-            "use_cache": True,
+            "inputs_embeds": embedded, "attention_mask": mask, "position_ids": positions, "use_cache": True,
+            self._cache_name: cache,
         }  # fmt: skip
         if self.autocast is None:
             states: Tensor = self.backbone(**given).last_hidden_state

@@ -59,12 +59,14 @@ def read_examples(sources: Sequence[Source], data: DataConfig, family: str) -> I
             raise InputError(f"{source.name}: holds no examples")
 
 
-def read_records(sources: Sequence[Source], data: DataConfig) -> Iterator[pa.RecordBatch]:
-    """`read_examples` of family text_to_text."""
+def read_records(sources: Sequence[Source], data: DataConfig, one_task: bool = False) -> Iterator[pa.RecordBatch]:
+    """`read_examples` of family text_to_text. one_task: all rows are of one, which needs no column to name it."""
     has_split: bool | None = None
     for source in sources:
         rows = 0
-        choose = partial(choose_columns, source=source, data=data, family="text_to_text", has_split=has_split)
+        choose = partial(
+            choose_columns, source=source, data=data, family="text_to_text", has_split=has_split, one_task=one_task
+        )
         read = records.LAYOUTS.get(data.layout)
         for arrays, numbers in read(source) if read else READ[source.kind](source, choose):
             if has_split is None:
@@ -88,7 +90,12 @@ def read_records(sources: Sequence[Source], data: DataConfig) -> Iterator[pa.Rec
 
 
 def choose_columns(
-    there: Sequence[str], source: Source, data: DataConfig, family: str, has_split: bool | None = None
+    there: Sequence[str],
+    source: Source,
+    data: DataConfig,
+    family: str,
+    has_split: bool | None = None,
+    one_task: bool = False,
 ) -> dict[str, str]:
     """Which column of a file plays which role. Raises InputError for a missing one."""
 
@@ -109,6 +116,8 @@ def choose_columns(
             chosen[role] = getattr(data, role)
         elif role in data.model_fields_set:
             raise missing(role, getattr(data, role))
+    if one_task:
+        return chosen
     if data.task in there:
         if family != "classes":
             chosen["task"] = data.task

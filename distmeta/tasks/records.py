@@ -72,7 +72,7 @@ def from_columns(
     word = "line" if source.kind == "jsonl" else "row"
     lines = []
     for i, number in enumerate(numbers):
-        row: dict[str, Any] = {role: values[role][i] for role in ("input", "target", "options", "instruction") if role in values}
+        row = {role: column[i] for role, column in values.items() if role not in ("task", "split")}
         try:
             lines.append(make(row, columns).line())
         except InputError as error:
@@ -126,7 +126,7 @@ class Encoder:
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         found = self._answers.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [e.ids + [self.end] for e in found]
+        return [[*e.ids, self.end] for e in found]
 
 
 def encode(

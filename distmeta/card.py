@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distmeta.export import Trained
 
-METRICS = ("accuracy", "f1", "precision", "recall", "loss")
+METRICS = ("accuracy", "f1", "precision", "recall", "exact_match", "token_f1", "rouge_l", "bleu", "perplexity", "loss")
 POOLING = {
     "first": "return states[:, 0]",
     "last": "return states[torch.arange(len(texts)), keep.sum(1) - 1]",
@@ -30,10 +30,12 @@ def front_matter(trained: Trained, described: dict[str, Any]) -> str:
 
     config = trained.config
     base = config.model.pretrained
+    seq2seq = trained.is_language and getattr(trained.model, "seq2seq", False)
+    kind = "text2text-generation" if seq2seq else "text-generation" if trained.is_language else "text-classification"
     ours = described.get("evaluation", {}).get("meta_trained", {})
     results = [
         EvalResult(
-            task_type="text-classification", task_name="few-shot text classification",
+            task_type=kind, task_name=f"few-shot {kind.replace('-', ' ')}",
             dataset_type=Path(data_name(trained)).stem, dataset_name=data_name(trained), dataset_split="test",
             metric_type=name, metric_name=f"{name} after adaptation", metric_value=round(ours[name]["mean"], 4),
         )
@@ -42,9 +44,9 @@ def front_matter(trained: Trained, described: dict[str, Any]) -> str:
     ]  # fmt: skip
     return ModelCardData(
         library_name="peft" if trained.is_adapter else "transformers",
-        pipeline_tag="feature-extraction",
+        pipeline_tag=kind if trained.is_language else "feature-extraction",
         base_model=base if base is not None and not os.path.isdir(base) else None,
-        tags=["meta-learning", "few-shot", "text-classification", "distmeta", config.algorithm],
+        tags=["meta-learning", "few-shot", kind, "distmeta", config.algorithm],
         model_name=config.run.name,
         eval_results=results or None,
     ).to_yaml()
@@ -62,11 +64,11 @@ def data_name(trained: Trained) -> str:
 def summary(trained: Trained) -> str:
     config = trained.config
     base = Path(config.model.pretrained).name if config.model.pretrained else f"a new {config.model.architecture}"
-    what = "A LoRA adapter" if trained.is_adapter else "A transformer"
+    what = "A LoRA adapter" if trained.is_adapter else "A language model" if trained.is_language else "A transformer"
     if "adapted" in trained.about:
         return (
-            f"{what} for {', '.join(trained.labels or [])}: {base}, meta-trained with distmeta and adapted to this "
-            f"task by {config.algorithm}'s inner loop."
+            f"{what} for {', '.join(trained.labels or ['a task in words'])}: {base}, meta-trained with distmeta and adapted to "
+            f"this task by {config.algorithm}'s inner loop."
         )
     return (
         f"{what} meta-trained with distmeta from {base}: initial weights from which {config.inner.steps} gradient "
@@ -80,10 +82,11 @@ def training(trained: Trained, described: dict[str, Any]) -> str:
     task, inner, outer = config.task, config.inner, config.outer
     tasks = described.get("tasks")
     counted = ", ".join(f"{count} {split}" for split, count in tasks.items()) if tasks else ""
-    unit = "tasks" if task.family == "domain" else "classes"
+    unit = "classes" if task.family == "classes" else "tasks"
     rows = {
         "data": data_name(trained) + (f" ({unit}: {counted})" if counted else ""),
-        "episodes": f"{task.shots} support and {task.queries} query examples of each class, family {task.family}"
+        "episodes": f"{task.shots} support and {task.queries} query examples"
+        + (f", family {task.family}" if trained.is_language else f" of each class, family {task.family}")
         + (f", {config.ways} ways" if config.ways else ""),
         "algorithm": config.algorithm,
         "inner loop": f"{inner.steps} steps of {inner.optimizer} at {inner.lr:g}, learn_lr {inner.learn_lr}, "
@@ -120,6 +123,8 @@ def evaluation(described: dict[str, Any]) -> str:
 def usage(trained: Trained, described: dict[str, Any]) -> str:
     """Code without distmeta: features, and class scores where the head is a linear one."""
     config, tokenizer = trained.config, described["tokenizer_class"]
+    if trained.is_language:
+        return language_usage(trained, tokenizer)
     kind = "AutoModelForTextEncoding" if trained.is_encoder_alone else "AutoModel"
     peft = "from peft import PeftModel\n" if trained.is_adapter else ""
     if trained.is_adapter:
@@ -169,7 +174,44 @@ def features(texts):
 To adapt it to a new task, give the checkpoint that this was made from to `distmeta adapt`.'''
 
 
+def language_usage(trained: Trained, tokenizer: str) -> str:
+    """Code without distmeta: answers of an adapted model, or of the initial weights, by greedy decoding."""
+    from distmeta.tasks.records import Encoder
+    from distmeta.tasks.tokenizer import load_tokenizer
+
+    encoder = Encoder(load_tokenizer(trained.tokenizer_file), trained.config.model)
+    seq2seq = getattr(trained.model, "seq2seq", False)
+    kind = "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM"
+    new = "found[0, 1:]" if seq2seq else "found[0, ids.shape[1] :]"
+    return f'''## Use
+
+Without distmeta, in the directory of this card:
+
+```python
+import torch
+from transformers import {kind}, {tokenizer}
+
+folder = "."
+tokenizer = {tokenizer}.from_pretrained(folder)
+model = {kind}.from_pretrained(folder).eval()
+
+
+def answer(prompt):
+    """A prompt is the instruction, if there is one, a line break, and the input."""
+    ids = torch.tensor([tokenizer(prompt)["input_ids"] + {encoder.boundary}])
+    found = model.generate(
+        ids, max_new_tokens={trained.config.model.answer_tokens}, do_sample=False, eos_token_id={encoder.end},
+        pad_token_id={encoder.end},
+    )
+    return tokenizer.decode({new}, skip_special_tokens=True).strip()
+```
+
+To adapt it to a new task, give the checkpoint that this was made from to `distmeta adapt`.'''
+
+
 def files(trained: Trained) -> str:
+    if trained.is_language:
+        return "## Files\n\n- `distmeta.json`: the inner loop, the names of the parameters that adapt."
     lines = ["- `head.safetensors`: " + _head(trained) + "."]
     lines.append("- `distmeta.json`: pooling, labels, the inner loop, the names of the parameters that adapt.")
     if trained.is_adapter and not trained.base_is_published:

@@ -3,6 +3,7 @@
     config.json  model.safetensors             the whole backbone; or, for a LoRA run,
     adapter_config.json  adapter_model.safetensors  and base/ where the base is not a published model as it is
     tokenizer.json  tokenizer_config.json      for AutoTokenizer
+    model.safetensors with its output layer    of a language model (text_to_text), LoRA merged, and no head
     head.safetensors                           the classifier's head, and learnt inner learning rates
     distmeta.json                              pooling, labels, inner loop: what the numbers above are used with
     README.md                                  the model card, with the few lines that use all this
@@ -29,6 +30,7 @@ from distmeta.card import model_card
 from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.evaluate import load_model
+from distmeta.export_language import write_language
 from distmeta.models.task_model import TaskModel
 
 LORA = ("lora_A", "lora_B")
@@ -46,8 +48,12 @@ class Trained:
     about: dict[str, Any] = field(default_factory=dict)  # meta_steps, tasks_seen, adapted, evaluation, tasks
 
     @property
+    def is_language(self) -> bool:
+        return self.config.task.family == "text_to_text"
+
+    @property
     def is_adapter(self) -> bool:
-        return self.config.inner.adapt == "lora"
+        return self.config.inner.adapt == "lora" and not self.is_language
 
     @property
     def is_encoder_alone(self) -> bool:
@@ -90,7 +96,7 @@ def read(source: str | Path) -> Trained:
 
 def write(trained: Trained, out: Path) -> Path:
     """Fill `out`, whole or not at all; an earlier export there is replaced. Raises InputError."""
-    if trained.config.model.head == "context":
+    if trained.config.model.head == "context" and not trained.is_language:
         raise InputError(
             "model.head = context: learning in context by label embeddings has no Hugging Face form; adapt the "
             "checkpoint with `distmeta adapt` instead"
@@ -106,6 +112,10 @@ def write(trained: Trained, out: Path) -> Path:
         raise InputError(
             "export: lstm: transformers has no LSTM to load it as; distmeta adapt and evaluate take the checkpoint"
         )
+    if trained.is_language:
+        tokenizer = stock_tokenizer(trained, backbone)
+        about = described(trained) | {"tokenizer_class": type(tokenizer).__name__}
+        return write_language(trained, tokenizer, about, out)
     plain = stock_model(trained) if not (trained.is_adapter and trained.base_is_published) else None
     if plain is not None and trained.labels is not None:
         plain.config.id2label = dict(enumerate(trained.labels))  # type: ignore[union-attr]

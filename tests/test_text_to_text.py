@@ -115,11 +115,8 @@ def test_scores_by_groups_are_scores_one_by_one(kind, tmp_path):
     for tasks in (4, 1):
         fit = config.model_copy(update={"inner": config.inner.model_copy(update={"task_batch": tasks})})
         loop = inner_loop(config.inner, {})
-        found.append(
-            score_texts(
-                model, model.fast, model.shared, loop, episodes, fit, store.pad_id, torch.device("cpu"), store=store
-            )
-        )
+        fast, device = (model.fast, model.shared), torch.device("cpu")
+        found.append(score_texts(model, *fast, loop, episodes, fit, store.pad_id, device, store=store))
     for together, alone in zip(*found, strict=True):
         order = [alone.records.index(record) for record in together.records]
         assert [alone.said[-1][i] for i in order] == list(together.said[-1])
@@ -153,3 +150,24 @@ def test_what_does_not_go_together_is_one_line(sections, says):
         configured(**sections)
     with pytest.raises(InputError, match="data.layout = crossfit belongs to task.family=text_to_text"):
         distmeta.train(small.config(data={"layout": "crossfit"}))
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize(("kind", "adapt"), [("gpt2", "lora"), ("t5", "all")])
+def test_an_export_answers_as_its_card_says(kind, adapt, tmp_path):
+    """The card's own code, without distmeta, gives the answers of the adapted model."""
+    from distmeta.adapt import adapt as fit
+    from distmeta.export import export
+
+    config = configured(kind, inner={"adapt": adapt}, eval={"baselines": False}, run={"checkpoint_every": 3})
+    folder, _ = learnt(config, tmp_path / "run")
+    rows = [{"input": f"{word} from oslo bought two red lamps", "target": word} for word in ("anna", "hugo", "ines")]
+    found = fit(folder, rows, steps=20)
+    texts = [row["input"] for row in rows] + ["jonas from oslo bought two blue boats"]
+    said = [one["text"] for one in found.predict(texts)]
+    out = export(found.save(tmp_path / "adapted"), tmp_path / "out")
+    code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0].replace('"."', repr(str(out)))
+    names: dict = {}
+    exec(code, names)
+    assert [names["answer"](text) for text in texts] == said
+    export(folder, tmp_path / "initial")

@@ -117,12 +117,12 @@ class Encoder:
         self._prompts.no_truncation()
         # A tokenizer that ends a text by a token of its own needs no other boundary before the answer.
         ends = self._prompts.encode("a").ids[-1:] != self._prompts.encode("a", add_special_tokens=False).ids[-1:]
-        self._boundary = [] if ends else self._prompts.encode("\n", add_special_tokens=False).ids
-        self._prompts.enable_truncation(model.max_tokens - model.answer_tokens - len(self._boundary))
+        self.boundary = [] if ends else self._prompts.encode("\n", add_special_tokens=False).ids
+        self._prompts.enable_truncation(model.max_tokens - model.answer_tokens - len(self.boundary))
         self._answers.enable_truncation(model.answer_tokens - 1)
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        return [e.ids + self._boundary for e in self._prompts.encode_batch_fast(list(texts))]
+        return [e.ids + self.boundary for e in self._prompts.encode_batch_fast(list(texts))]
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         found = self._answers.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -1,0 +1,76 @@
+"""The export of a language model (family text_to_text): transformers' own, with its output layer, LoRA pairs merged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from distmeta import checkpoint as checkpoints
+from distmeta.card import model_card
+from distmeta.errors import InputError
+from distmeta.models import backbone as backbones
+from distmeta.models.layers import TaskConv1D
+
+if TYPE_CHECKING:
+    from distmeta.export import Trained
+
+
+def write_language(trained: Trained, tokenizer: Any, described: dict[str, Any], out: Path) -> Path:
+    """Fill `out`, whole or not at all, with what AutoModelForCausalLM or AutoModelForSeq2SeqLM loads."""
+    whole = whole_model(trained)
+
+    def fill(draft: Path) -> None:
+        whole.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        (draft / "distmeta.json").write_text(json.dumps(described, indent=1, ensure_ascii=False), encoding="utf-8")
+        (draft / "README.md").write_text(model_card(trained, described), encoding="utf-8")
+
+    checkpoints.write_directory(out, fill)
+    return out
+
+
+def whole_model(trained: Trained) -> Any:
+    """transformers' own model with the trained weights. Raises InputError where they do not fit it."""
+    config, model = trained.config, trained.model
+    vocab, pad = int(model.backbone.config.vocab_size), int(model.backbone.config.pad_token_id or 0)  # type: ignore[union-attr, arg-type]
+    whole = backbones.build_language_model(config.model, vocab, pad, config.run.seed)
+    both = bool(whole.config.is_encoder_decoder)
+    initial = model.state_dict()
+    values = merged(initial | {name: v for name, v in trained.values.items() if name in initial}, model)
+    target = whole if both else whole.base_model
+    loaded = target.load_state_dict(
+        {name.removeprefix("backbone."): v for name, v in values.items() if name.startswith("backbone.")}, strict=False
+    )
+    tied = set(getattr(whole, "_tied_weights_keys", None) or ())
+    absent = [name for name in loaded.missing_keys if name not in tied and "lm_head" not in name]
+    if absent or loaded.unexpected_keys:
+        raise InputError(
+            f"export: {whole.config.model_type}: its weights do not fit transformers' model, such as "
+            f"{(absent + loaded.unexpected_keys)[0]}"
+        )
+    output = whole.get_output_embeddings()
+    with torch.no_grad():
+        if "output_weight" in values:
+            output.weight.copy_(values["output_weight"])
+        if "output_bias" in values:
+            output.bias.copy_(values["output_bias"])
+    whole.tie_weights()
+    return whole.eval()
+
+
+def merged(values: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Weights with their LoRA products added, W + s B A (Hu et al. 2021, arXiv 2106.09685), and no pairs."""
+    out = {}
+    for name, value in values.items():
+        pair = [f"{name.removesuffix('weight')}lora_{letter}" for letter in "BA"]
+        if name.endswith(".weight") and pair[0] in values:
+            layer = model.get_submodule(name.removesuffix(".weight"))
+            product = layer.lora_scale * values[pair[0]] @ values[pair[1]]
+            value = value + (product.mT if isinstance(layer, TaskConv1D) else product)
+        if not name.endswith(("lora_A", "lora_B")):
+            out[name] = value
+    return out

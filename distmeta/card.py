@@ -66,10 +66,15 @@ def summary(trained: Trained) -> str:
     base = Path(config.model.pretrained).name if config.model.pretrained else f"a new {config.model.architecture}"
     what = "A LoRA adapter" if trained.is_adapter else "A language model" if trained.is_language else "A transformer"
     if "adapted" in trained.about:
+        named = ", ".join(trained.labels or ["a task in words"])
         return (
-            f"{what} for {', '.join(trained.labels or ['a task in words'])}: {base}, meta-trained with distmeta and adapted to "
-            f"this task by {config.algorithm}'s inner loop."
+            f"{what} for {named}: {base}, meta-trained with distmeta and adapted to this task by {config.algorithm}'s "
+            "inner loop."
         )
+    return (
+        f"{what} for {', '.join(trained.labels or ['a task in words'])}: {base}, meta-trained with distmeta and adapted to "
+        f"this task by {config.algorithm}'s inner loop."
+    )
     return (
         f"{what} meta-trained with distmeta from {base}: initial weights from which {config.inner.steps} gradient "
         "steps on a few labelled examples of a new task are enough. As it is, it is where adaptation begins."

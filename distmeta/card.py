@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distmeta.export import Trained
 
-METRICS = ("accuracy", "f1", "precision", "recall", "loss")
+METRICS = ("accuracy", "f1", "precision", "recall", "loss", "ece")
 POOLING = {
     "first": "return states[:, 0]",
     "last": "return states[torch.arange(len(texts)), keep.sum(1) - 1]",

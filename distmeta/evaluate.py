@@ -81,7 +81,7 @@ def evaluate_methods(
     fast, shared, rates = split_meta(model, meta)
     steps = config.inner.steps if config.eval.steps is None else config.eval.steps
     loop = inner_loop(config.inner, rates, steps)
-    fixed = config.task.family == "domain"
+    about_rows = {"fixed_labels": config.task.family == "domain", "from_sources": config.data.sources is not None}
 
     say(f"evaluating on {count} episodes ({split})")
     trained = gather(scored_by(model, fast, shared, loop, mine, config, pad_id, device))
@@ -90,12 +90,15 @@ def evaluate_methods(
     if lost:
         say(f"the inner loop diverged in {lost} of {count} episodes, whose rows count as wrong; use a smaller inner.lr")
     methods = {"meta_trained": summarise(trained)}
-    more: dict[str, Any] = {"settings": about, "meta_trained": details(trained, fixed)}
+    more: dict[str, Any] = {"settings": about, "meta_trained": details(trained, **about_rows)}
     if not config.eval.baselines:
         return Evaluation(methods, more)
 
-    start = [dataclasses.replace(s, predicted=s.predicted[:1], loss=s.loss[:1]) for s in trained]
+    start = [
+        dataclasses.replace(s, predicted=s.predicted[:1], loss=s.loss[:1], confidence=s.confidence[:1]) for s in trained
+    ]
     methods["no_adaptation"] = summarise(start)
+    more["no_adaptation"] = details(start, **about_rows)
     constant = config.inner.model_copy(update={"learn_lr": "none", "schedule": "constant"})
     tuned = inner_loop(constant, {}, max(1, steps) * FINE_TUNE_LENGTH)
     # The rate is chosen on tasks that are not those scored; data given to `evaluate` may have none.
@@ -115,7 +118,7 @@ def evaluate_methods(
         say(f"baseline {name}: {tuned.steps} steps at lr {best:g}" + (f" (chosen on {held} episodes)" if held else ""))
         result = scored(best, mine)
         methods[name] = summarise(result)
-        more[name] = {"steps": tuned.steps, "lr": best, "chosen_on": held, **details(result, fixed)}
+        more[name] = {"steps": tuned.steps, "lr": best, "chosen_on": held, **details(result, **about_rows)}
 
     untrained = dict(model.fast), dict(model.shared)
     fine_tuned("fine_tuned", *untrained, FINE_TUNE_FACTORS)
@@ -127,7 +130,7 @@ def evaluate_methods(
         values = {**untrained[0], **untrained[1]}
         result = gather(score_prototypes(model, values, mine, config, pad_id, device))
         methods["prototypes"] = summarise(result)
-        more["prototypes"] = details(result, fixed)
+        more["prototypes"] = details(result, **about_rows)
     return Evaluation(methods, more)
 
 

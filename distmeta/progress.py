@@ -194,32 +194,42 @@ def describe(record: dict[str, Any]) -> str:
     return f"loss {record['outer_loss']:.3f}{accuracy}  {seconds * 1000:.0f} ms/step"
 
 
-def evaluation_table(methods: dict[str, Any], title: str = "unseen tasks, mean and 95% interval over episodes") -> Any:
-    """A rich table of evaluation.json."""
+def evaluation_table(
+    methods: dict[str, Any],
+    title: str = "unseen tasks, mean and 95% interval over episodes",
+    details: dict[str, Any] | None = None,
+) -> Any:
+    """A rich table of evaluation.json; with evaluation_details.json also the accuracy of each method's worst task."""
     from rich.table import Table
 
     table = Table(title=title)
     table.add_column("method", no_wrap=True)
     for column in ("accuracy", "precision", "recall", "F1", "by inner steps"):
         table.add_column(column, justify="right")
+    worst = {name: found["worst_task"] for name, found in (details or {}).items() if "worst_task" in found}
+    if worst:
+        table.add_column("worst task", justify="right")
     for name, scores in methods.items():
         accuracy = scores["accuracy"]
         curve = accuracy.get("curve", [])
         shown = " ".join(f"{x:.2f}" for x in (curve if len(curve) <= 8 else curve[:: max(1, len(curve) // 6)]))
         row = [f"{accuracy['mean']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]"]
         row += [f"{scores[k]['mean']:.3f}" for k in ("precision", "recall", "f1")]
-        table.add_row(name, *row, shown)
+        low = worst.get(name)
+        table.add_row(name, *row, shown, *([f"{low['mean']:.3f} {low['task']}" if low else ""] if worst else []))
     return table
 
 
-def class_table(details: dict[str, Any]) -> Any:
-    """A rich table of the meta-trained model's scores of each class; None where episodes have labels of their own."""
+def class_table(details: dict[str, Any], most: int = 20) -> Any:
+    """A rich table of the meta-trained model's scores of each class, or of the `most` that are hardest by F1."""
     from rich.table import Table
 
-    per_class = details.get("meta_trained", {}).get("per_class")
-    if per_class is None:
-        return None
-    table = Table(title="meta-trained model, by class, over the query examples of all episodes")
+    per_class = details["meta_trained"]["per_class"]
+    title = "meta-trained model, by class, over the query examples of all episodes"
+    if len(per_class) > most:
+        per_class = dict(sorted(per_class.items(), key=lambda item: item[1]["f1"])[:most])
+        title += f"; the {most} hardest"
+    table = Table(title=title)
     table.add_column("class", no_wrap=True)
     for column in ("precision", "recall", "F1"):
         table.add_column(column, justify="right")

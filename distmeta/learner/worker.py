@@ -49,6 +49,7 @@ from distmeta.sampling.sampler import Sampler
 from distmeta.sampling.window import EpisodeWindow
 from distmeta.scoring import (
     curves,
+    domain_of,
     group_episodes,
     load_group,
     score_episodes,
@@ -420,8 +421,8 @@ def validate(
     found = curves(scored)
     by_source: dict[str, list[float]] = {}
     for one in scored if config.data.sources else ():
-        name = one.task if config.task.family == "domain" else one.label_names[0]
-        by_source.setdefault(name.split("/")[0], []).append(float(one.loss[-1]))
+        source = domain_of(one, config.task.family == "domain", from_sources=True)
+        by_source.setdefault(source, []).append(float(one.loss[-1]))
     means = {name: curve["mean"][-1] for name, curve in found.items()}
     return means, found, {name: float(np.mean(losses)) for name, losses in sorted(by_source.items())}
 

@@ -90,6 +90,7 @@ def check(config: Config) -> None:
             "inner.adapt = head: a prototype head is computed from the support set, so nothing that is meta-learnt "
             "would adapt; set model.head=linear, or inner.adapt=all or lora"
         )
+    check_augment(config)
     if config.task.family == "domain" and config.task.ways is not None:
         raise ValueError("task.ways belongs to task.family=classes; a domain episode has all labels")
     if config.task.arrive_every and (config.task.family != "domain" or config.data.sources is not None):
@@ -108,6 +109,25 @@ def check(config: Config) -> None:
                 f"task.lag = {config.task.lag}: episodes are asked for up to {ahead} meta-steps ahead (sampling.window "
                 f"over a rank's share of outer.meta_batch_size); set at least {ahead}, or lower sampling.window"
             )
+
+
+def check_augment(config: Config) -> None:
+    """Raises ValueError where an augmentation would do nothing, or not what it says."""
+    task, given = config.task, config.task.augment
+    for applies, key, value, mend in (
+        (task.shots == 1 and given.mix > 0, "mix", given.mix,
+         "needs other support rows of a class (task.shots above 1)"),
+        (given.permute_labels and (task.family == "classes" or task.permute_labels), "permute_labels", "true",
+         "changes nothing where labels are in a new order in every episode (family classes, task.permute_labels)"),
+        (given.permute_labels and config.model.head == "prototype", "permute_labels", "true",
+         "changes nothing where the head is made of class means (model.head=prototype)"),
+        (given.permute_labels and config.algorithm == "multi_task", "permute_labels", "true",
+         "leaves nothing to learn for algorithm=multi_task, whose tasks share a head"),
+        (given.resplit and task.mixture == "curriculum", "resplit", "true",
+         "pairs episodes, whose weights may differ under task.mixture=curriculum"),
+    ):  # fmt: skip
+        if applies:
+            raise ValueError(f"task.augment.{key} = {value} {mend}; leave it out")
 
 
 def check_algorithm(config: Config) -> None:

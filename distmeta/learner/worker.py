@@ -282,7 +282,9 @@ def shown_rate(model: TaskModel, meta: Params, config: Config) -> float:
 
 
 def state_cache(model: TaskModel, config: Config, store: TaskStore) -> StateCache | None:
-    """Where the states of a prefix that is frozen for the whole run are kept; None where they may change."""
+    """Where the states of a prefix that is frozen for the whole run are kept by row; None where they may change."""
+    if config.task.augment.changes_tokens:
+        return None
     if not is_frozen(model) or config.model.dropout > 0 or config.inner.prefix_mb == 0:
         return None
     return StateCache(store.rows, config.inner.prefix_mb)

@@ -77,9 +77,9 @@ def word_swap(tokens: Tokens, offsets: Numbers, words: Marks, share: float, draw
 def mix(tokens: Tokens, offsets: Numbers, labels: Numbers, words: Marks, share: float, draws: Draws) -> Tokens:
     """Tokens [m] with each word, with probability `share`, replaced by one drawn from the other rows of its class.
 
-    Unigram noising in the manner of Xie et al. 2017 (arXiv 1703.02573, section 3.3), which replaces tokens by draws from
-    the unigram frequencies of the whole corpus. Adapted: the frequencies are those of the other support rows of the same
-    class, so that the label stays true and nothing from outside of the episode comes in.
+    Unigram noising in the manner of Xie et al. 2017 (arXiv 1703.02573, section 3.3), which replaces tokens by draws
+    from the unigram frequencies of the whole corpus. Adapted: the frequencies are those of the other support rows of
+    the same class, so that the label stays true and nothing from outside of the episode comes in.
     """
     at = np.flatnonzero(words)
     row = rows_of(offsets)[at]

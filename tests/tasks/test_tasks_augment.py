@@ -1,6 +1,7 @@
 """Augmentation: a pure function of (seed, index), of support rows alone, by the shares that are asked for."""
 
 import hashlib
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ def ragged(rows=400, longest=12, seed=0):
 
 
 def split(tokens, offsets):
-    return [tokens[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:])]
+    return [tokens[a:b].tolist() for a, b in itertools.pairwise(offsets)]
 
 
 def test_a_fresh_process_and_another_order_give_the_same(reviews):
@@ -201,7 +202,7 @@ def test_resplit_pairs_share_their_rows(reviews):
         ({"task": {"augment": {"mix": 0.1}, "shots": 1}}, "task.augment.mix"),
         ({"task": {"augment": {"permute_labels": True}, "permute_labels": True}}, "task.augment.permute_labels"),
         ({"task": {"augment": {"permute_labels": True}, "family": "classes"}}, "task.augment.permute_labels"),
-        ({"task": {"augment": {"permute_labels": True}}, "model": {"head": "prototype"}}, "task.augment.permute_labels"),
+        ({"task": {"augment": {"permute_labels": True}}, "model": {"head": "prototype"}}, "augment.permute_labels"),
         ({"task": {"augment": {"permute_labels": True}}, "algorithm": "multi_task"}, "task.augment.permute_labels"),
         ({"task": {"augment": {"resplit": True}, "mixture": "curriculum"}, "eval": {"every": 5},
           "data": {"sources": {"a": {"path": "x"}}}}, "task.augment.resplit"),

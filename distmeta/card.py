@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distmeta.export import Trained
 
-METRICS = ("accuracy", "f1", "precision", "recall", "exact_match", "token_f1", "rouge_l", "bleu", "perplexity", "loss")
+METRICS = (
+    "accuracy", "f1", "precision", "recall", "exact_match", "token_f1", "rouge_l", "bleu", "perplexity", "loss", "ece",
+)  # fmt: skip
 POOLING = {
     "first": "return states[:, 0]",
     "last": "return states[torch.arange(len(texts)), keep.sum(1) - 1]",
@@ -71,10 +73,6 @@ def summary(trained: Trained) -> str:
             f"{what} for {named}: {base}, meta-trained with distmeta and adapted to this task by {config.algorithm}'s "
             "inner loop."
         )
-    return (
-        f"{what} for {', '.join(trained.labels or ['a task in words'])}: {base}, meta-trained with distmeta and adapted to "
-        f"this task by {config.algorithm}'s inner loop."
-    )
     return (
         f"{what} meta-trained with distmeta from {base}: initial weights from which {config.inner.steps} gradient "
         "steps on a few labelled examples of a new task are enough. As it is, it is where adaptation begins."

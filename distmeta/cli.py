@@ -115,10 +115,8 @@ def evaluate(
     from distmeta.progress import class_table, evaluation_table
 
     console = Console()
-    console.print(evaluation_table(result.methods, title=f"{split} tasks, mean and 95% interval over episodes"))
-    by_class = class_table(result.details)
-    if by_class is not None:
-        console.print(by_class)
+    title = f"{split} tasks, mean and 95% interval over episodes"
+    console.print(evaluation_table(result.methods, title, result.details), class_table(result.details))
 
 
 @app.command()

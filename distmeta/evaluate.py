@@ -86,8 +86,10 @@ def evaluate_methods(
     fast, shared, rates = split_meta(model, meta)
     steps = config.inner.steps if config.eval.steps is None else config.eval.steps
     loop = inner_loop(config.inner, rates, steps)
-    fixed = config.task.family == "domain"
-    details_of: Callable[[list[Any]], dict[str, Any]] = text_details if text else partial(details, fixed_labels=fixed)
+    fixed, several = config.task.family == "domain", config.data.sources is not None
+    details_of: Callable[[list[Any]], dict[str, Any]] = (
+        text_details if text else partial(details, fixed_labels=fixed, from_sources=several)
+    )
 
     say(f"evaluating on {count} episodes ({split})")
     trained = gather(scored_by(model, fast, shared, loop, mine, config, pad_id, device))
@@ -100,7 +102,8 @@ def evaluate_methods(
     if not config.eval.baselines:
         return Evaluation(methods, more)
 
-    methods["no_adaptation"] = summarise([s.at_start() for s in trained])
+    start = [s.at_start() for s in trained]
+    methods["no_adaptation"], more["no_adaptation"] = summarise(start), details_of(start)
     constant = config.inner.model_copy(update={"learn_lr": "none", "schedule": "constant"})
     tuned = inner_loop(constant, {}, max(1, steps) * FINE_TUNE_LENGTH)
     # The rate is chosen on tasks that are not those scored; data given to `evaluate` may have none.

@@ -88,7 +88,8 @@ def read(source: str | Path) -> Trained:
         values = {name: value.cpu() for name, value in found.params.items()}
         return Trained(found.config, found.model.cpu(), values, found.labels, found.tokenizer_file, about)
     saved = checkpoints.load(source)
-    fixed = saved.config.task.family == "domain" and not saved.config.task.permute_labels
+    task = saved.config.task
+    fixed = task.family == "domain" and not (task.permute_labels or task.augment.permute_labels)
     about = {"meta_steps": saved.step, "tasks_seen": saved.state["tasks_seen"], **_of_run(saved)}
     labels = saved.state["labels"] if fixed and saved.config.model.head == "linear" else None
     return Trained(saved.config, load_model(saved), saved.meta, labels, saved.tokenizer_file, about)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NORMAL_95 = 1.959964  # two-sided 95% quantile of the normal distribution
+CALIBRATION_BINS = 15
 
 
 def confusion(labels: NDArray[np.integer], predicted: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
@@ -37,11 +38,33 @@ def scores(matrix: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
 
 def class_scores(matrix: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     """Precision, recall and F1 of each class, [..., C], of confusion matrices [..., C, C]."""
-    hit = np.diagonal(matrix, axis1=-2, axis2=-1).astype(np.float64)
-    precision = hit / np.maximum(matrix.sum(-2), 1)
-    recall = hit / np.maximum(matrix.sum(-1), 1)
-    f1 = 2 * hit / np.maximum(matrix.sum(-2) + matrix.sum(-1), 1)
-    return {"precision": precision, "recall": recall, "f1": f1}
+    return count_scores(np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(-1), matrix.sum(-2))
+
+
+def count_scores(
+    hits: NDArray[np.int64], labelled: NDArray[np.int64], predicted: NDArray[np.int64]
+) -> dict[str, NDArray[np.float64]]:
+    """Precision, recall and F1 of each class, [..., C], of its numbers [..., C] of hits, of rows and of predictions."""
+    return {
+        "precision": hits / np.maximum(predicted, 1),
+        "recall": hits / np.maximum(labelled, 1),
+        "f1": 2 * hits / np.maximum(labelled + predicted, 1),
+    }
+
+
+def calibration_error(
+    confidence: NDArray[np.floating], right: NDArray[np.bool_], bins: int = CALIBRATION_BINS
+) -> NDArray[np.float64]:
+    """Expected calibration error [...] over the last axis of two arrays [..., n] (Guo et al. 2017, arXiv 1706.04599).
+
+    confidence: the probability of the predicted class, in bins ((b-1)/B, b/B]; the mean over rows of |accuracy - mean
+    confidence| of their bin. Of few rows it is too high on average: a bin's accuracy is then a matter of chance.
+    """
+    at = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    cells = at + bins * np.arange(at[..., 0].size).reshape(*at.shape[:-1], 1)
+    gaps = np.bincount(cells.ravel(), (right - confidence).ravel(), minlength=bins * at[..., 0].size)
+    error: NDArray[np.float64] = np.abs(gaps).reshape(*at.shape[:-1], bins).sum(-1) / at.shape[-1]
+    return error
 
 
 def interval(values: NDArray[np.floating]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ Params = dict[str, Tensor]
 
 @all_together
 def train_pooled(model: TaskModel, store: TaskStore, config: Config, device: torch.device) -> tuple[Params, Params]:
-    """(fast, shared) after `outer.steps` steps of AdamW, at `outer.lr`, on the episodes that the run learns from.
+    """(fast, shared) after `outer.steps` steps of AdamW, at `outer.lr`, on the run's training episodes, not augmented.
 
     Tasks with the same labels share the model's head. Where the classes are each episode's own, or the head is made
     of prototypes, a classifier over all classes of the data is trained, and left behind.

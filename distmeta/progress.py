@@ -197,8 +197,12 @@ def describe(record: dict[str, Any]) -> str:
     return f"loss {record['outer_loss']:.3f}{accuracy}  {seconds * 1000:.0f} ms/step"
 
 
-def evaluation_table(methods: dict[str, Any], title: str = "unseen tasks, mean and 95% interval over episodes") -> Any:
-    """A rich table of evaluation.json."""
+def evaluation_table(
+    methods: dict[str, Any],
+    title: str = "unseen tasks, mean and 95% interval over episodes",
+    details: dict[str, Any] | None = None,
+) -> Any:
+    """A rich table of evaluation.json; with evaluation_details.json also the accuracy of each method's worst task."""
     from rich.table import Table
 
     table = Table(title=title)
@@ -206,12 +210,16 @@ def evaluation_table(methods: dict[str, Any], title: str = "unseen tasks, mean a
     first, *others, by_steps = TEXT_COLUMNS if "token_f1" in methods["meta_trained"] else CLASS_COLUMNS
     for column in (first, *others, "by inner steps" if by_steps == first else f"{by_steps} by inner steps"):
         table.add_column(column.replace("_", " ").replace("f1", "F1").replace("rouge l", "ROUGE-L"), justify="right")
+    worst = {name: found["worst_task"] for name, found in (details or {}).items() if "worst_task" in found}
+    if worst:
+        table.add_column("worst task", justify="right")
     for name, scores in methods.items():
         main, curve = scores[first], scores[by_steps].get("curve", [])
         shown = " ".join(f"{x:.2f}" for x in (curve if len(curve) <= 8 else curve[:: max(1, len(curve) // 6)]))
         row = [f"{main['mean']:.3f} [{main['low']:.3f}, {main['high']:.3f}]"]
         row += [f"{scores[other]['mean']:.3f}" for other in others]
-        table.add_row(name, *row, shown)
+        low = worst.get(name)
+        table.add_row(name, *row, shown, *([f"{low['mean']:.3f} {low['task']}" if low else ""] if worst else []))
     return table
 
 
@@ -220,14 +228,26 @@ def headline(methods: dict[str, Any]) -> str:
     return "token_f1" if "token_f1" in methods["meta_trained"] else "accuracy"
 
 
-def class_table(details: dict[str, Any]) -> Any:
-    """A rich table of the meta-trained model's scores of each class; None where episodes have labels of their own."""
+def class_table(details: dict[str, Any], most: int = 20) -> Any:
+    """A rich table of the meta-trained model's scores of each class, or of the `most` that are hardest by F1.
+
+    Where answers are words: some of them, beside what was accepted.
+    """
     from rich.table import Table
 
-    per_class = details.get("meta_trained", {}).get("per_class")
-    if per_class is None:
-        return None
-    table = Table(title="meta-trained model, by class, over the query examples of all episodes")
+    if "answers" in details["meta_trained"]:
+        answers = Table(title="meta-trained model, some of its answers")
+        for column in ("task", "input", "said", "accepted"):
+            answers.add_column(column)
+        for one in details["meta_trained"]["answers"][:5]:
+            answers.add_row(one["task"], one["input"][:120], one["said"], " | ".join(one["accepted"][:3]))
+        return answers
+    per_class = details["meta_trained"]["per_class"]
+    title = "meta-trained model, by class, over the query examples of all episodes"
+    if len(per_class) > most:
+        per_class = dict(sorted(per_class.items(), key=lambda item: item[1]["f1"])[:most])
+        title += f"; the {most} hardest"
+    table = Table(title=title)
     table.add_column("class", no_wrap=True)
     for column in ("precision", "recall", "F1"):
         table.add_column(column, justify="right")

@@ -30,6 +30,7 @@ from distmeta.sampling.episode import Episode
 # What a loss that is no number counts as in means: -log of the smallest positive float32, the least probability that
 # a softmax can give to the right class.
 WORST_LOSS = 103.28
+TABLED = ("accuracy", "precision", "recall", "f1")  # of each task and domain
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,21 @@ class Scored:
     labels: NDArray[np.int64]  # [n]
     predicted: NDArray[np.int64]  # [K+1, n], or [1, n] after the last step alone
     loss: NDArray[np.float64]  # [K+1] or [1]
+    confidence: NDArray[np.float64]  # [K+1, n] or [1, n]: the predicted class's probability
 
     def at_start(self) -> Scored:
         """The same before the first inner step."""
-        return replace(self, predicted=self.predicted[:1], loss=self.loss[:1])
+        return replace(self, predicted=self.predicted[:1], loss=self.loss[:1], confidence=self.confidence[:1])
 
     def metrics(self) -> dict[str, NDArray[np.float64]]:
         """Each metric after 0..K inner steps, [K+1] or [1]."""
         classes = len(self.label_names)
         matrices = metrics.confusion(np.broadcast_to(self.labels, self.predicted.shape), self.predicted, classes)
-        return {**metrics.scores(matrices), "loss": np.where(np.isfinite(self.loss), self.loss, WORST_LOSS)}
+        return {
+            **metrics.scores(matrices),
+            "loss": np.where(np.isfinite(self.loss), self.loss, WORST_LOSS),
+            "ece": metrics.calibration_error(self.confidence, self.predicted == self.labels),
+        }
 
 
 def group_episodes(episodes: Sequence[Episode], size: int) -> list[list[Episode]]:
@@ -139,12 +145,13 @@ def score_episodes(
         )  # fmt: skip
         path = adapted.trajectory or [adapted.params]
         labels = np.concatenate([b.labels.cpu().numpy() for b in query], 1)  # [T, n]
-        predicted, losses = [], []
+        predicted, losses, confidence = [], [], []
         with torch.no_grad():
             for params_k in path:
                 logits = torch.cat([model.logits({**shared, **params_k}, b) for b in query], 1)  # [T, n, C]
                 target = torch.cat([b.labels for b in query], 1)
                 predicted.append(predictions(logits, target).cpu().numpy())
+                confidence.append(confidences(logits).cpu().numpy())
                 losses.append(F.cross_entropy(logits.mT, target, reduction="none").mean(1).double().cpu().numpy())
         for t, episode in enumerate(group):
             out.append(
@@ -154,6 +161,7 @@ def score_episodes(
                     labels=labels[t],
                     predicted=np.stack([p[t] for p in predicted]),
                     loss=np.array([loss[t] for loss in losses]),
+                    confidence=np.stack([c[t] for c in confidence]),
                 )
             )
     return out
@@ -167,6 +175,14 @@ def predictions(logits: Tensor, labels: Tensor) -> Tensor:
     """
     wrong = (labels + 1) % logits.shape[-1]
     return torch.where(logits.isfinite().all(-1), logits.argmax(-1), wrong)
+
+
+def confidences(logits: Tensor) -> Tensor:
+    """The predicted class's probability, [T, n] of [T, n, C]; 1, the worst for a wrong row, where `predictions` makes
+    one of scores that are not finite.
+    """
+    likely = logits.double().softmax(-1).amax(-1)
+    return torch.where(logits.isfinite().all(-1), likely, torch.ones_like(likely))
 
 
 @all_together
@@ -197,6 +213,7 @@ def score_prototypes(
                     labels=target.cpu().numpy(),
                     predicted=negative.argmax(-1, keepdim=True).mT.cpu().numpy(),
                     loss=np.array([float(F.cross_entropy(negative, target))]),
+                    confidence=confidences(negative)[None].cpu().numpy(),
                 )
             )
     return out
@@ -218,25 +235,75 @@ def by_episode(scored: Sequence[Any]) -> dict[str, NDArray[np.float64]]:
     return {name: np.stack([found[name] for found in each]) for name in (each[0] if each else ())}
 
 
-def details(scored: Sequence[Scored], fixed_labels: bool) -> dict[str, Any]:
-    """How many episodes diverged; where all share their labels, accuracy by task and scores of each class."""
-    by_task: dict[str, list[float]] = {}
-    for s in scored:
-        by_task.setdefault(s.task, []).append(float((s.predicted[-1] == s.labels).mean()))
-    out: dict[str, Any] = {"diverged": sum(not np.isfinite(s.loss[-1]) for s in scored)}
+def details(scored: Sequence[Scored], fixed_labels: bool, from_sources: bool = False) -> dict[str, Any]:
+    """What the means over episodes hide, after the last step.
+
+    diverged: episodes. ece_pooled: the calibration error of all query rows as one. per_class: scores of each class over
+    all episodes that it was in, and its rows. per_domain: accuracy, precision, recall and F1 of each data source, or of
+    each task. Where all episodes share their labels (fixed_labels) the same per_task, and the confusion matrix. Where
+    there are several tasks or sources: the mean over them, each counting once, and the worst_task (or source) by
+    accuracy, which as the lowest of many is lower than it would be on new episodes.
+    """
+    confidence = np.concatenate([s.confidence[-1] for s in scored])
+    right = np.concatenate([s.predicted[-1] == s.labels for s in scored])
+    out: dict[str, Any] = {
+        "diverged": sum(not np.isfinite(s.loss[-1]) for s in scored),
+        "ece_pooled": float(metrics.calibration_error(confidence, right)),
+        "per_class": per_class(scored),
+        "per_domain": by_name(scored, [domain_of(s, fixed_labels, from_sources) for s in scored]),
+    }
     if fixed_labels:
-        names = sorted({name for s in scored for name in s.label_names})
-        total = np.zeros((len(names), len(names)), np.int64)
-        for s in scored:
-            ids = np.array([names.index(name) for name in s.label_names])
-            total += metrics.confusion(ids[s.labels], ids[s.predicted[-1]], len(names))
-        per_class = metrics.class_scores(total)
-        out["per_class"] = {
-            name: {metric: float(per_class[metric][i]) for metric in per_class} for i, name in enumerate(names)
-        }
-        out["confusion"] = {"labels": names, "rows_are_labels": total.tolist()}
-        out["per_task"] = {task: metrics.interval(np.array(v)) for task, v in sorted(by_task.items())}
+        out["per_task"] = by_name(scored, [s.task for s in scored])
+        out["confusion"] = confusion_by_name(scored)
+    if fixed_labels or from_sources:
+        accuracy = {name: of["accuracy"] for name, of in out.get("per_task", out["per_domain"]).items()}
+        over = metrics.interval(np.array([found["mean"] for found in accuracy.values()]))
+        out["mean_over_tasks"] = {**{end: over[end] for end in ("mean", "low", "high")}, "tasks": len(accuracy)}
+        worst = min(accuracy, key=lambda name: accuracy[name]["mean"])
+        out["worst_task"] = {"task": worst, **accuracy[worst]}
     return out
+
+
+def domain_of(scored: Scored, fixed_labels: bool, from_sources: bool) -> str:
+    """The data source that an episode is from, which its task's name, or those of its classes, begin with; without
+    sources its task.
+    """
+    if not from_sources:
+        return scored.task
+    return (scored.task if fixed_labels else scored.label_names[0]).split("/")[0]
+
+
+def by_name(scored: Sequence[Scored], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Accuracy, precision, recall and F1 with their intervals, of the episodes of each name, after the last step."""
+    values = by_episode([replace(s, predicted=s.predicted[-1:], loss=s.loss[-1:], confidence=s.confidence[-1:])
+                         for s in scored])  # fmt: skip
+    where = np.array(names)
+    return {
+        name: {metric: metrics.interval(values[metric][where == name, -1]) for metric in TABLED}
+        for name in sorted(set(names))
+    }
+
+
+def per_class(scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
+    """Precision, recall and F1 of each class over all episodes that it was in, and its rows, after the last step."""
+    names = sorted({name for s in scored for name in s.label_names})
+    number = {name: i for i, name in enumerate(names)}
+    counts = np.zeros((3, len(names)), np.int64)  # hits, rows, predictions
+    for s in scored:
+        matrix = metrics.confusion(s.labels, s.predicted[-1], len(s.label_names))
+        counts[:, [number[name] for name in s.label_names]] += [np.diagonal(matrix), matrix.sum(1), matrix.sum(0)]
+    found = {**metrics.count_scores(*counts), "rows": counts[1]}
+    return {name: {metric: value[i].item() for metric, value in found.items()} for i, name in enumerate(names)}
+
+
+def confusion_by_name(scored: Sequence[Scored]) -> dict[str, Any]:
+    """The confusion matrix over all episodes, after the last step."""
+    names = sorted({name for s in scored for name in s.label_names})
+    total = np.zeros((len(names), len(names)), np.int64)
+    for s in scored:
+        ids = np.array([names.index(name) for name in s.label_names])
+        total += metrics.confusion(ids[s.labels], ids[s.predicted[-1]], len(names))
+    return {"labels": names, "rows_are_labels": total.tolist()}
 
 
 def split_meta(

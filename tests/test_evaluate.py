@@ -1,6 +1,7 @@
 """Evaluation: curves, baselines, divided over ranks, and loops that diverge."""
 
 import dataclasses
+import io
 import json
 
 import numpy as np
@@ -15,7 +16,16 @@ from distmeta.evaluate import evaluate, evaluate_methods, load_model
 from distmeta.inner import InnerLoop
 from distmeta.models.build import build_model
 from distmeta.sampling.episode import sample_episode
-from distmeta.scoring import WORST_LOSS, Scored, details, group_episodes, predictions, score_episodes, summarise
+from distmeta.scoring import (
+    WORST_LOSS,
+    Scored,
+    confidences,
+    details,
+    group_episodes,
+    predictions,
+    score_episodes,
+    summarise,
+)
 from distmeta.tasks.store import build_store, open_store
 
 CPU = torch.device("cpu")
@@ -49,7 +59,7 @@ def test_evaluation_has_the_design_s_shape(words_csv, tmp_path):
     found = setting.methods()
     assert list(found.methods) == ["meta_trained", "no_adaptation", "fine_tuned", "multi_task", "prototypes"]
     for name, scores in found.methods.items():
-        assert set(scores) == {"accuracy", "precision", "recall", "f1", "loss"}
+        assert set(scores) == {"accuracy", "precision", "recall", "f1", "loss", "ece"}
         steps = {"meta_trained": 3}.get(name, 0)  # of the curve
         for score in scores.values():
             assert set(score) == {"mean", "low", "high", "episodes", "curve"}
@@ -115,6 +125,8 @@ def test_groups_of_tasks_are_tasks_one_by_one(words_csv):
         order = np.argsort(one.labels, kind="stable"), np.argsort(many.labels, kind="stable")
         assert (one.labels[order[0]] == many.labels[order[1]]).all()
         np.testing.assert_allclose(one.loss, many.loss, rtol=1e-5)
+        assert (one.confidence >= 0.5).all() and one.confidence.shape == one.predicted.shape
+        np.testing.assert_allclose(np.sort(one.confidence), np.sort(many.confidence), rtol=1e-4)
         assert ((one.predicted == one.labels).sum(1) == (many.predicted == many.labels).sum(1)).all()
 
 
@@ -156,15 +168,19 @@ def test_scores_that_are_no_numbers_are_wrong_predictions():
     logits = torch.tensor([[[0.0, 1.0, 2.0], [nan, 1.0, 2.0], [0.0, nan, nan], [float("inf"), 0.0, 0.0]]])
     labels = torch.tensor([[2, 2, 0, 0]])
     assert predictions(logits, labels).tolist() == [[2, 0, 1, 1]]
-    scored = Scored("t", ("a", "b", "c"), labels[0].numpy(), predictions(logits, labels).numpy(), np.array([nan]))
+    sure = confidences(logits)
+    assert sure[0].tolist() == [pytest.approx(1 / (1 + np.exp(-1) + np.exp(-2))), 1, 1, 1]
+    predicted = predictions(logits, labels).numpy()
+    scored = Scored("t", ("a", "b", "c"), labels[0].numpy(), predicted, np.array([nan]), sure.numpy())
     assert summarise([scored])["accuracy"]["mean"] == 0.25
-    assert details([scored], False) == {"diverged": 1}
+    assert details([scored], False)["diverged"] == 1
 
 
 def test_summary_is_the_mean_of_episodes():
     rng = np.random.default_rng(0)
     scored = [
-        Scored("t", ("a", "b"), rng.integers(0, 2, 6), rng.integers(0, 2, (3, 6)), rng.random(3)) for _ in range(9)
+        Scored("t", ("a", "b"), rng.integers(0, 2, 6), rng.integers(0, 2, (3, 6)), rng.random(3), rng.random((3, 6)))
+        for _ in range(9)
     ]
     found = summarise(scored)
     accuracy = np.array([[(p == s.labels).mean() for p in s.predicted] for s in scored])
@@ -174,9 +190,88 @@ def test_summary_is_the_mean_of_episodes():
 
 def test_permuted_labels_are_counted_under_their_names():
     labels, predicted = np.array([0, 1, 1]), np.array([[0, 1, 0]])
-    one = Scored("t", ("a", "b"), labels, predicted, np.array([0.1]))
-    other = Scored("t", ("b", "a"), labels, predicted, np.array([0.1]))
+    one = Scored("t", ("a", "b"), labels, predicted, np.array([0.1]), np.ones((1, 3)))
+    other = Scored("t", ("b", "a"), labels, predicted, np.array([0.1]), np.ones((1, 3)))
     assert details([one, other], True)["confusion"] == {"labels": ["a", "b"], "rows_are_labels": [[2, 1], [1, 2]]}
+
+
+def random_episodes(names_of, count=40):
+    """Episodes of three ways and six rows, with tasks and labels by `names_of` the episode's number."""
+    rng = np.random.default_rng(3)
+    out = []
+    for i in range(count):
+        task, names = names_of(i, rng)
+        labels, confidence = rng.integers(0, 3, 6), rng.uniform(1 / 3, 1, (2, 6))
+        predicted = np.where(rng.random((2, 6)) < 0.6, labels, rng.integers(0, 3, (2, 6)))
+        out.append(Scored(task, names, labels, predicted, rng.random(2), confidence))
+    return out
+
+
+def test_tables_of_tasks_and_domains_are_scikit_learn_s_means():
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+    tasks = ["a/x", "a/y", "b/z"]
+    scored = random_episodes(lambda i, rng: (tasks[i % 3], ("p", "q", "r")))
+    found = details(scored, True, True)
+    for table, part in (("per_task", slice(None)), ("per_domain", 0)):
+        for name, scores in found[table].items():
+            mine = [s for s in scored if name == (s.task if table == "per_task" else s.task.split("/")[part])]
+            each = []
+            for s in mine:
+                three = precision_recall_fscore_support(s.labels, s.predicted[-1], average="macro", zero_division=0)[:3]
+                each.append([accuracy_score(s.labels, s.predicted[-1]), *three])
+            for column, metric in enumerate(("accuracy", "precision", "recall", "f1")):
+                assert scores[metric] == pytest.approx(metrics.interval(np.array(each)[:, column])), (name, metric)
+    assert sorted(found["per_task"]) == tasks and sorted(found["per_domain"]) == ["a", "b"]
+    worst = min(found["per_task"].items(), key=lambda item: item[1]["accuracy"]["mean"])
+    assert found["worst_task"] == {"task": worst[0], **worst[1]["accuracy"]}
+    means = [table["accuracy"]["mean"] for table in found["per_task"].values()]
+    assert found["mean_over_tasks"]["mean"] == pytest.approx(np.mean(means)) and found["mean_over_tasks"]["tasks"] == 3
+    pooled = (
+        np.concatenate([s.confidence[-1] for s in scored]),
+        np.concatenate([s.predicted[-1] == s.labels for s in scored]),
+    )
+    assert found["ece_pooled"] == pytest.approx(float(metrics.calibration_error(*pooled)))
+    assert details(scored, True)["per_domain"] == found["per_task"]  # without sources a domain is a task
+
+
+def test_classes_of_many_episodes_are_scored_as_scikit_learn_does():
+    from sklearn.metrics import precision_recall_fscore_support
+
+    classes = [f"a/{i}" for i in range(4)] + [f"b/{i}" for i in range(4)]
+
+    def three(i, rng):
+        return "3-way", tuple(str(c) for c in rng.permutation(classes[:4] if i % 2 else classes[4:])[:3])
+
+    scored = random_episodes(three)
+    found = details(scored, False, True)
+    named = [np.array(s.label_names) for s in scored]
+    labels = np.concatenate([n[s.labels] for n, s in zip(named, scored)])
+    predicted = np.concatenate([n[s.predicted[-1]] for n, s in zip(named, scored)])
+    expected = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
+    for i, name in enumerate(classes):
+        told = found["per_class"][name]
+        assert [told[k] for k in ("precision", "recall", "f1", "rows")] == pytest.approx([e[i] for e in expected])
+    assert "confusion" not in found and "per_task" not in found
+    assert sorted(found["per_domain"]) == ["a", "b"] and found["worst_task"]["task"] in ("a", "b")
+    assert "worst_task" not in details(scored, False)
+
+
+def test_the_printed_table_names_the_worst_task_and_the_hardest_classes():
+    from rich.console import Console
+
+    from distmeta.progress import class_table, evaluation_table
+
+    scored = random_episodes(lambda i, rng: (f"t{i % 3}", ("p", "q", "r")))
+    told = details(scored, True)
+    methods, more = {"meta_trained": summarise(scored)}, {"settings": {}, "meta_trained": told}
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(evaluation_table(methods, details=more), class_table(more, most=1))
+    text = console.export_text()
+    assert f"{told['worst_task']['mean']:.3f} {told['worst_task']['task']}" in text
+    hardest = min(told["per_class"], key=lambda name: told["per_class"][name]["f1"])
+    assert f"│ {hardest} " in text and "1 hardest" in " ".join(text.split())
+    assert text.count("│ p ") + text.count("│ q ") + text.count("│ r ") == 1
 
 
 def test_groups_hold_equal_shapes_in_order(words_csv):

@@ -56,6 +56,26 @@ def test_interval_is_mean_and_normal_95():
     assert metrics.interval(np.array([0.5]))["low"] == 0.5
 
 
+def test_calibration_error_is_the_gap_by_bins():
+    """By its definition, bin by bin, with scikit-learn's means of bins where none is on an edge."""
+    from sklearn.calibration import calibration_curve
+
+    rng = np.random.default_rng(4)
+    confidence, right = rng.random((3, 5, 60)), rng.random((3, 5, 60)) < 0.7
+    found = metrics.calibration_error(confidence, right)
+    assert found.shape == (3, 5)
+    for place in np.ndindex(3, 5):
+        share, mean = calibration_curve(right[place], confidence[place], n_bins=15)
+        inside = np.histogram(confidence[place], np.linspace(0, 1, 16))[0]
+        expected = (inside[inside > 0] / 60 * np.abs(share - mean)).sum()
+        assert found[place] == pytest.approx(expected, abs=1e-12)
+    assert metrics.calibration_error(np.array([1.0, 1.0]), np.array([True, False])) == pytest.approx(0.5)
+    assert metrics.calibration_error(np.array([0.0, 1.0]), np.array([False, True])) == 0
+    edge = np.array([0.5, 0.5 + 1e-9])  # of two bins, the first holds its upper end
+    assert metrics.calibration_error(edge, np.array([True, False]), bins=2) == pytest.approx(0.5)
+    assert metrics.calibration_error(edge, np.array([True, False]), bins=1) == pytest.approx(0, abs=1e-8)
+
+
 def test_intervals_cover():
     """Nineteen times in twenty the interval of 100 draws holds the true mean."""
     draws = np.random.default_rng(1).binomial(20, 0.7, (2000, 100)) / 20

@@ -2,6 +2,7 @@
 
 from distmeta.config.loading import RECIPES, dump_config, load_config, make_config, recipe_names, recipe_path
 from distmeta.config.sections import (
+    AugmentConfig,
     ClusterConfig,
     Config,
     DataConfig,
@@ -18,6 +19,7 @@ from distmeta.config.sections import (
 
 __all__ = [
     "RECIPES",
+    "AugmentConfig",
     "ClusterConfig",
     "Config",
     "DataConfig",

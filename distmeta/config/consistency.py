@@ -90,6 +90,7 @@ def check(config: Config) -> None:
             "inner.adapt = head: a prototype head is computed from the support set, so nothing that is meta-learnt "
             "would adapt; set model.head=linear, or inner.adapt=all or lora"
         )
+    check_augment(config)
     if config.task.family != "classes" and config.task.ways is not None:
         raise ValueError(f"task.ways belongs to task.family=classes; {config.task.family} has no number of ways to set")
     if config.task.family == "text_to_text":
@@ -119,6 +120,8 @@ def check_text(config: Config) -> None:
     for fits, key, value, mend in (
         (config.model.head != "prototype", "model.head", "prototype", "an answer has no class: linear, or context"),
         (not config.task.permute_labels, "task.permute_labels", "true", "there are no labels: false"),
+        (not any(value for name, value in config.task.augment if name != "resplit"), "task.augment", "on",
+         "it would change answers with the texts: resplit alone"),
         (config.task.arrive_every == 0, "task.arrive_every", config.task.arrive_every, "0"),
         (config.cluster.episode == "rank", "cluster.episode", config.cluster.episode, "rank"),
         (config.model.context == "direct", "model.context", config.model.context, "direct"),
@@ -130,6 +133,25 @@ def check_text(config: Config) -> None:
     ):  # fmt: skip
         if not fits:
             raise ValueError(f"task.family = text_to_text does not go with {key} = {value}: {mend}")
+
+
+def check_augment(config: Config) -> None:
+    """Raises ValueError where an augmentation would do nothing, or not what it says."""
+    task, given = config.task, config.task.augment
+    for applies, key, value, mend in (
+        (task.shots == 1 and given.mix > 0, "mix", given.mix,
+         "needs other support rows of a class (task.shots above 1)"),
+        (given.permute_labels and (task.family == "classes" or task.permute_labels), "permute_labels", "true",
+         "changes nothing where labels are in a new order in every episode (family classes, task.permute_labels)"),
+        (given.permute_labels and config.model.head == "prototype", "permute_labels", "true",
+         "changes nothing where the head is made of class means (model.head=prototype)"),
+        (given.permute_labels and config.algorithm == "multi_task", "permute_labels", "true",
+         "leaves nothing to learn for algorithm=multi_task, whose tasks share a head"),
+        (given.resplit and task.mixture == "curriculum", "resplit", "true",
+         "pairs episodes, whose weights may differ under task.mixture=curriculum"),
+    ):  # fmt: skip
+        if applies:
+            raise ValueError(f"task.augment.{key} = {value} {mend}; leave it out")
 
 
 def check_algorithm(config: Config) -> None:

@@ -139,6 +139,27 @@ class DataConfig(Section):
 Mixture = Literal["uniform", "proportional", "temperature", "curriculum"] | dict[str, Annotated[float, Field(ge=0)]]
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class AugmentConfig(Section):
+    """Changes of the episodes that are learnt from; those that are scored stay as they are."""
+
+    token_dropout: Share = Field(0.0, description="probability with which a token of a support row is left out")
+    word_swap: Share = Field(0.0, description="probability with which two neighbouring tokens there change places")
+    mix: Share = Field(0.0, description="probability with which one there is drawn from other rows of its class")
+    permute_labels: bool = Field(
+        False, description="task.permute_labels, in training alone: meta-validation and -test keep the label ids"
+    )
+    resplit: bool = Field(
+        False, description="every second episode has the rows of the one before, support and query drawn again"
+    )
+
+    @property
+    def changes_tokens(self) -> bool:
+        return max(self.token_dropout, self.word_swap, self.mix) > 0
+
+
 class TaskConfig(Section):
     """What an episode is."""
 
@@ -150,7 +171,10 @@ class TaskConfig(Section):
     shots: int = Field(5, ge=1, description="support examples of each class (text_to_text: of a task)")
     queries: int = Field(10, ge=1, description="query examples of each class (text_to_text: of a task)")
     instructions: bool = Field(True, description="family text_to_text: put the task's instruction before the input")
-    permute_labels: bool = Field(False, description="family domain: a new order of the label ids in each episode")
+    permute_labels: bool = Field(
+        False, description="family domain: a new order of the label ids in each episode of every split"
+    )
+    augment: AugmentConfig = AugmentConfig()
     arrive_every: int = Field(
         0, ge=0, description="family domain: training episodes between the arrivals of two tasks; 0: all are there"
     )

@@ -30,7 +30,7 @@ from distmeta.models.batch import TextBatch
 from distmeta.models.fast_shards import FastShards
 from distmeta.models.task_model import TaskModel
 from distmeta.sampling.episode import Episode
-from distmeta.scoring import Scored, load_group, predictions, split_meta
+from distmeta.scoring import Scored, confidences, load_group, predictions, split_meta
 
 Params = dict[str, Tensor]
 
@@ -177,21 +177,23 @@ def score_in_group(
             loss, dict(fast), support, loop, has_aux=True, trajectory=curve, last_inner_loss=False, check=False
         )
         labels = torch.cat([part.labels for part in query])
-        predicted, losses = [], []
+        predicted, losses, confidence = [], [], []
         for params in adapted.trajectory or [adapted.params]:
-            rows = torch.zeros(2, len(labels), dtype=torch.float64, device=device)  # predictions, losses
+            rows = torch.zeros(3, len(labels), dtype=torch.float64, device=device)  # predictions, losses, confidences
             first = 0
             for part in query:
                 with torch.no_grad():
                     logits = loss(params, part)[1]
                 each = F.cross_entropy(logits[0], part.own.labels[0], reduction="none")
-                mine = torch.stack([predictions(logits, part.own.labels)[0].double(), each.double()])
+                chosen = predictions(logits, part.own.labels)[0]
+                mine = torch.stack([chosen.double(), each.double(), confidences(logits)[0]])
                 rows[:, first + part.index] += mine * part.counts
                 first += len(part.labels)
             if shards.world > 1:
                 dist.all_reduce(rows)
             predicted.append(rows[0].long().cpu().numpy())
             losses.append(float(rows[1].mean()))
-        names = episode.label_names
-        out.append(Scored(episode.task, names, labels.cpu().numpy(), np.stack(predicted), np.array(losses)))
+            confidence.append(rows[2].cpu().numpy())
+        told = labels.cpu().numpy(), np.stack(predicted), np.array(losses), np.stack(confidence)
+        out.append(Scored(episode.task, episode.label_names, *told))
     return out

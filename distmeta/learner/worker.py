@@ -50,6 +50,7 @@ from distmeta.sampling.sampler import Sampler
 from distmeta.sampling.window import EpisodeWindow
 from distmeta.scoring import (
     curves,
+    domain_of,
     group_episodes,
     load_group,
     split_meta,
@@ -281,7 +282,9 @@ def shown_rate(model: TaskModel, meta: Params, config: Config) -> float:
 
 
 def state_cache(model: TaskModel, config: Config, store: TaskStore) -> StateCache | None:
-    """Where the states of a prefix that is frozen for the whole run are kept; None where they may change."""
+    """Where the states of a prefix that is frozen for the whole run are kept by row; None where they may change."""
+    if config.task.augment.changes_tokens:
+        return None
     if not is_frozen(model) or config.model.dropout > 0 or config.inner.prefix_mb == 0:
         return None
     return StateCache(store.rows, config.inner.prefix_mb)
@@ -419,8 +422,8 @@ def validate(
     found = curves(scored)
     by_source: dict[str, list[float]] = {}
     for one in scored if config.data.sources else ():
-        name = one.task if config.task.family == "domain" else one.label_names[0]
-        by_source.setdefault(name.split("/")[0], []).append(float(one.loss[-1]))
+        source = domain_of(one, config.task.family == "domain", from_sources=True)
+        by_source.setdefault(source, []).append(float(one.loss[-1]))
     means = {name: curve["mean"][-1] for name, curve in found.items()}
     return means, found, {name: float(np.mean(losses)) for name, losses in sorted(by_source.items())}
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distmeta.config import TaskConfig
+from distmeta.config import AugmentConfig, TaskConfig
 from distmeta.tasks.arrivals import there
+from distmeta.tasks.augment import STREAMS, augment_tokens, permute_labels, resplit
 from distmeta.tasks.draws import Draws
 from distmeta.tasks.families import FAMILIES
 from distmeta.tasks.mixture import drawn_groups
@@ -38,31 +39,47 @@ class Episode:
 
 
 def sample_episode(
-    store: TaskStore, task: TaskConfig, seed: int, split: str, index: int, only: int | None = None
+    store: TaskStore,
+    task: TaskConfig,
+    seed: int,
+    split: str,
+    index: int,
+    only: int | None = None,
+    augment: bool = False,
 ) -> Episode:
     """Episode `index` of a split: the same in every process, whatever was drawn before.
 
-    only: of this task of the split, by its number in the store's order. The data must have passed `check_feasible`.
+    only: of this task of the split, by its number in the store's order. augment: by `task.augment`, as the episodes
+    that are learnt from. The data must have passed `check_feasible`.
     """
-    draws = Draws(seed, SPLITS.index(split), index)
+    by = task.augment if augment else AugmentConfig()
+    drawn = index - index % 2 if by.resplit else index  # the episode whose rows these are
+    draws = Draws(seed, SPLITS.index(split), drawn)
     groups = drawn_groups(store, task, split, draws)
     if only is not None:
         groups = store.groups[split].part(only, only + 1)
     elif split == "train":
-        groups = there(task, groups, index)
+        groups = there(task, groups, drawn)
     choice = FAMILIES[task.family](store, groups, task, draws)
-    ways = len(choice.label_names)
-    labels = np.repeat(np.arange(ways), task.shots + task.queries).reshape(choice.rows.shape)
+    chosen, names = choice.rows, choice.label_names
+    if drawn < index:
+        chosen = resplit(chosen, Draws(seed, STREAMS["resplit"], index))
+    ways = len(names)
+    labels = np.repeat(np.arange(ways), task.shots + task.queries).reshape(chosen.shape)
     # Support, then query, each in a random order.
     first = draws.permutation(ways * task.shots)
     second = draws.permutation(ways * task.queries)
-    rows = np.concatenate([choice.rows[:, : task.shots].ravel()[first], choice.rows[:, task.shots :].ravel()[second]])
+    rows = np.concatenate([chosen[:, : task.shots].ravel()[first], chosen[:, task.shots :].ravel()[second]])
     label = np.concatenate([labels[:, : task.shots].ravel()[first], labels[:, task.shots :].ravel()[second]])
     if task.family == "text_to_text":
         label = store.label_ids[rows].astype(np.int64)
+    if by.permute_labels:
+        names, label = permute_labels(names, label, Draws(seed, STREAMS["permute_labels"], index))
     tokens, offsets = gather(store.tokens, store.offsets, rows)
     cut = len(first)
     middle = offsets[cut]
-    support = Rows(tokens[:middle], offsets[: cut + 1], label[:cut], rows[:cut])
+    words = ~np.isin(tokens[:middle], [i for i in (store.cls_id, store.sep_id) if i is not None])
+    changed = augment_tokens(tokens[:middle], offsets[: cut + 1], label[:cut], words, by, seed, index)
+    support = Rows(*changed, label[:cut], rows[:cut])
     query = Rows(tokens[middle:], offsets[cut:] - middle, label[cut:], rows[cut:])
-    return Episode(index, choice.task, choice.label_names, support, query)
+    return Episode(index, choice.task, names, support, query)

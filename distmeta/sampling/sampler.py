@@ -27,11 +27,15 @@ class Sampler:
         )
 
     def sample(self, indices: Sequence[int], split: str, mixture: dict[str, float] | None = None) -> list[Episode]:
-        """The episodes of these indices, in their order. mixture: in the place of `task.mixture`."""
+        """The episodes of these indices, in their order, those of the split train augmented by `task.augment`.
+
+        mixture: in the place of `task.mixture`.
+        """
         if self._store is None:
             self._store = open_store(self._path)
         task = self._task if mixture is None else self._task.model_copy(update={"mixture": mixture})
-        return [sample_episode(self._store, task, self._seed, split, index) for index in indices]
+        learnt = split == "train"
+        return [sample_episode(self._store, task, self._seed, split, index, augment=learnt) for index in indices]
 
 
 def start_samplers(

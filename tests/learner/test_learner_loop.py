@@ -156,7 +156,7 @@ def test_until_stops_early_and_a_changed_until_goes_on(tmp_path, words_csv):
     easy = {"outer": {"until": "accuracy>=0", "steps": 5}, "eval": {"every": 2}}
     run = train(tmp_path / "run", words_csv, **easy)
     assert [r["step"] for r in small.records(run)] == [1, 2]
-    assert set(small.records(run)[-1]["validation"]) == {"accuracy", "precision", "recall", "f1", "loss"}
+    assert set(small.records(run)[-1]["validation"]) == {"accuracy", "precision", "recall", "f1", "loss", "ece"}
     assert checkpoint.load(run).state["stopped"] is True and checkpoint.load(run).step == 2
     first = final(run)
     assert final(train(run, words_csv, **easy)) == first  # it stays stopped

@@ -42,7 +42,7 @@ def test_every_recipe_runs(name, ray_here, words_csv, classes_csv, tmp_path):
     config = load_config(name, [*data, *fits.get(kind, []), *SHORT, f"run.dir={tmp_path / name}"])
     run = distmeta.train(config)
     assert [record["step"] for record in run.metrics] == [1, 2]
-    assert run.evaluation["meta_trained"]["accuracy"]["episodes"] == 4
+    assert run.evaluation["meta_trained"]["loss"]["episodes"] == 4
 
 
 @pytest.mark.usefixtures("one_rank")

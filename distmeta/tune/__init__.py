@@ -42,6 +42,7 @@ def tune(config: Config | dict[str, Any], *, resume: bool = False, show: bool = 
     if isinstance(config, dict):
         config = make_config(config)
     axes = read_space(config)
+    check_metric(config)
     check_trackers(config)
     base = base_config(config)
     trials: list[tuple[str, Params]] = [(rates, {}) for rates in rivals(config)]
@@ -114,6 +115,15 @@ def base_config(config: Config) -> Config:
     if t.scheduler == "pbt":  # each report has its checkpoint, and none is removed while it is copied
         changes |= {"run.checkpoint_every": every, "run.keep": 1000}
     return with_params(config, changes)
+
+
+def check_metric(config: Config) -> None:
+    """Raises InputError for a metric that meta-validations of the task family do not have after every inner step."""
+    if config.task.family == "text_to_text" and config.tune.metric != "loss":
+        raise InputError(
+            f"tune.metric = {config.tune.metric}: answers in words have their loss alone after every inner step; set "
+            "tune.metric=loss"
+        )
 
 
 def check_trackers(config: Config) -> None:

@@ -60,8 +60,10 @@ def collect(sweep_dir: Path, config: Config) -> list[Row]:
         if scored:
             row |= best_count(scored[-1], config.tune.metric)
         row["over_time"] = [[r["step"], best_count(r, config.tune.metric)["value"]] for r in scored]
+        test: dict[str, Any] | None = None
         if (path / "evaluation.json").exists():
-            test = json.loads((path / "evaluation.json").read_text(encoding="utf-8"))["meta_trained"]["accuracy"]
+            test = json.loads((path / "evaluation.json").read_text(encoding="utf-8"))["meta_trained"].get("accuracy")
+        if test:
             # The count was chosen on meta-validation tasks; the interval of the curve's other counts is not kept.
             row |= {"test_accuracy": test["curve"][row["adapt_steps"]] if scored else test["mean"]}
             half = test["high"] - test["mean"]

@@ -18,7 +18,7 @@ import numpy as np
 
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError, nearest
-from distmeta.trees import merge
+from distmeta.trees import merge, nested
 
 RANGES = ("log_uniform", "uniform", "integer")
 LISTS = ("choice", "grid")
@@ -53,16 +53,6 @@ class Axis:
         if self.kind == "uniform":
             return float(rng.uniform(low, high))
         return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-
-
-def nested(params: Params) -> dict[str, Any]:
-    """{"inner.lr": 1} -> {"inner": {"lr": 1}}."""
-    out: dict[str, Any] = {}
-    for key, value in params.items():
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        out = merge(out, value)
-    return out
 
 
 def with_params(config: Config, params: Params) -> Config:

@@ -60,6 +60,28 @@ def train(
 
 
 @app.command()
+def pretrain(
+    source: Source = None,
+    run_dir: Annotated[str | None, typer.Option(help="run directory; default runs/NAME-pretrain")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue from the newest whole checkpoint")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a language model on text (section pretrain), for model.pretrained; default: the built-in reviews' text."""
+    from distmeta.config import load_config
+    from distmeta.pretrain import pretrain as run_pretraining
+
+    name, overrides = split_source(source)
+    config = load_config(name, overrides + ([f"run.dir={run_dir}"] if run_dir else []))
+    run = run_pretraining(config, resume=resume, show=True)
+    if as_json:
+        print(json.dumps({"run": str(run.path), "model": str(run.model), **run.summary}))
+    else:
+        from distmeta.progress import show_pretraining
+
+        show_pretraining(run)
+
+
+@app.command()
 def tune(
     source: Source = None,
     trials: Annotated[int | None, typer.Option(min=1, help="default: tune.trials")] = None,

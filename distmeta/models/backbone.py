@@ -19,20 +19,26 @@ def build_backbone(config: ModelConfig, vocab_size: int, pad_id: int, seed: int)
     From `config.pretrained` (a directory or hub id, safetensors only, no remote code), else initialised from
     `config.architecture` and `config.config` with `seed`. Raises InputError.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModel
-    from transformers.utils import logging
 
-    from distmeta.models import lstm
+    model = build(AutoModel, config, vocab_size, pad_id, seed)
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # unused by the heads; as a meta-parameter it would be dead weight
+    backbone: nn.Module = model
+    return backbone
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    lstm.register()
+
+def build(kind: Any, config: ModelConfig, vocab_size: int, pad_id: int, seed: int) -> Any:
+    """A model of one of transformers' automatic classes, such as AutoModel, in float32 and evaluation mode."""
+    from safetensors import SafetensorError
+
+    hf_config = model_config(config, vocab_size, pad_id)
+    _set_dropout(hf_config, config.dropout)
     if config.pretrained is not None:
-        hf_config = _pretrained_config(config.pretrained)
-        _set_dropout(hf_config, config.dropout)
         try:
-            model, loading = AutoModel.from_pretrained(
+            model, loading = kind.from_pretrained(
                 config.pretrained, config=hf_config, use_safetensors=True, dtype=torch.float32,
                 attn_implementation="eager", output_loading_info=True,
             )  # fmt: skip
@@ -49,20 +55,27 @@ def build_backbone(config: ModelConfig, vocab_size: int, pad_id: int, seed: int)
                 f"model.pretrained = {config.pretrained}: its tokenizer has {vocab_size} tokens, its embedding {needed}"
             )
     else:
-        hf_config = _fresh_config(config, vocab_size, pad_id)
-        _set_dropout(hf_config, config.dropout)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                model = AutoModel.from_config(hf_config, attn_implementation="eager")
+                model = kind.from_config(hf_config, attn_implementation="eager")
             except (ValueError, TypeError, RuntimeError) as error:
                 raise InputError(f"model.config: {_first_line(error)}") from None
-    if hf_config.is_encoder_decoder:
-        model = model.get_encoder()
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # unused by the heads; as a meta-parameter it would be dead weight
-    backbone: nn.Module = model.eval()
-    return backbone
+    return model.eval()
+
+
+def model_config(config: ModelConfig, vocab_size: int, pad_id: int) -> Any:
+    """The transformers configuration of `config.pretrained`, else of `config.architecture`. Raises InputError."""
+    from transformers.utils import logging
+
+    from distmeta.models import lstm
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    lstm.register()
+    if config.pretrained is not None:
+        return _pretrained_config(config.pretrained)
+    return _fresh_config(config, vocab_size, pad_id)
 
 
 def _pretrained_config(name: str) -> Any:

@@ -6,7 +6,7 @@ import fnmatch
 import glob
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -21,6 +21,7 @@ KINDS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
 }  # fmt: skip
+TEXT_KINDS = {**KINDS, ".txt": "txt"}  # where text alone is wanted
 COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 
 
@@ -71,12 +72,12 @@ def filesystem_of(path: str) -> tuple[Any, str]:
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
 
 
-def find_sources(paths: str | Sequence[str]) -> list[Source]:
-    """The data files that `paths` (files, directories, globs) stand for, in a stable order."""
+def find_sources(paths: str | Sequence[str], kinds: Mapping[str, str] = KINDS) -> list[Source]:
+    """The data files that `paths` (files, directories, globs) stand for, in a stable order. kinds: by suffix."""
     sources: list[Source] = []
     for path in [paths] if isinstance(paths, str) else paths:
         filesystem, inner = filesystem_of(path)
-        sources += _expand(filesystem, path, inner)
+        sources += _expand(filesystem, path, inner, kinds)
     if not sources:
         raise InputError("data.path is an empty list; name at least one file, directory or glob")
     for source in sources:
@@ -85,15 +86,15 @@ def find_sources(paths: str | Sequence[str]) -> list[Source]:
     return sources
 
 
-def _expand(filesystem: Any, shown: str, inner: str) -> list[Source]:
+def _expand(filesystem: Any, shown: str, inner: str, kinds: Mapping[str, str]) -> list[Source]:
     kind = filesystem.get_file_info(inner).type
     if kind == pafs.FileType.File:
-        return [_source(filesystem, inner, shown)]
+        return [_source(filesystem, inner, shown, kinds)]
     scheme = shown.partition("://")[0] + "://" if "://" in shown else ""
     if kind == pafs.FileType.Directory:
-        found = _in_directory(filesystem, inner.rstrip("/"), scheme)
+        found = _in_directory(filesystem, inner.rstrip("/"), scheme, kinds)
         if not found:
-            raise InputError(f"{shown}: no data file in this directory; known types: {', '.join(KINDS)}")
+            raise InputError(f"{shown}: no data file in this directory; known types: {', '.join(kinds)}")
         return found
     if not glob.has_magic(inner):
         raise InputError(f"{shown}: no such file or directory (data.path)")
@@ -105,10 +106,12 @@ def _expand(filesystem: Any, shown: str, inner: str) -> list[Source]:
         matches = sorted(info.path for info in listed if fnmatch.fnmatch(info.path.lstrip("/"), inner.lstrip("/")))
     if not matches:
         raise InputError(f"{shown}: no file matches (data.path)")
-    return [source for match in matches for source in _expand(filesystem, scheme + match, match)]
+    return [source for match in matches for source in _expand(filesystem, scheme + match, match, kinds)]
 
 
-def _in_directory(filesystem: Any, path: str, scheme: str, split: str | None = None) -> list[Source]:
+def _in_directory(
+    filesystem: Any, path: str, scheme: str, kinds: Mapping[str, str], split: str | None = None
+) -> list[Source]:
     def note(name: str) -> Any:
         if filesystem.get_file_info(f"{path}/{name}").type != pafs.FileType.File:
             return None
@@ -122,10 +125,10 @@ def _in_directory(filesystem: Any, path: str, scheme: str, split: str | None = N
     try:
         if parts is not None:
             names = [str(name) for name in parts["splits"]]
-            return [s for name in names for s in _in_directory(filesystem, f"{path}/{name}", scheme, name)]
+            return [s for name in names for s in _in_directory(filesystem, f"{path}/{name}", scheme, kinds, name)]
         if state is not None:
             files = [f"{path}/{entry['filename']}" for entry in state["_data_files"]]
-            return [_source(filesystem, file, scheme + file, split) for file in files]
+            return [_source(filesystem, file, scheme + file, kinds, split) for file in files]
     except (KeyError, TypeError):
         raise InputError(f"{scheme}{path}: not a saved Hugging Face dataset that can be read") from None
     listed = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
@@ -134,14 +137,14 @@ def _in_directory(filesystem: Any, path: str, scheme: str, split: str | None = N
     stores = {n.removesuffix("/rows.arrow") for n in paths if n.endswith("/rows.arrow")}
     stores = {store for store in stores if f"{store}/tokenizer.json" in paths}
     # A .json file beside data describes it (splits.json, dataset_info.json); named itself, it is JSONL.
-    suffixes = set(KINDS) - {".json"}
+    suffixes = set(kinds) - {".json"}
     found = []
     for info in sorted(listed, key=lambda info: info.path):
         folder, _, file = info.path.rpartition("/")
         below = info.path[len(path) :].strip("/").split("/")
         hidden = file.startswith("cache-") or folder in stores or any(p.startswith((".", "_")) for p in below)
         if info.type == pafs.FileType.File and not hidden and _suffix(file) in suffixes:
-            found.append(_source(filesystem, info.path, scheme + info.path, split))
+            found.append(_source(filesystem, info.path, scheme + info.path, kinds, split))
     return found
 
 
@@ -152,12 +155,12 @@ def _suffix(path: str) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _source(filesystem: Any, path: str, shown: str, split: str | None = None) -> Source:
+def _source(filesystem: Any, path: str, shown: str, kinds: Mapping[str, str], split: str | None = None) -> Source:
     if filesystem.get_file_info(path).type != pafs.FileType.File:
         raise InputError(f"{shown}: no such file")
-    kind = KINDS.get(_suffix(path))
+    kind = kinds.get(_suffix(path))
     if kind is None:
-        raise InputError(f"{shown}: unknown file type '{Path(path).suffix}'; known types: {', '.join(KINDS)}")
+        raise InputError(f"{shown}: unknown file type '{Path(path).suffix}'; known types: {', '.join(kinds)}")
     if kind in ("parquet", "arrow") and path.lower().endswith(COMPRESSED):
         raise InputError(f"{shown}: compressed {kind} cannot be memory-mapped; decompress it")
     return Source(shown, path, filesystem, kind, split)

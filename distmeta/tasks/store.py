@@ -110,6 +110,11 @@ class TaskStore:
     def text(self, row: int) -> str:
         return str(self._texts[row].as_py())
 
+    def texts_of(self, split: str) -> Any:
+        """The texts of a split's rows, which lie side by side, as a memory-mapped Arrow array."""
+        groups = self.groups[split]
+        return self._texts.slice(int(groups.start.min()) if len(groups.ids) else 0, groups.examples)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return open_store, (self.path,)
 

@@ -27,7 +27,7 @@ from distmeta.errors import InputError
 if TYPE_CHECKING:
     from distmeta.progress import Display
 
-# The keys that make a pretraining run; pretrain.path is known by its content, what model is built for tasks is not used.
+# The keys that make a pretraining run; what is in pretrain.path is known by its content.
 OF_MODEL = ("pretrained", "architecture", "config", "tokenizer", "vocab_size", "max_tokens", "dtype", "dropout")
 FREE = ("pretrain.path", "pretrain.every", "pretrain.validation_rows", "pretrain.micro_batch")
 

@@ -182,6 +182,11 @@ def show_pretraining(run: Pretrained) -> None:
     print(f"model in {_relative(run.model)}; distmeta train ... model.pretrained={_relative(run.model)}")
 
 
+def stage_table(stages: dict[str, Any]) -> str:
+    """A line for each stage of a pipeline; seconds are those of the time when it ran."""
+    return "\n".join(f"{name:12}{s['state']:9}{s['seconds']:8.1f} s  {s['output']}" for name, s in stages.items())
+
+
 class Tail:
     """Whole new lines of a growing file."""
 

@@ -98,7 +98,7 @@ def seed_of(*key: int) -> int:
 
 
 def summed_loss(model: Any, batch: Batch, causal: bool) -> Tensor:
-    """The sum over what is to be predicted of -log p, in float32 (nats); a decoder predicts a token from those before."""
+    """The sum of -log p over what is predicted, in nats, float32; a decoder predicts a token from those before it."""
     logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits
     labels = batch.labels
     if causal:

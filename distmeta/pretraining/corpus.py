@@ -92,14 +92,7 @@ def build_corpus(
     objective: masked or causal. progress: is told of texts (what, done, None).
     """
     p, model = config.pretrain, config.model
-    ready = tokenizers.load_tokenizer(model.pretrained) if model.pretrained else None
-    content, batches = _texts(config)
-    facts = {
-        "format": FORMAT, "content": content, "objective": objective, "max_tokens": model.max_tokens,
-        "cleaning": [p.min_characters, p.max_characters, p.near_duplicates, p.validation_share],
-        "tokenizer": tokenizers.fingerprint(ready) if ready else [model.tokenizer, model.vocab_size],
-    }  # fmt: skip
-    key = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
+    key, ready, batches = _keyed(config, objective)
     root = cache_directory(config.data)
     final = root / f"corpus-{key}"
     if (final / "meta.json").is_file():
@@ -130,6 +123,25 @@ def build_corpus(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return final
+
+
+def corpus_key(config: Config, objective: str) -> str:
+    """What the corpus is known by: the content of its text, the tokenizer, and all that decides what is written."""
+    return _keyed(config, objective)[0]
+
+
+def _keyed(config: Config, objective: str) -> tuple[str, Tokenizer | None, Iterable[pa.Array]]:
+    """The key, the tokenizer where it is not to be trained, and the texts."""
+    p, model = config.pretrain, config.model
+    ready = tokenizers.load_tokenizer(model.pretrained) if model.pretrained else None
+    content, batches = _texts(config)
+    facts = {
+        "format": FORMAT, "content": content, "objective": objective, "max_tokens": model.max_tokens,
+        "cleaning": [p.min_characters, p.max_characters, p.near_duplicates, p.validation_share],
+        "tokenizer": tokenizers.fingerprint(ready) if ready else [model.tokenizer, model.vocab_size],
+    }  # fmt: skip
+    key = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
+    return key, ready, batches
 
 
 def _texts(config: Config) -> tuple[Any, Iterable[pa.Array]]:
@@ -220,7 +232,7 @@ def blocks(tokenizer: Tokenizer, batches: Iterable[list[str]], max_tokens: int) 
     plain.no_padding()
     plain.no_truncation()
     marked = plain.num_special_tokens_to_add(False) > 0
-    end = [] if marked else [tokenizer.padding["pad_id"]]  # a decoder's end token, by which it is padded too
+    end = [] if marked else [tokenizers.special_ids(tokenizer).pad]  # a decoder's end token, by which it is padded too
     rest: list[int] = []
     for texts in batches:
         for encoding in plain.encode_batch(texts):

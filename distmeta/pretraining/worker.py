@@ -4,8 +4,8 @@
 
 A step's rows and masks are functions of (corpus, seed, step), and the loss is a mean over all that the whole batch
 predicts, so that the number of ranks changes rounding alone (dropout, if on, draws on each rank anew). Gradients travel
-as one vector of a fixed order. torch's DistributedDataParallel lays its buckets anew after the first step, so that three
-ranks or more that continue a run would add up in another order than before.
+as one vector of a fixed order: torch's DistributedDataParallel lays its buckets anew after the first step, so that
+three ranks or more that continue a run would add up in another order than before.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def learn(config: Config, run_dir: Path, corpus_path: Path, rank: int, world: in
         for rows in parts(share(p.batch_size, rank, world), p.micro_batch):
             with products(config, device):
                 found = summed_loss(model, batch.part(rows, device), causal) / targets
-            found.backward()
+            found.backward()  # type: ignore[no-untyped-call]
             loss += found.detach()
         loss = sum_gradients(model, loss)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), p.clip)
@@ -160,11 +160,10 @@ def sum_gradients(model: Any, loss: Tensor) -> Tensor:
     grads = [w.grad if w.grad is not None else torch.zeros_like(w) for w in parameters(model).values()]
     flat = torch.cat([loss.reshape(1), *(g.reshape(-1) for g in grads)])
     dist.all_reduce(flat)
-    sizes = [1, *(g.numel() for g in grads)]
-    total, *summed = flat.split(sizes)
+    total, *summed = torch.split(flat, [1, *(g.numel() for g in grads)])
     for weight, g in zip(parameters(model).values(), summed, strict=True):
         weight.grad = g.view_as(weight)
-    return total.squeeze(0)
+    return total[0]
 
 
 @torch.no_grad()

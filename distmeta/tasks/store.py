@@ -202,6 +202,11 @@ def build_store(
     return final
 
 
+def store_key(data: DataConfig, task: TaskConfig, model: ModelConfig) -> str:
+    """What `build_store` would know the store by. Raises InputError for files that are not there."""
+    return _key(data, task, model, _sources(data), 0, _given_tokenizer(model, None), None, False)
+
+
 def cache_directory(data: DataConfig) -> Path:
     return Path(data.cache or os.environ.get("DISTMETA_CACHE") or "~/.cache/distmeta").expanduser()
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from distmeta.config import Config, load_config
     from distmeta.errors import InputError
     from distmeta.evaluate import Evaluation, evaluate
+    from distmeta.pipeline import Pipeline, pipeline
+    from distmeta.pretrain import Pretrained, pretrain
     from distmeta.train import Run, TrainingError, train
     from distmeta.tune import Search, tune
 
@@ -21,11 +23,12 @@ __version__ = "0.1.0"
 _HOME = {
     "AdaptedModel": "adapt", "adapt": "adapt", "load_adapted": "adapt", "Config": "config", "load_config": "config",
     "InputError": "errors", "Evaluation": "evaluate", "evaluate": "evaluate", "Run": "train", "TrainingError": "train",
-    "train": "train", "Search": "tune", "tune": "tune",
+    "train": "train", "Search": "tune", "tune": "tune", "Pretrained": "pretrain", "pretrain": "pretrain",
+    "Pipeline": "pipeline", "pipeline": "pipeline",
 }  # fmt: skip
 __all__ = [
-    "AdaptedModel", "Config", "Evaluation", "InputError", "Run", "Search", "TrainingError", "adapt", "evaluate",
-    "load_adapted", "load_config", "train", "tune",
+    "AdaptedModel", "Config", "Evaluation", "InputError", "Pipeline", "Pretrained", "Run", "Search", "TrainingError",
+    "adapt", "evaluate", "load_adapted", "load_config", "pipeline", "pretrain", "train", "tune",
 ]  # fmt: skip
 
 

@@ -241,10 +241,16 @@ def load(path: str | Path, optimizer: bool = False, keep: Keep | None = None) ->
     keep: what becomes of each tensor, read one by one: a rank that has a part of each never has more than one whole.
     """
     path = resolve(path)
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if "classes" not in state:
+        raise InputError(
+            f"{path}: of a pretraining run, which knows no task; `distmeta train ... model.pretrained=RUN/model` "
+            "meta-trains from it"
+        )
     return Checkpoint(
         path=path,
         config=read_config(path / "config.yaml"),
-        state=json.loads((path / "state.json").read_text(encoding="utf-8")),
+        state=state,
         meta=read_tensors(path, "meta", keep),
         optimizer=read_tensors(path, "optimizer", keep) if optimizer else {},
     )

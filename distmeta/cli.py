@@ -60,6 +60,51 @@ def train(
 
 
 @app.command()
+def pretrain(
+    source: Source = None,
+    run_dir: Annotated[str | None, typer.Option(help="run directory; default runs/NAME-pretrain")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue from the newest whole checkpoint")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a language model on text (section pretrain), for model.pretrained; default: the built-in reviews' text."""
+    from distmeta.config import load_config
+    from distmeta.pretrain import pretrain as run_pretraining
+
+    name, overrides = split_source(source)
+    config = load_config(name, overrides + ([f"run.dir={run_dir}"] if run_dir else []))
+    run = run_pretraining(config, resume=resume, show=True)
+    if as_json:
+        print(json.dumps({"run": str(run.path), "model": str(run.model), **run.summary}))
+    else:
+        from distmeta.progress import show_pretraining
+
+        show_pretraining(run)
+
+
+@app.command()
+def pipeline(
+    source: Source = None,
+    run_dir: Annotated[str | None, typer.Option(help="directory; default runs/NAME")] = None,
+    as_json: Json = False,
+) -> None:
+    """Text, language model, tasks, meta-training, scores and export in one; only what has changed runs again."""
+    from distmeta.config import load_config
+    from distmeta.pipeline import pipeline as run_stages
+
+    name, overrides = split_source(source)
+    config = load_config(name or "pipeline", overrides + ([f"run.dir={run_dir}"] if run_dir else []))
+    done = run_stages(config, show=True)
+    if as_json:
+        print(json.dumps({"pipeline": str(done.path), "stages": done.stages, "evaluation": done.run.evaluation}))
+    else:
+        from distmeta.progress import show_pretraining, show_results, stage_table
+
+        show_pretraining(done.pretrained)
+        show_results(done.run)
+        print(stage_table(done.stages))
+
+
+@app.command()
 def tune(
     source: Source = None,
     trials: Annotated[int | None, typer.Option(min=1, help="default: tune.trials")] = None,
@@ -394,6 +439,7 @@ def _parsed(verb: str, words: tuple[str, ...]) -> Any:
     if "source" not in found:
         return None
     name, overrides = split_source(found["source"])
+    name = name or ("pipeline" if verb == "pipeline" else None)
     return load_config(name, overrides + ([f"run.dir={found['run_dir']}"] if found.get("run_dir") else []))
 
 

@@ -168,19 +168,17 @@ def evaluate(
     *,
     split: str = "test",
     baselines: bool | None = None,
+    steps: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Evaluate a checkpoint (or a run's newest) in this process, on its own data or on `data`.
 
-    split: train, validation or test tasks. `data` is read with the run's columns and tokenizer; all of its tasks
-    count as `split` unless it has a split column. Raises InputError.
+    split: train, validation or test tasks. steps: inner steps; None: as the run evaluates. `data` is read with the
+    run's columns and tokenizer; all of its tasks count as `split` unless it has a split column. Raises InputError.
     """
     saved = checkpoints.load(checkpoint)
-    changes: dict[str, Any] = {}
-    if episodes is not None:
-        changes["episodes"] = episodes
-    if baselines is not None:
-        changes["baselines"] = baselines
+    asked = {"episodes": episodes, "baselines": baselines, "steps": steps}
+    changes = {key: value for key, value in asked.items() if value is not None}
     config = saved.config.model_copy(update={"eval": saved.config.eval.model_copy(update=changes)})
     if data is not None:
         path = data if isinstance(data, str) else list(data)

@@ -32,6 +32,7 @@ from distmeta.errors import InputError
 from distmeta.evaluate import load_model
 from distmeta.export_language import write_language
 from distmeta.models.task_model import TaskModel
+from distmeta.tasks.tokenizer import as_transformers
 
 LORA = ("lora_A", "lora_B")
 
@@ -236,26 +237,11 @@ def described(trained: Trained) -> dict[str, Any]:
 def stock_tokenizer(trained: Trained, backbone: nn.Module) -> Any:
     """The checkpoint's tokenizer as transformers'."""
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer.from_file(str(trained.tokenizer_file))
-    padding = tokenizer.padding
-    assert padding is not None, "a checkpoint's tokenizer records its pad token"
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-    names = {
-        "unk_token": ("[UNK]", "<unk>"), "cls_token": ("[CLS]", "<s>"), "sep_token": ("[SEP]", "</s>"),
-        "mask_token": ("[MASK]", "<mask>"), "eos_token": ("<|endoftext|>", "</s>", "<|end_of_text|>", "<|im_end|>"),
-    }  # fmt: skip
-    tokens = {key: next((t for t in found if t in special), None) for key, found in names.items()}
     takes_types = "token_type_ids" in trained.model._inputs and not trained.model.causal
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=padding["pad_token"], padding_side="right", truncation_side="right",
-        model_max_length=trained.config.model.max_tokens,
-        model_input_names=["input_ids", *(["token_type_ids"] if takes_types else []), "attention_mask"],
-        **{key: token for key, token in tokens.items() if token is not None},
-    )  # fmt: skip
+    return as_transformers(
+        Tokenizer.from_file(str(trained.tokenizer_file)), trained.config.model.max_tokens, takes_types
+    )
 
 
 def tokenizer_class(folder: Path, tokenizer: Any) -> str:

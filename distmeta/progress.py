@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from distmeta.config import Config
 
 if TYPE_CHECKING:
+    from distmeta.pretrain import Pretrained
     from distmeta.train import Run
 
 POLL_S = 0.3
@@ -77,8 +78,9 @@ class Display:
             self._bar.stop()
             self._bar = None
 
-    def follow(self, run_dir: Path) -> None:
-        """Begin to show what is appended to the run's files from now on."""
+    def follow(self, run_dir: Path, what: str = "meta-training", steps: int | None = None) -> None:
+        """Begin to show what is appended to the run's files from now on. steps: of the run; None: outer.steps."""
+        self._what, self._steps = what, steps or self.config.outer.steps
         if self.show:
             self.phase(f"run directory {_relative(run_dir)}")
             self._thread = threading.Thread(target=self._watch, args=(run_dir,), daemon=True)
@@ -91,11 +93,11 @@ class Display:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
-                TextColumn("meta-training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[line]}"),
+                TextColumn(self._what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[line]}"),
                 TimeRemainingColumn(), console=self.console,
             )  # fmt: skip
             self._bar.start()
-            task = self._bar.add_task("", total=self.config.outer.steps, line="")
+            task = self._bar.add_task("", total=self._steps, line="")
         last_line = time.monotonic()
         while not self._stop.is_set():
             self._stop.wait(POLL_S)
@@ -106,13 +108,12 @@ class Display:
                 continue
             if self._bar is not None:
                 self._bar.update(task, completed=new[-1]["step"], line=describe(new[-1]))
-            elif time.monotonic() - last_line > LOG_EVERY_S or new[-1]["step"] >= self.config.outer.steps:
+            elif time.monotonic() - last_line > LOG_EVERY_S or new[-1]["step"] >= self._steps:
                 last_line = time.monotonic()
-                self.phase(f"step {new[-1]['step']}/{self.config.outer.steps}  {describe(new[-1])}")
+                self.phase(f"step {new[-1]['step']}/{self._steps}  {describe(new[-1])}")
             for record in new:
                 if "validation" in record:
-                    v = record["validation"]
-                    self.phase(f"meta-validation at step {record['step']}: {_main(v)}  loss {v['loss']:.3f}")
+                    self.phase(describe_validation(record))
 
 
 class TrialBars:
@@ -165,6 +166,27 @@ def show_results(run: Run) -> None:
     print(f"{last['step']} meta-steps, {last['tasks_seen']} episodes; results in {_relative(run.path)}")
 
 
+def show_pretraining(run: Pretrained) -> None:
+    """What was removed, and the perplexities, on standard output."""
+    found = run.summary
+    counts = found["cleaning"]
+    removed = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items()
+                        if count and reason not in ("read", "kept", "characters"))  # fmt: skip
+    print(f"{counts['kept']:,} of {counts['read']:,} texts kept" + (f" (removed: {removed})" if removed else ""))
+    for split in ("train", "validation"):
+        if split in found:
+            was, now = found[split]["perplexity"]["before"], found[split]["perplexity"]["after"]
+            print(
+                f"{split} perplexity {was:.2f} -> {now:.2f} ({found['objective']}, {found['tokens'][split]:,} tokens)"
+            )
+    print(f"model in {_relative(run.model)}; distmeta train ... model.pretrained={_relative(run.model)}")
+
+
+def stage_table(stages: dict[str, Any]) -> str:
+    """A line for each stage of a pipeline; seconds are those of the time when it ran."""
+    return "\n".join(f"{name:12}{s['state']:9}{s['seconds']:8.1f} s  {s['output']}" for name, s in stages.items())
+
+
 class Tail:
     """Whole new lines of a growing file."""
 
@@ -193,8 +215,15 @@ TEXT_COLUMNS = ("token_f1", "exact_match", "rouge_l", "bleu", "perplexity", "los
 
 def describe(record: dict[str, Any]) -> str:
     accuracy = f"  accuracy {record['query_accuracy']:.3f}" if "query_accuracy" in record else ""
-    seconds = sum(record.get(k, 0) for k in ("wait_s", "inner_s", "aggregate_s", "checkpoint_s"))
-    return f"loss {record['outer_loss']:.3f}{accuracy}  {seconds * 1000:.0f} ms/step"
+    seconds = sum(record.get(k, 0) for k in ("wait_s", "inner_s", "aggregate_s", "checkpoint_s", "seconds"))
+    return f"loss {record.get('outer_loss', record.get('loss')):.3f}{accuracy}  {seconds * 1000:.0f} ms/step"
+
+
+def describe_validation(record: dict[str, Any]) -> str:
+    found, at = record["validation"], f"validation at step {record['step']}: "
+    if "perplexity" in found and "token_f1" not in found:
+        return f"{at}loss {found['loss']:.3f}  perplexity {found['perplexity']:.2f}"
+    return f"meta-{at}{_main(found)}  loss {found['loss']:.3f}"
 
 
 def evaluation_table(

@@ -22,7 +22,7 @@ from distmeta.config import Config
 from distmeta.errors import InputError
 
 EXCLUDED = (".git", ".venv", "venv", "runs", "checkpoints", "__pycache__")  # never of use to a job, often large
-WRITERS = ("train", "tune", "pretrain")  # verbs with a run directory
+WRITERS = ("train", "tune", "pretrain", "pipeline")  # verbs with a run directory
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,9 @@ def check_files(request: Request, config: Config | None) -> list[str]:
 def _named_paths(request: Request, config: Config | None) -> Iterator[tuple[str, str]]:
     """(what names it, path) of all that the job will read."""
     if config is not None:
-        given = config.data.path
-        for path in [given] if isinstance(given, str) else given or ():
-            yield "data.path", path
+        for key, given in (("data.path", config.data.path), ("pretrain.path", config.pretrain.path)):
+            for path in [given] if isinstance(given, str) else given or ():
+                yield key, path
         if isinstance(config.data.splits, str):
             yield "data.splits", config.data.splits.split("#")[0]
         if config.model.pretrained and config.model.pretrained.startswith((".", "/")):

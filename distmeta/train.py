@@ -13,7 +13,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # What may differ between a run and its continuation; all else would make it another run.
 RESUMABLE = ("cluster", "sampling", "run.name", "run.dir", "run.checkpoint_every", "run.keep", "run.timeout_s", "eval",
-             "tune", "outer.steps", "outer.until", "inner.memory", "inner.budget_mb", "inner.task_batch",
+             "tune", "pretrain", "outer.steps", "outer.until", "inner.memory", "inner.budget_mb", "inner.task_batch",
              "inner.buckets", "inner.part_tokens", "inner.prefix_mb",
              "deepspeed.zero_optimization", "data.path", "data.cache")  # fmt: skip
 
@@ -109,7 +109,9 @@ def prepare_store(config: Config, display: Display | None = None) -> Path:
     return path
 
 
-def claim_directory(config: Config, resume: bool, store: Path) -> tuple[Path, bool]:
+def claim_directory(
+    config: Config, resume: bool, store: Path, may_differ: Callable[[str], bool] | None = None
+) -> tuple[Path, bool]:
     """The run's directory, and whether it is new. Raises InputError when it is taken, or cannot be continued."""
     base = Path(config.cluster.storage or ".")
     named = base / (config.run.dir or f"runs/{config.run.name}")
@@ -118,7 +120,7 @@ def claim_directory(config: Config, resume: bool, store: Path) -> tuple[Path, bo
     taken = [path for path in [named, *numbered] if (path / "config.yaml").is_file()]
     if resume and taken:
         run_dir = max(taken, key=lambda path: (path / "config.yaml").stat().st_mtime)
-        check_resumable(run_dir, config, store)
+        check_resumable(run_dir, config, store, may_differ)
         return run_dir.resolve(), False
     if config.run.dir is not None and is_used(named):
         raise InputError(f"run.dir = {named}: not empty; --resume continues a run, or give another run.dir")
@@ -138,12 +140,18 @@ def is_used(path: Path) -> bool:
     return any(not entry.name.startswith(".") and entry.name != "environment.json" for entry in path.iterdir())
 
 
-def check_resumable(run_dir: Path, config: Config, store: Path) -> None:
-    """Raises InputError naming the first key whose value makes `config` another run than the one in `run_dir`."""
+def check_resumable(
+    run_dir: Path, config: Config, store: Path, may_differ: Callable[[str], bool] | None = None
+) -> None:
+    """Raises InputError naming the first key whose value makes `config` another run than the one in `run_dir`.
+
+    store: what the run learns from, known by its name. may_differ: keys of which this is not so.
+    """
+    may_differ = may_differ or is_resumable
     old = checkpoints.read_config(run_dir / "config.yaml")
     before, now = flatten(old.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
     for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key) and not is_resumable(key):
+        if before.get(key) != now.get(key) and not may_differ(key):
             raise InputError(
                 f"--resume: {key} is {now.get(key)!r} but {run_dir} was run with {before.get(key)!r}; "
                 "continue with the same value, or begin another run"
@@ -266,8 +274,7 @@ def first_actors(config: Config) -> int:
 
 def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster) -> None:
     """Start samplers and the learner group, and wait for the group's end."""
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    import ray
 
     from distmeta.learner.elastic import run_groups
     from distmeta.learner.journal import Log
@@ -278,53 +285,77 @@ def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster) -
     gpus = check_room(config, cluster)
     actors = first_actors(config)
     samplers = start_samplers(store, config.task, config.run.seed, actors, c.cpus_per_sampler)
-    error_file = run_dir / "error.json"
-    error_file.unlink(missing_ok=True)
-    bundle = {"CPU": c.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-    settings = {
-        "config": config.model_dump(mode="json"), "run_dir": str(run_dir), "store": str(store),
-        "samplers": samplers, "threads": c.cpus_per_worker,
-    }  # fmt: skip
+    (run_dir / "error.json").unlink(missing_ok=True)
+    more = {"store": str(store), "samplers": samplers}
 
     def attempt(size: int) -> Exception | None:
-        """A group of `size` ranks, to its end; under a fixed number Ray restarts it after a failure."""
-        retries = 0 if c.is_elastic else c.max_failures
-        shutil.rmtree(run_dir / ".ray", ignore_errors=True)  # Ray's own record of an earlier attempt
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config=settings,
-            torch_config=TorchConfig(timeout_s=int(config.run.timeout_s)),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=size, use_gpu=gpus > 0, resources_per_worker=dict(bundle)
-            ),
-            run_config=ray.train.RunConfig(
-                name="train", storage_path=str(run_dir / ".ray"),
-                failure_config=ray.train.FailureConfig(max_failures=retries),
-            ),
-        )  # fmt: skip
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            failed: Exception = error
-            return failed
-        return None
+        return run_group(train_worker, config, run_dir, more, size, gpus)
 
     try:
         if c.is_elastic:
             say = Log(run_dir).say
-            failure = run_groups(attempt, c, bundle, run_dir, config.run.timeout_s, say)
+            failure = run_groups(attempt, c, bundle_of(config, gpus), run_dir, config.run.timeout_s, say)
         else:
             failure = attempt(c.fewest)
     finally:
         for sampler in samplers:
             ray.kill(sampler)
         shutil.rmtree(run_dir / ".ray", ignore_errors=True)
+    raise_failure(config, run_dir, failure)
+
+
+def bundle_of(config: Config, gpus: float) -> dict[str, float]:
+    """What a rank reserves."""
+    return {"CPU": config.cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+
+
+def run_group(
+    worker: Callable[[dict[str, Any]], None],
+    config: Config,
+    run_dir: Path,
+    more: dict[str, Any],
+    size: int,
+    gpus: float,
+) -> Exception | None:
+    """A group of `size` ranks that each call worker({**more, ...}), to its end; returns the failure it ended in.
+
+    Under a fixed number Ray restarts it after a failure.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    retries = 0 if config.cluster.is_elastic else config.cluster.max_failures
+    shutil.rmtree(run_dir / ".ray", ignore_errors=True)  # Ray's own record of an earlier attempt
+    settings = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir)}
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config={**settings, "threads": config.cluster.cpus_per_worker, **more},
+        torch_config=TorchConfig(timeout_s=int(config.run.timeout_s)),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=size, use_gpu=gpus > 0, resources_per_worker=bundle_of(config, gpus)
+        ),
+        run_config=ray.train.RunConfig(
+            name="train", storage_path=str(run_dir / ".ray"),
+            failure_config=ray.train.FailureConfig(max_failures=retries),
+        ),
+    )  # fmt: skip
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        failed: Exception = error
+        return failed
+    return None
+
+
+def raise_failure(config: Config, run_dir: Path, failure: Exception | None) -> None:
+    """Raises what a group's ranks have told of their end, else TrainingError with what it failed of, if it did."""
+    error_file = run_dir / "error.json"
     if error_file.exists():
         told = json.loads(error_file.read_text(encoding="utf-8"))
         raise (InputError if told["kind"] == "input" else TrainingError)(told["message"])
     if failure is not None:
         raise TrainingError(
-            f"the learner group failed {c.max_failures + 1} times; the last cause: {_cause(failure)}. "
+            f"the learner group failed {config.cluster.max_failures + 1} times; the last cause: {_cause(failure)}. "
             f"Checkpoints so far are in {run_dir}; --resume continues from the newest"
         ) from failure
 

@@ -1,6 +1,7 @@
 """The configuration of a run: its sections with their defaults, what does not go together, and how it is read."""
 
 from distmeta.config.loading import RECIPES, dump_config, load_config, make_config, recipe_names, recipe_path
+from distmeta.config.pretrain import PretrainConfig
 from distmeta.config.sections import (
     AugmentConfig,
     ClusterConfig,
@@ -27,6 +28,7 @@ __all__ = [
     "InnerConfig",
     "ModelConfig",
     "OuterConfig",
+    "PretrainConfig",
     "RunConfig",
     "SamplingConfig",
     "SourceConfig",

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distmeta.algorithms import ALGORITHMS, IMPORT_PATH, with_settings
 from distmeta.config import consistency
+from distmeta.config.base import Section
+from distmeta.config.pretrain import PretrainConfig
 from distmeta.errors import nearest
 from distmeta.trees import merge
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelConfig(Section):
@@ -375,6 +373,7 @@ class Config(Section):
     """A whole run. Sections follow the flow of data."""
 
     model: ModelConfig = ModelConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     data: DataConfig = DataConfig()
     task: TaskConfig = TaskConfig()
     inner: InnerConfig = InnerConfig()

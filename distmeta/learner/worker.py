@@ -8,9 +8,7 @@ samplers. State is the meta-parameters, their optimizer's state and the step; al
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import json
 import math
 import time
 from collections.abc import Callable
@@ -24,17 +22,18 @@ from torch import Tensor
 from distmeta import checkpoint as checkpoints
 from distmeta.algorithms import load_algorithm
 from distmeta.algorithms.rates import initial_log_rates, inner_loop, log_rate_gradients, mean_rate
-from distmeta.config import Config, make_config
+from distmeta.config import Config
 from distmeta.config.consistency import check_settings, parse_until
 from distmeta.errors import InputError
 from distmeta.evaluate import evaluate_methods, scorer
-from distmeta.inner import Diverged, InnerLoop, MetaGradient
+from distmeta.inner import InnerLoop, MetaGradient
 from distmeta.learner.arrivals import regret, score_arrivals, sentence
-from distmeta.learner.elastic import GROW, PAUSED, PLACEMENT, STOP
+from distmeta.learner.elastic import GROW, PAUSED, STOP
 from distmeta.learner.engine import MetaEngine, outer_lr
 from distmeta.learner.flow import MEASURED, Gauges, more_samplers
 from distmeta.learner.group import GroupEngine, group_gradients, mean_rate_in_group, score_in_group
 from distmeta.learner.journal import Journal, Log
+from distmeta.learner.process import run_rank
 from distmeta.learner.ranks import all_sum, episodes_of_rank, gather
 from distmeta.learner.saver import Saver
 from distmeta.models.backbone import set_attention
@@ -70,41 +69,16 @@ class OuterDiverged(ArithmeticError):
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Entry point under Ray Train: sets the process up, then learns. `settings` as train.py makes them."""
+    """Entry point under Ray Train. `settings` as train.py makes them."""
     import ray.train
 
-    run_dir = Path(settings["run_dir"])
-    if (run_dir / "error.json").exists():
-        return  # the first attempt ended in an error that a second would meet again
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(settings["threads"])))
-    config = make_config(settings["config"])
-    if rank == 0:
-        note_placement(run_dir)
-    # Learners outlive a driver that is killed, by seconds: those of its successor wait for their end.
-    alone = checkpoints.only_holder(run_dir / ".learner.lock", config.run.timeout_s / 2)
-    try:
-        with alone if rank == 0 else contextlib.nullcontext():
-            learn(
-                config, run_dir, Path(settings["store"]), settings["samplers"], rank, world, device,
-                report=ray.train.report,
-            )  # fmt: skip
-    except (InputError, Diverged, OuterDiverged) as error:
-        kind = "input" if isinstance(error, InputError) else "diverged"
-        checkpoints.write_text(run_dir / "error.json", json.dumps({"kind": kind, "message": str(error)}))
-        raise
+    def body(config: Config, run_dir: Path, rank: int, world: int, device: torch.device) -> None:
+        learn(
+            config, run_dir, Path(settings["store"]), settings["samplers"], rank, world, device,
+            report=ray.train.report,
+        )  # fmt: skip
 
-
-def note_placement(run_dir: Path) -> None:
-    """Write down the group's reserved processors, which outlive a controller that is killed before its driver's end."""
-    from ray.util import get_current_placement_group
-
-    group = get_current_placement_group()
-    if group is not None:
-        checkpoints.write_text(run_dir / PLACEMENT, group.id.hex())
+    run_rank(settings, body)
 
 
 def learn(

@@ -21,15 +21,12 @@ def build_backbone(config: ModelConfig, vocab_size: int, pad_id: int, seed: int)
     """
     from transformers import AutoModel
 
-    from distmeta.models import lstm
-
-    lstm.register()
-    model = _build(config, vocab_size, pad_id, seed, AutoModel)
+    model = build(AutoModel, config, vocab_size, pad_id, seed)
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # unused by the heads; as a meta-parameter it would be dead weight
-    backbone: nn.Module = model.eval()
+    backbone: nn.Module = model
     return backbone
 
 
@@ -42,17 +39,13 @@ def build_language_model(config: ModelConfig, vocab_size: int, pad_id: int, seed
         AutoModelForSeq2SeqLM,
     )
 
-    from distmeta.models import lstm
-
-    lstm.register()
-    name = config.pretrained
-    hf_config = _pretrained_config(name) if name else _fresh_config(config, vocab_size, pad_id)
+    hf_config = model_config(config, vocab_size, pad_id)
     both = hf_config.is_encoder_decoder
     auto = AutoModelForSeq2SeqLM if both else AutoModelForCausalLM
     known = type(hf_config) in (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if both else MODEL_FOR_CAUSAL_LM_MAPPING)
-    model = _build(config, vocab_size, pad_id, seed, auto).eval() if known else None
+    model = build(auto, config, vocab_size, pad_id, seed) if known else None
     if model is None or not (both or is_causal(model.base_model)):
-        key = f"pretrained = {name}" if name else f"architecture = {config.architecture}"
+        key = f"pretrained = {config.pretrained}" if config.pretrained else f"architecture = {config.architecture}"
         raise InputError(
             f"model.{key}: task.family=text_to_text needs a decoder or an encoder-decoder, such as gpt2, llama, qwen2 "
             "or t5"
@@ -60,18 +53,15 @@ def build_language_model(config: ModelConfig, vocab_size: int, pad_id: int, seed
     return model
 
 
-def _build(config: ModelConfig, vocab_size: int, pad_id: int, seed: int, auto: Any) -> Any:
-    """A model of the class that `auto` chooses, from the pretrained directory or hub id, or from its configuration."""
+def build(kind: Any, config: ModelConfig, vocab_size: int, pad_id: int, seed: int) -> Any:
+    """A model of one of transformers' automatic classes, such as AutoModel, in float32 and evaluation mode."""
     from safetensors import SafetensorError
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    hf_config = model_config(config, vocab_size, pad_id)
+    _set_dropout(hf_config, config.dropout)
     if config.pretrained is not None:
-        hf_config = _pretrained_config(config.pretrained)
-        _set_dropout(hf_config, config.dropout)
         try:
-            model, loading = auto.from_pretrained(
+            model, loading = kind.from_pretrained(
                 config.pretrained, config=hf_config, use_safetensors=True, dtype=torch.float32,
                 attn_implementation="eager", output_loading_info=True,
             )  # fmt: skip
@@ -88,15 +78,27 @@ def _build(config: ModelConfig, vocab_size: int, pad_id: int, seed: int, auto: A
                 f"model.pretrained = {config.pretrained}: its tokenizer has {vocab_size} tokens, its embedding {needed}"
             )
     else:
-        hf_config = _fresh_config(config, vocab_size, pad_id)
-        _set_dropout(hf_config, config.dropout)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                model = auto.from_config(hf_config, attn_implementation="eager")
+                model = kind.from_config(hf_config, attn_implementation="eager")
             except (ValueError, TypeError, RuntimeError) as error:
                 raise InputError(f"model.config: {_first_line(error)}") from None
-    return model
+    return model.eval()
+
+
+def model_config(config: ModelConfig, vocab_size: int, pad_id: int) -> Any:
+    """The transformers configuration of `config.pretrained`, else of `config.architecture`. Raises InputError."""
+    from transformers.utils import logging
+
+    from distmeta.models import lstm
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    lstm.register()
+    if config.pretrained is not None:
+        return _pretrained_config(config.pretrained)
+    return _fresh_config(config, vocab_size, pad_id)
 
 
 def _pretrained_config(name: str) -> Any:

@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import IO, Any
 
 import numpy as np
@@ -87,6 +88,27 @@ def read_records(sources: Sequence[Source], data: DataConfig, one_task: bool = F
             yield pa.RecordBatch.from_pydict(made)
         if rows == 0:
             raise InputError(f"{source.name}: holds no examples")
+
+
+def read_texts(sources: Sequence[Source], column: str) -> Iterator[pa.Array]:
+    """Texts alone, as they are, nulls among them: lines of .txt files, a column of others. Raises InputError."""
+    for source in sources:
+
+        def choose(there: Sequence[str], source: Source = source) -> dict[str, str]:
+            if source.kind != "txt" and column not in there:
+                raise InputError(
+                    f"{source.name}: no column '{column}' (data.text); its columns are {', '.join(there)}; "
+                    f"set data.text to one of them.{nearest(column, there)}"
+                )
+            return {"text": column}
+
+        for arrays, _ in READ[source.kind](source, choose):
+            text = arrays["text"]
+            text = text.dictionary_decode() if pa.types.is_dictionary(text.type) else text
+            if not (pa.types.is_string(text.type) or pa.types.is_large_string(text.type) or
+                    pa.types.is_string_view(text.type) or pa.types.is_null(text.type)):  # fmt: skip
+                raise InputError(f"{source.name}: column '{column}' (data.text) holds {text.type}, not text")
+            yield text.cast(pa.large_string())
 
 
 def choose_columns(
@@ -182,6 +204,15 @@ def _lines(source: Source) -> Iterator[tuple[int, str]]:
                 yield number, text
 
 
+def _read_lines(source: Source, choose: Choose) -> Batches:
+    """A text a line; empty lines count in the numbers."""
+    choose([])
+    lines = _lines(source)
+    while batch := list(islice(lines, BATCH)):
+        numbers, texts = zip(*batch)
+        yield {"text": pa.array(texts, pa.large_string())}, np.array(numbers)
+
+
 def _from_python(
     rows: list[dict[str, Any]], columns: dict[str, str], source: Source, numbers: list[int]
 ) -> tuple[dict[str, pa.Array], np.ndarray[Any, Any]]:
@@ -258,6 +289,7 @@ def _read_arrow(source: Source, choose: Choose) -> Batches:
 
 READ: dict[str, Callable[[Source, Choose], Batches]] = {
     "jsonl": _read_jsonl, "csv": _read_csv, "tsv": _read_csv, "parquet": _read_parquet, "arrow": _read_arrow,
+    "txt": _read_lines,
 }  # fmt: skip
 
 

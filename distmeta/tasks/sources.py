@@ -6,7 +6,7 @@ import fnmatch
 import glob
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -21,6 +21,7 @@ KINDS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
 }  # fmt: skip
+TEXT_KINDS = {**KINDS, ".txt": "txt"}  # where text alone is wanted
 COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 
 
@@ -71,15 +72,15 @@ def filesystem_of(path: str) -> tuple[Any, str]:
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
 
 
-def find_sources(paths: str | Sequence[str], json_too: bool = False) -> list[Source]:
+def find_sources(paths: str | Sequence[str], kinds: Mapping[str, str] = KINDS, json_too: bool = False) -> list[Source]:
     """The data files that `paths` (files, directories, globs) stand for, in a stable order.
 
-    json_too: a .json file in a directory is data too, and not a note about the data beside it.
+    kinds: by suffix. json_too: a .json file in a directory is data, and not a note about the data beside it.
     """
     sources: list[Source] = []
     for path in [paths] if isinstance(paths, str) else paths:
         filesystem, inner = filesystem_of(path)
-        sources += _expand(filesystem, path, inner, json_too)
+        sources += _expand(filesystem, path, inner, kinds, json_too)
     if not sources:
         raise InputError("data.path is an empty list; name at least one file, directory or glob")
     for source in sources:
@@ -88,15 +89,15 @@ def find_sources(paths: str | Sequence[str], json_too: bool = False) -> list[Sou
     return sources
 
 
-def _expand(filesystem: Any, shown: str, inner: str, json_too: bool = False) -> list[Source]:
+def _expand(filesystem: Any, shown: str, inner: str, kinds: Mapping[str, str], json_too: bool = False) -> list[Source]:
     kind = filesystem.get_file_info(inner).type
     if kind == pafs.FileType.File:
-        return [_source(filesystem, inner, shown)]
+        return [_source(filesystem, inner, shown, kinds)]
     scheme = shown.partition("://")[0] + "://" if "://" in shown else ""
     if kind == pafs.FileType.Directory:
-        found = _in_directory(filesystem, inner.rstrip("/"), scheme, json_too=json_too)
+        found = _in_directory(filesystem, inner.rstrip("/"), scheme, kinds, json_too=json_too)
         if not found:
-            raise InputError(f"{shown}: no data file in this directory; known types: {', '.join(KINDS)}")
+            raise InputError(f"{shown}: no data file in this directory; known types: {', '.join(kinds)}")
         return found
     if not glob.has_magic(inner):
         raise InputError(f"{shown}: no such file or directory (data.path)")
@@ -108,11 +109,16 @@ def _expand(filesystem: Any, shown: str, inner: str, json_too: bool = False) -> 
         matches = sorted(info.path for info in listed if fnmatch.fnmatch(info.path.lstrip("/"), inner.lstrip("/")))
     if not matches:
         raise InputError(f"{shown}: no file matches (data.path)")
-    return [source for match in matches for source in _expand(filesystem, scheme + match, match, json_too)]
+    return [source for match in matches for source in _expand(filesystem, scheme + match, match, kinds, json_too)]
 
 
 def _in_directory(
-    filesystem: Any, path: str, scheme: str, split: str | None = None, json_too: bool = False
+    filesystem: Any,
+    path: str,
+    scheme: str,
+    kinds: Mapping[str, str],
+    split: str | None = None,
+    json_too: bool = False,
 ) -> list[Source]:
     def note(name: str) -> Any:
         if filesystem.get_file_info(f"{path}/{name}").type != pafs.FileType.File:
@@ -127,10 +133,10 @@ def _in_directory(
     try:
         if parts is not None:
             names = [str(name) for name in parts["splits"]]
-            return [s for name in names for s in _in_directory(filesystem, f"{path}/{name}", scheme, name)]
+            return [s for name in names for s in _in_directory(filesystem, f"{path}/{name}", scheme, kinds, name)]
         if state is not None:
             files = [f"{path}/{entry['filename']}" for entry in state["_data_files"]]
-            return [_source(filesystem, file, scheme + file, split) for file in files]
+            return [_source(filesystem, file, scheme + file, kinds, split) for file in files]
     except (KeyError, TypeError):
         raise InputError(f"{scheme}{path}: not a saved Hugging Face dataset that can be read") from None
     listed = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
@@ -139,14 +145,14 @@ def _in_directory(
     stores = {n.removesuffix("/rows.arrow") for n in paths if n.endswith("/rows.arrow")}
     stores = {store for store in stores if f"{store}/tokenizer.json" in paths}
     # A .json file beside data describes it (splits.json, dataset_info.json); named itself, it is JSONL.
-    suffixes = set(KINDS) - (set() if json_too else {".json"})
+    suffixes = set(kinds) - (set() if json_too else {".json"})
     found = []
     for info in sorted(listed, key=lambda info: info.path):
         folder, _, file = info.path.rpartition("/")
         below = info.path[len(path) :].strip("/").split("/")
         hidden = file.startswith("cache-") or folder in stores or any(p.startswith((".", "_")) for p in below)
         if info.type == pafs.FileType.File and not hidden and _suffix(file) in suffixes:
-            found.append(_source(filesystem, info.path, scheme + info.path, split))
+            found.append(_source(filesystem, info.path, scheme + info.path, kinds, split))
     return found
 
 
@@ -157,12 +163,12 @@ def _suffix(path: str) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _source(filesystem: Any, path: str, shown: str, split: str | None = None) -> Source:
+def _source(filesystem: Any, path: str, shown: str, kinds: Mapping[str, str], split: str | None = None) -> Source:
     if filesystem.get_file_info(path).type != pafs.FileType.File:
         raise InputError(f"{shown}: no such file")
-    kind = KINDS.get(_suffix(path))
+    kind = kinds.get(_suffix(path))
     if kind is None:
-        raise InputError(f"{shown}: unknown file type '{Path(path).suffix}'; known types: {', '.join(KINDS)}")
+        raise InputError(f"{shown}: unknown file type '{Path(path).suffix}'; known types: {', '.join(kinds)}")
     if kind in ("parquet", "arrow") and path.lower().endswith(COMPRESSED):
         raise InputError(f"{shown}: compressed {kind} cannot be memory-mapped; decompress it")
     return Source(shown, path, filesystem, kind, split)

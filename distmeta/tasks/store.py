@@ -113,6 +113,11 @@ class TaskStore:
     def text(self, row: int) -> str:
         return str(self._texts[row].as_py())
 
+    def texts_of(self, split: str) -> Any:
+        """The texts of a split's rows, which lie side by side, as a memory-mapped Arrow array."""
+        groups = self.groups[split]
+        return self._texts.slice(int(groups.start.min()) if len(groups.ids) else 0, groups.examples)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return open_store, (self.path,)
 
@@ -199,6 +204,11 @@ def build_store(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return final
+
+
+def store_key(data: DataConfig, task: TaskConfig, model: ModelConfig) -> str:
+    """What `build_store` would know the store by. Raises InputError for files that are not there."""
+    return _key(data, task, model, _sources(data), 0, _given_tokenizer(model, None), None, False)
 
 
 def cache_directory(data: DataConfig) -> Path:

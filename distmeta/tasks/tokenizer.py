@@ -205,6 +205,33 @@ def special_ids(tokenizer: Tokenizer) -> SpecialIds:
     return SpecialIds(size, pad, first(CLS_NAMES), first(SEP_NAMES), pad if end is None else end)
 
 
+def as_transformers(tokenizer: Tokenizer, max_tokens: int, takes_types: bool, ends: bool = False) -> Any:
+    """The tokenizer as transformers', its special tokens named, padding and truncation on the right.
+
+    takes_types: whether the model takes token_type_ids. ends: whether [CLS] and [SEP] begin and end what is generated.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    padding = tokenizer.padding
+    assert padding is not None, "train_tokenizer and load_tokenizer set it"
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    ending = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<|im_end|>")
+    names = {
+        "unk_token": ("[UNK]", "<unk>"), "cls_token": ("[CLS]", "<s>"), "sep_token": ("[SEP]", "</s>"),
+        "mask_token": ("[MASK]", "<mask>"), "eos_token": (*ending, "[SEP]") if ends else ending,
+        "bos_token": ("<s>", "[CLS]") if ends else (),
+    }  # fmt: skip
+    tokens = {key: next((t for t in found if t in special), None) for key, found in names.items()}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=padding["pad_token"], padding_side="right", truncation_side="right",
+        model_max_length=max_tokens,
+        model_input_names=["input_ids", *(["token_type_ids"] if takes_types else []), "attention_mask"],
+        **{key: token for key, token in tokens.items() if token is not None},
+    )  # fmt: skip
+
+
 def fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.blake2b(tokenizer.to_str().encode(), digest_size=16).hexdigest()
 

@@ -1,0 +1,44 @@
+"""The section of `distmeta pretrain`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from distmeta.config.base import Section
+
+
+class PretrainConfig(Section):
+    """Language-model training, before any task. The model is the section model's, the seed run.seed."""
+
+    path: str | list[str] | None = Field(
+        None, description="files, directories or globs of text: .txt lines, or data files; null: meta-train tasks' text"
+    )
+    text: str = Field("text", description="column of text in data files")
+    min_characters: int = Field(1, ge=1, description="shorter texts are removed")
+    max_characters: int = Field(100_000, ge=1, description="longer texts are removed")
+    near_duplicates: bool = Field(
+        True, description="also remove a text whose letters and digits, in any case, are those of an earlier one"
+    )
+    validation_share: float = Field(0.05, ge=0, lt=1, description="of the texts, by stable hash of each")
+    validation_rows: int = Field(512, ge=1, description="most rows of each split that a validation reads")
+    objective: Literal["auto", "masked", "causal"] = Field(
+        "auto", description="masked: lines, BERT's; causal: packed blocks, the next token; auto: the architecture's"
+    )
+    mask_probability: float = Field(0.15, gt=0, lt=1, description="of a token to be predicted (objective masked)")
+    steps: int = Field(500, ge=1)
+    batch_size: int = Field(32, ge=1, description="rows of a step, over all ranks")
+    micro_batch: int = Field(0, ge=0, description="rows that a rank runs at once; 0: its whole share of the batch")
+    lr: float = Field(1e-3, gt=0, description="of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="of weights that are matrices")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps over which the rate rises")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="of the rate after that, to 0")
+    every: int = Field(100, ge=0, description="steps between validations; 0: before the first and after the last")
+
+    @model_validator(mode="after")
+    def _lengths(self) -> PretrainConfig:
+        if self.min_characters > self.max_characters:
+            raise ValueError("pretrain.min_characters is above pretrain.max_characters, so that no text would be left")
+        return self

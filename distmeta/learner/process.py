@@ -1,0 +1,51 @@
+"""A rank's process under Ray Train: its device and threads, the run's lock, and errors that the driver can tell."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distmeta import checkpoint as checkpoints
+from distmeta.config import Config, make_config
+from distmeta.errors import InputError
+from distmeta.learner.elastic import PLACEMENT
+
+
+def run_rank(settings: dict[str, Any], body: Callable[[Config, Path, int, int, torch.device], None]) -> None:
+    """Set this process up, and call body(config, run directory, rank, world size, device). `settings` as train.py's."""
+    import ray.train
+
+    run_dir = Path(settings["run_dir"])
+    if (run_dir / "error.json").exists():
+        return  # the first attempt ended in an error that a second would meet again
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(settings["threads"])))
+    config = make_config(settings["config"])
+    if rank == 0:
+        note_placement(run_dir)
+    # Learners outlive a driver that is killed, by seconds: those of its successor wait for their end.
+    alone = checkpoints.only_holder(run_dir / ".learner.lock", config.run.timeout_s / 2)
+    try:
+        with alone if rank == 0 else contextlib.nullcontext():
+            body(config, run_dir, rank, world, device)
+    except (InputError, ArithmeticError) as error:  # one that leaves the finite numbers would again
+        kind = "input" if isinstance(error, InputError) else "diverged"
+        checkpoints.write_text(run_dir / "error.json", json.dumps({"kind": kind, "message": str(error)}))
+        raise
+
+
+def note_placement(run_dir: Path) -> None:
+    """Write down the group's reserved processors, which outlive a controller that is killed before its driver's end."""
+    from ray.util import get_current_placement_group
+
+    group = get_current_placement_group()
+    if group is not None:
+        checkpoints.write_text(run_dir / PLACEMENT, group.id.hex())

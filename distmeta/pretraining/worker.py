@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,6 +249,8 @@ def start(run_dir: Path, model: Any, optimizer: torch.optim.AdamW, say: Any) -> 
 
 def save_model(path: Path, model: Any, tokenizer: Any) -> None:
     """A Hugging Face directory: the model with its language-model head, and its tokenizer."""
+    # Where accelerate is installed, save_pretrained imports DeepSpeed, which then says aloud what it looked for.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     model.eval()
 
     def fill(draft: Path) -> None:

@@ -1,4 +1,4 @@
-"""The pretraining loop: the loss is its formula, perplexity falls, ranks agree, a continued run is the undisturbed one."""
+"""The pretraining loop: the loss is its formula, perplexity falls, ranks agree, a continued run is as if undisturbed."""
 
 import json
 import shutil

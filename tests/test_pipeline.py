@@ -10,17 +10,20 @@ import small
 import torch
 
 import distmeta
+from distmeta.cli import _parsed
 from distmeta.config import load_config
 from distmeta.errors import InputError
 from distmeta.learner.worker import learn
 from distmeta.pretraining.worker import learn as learn_language
+from distmeta.submit import Request, check_files
 
 PRETRAIN, TRAIN = importlib.import_module("distmeta.pretrain"), importlib.import_module("distmeta.train")
 ALL = ("corpus", "pretrain", "tasks", "initialise", "train", "evaluate", "export")
 TINY = [
     "pretrain.steps=4", "pretrain.validation_rows=16", "pretrain.every=0", "outer.steps=4", "outer.until=accuracy>=0",
     "outer.meta_batch_size=2", "eval.every=2", "eval.validation_episodes=2", "eval.episodes=4", "eval.baselines=false",
-    "model.max_tokens=16", "model.config.hidden_size=16", "model.config.intermediate_size=32",
+    "model.max_tokens=16",
+    "model.config={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}",
 ]  # fmt: skip
 
 
@@ -116,6 +119,16 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(InputError, match=r"holds thesis.txt and is no pipeline's"):
         ran(tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_both_verbs_can_be_submitted(tmp_path):
+    """What a job would look for is checked before it is sent."""
+    words = ("pretrain.path=absent.txt", "--run-dir", "/shared/run")
+    for verb in ("pretrain", "pipeline"):
+        config = _parsed(verb, words)
+        assert config.run.name == {"pretrain": "default", "pipeline": "pipeline"}[verb]
+        with pytest.raises(InputError, match=r"pretrain.path = absent.txt: not in the working directory"):
+            check_files(Request(verb, words, "http://head:8265", tmp_path), config)
 
 
 def test_the_command_line_refuses_in_one_line(tmp_path):

@@ -1,4 +1,4 @@
-"""The pretraining loop: the loss is its formula, perplexity falls, ranks agree, a continued run is as if undisturbed."""
+"""The pretraining loop: the loss is its formula, perplexity falls, ranks agree, a run that is continued is the same."""
 
 import json
 import shutil

@@ -10,8 +10,8 @@
 
 A stage's inputs are the configuration keys that matter to it, the digest of its data's content and that of the stage
 before. DIR/pipeline.json says of each: the digest of its inputs, its output and the digest of that, its seconds, and
-whether it ran or was skipped. One that was cut off is continued; where the inputs have changed, the stage runs anew and
-the earlier result is kept under another name (train-1a2b3c4d).
+whether it ran or was skipped. One that was cut off is continued; where the inputs have changed, the stage runs anew,
+and the earlier result is kept under another name (train-1a2b3c4d).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def pipeline(config: Config | dict[str, Any], *, show: bool = False) -> Pipeline
                 eval={"episodes": 2, "baselines": False},
             )  # fmt: skip
             tasks = stages.do(
-                "tasks", {"content": store_key(ours.data, ours.task, ours.model), "model": seal(model)},
+                "tasks", {"content": store_key(ours.data, ours.task, ours.model)},
                 lambda resume: prepare_store(ours, display),
             )  # fmt: skip
             made = {"tasks": seal(tasks), "model": seal(model), **keys(config, is_of_training(config))}

@@ -135,7 +135,7 @@ def run_ranks(config: Config, run_dir: Path, corpus: Path, cluster: Any) -> None
     size = max(c.fewest, min(c.most, room, config.pretrain.batch_size, int(cluster.gpus // gpus) if gpus else room))
     (run_dir / "error.json").unlink(missing_ok=True)
     try:
-        failure = run_group(pretrain_worker, config, run_dir, {"corpus": str(corpus)}, size, gpus)
+        failure = run_group(pretrain_worker, config, run_dir, {"corpus": str(corpus)}, size, gpus, c.max_failures)
     finally:
         shutil.rmtree(run_dir / ".ray", ignore_errors=True)
     raise_failure(config, run_dir, failure)

@@ -289,7 +289,7 @@ def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster) -
     more = {"store": str(store), "samplers": samplers}
 
     def attempt(size: int) -> Exception | None:
-        return run_group(train_worker, config, run_dir, more, size, gpus)
+        return run_group(train_worker, config, run_dir, more, size, gpus, 0 if c.is_elastic else c.max_failures)
 
     try:
         if c.is_elastic:
@@ -316,15 +316,15 @@ def run_group(
     more: dict[str, Any],
     size: int,
     gpus: float,
+    restarts: int,
 ) -> Exception | None:
     """A group of `size` ranks that each call worker({**more, ...}), to its end; returns the failure it ended in.
 
-    Under a fixed number Ray restarts it after a failure.
+    Ray restarts it after a failure, up to `restarts` times.
     """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    retries = 0 if config.cluster.is_elastic else config.cluster.max_failures
     shutil.rmtree(run_dir / ".ray", ignore_errors=True)  # Ray's own record of an earlier attempt
     settings = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir)}
     trainer = TorchTrainer(
@@ -336,7 +336,7 @@ def run_group(
         ),
         run_config=ray.train.RunConfig(
             name="train", storage_path=str(run_dir / ".ray"),
-            failure_config=ray.train.FailureConfig(max_failures=retries),
+            failure_config=ray.train.FailureConfig(max_failures=restarts),
         ),
     )  # fmt: skip
     try:

@@ -16,8 +16,15 @@ from distmeta.errors import InputError
 from distmeta.learner.elastic import PLACEMENT
 
 
-def run_rank(settings: dict[str, Any], body: Callable[[Config, Path, int, int, torch.device], None]) -> None:
-    """Set this process up, and call body(config, run directory, rank, world size, device). `settings` as train.py's."""
+def run_rank(
+    settings: dict[str, Any],
+    body: Callable[[Config, Path, int, int, torch.device], None],
+    diverged: tuple[type[Exception], ...],
+) -> None:
+    """Set this process up, and call body(config, run directory, rank, world size, device).
+
+    settings: as train.py makes them. diverged: errors that another attempt would meet again, as it would an InputError.
+    """
     import ray.train
 
     run_dir = Path(settings["run_dir"])
@@ -31,12 +38,13 @@ def run_rank(settings: dict[str, Any], body: Callable[[Config, Path, int, int, t
     config = make_config(settings["config"])
     if rank == 0:
         note_placement(run_dir)
+    lasting: tuple[type[Exception], ...] = (InputError, *diverged)
     # Learners outlive a driver that is killed, by seconds: those of its successor wait for their end.
     alone = checkpoints.only_holder(run_dir / ".learner.lock", config.run.timeout_s / 2)
     try:
         with alone if rank == 0 else contextlib.nullcontext():
             body(config, run_dir, rank, world, device)
-    except (InputError, ArithmeticError) as error:  # one that leaves the finite numbers would again
+    except lasting as error:
         kind = "input" if isinstance(error, InputError) else "diverged"
         checkpoints.write_text(run_dir / "error.json", json.dumps({"kind": kind, "message": str(error)}))
         raise

@@ -26,7 +26,7 @@ from distmeta.config import Config
 from distmeta.config.consistency import check_settings, parse_until
 from distmeta.errors import InputError
 from distmeta.evaluate import evaluate_methods, scorer
-from distmeta.inner import InnerLoop, MetaGradient
+from distmeta.inner import Diverged, InnerLoop, MetaGradient
 from distmeta.learner.arrivals import regret, score_arrivals, sentence
 from distmeta.learner.elastic import GROW, PAUSED, STOP
 from distmeta.learner.engine import MetaEngine, outer_lr
@@ -78,7 +78,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             report=ray.train.report,
         )  # fmt: skip
 
-    run_rank(settings, body)
+    run_rank(settings, body, (Diverged, OuterDiverged))
 
 
 def learn(

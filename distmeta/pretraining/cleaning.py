@@ -50,11 +50,12 @@ def clean(batches: Iterable[pa.Array], rules: PretrainConfig, counts: Counter[st
         length = pc.utf8_length(texts).to_numpy()
         too_short, too_long = length < rules.min_characters, length > rules.max_characters
         why = np.select([length == 0, too_short, too_long], REMOVED[:3], "kept").astype(object)
-        once = fingerprints(texts) if rules.near_duplicates else texts
+        strings = texts.to_pylist()
+        once = fingerprints(texts).to_pylist() if rules.near_duplicates else strings
         digests = [b""] * len(texts)
         for i in np.flatnonzero(why == "kept"):
-            digests[i] = own = digest(texts[i].as_py())
-            first = seen.setdefault(digest(once[i].as_py()) if rules.near_duplicates else own, own)
+            digests[i] = own = digest(strings[i])
+            first = seen.setdefault(digest(once[i]) if rules.near_duplicates else own, own)
             if first is not own:
                 why[i] = "duplicate" if first == own else "near_duplicate"
         kept = why == "kept"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor
 from distmeta import checkpoint as checkpoints
 from distmeta.config import Config, PretrainConfig
 from distmeta.errors import InputError
+from distmeta.export import tokenizer_class
 from distmeta.learner.journal import Journal, Log
 from distmeta.learner.process import run_rank
 from distmeta.learner.ranks import all_sum, share
@@ -46,7 +48,7 @@ def pretrain_worker(settings: dict[str, Any]) -> None:
     def body(config: Config, run_dir: Path, rank: int, world: int, device: torch.device) -> None:
         learn(config, run_dir, Path(settings["corpus"]), rank, world, device)
 
-    run_rank(settings, body)
+    run_rank(settings, body, (PretrainingDiverged,))
 
 
 def learn(config: Config, run_dir: Path, corpus_path: Path, rank: int, world: int, device: torch.device) -> None:
@@ -107,6 +109,7 @@ def learn(config: Config, run_dir: Path, corpus_path: Path, rank: int, world: in
     if rank == 0:
         save_model(run_dir / "model", model, tokenizer)
         report = summary(config, corpus, model, tokens_seen, before, after)
+        report["tokenizer_class"] = tokenizer_class(run_dir / "model", tokenizer)
         checkpoints.write_text(run_dir / "pretraining.json", json.dumps(report, indent=1))
 
 
@@ -248,6 +251,8 @@ def start(run_dir: Path, model: Any, optimizer: torch.optim.AdamW, say: Any) -> 
 
 def save_model(path: Path, model: Any, tokenizer: Any) -> None:
     """A Hugging Face directory: the model with its language-model head, and its tokenizer."""
+    # Where accelerate is installed, save_pretrained imports DeepSpeed, which then says aloud what it looked for.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     model.eval()
 
     def fill(draft: Path) -> None:

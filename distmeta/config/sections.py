@@ -205,6 +205,14 @@ class InnerConfig(Section):
         return {True: "scalar", False: "none", None: "none"}.get(value, value) if not isinstance(value, str) else value  # type: ignore[call-overload]
 
 
+class PrivacyConfig(Section):
+    """Task-level differential privacy; what it guarantees is said in distmeta.privacy."""
+
+    noise: float = Field(gt=0, description="standard deviation of the noise of a meta-step, in units of clip")
+    clip: float = Field(gt=0, description="largest norm of a task's meta-gradient")
+    delta: float = Field(gt=0, lt=1, description="of the (epsilon, delta) that is reported; far below 1 / tasks")
+
+
 class OuterConfig(Section):
     """The outer loop: the update of the meta-parameters."""
 
@@ -227,6 +235,7 @@ class OuterConfig(Section):
     until: str | None = Field(
         None, description="stop once a meta-validation metric is reached, such as accuracy>=0.9 (needs eval.every)"
     )
+    privacy: PrivacyConfig | None = Field(None, description="noise that hides each meta-train task; null: none")
     base: Literal["auto", "train", "freeze"] = Field(
         "auto", description="parameters that the inner loop does not adapt; auto: train only if built from config"
     )

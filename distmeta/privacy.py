@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 Params = dict[str, Tensor]
 
 STREAM = 1  # of the noise, beside others that the run's seed has
-GRID = 0.01  # of privacy losses; finer ones lower epsilon in the fourth digit
+GRID = 0.01  # of privacy losses, which are rounded upward; finer ones lower epsilon in the fourth digit
+MOST = 100_000  # points of a grid, about: where noise is as good as none, and losses large, it is a coarser one
 
 
 def clipped(grads: Params, most: float) -> Params:
@@ -79,8 +80,11 @@ def epsilon(privacy: PrivacyConfig, tasks: int, meta_batch_size: int, steps: int
         from dp_accounting.pld import PLDAccountant
     except ImportError:
         raise InputError("outer.privacy needs the package dp-accounting: pip install 'distmeta[privacy]'") from None
-    accountant = PLDAccountant(value_discretization_interval=GRID)
-    accountant.compose(meta_step(privacy, tasks, meta_batch_size), steps)
+    event = meta_step(privacy, tasks, meta_batch_size)
+    most = max(shift for shift, chance in zip(event.sensitivities, event.sampling_probs) if chance > 1e-22)
+    grid = max(GRID, (most / privacy.noise) ** 2 / MOST)
+    accountant = PLDAccountant(value_discretization_interval=grid)
+    accountant.compose(event, steps)
     return float(accountant.get_epsilon(privacy.delta))
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 Params = dict[str, Tensor]
 
-STREAM = 1  # of the noise, beside others that the run's seed has
+STREAM = 0x50524956  # of the noise; dropout's is by (seed, step, index), which are far below
 GRID = 0.01  # of privacy losses, which are rounded upward; finer ones lower epsilon in the fourth digit
 MOST = 100_000  # points of a grid, about: where noise is as good as none, and losses large, it is a coarser one
 

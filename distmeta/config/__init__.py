@@ -1,8 +1,8 @@
 """The configuration of a run: its sections with their defaults, what does not go together, and how it is read."""
 
 from distmeta.config.loading import RECIPES, dump_config, load_config, make_config, recipe_names, recipe_path
+from distmeta.config.parts import AugmentConfig, PrivacyConfig
 from distmeta.config.sections import (
-    AugmentConfig,
     ClusterConfig,
     Config,
     DataConfig,
@@ -10,7 +10,6 @@ from distmeta.config.sections import (
     InnerConfig,
     ModelConfig,
     OuterConfig,
-    PrivacyConfig,
     RunConfig,
     SamplingConfig,
     SourceConfig,

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distmeta.algorithms import ALGORITHMS, IMPORT_PATH, with_settings
 from distmeta.config import consistency
+from distmeta.config.parts import AugmentConfig, PrivacyConfig, Section
 from distmeta.errors import nearest
 from distmeta.trees import merge
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelConfig(Section):
@@ -125,27 +122,6 @@ class DataConfig(Section):
 Mixture = Literal["uniform", "proportional", "temperature", "curriculum"] | dict[str, Annotated[float, Field(ge=0)]]
 
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class AugmentConfig(Section):
-    """Changes of the episodes that are learnt from; those that are scored stay as they are."""
-
-    token_dropout: Share = Field(0.0, description="probability with which a token of a support row is left out")
-    word_swap: Share = Field(0.0, description="probability with which two neighbouring tokens there change places")
-    mix: Share = Field(0.0, description="probability with which one there is drawn from other rows of its class")
-    permute_labels: bool = Field(
-        False, description="task.permute_labels, in training alone: meta-validation and -test keep the label ids"
-    )
-    resplit: bool = Field(
-        False, description="every second episode has the rows of the one before, support and query drawn again"
-    )
-
-    @property
-    def changes_tokens(self) -> bool:
-        return max(self.token_dropout, self.word_swap, self.mix) > 0
-
-
 class TaskConfig(Section):
     """What an episode is."""
 
@@ -203,14 +179,6 @@ class InnerConfig(Section):
     @classmethod
     def _from_bool(cls, value: object) -> object:
         return {True: "scalar", False: "none", None: "none"}.get(value, value) if not isinstance(value, str) else value  # type: ignore[call-overload]
-
-
-class PrivacyConfig(Section):
-    """Task-level differential privacy; what it guarantees is said in distmeta.privacy."""
-
-    noise: float = Field(gt=0, description="standard deviation of the noise of a meta-step, in units of clip")
-    clip: float = Field(gt=0, description="largest norm of a task's meta-gradient")
-    delta: float = Field(gt=0, lt=1, description="of the (epsilon, delta) that is reported; far below 1 / tasks")
 
 
 class OuterConfig(Section):

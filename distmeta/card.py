@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distmeta.privacy import sentence
+
 if TYPE_CHECKING:
     from distmeta.export import Trained
 
@@ -97,7 +99,8 @@ def training(trained: Trained, described: dict[str, Any]) -> str:
         "outer loop": f"{outer.optimizer} at {outer.lr:g} ({outer.schedule}), meta-batches of {outer.meta_batch_size}",
         "meta-steps": str(trained.about["meta_steps"]),
         "episodes seen": str(trained.about.get("tasks_seen", "")),
-        "seed": str(config.run.seed),
+        "seed": str(described.get("seed", "")),
+        "privacy": sentence(described["privacy"]) if "privacy" in described else "",
         "support loss by inner step": " ".join(f"{x:.3f}" for x in trained.about.get("adapted", [])),
         "distmeta": described["distmeta"],
     }
@@ -118,7 +121,8 @@ def evaluation(described: dict[str, Any]) -> str:
         lines.append(f"| {method} | {' | '.join(cells)} |")
     text = (
         f"Mean and 95% interval over {about['episodes']} episodes of tasks kept apart from training "
-        f"({about['split']}), after {about['inner_steps']} inner steps, seed {about['seed']}."
+        f"({about['split']}), after {about['inner_steps']} inner steps"
+        + (f", seed {about['seed']}." if "seed" in about else ".")
     )
     return "\n".join(["## Evaluation", "", text, "", *lines])
 

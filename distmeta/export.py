@@ -32,9 +32,11 @@ from distmeta.errors import InputError
 from distmeta.evaluate import load_model
 from distmeta.export_language import write_language
 from distmeta.models.task_model import TaskModel
+from distmeta.privacy import guarantee
 from distmeta.tasks.tokenizer import as_transformers
 
 LORA = ("lora_A", "lora_B")
+PRIVATE = ("meta_trained", "no_adaptation")  # methods that know meta-train tasks by the meta-parameters alone
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ def read(source: str | Path) -> Trained:
     task = saved.config.task
     fixed = task.family == "domain" and not (task.permute_labels or task.augment.permute_labels)
     about = {"meta_steps": saved.step, "tasks_seen": saved.state["tasks_seen"], **_of_run(saved)}
+    if saved.config.outer.privacy is not None:
+        about["privacy"] = guarantee(saved.config, saved.state["record"]["privacy_epsilon"])
     labels = saved.state["labels"] if fixed and saved.config.model.head == "linear" else None
     return Trained(saved.config, load_model(saved), saved.meta, labels, saved.tokenizer_file, about)
 
@@ -226,8 +230,9 @@ def described(trained: Trained) -> dict[str, Any]:
     from importlib.metadata import version
 
     config, model = trained.config, trained.model
+    seed = {"seed": config.run.seed} if config.outer.privacy is None else {}  # which makes the noise
     return {
-        "distmeta": version("distmeta"), "algorithm": config.algorithm, "seed": config.run.seed,
+        "distmeta": version("distmeta"), "algorithm": config.algorithm, **seed,
         "pooling": model.pooling, "head": config.model.head, "labels": trained.labels,
         "max_tokens": config.model.max_tokens, "inner": config.inner.model_dump(mode="json"),
         "adapts": sorted(name.removeprefix("backbone.") for name in model.fast), **trained.about,
@@ -268,6 +273,9 @@ def _of_run(saved: checkpoints.Checkpoint) -> dict[str, Any]:
         if details["settings"].get("meta_step") == saved.step:  # not of another checkpoint of the run
             out["evaluation"] = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
             out["evaluated_on"] = details["settings"]
+            if saved.config.outer.privacy is not None:
+                out["evaluation"] = {name: out["evaluation"][name] for name in PRIVATE if name in out["evaluation"]}
+                out["evaluated_on"] = {key: value for key, value in details["settings"].items() if key != "seed"}
     except (OSError, ValueError, KeyError):
         pass
     try:

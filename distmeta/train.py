@@ -104,6 +104,10 @@ def prepare_store(config: Config, display: Display | None = None) -> Path:
     path = build_store(data, config.task, config.model, progress=display.counted if display else None)
     store = open_store(path)
     check_feasible(store, config.task)
+    if config.outer.privacy is not None:
+        from distmeta.privacy import spent
+
+        spent(config, store, config.outer.steps)  # raises before anything is started where it cannot be counted
     if config.eval.every and len(store.groups["validation"].ids) == 0:
         raise InputError("eval.every: the data has no meta-validation tasks; name some, or set eval.every=0")
     return path

@@ -1,9 +1,9 @@
 """The configuration of a run: its sections with their defaults, what does not go together, and how it is read."""
 
 from distmeta.config.loading import RECIPES, dump_config, load_config, make_config, recipe_names, recipe_path
+from distmeta.config.parts import AugmentConfig, PrivacyConfig
 from distmeta.config.pretrain import PretrainConfig
 from distmeta.config.sections import (
-    AugmentConfig,
     ClusterConfig,
     Config,
     DataConfig,
@@ -29,6 +29,7 @@ __all__ = [
     "ModelConfig",
     "OuterConfig",
     "PretrainConfig",
+    "PrivacyConfig",
     "RunConfig",
     "SamplingConfig",
     "SourceConfig",

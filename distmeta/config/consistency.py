@@ -73,6 +73,8 @@ def check(config: Config) -> None:
         raise ValueError("outer.until needs meta-validations: set eval.every to the meta-steps between them")
     if config.outer.schedule == "plateau" and config.eval.every == 0:
         raise ValueError("outer.schedule = plateau needs meta-validations: set eval.every")
+    if config.outer.privacy is not None:
+        check_privacy(config)
     if config.cluster.episode == "group":
         check_group(config)
     elif config.outer.meta_batch_size < config.cluster.most:
@@ -133,6 +135,35 @@ def check_text(config: Config) -> None:
     ):  # fmt: skip
         if not fits:
             raise ValueError(f"task.family = text_to_text does not go with {key} = {value}: {mend}")
+
+
+SECRET = 1 << 32  # a smaller run.seed can be tried out
+
+
+def check_privacy(config: Config) -> None:
+    """Raises ValueError where what distmeta.privacy counts on does not hold."""
+    task = config.task
+    for fits, key, value, mend in (
+        (task.family == "domain", "task.family", task.family,
+         "tasks must not share what is hidden, and these share classes: domain"),
+        (config.data.sources is None, "data.sources", "several", "tasks must be drawn uniformly: one data source"),
+        (not task.arrive_every, "task.arrive_every", task.arrive_every, "tasks must be drawn uniformly: 0"),
+        (not task.augment.resplit, "task.augment.resplit", "true",
+         "an episode would have the task of the one before: false"),
+        (config.cluster.episode == "rank", "cluster.episode", "group",
+         "a rank must have the whole of a task's meta-gradient: rank"),
+        (config.inner.task_batch <= 1, "inner.task_batch", config.inner.task_batch,
+         "each task's meta-gradient is clipped by itself: 0 or 1"),
+        (config.algorithm != "fine_tune", "algorithm", "fine_tune",
+         "it has no meta-gradient, and the weights would follow the noise: another"),
+        (config.data.path is None or config.model.pretrained is not None, "model.pretrained", "null",
+         "the vocabulary would be made of the tasks' own words: a pretrained model"),
+        (config.run.seed >= SECRET, "run.seed", config.run.seed,
+         "it makes the noise, and can be guessed: one of `python -c 'import secrets; print(secrets.randbits(62))'`, "
+         "kept secret"),
+    ):  # fmt: skip
+        if not fits:
+            raise ValueError(f"outer.privacy does not go with {key} = {value}: {mend}")
 
 
 def check_augment(config: Config) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from distmeta.algorithms import ALGORITHMS, IMPORT_PATH, with_settings
 from distmeta.config import consistency
 from distmeta.config.base import Section
+from distmeta.config.parts import AugmentConfig, PrivacyConfig
 from distmeta.config.pretrain import PretrainConfig
 from distmeta.errors import nearest
 from distmeta.trees import merge
@@ -137,27 +138,6 @@ class DataConfig(Section):
 Mixture = Literal["uniform", "proportional", "temperature", "curriculum"] | dict[str, Annotated[float, Field(ge=0)]]
 
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class AugmentConfig(Section):
-    """Changes of the episodes that are learnt from; those that are scored stay as they are."""
-
-    token_dropout: Share = Field(0.0, description="probability with which a token of a support row is left out")
-    word_swap: Share = Field(0.0, description="probability with which two neighbouring tokens there change places")
-    mix: Share = Field(0.0, description="probability with which one there is drawn from other rows of its class")
-    permute_labels: bool = Field(
-        False, description="task.permute_labels, in training alone: meta-validation and -test keep the label ids"
-    )
-    resplit: bool = Field(
-        False, description="every second episode has the rows of the one before, support and query drawn again"
-    )
-
-    @property
-    def changes_tokens(self) -> bool:
-        return max(self.token_dropout, self.word_swap, self.mix) > 0
-
-
 class TaskConfig(Section):
     """What an episode is."""
 
@@ -241,6 +221,7 @@ class OuterConfig(Section):
     until: str | None = Field(
         None, description="stop once a meta-validation metric is reached, such as accuracy>=0.9 (needs eval.every)"
     )
+    privacy: PrivacyConfig | None = Field(None, description="noise that hides each meta-train task; null: none")
     base: Literal["auto", "train", "freeze"] = Field(
         "auto", description="parameters that the inner loop does not adapt; auto: train only if built from config"
     )

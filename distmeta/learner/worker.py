@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from distmeta import checkpoint as checkpoints
+from distmeta import privacy
 from distmeta.algorithms import load_algorithm
 from distmeta.algorithms.rates import initial_log_rates, inner_loop, log_rate_gradients, mean_rate
 from distmeta.config import Config
@@ -124,6 +125,7 @@ def learn(
             arrivals = score_arrivals(model, meta, store, config, step, rank, world, device)
             began = time.perf_counter()
             grads, sums = meta_gradients(model, meta, algorithm, config, store, episodes, step, device, cache)
+            grads = privacy.with_noise(grads, config, step, rank)
             inner_s = time.perf_counter() - began
             began = time.perf_counter()
             # The first of the collectives: what it takes is the ranks' wait for the slowest of them.
@@ -170,6 +172,7 @@ def learn(
             if step % config.run.checkpoint_every == 0 or step == config.outer.steps or stopped:
                 if journal:
                     journal.sync()
+                record |= privacy.spent(config, store, step)
                 told = {**record, **seconds}
                 save(saver, config, store, classes, engine, step, tasks_seen, stopped, told, validations)
                 shown = {key: record[key] for key in ("step", "outer_loss", "query_accuracy")}
@@ -286,12 +289,13 @@ def meta_gradients(
     grads = {name: torch.zeros_like(value) for name, value in meta.items()}
     progress = (step - 1) / config.outer.steps
     sums = torch.zeros(0, dtype=torch.float64)
-    for group in group_episodes(episodes, tasks_at_once(model, config, episodes, device)):
+    private = config.outer.privacy  # each task's meta-gradient is clipped by itself
+    at_once = tasks_at_once(model, config, episodes, device) if private is None else 1
+    for group in group_episodes(episodes, at_once):
         parts, names = load_parts(group, model, config, store, device), [e.task for e in group]
         result, of_group = group_gradient(model, fast, shared, algorithm, loop, parts, names, cache, progress)
-        for name, g in of_group.items():
-            grads[name] += g
-        for name, g in log_rate_gradients(config.inner, rates, result.lr_grads).items():
+        of_group |= log_rate_gradients(config.inner, rates, result.lr_grads)
+        for name, g in (of_group if private is None else privacy.clipped(of_group, private.clip)).items():
             grads[name] += g
         losses = result.inner_losses.reshape(len(names), -1).sum(0)
         found = torch.stack([result.loss.sum(), torch.stack(result.aux).sum(), *losses]).double().cpu()
@@ -458,6 +462,9 @@ def finish(
         result = evaluate_methods(model, meta, store, config, device, score=score_in_group, say=say)
     if rank == 0:
         result.details["settings"]["meta_step"] = step
+        for epsilon in privacy.spent(config, store, step).values():
+            result.details["privacy"] = privacy.guarantee(config, epsilon)
+            say(privacy.sentence(result.details["privacy"]))
         arrived = regret(run_dir)
         if arrived is not None:
             result.details["arrivals"] = arrived

@@ -41,6 +41,8 @@ def tune(config: Config | dict[str, Any], *, resume: bool = False, show: bool = 
     """
     if isinstance(config, dict):
         config = make_config(config)
+    if config.outer.privacy is not None:
+        raise InputError("outer.privacy: a search trains on the same tasks again and again, which is not counted: null")
     axes = read_space(config)
     check_metric(config)
     check_trackers(config)

@@ -1,0 +1,37 @@
+"""Parts of sections that have keys of their own."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from distmeta.config.base import Section
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class AugmentConfig(Section):
+    """Changes of the episodes that are learnt from; those that are scored stay as they are."""
+
+    token_dropout: Share = Field(0.0, description="probability with which a token of a support row is left out")
+    word_swap: Share = Field(0.0, description="probability with which two neighbouring tokens there change places")
+    mix: Share = Field(0.0, description="probability with which one there is drawn from other rows of its class")
+    permute_labels: bool = Field(
+        False, description="task.permute_labels, in training alone: meta-validation and -test keep the label ids"
+    )
+    resplit: bool = Field(
+        False, description="every second episode has the rows of the one before, support and query drawn again"
+    )
+
+    @property
+    def changes_tokens(self) -> bool:
+        return max(self.token_dropout, self.word_swap, self.mix) > 0
+
+
+class PrivacyConfig(Section):
+    """Task-level differential privacy; what it guarantees is said in distmeta.privacy."""
+
+    noise: float = Field(gt=0, description="standard deviation of the noise of a meta-step, in units of clip")
+    clip: float = Field(gt=0, description="largest norm of a task's meta-gradient")
+    delta: float = Field(gt=0, lt=1, description="of the (epsilon, delta) that is reported; far below 1 / tasks")

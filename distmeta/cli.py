@@ -175,6 +175,19 @@ def export(
 
 
 @app.command()
+def report(
+    source: Annotated[str, typer.Argument(metavar="RUN|SEARCH")],
+    as_json: Json = False,
+) -> None:
+    """Write report.html and figures/ of a run or a search, finished or not: one file that needs no network."""
+    from distmeta import report as of_run
+    from distmeta.tune import report as of_search
+
+    page = (of_search if of_search.is_search(source) else of_run).write(source)
+    print(json.dumps({"report": str(page)}) if as_json else page)
+
+
+@app.command()
 def check(
     source: Source = None,
     ranks: Annotated[int, typer.Option(min=2, help="processes of the sharded comparison")] = 2,

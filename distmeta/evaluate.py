@@ -23,7 +23,7 @@ from distmeta.errors import InputError
 from distmeta.models.task_model import TaskModel, build_model
 from distmeta.pooled import train_pooled
 from distmeta.sampling.episode import Episode, sample_episode
-from distmeta.scoring import Scored, details, score_episodes, score_prototypes, split_meta, summarise
+from distmeta.scoring import Scored, curves, details, score_episodes, score_prototypes, split_meta, summarise
 
 if TYPE_CHECKING:
     from distmeta.tasks.store import TaskStore
@@ -90,7 +90,7 @@ def evaluate_methods(
     if lost:
         say(f"the inner loop diverged in {lost} of {count} episodes, whose rows count as wrong; use a smaller inner.lr")
     methods = {"meta_trained": summarise(trained)}
-    more: dict[str, Any] = {"settings": about, "meta_trained": details(trained, fixed)}
+    more: dict[str, Any] = {"settings": about, "meta_trained": details(trained, fixed) | {"curves": curves(trained)}}
     if not config.eval.baselines:
         return Evaluation(methods, more)
 

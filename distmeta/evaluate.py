@@ -175,9 +175,11 @@ def evaluate(
 def load_model(saved: checkpoints.Checkpoint) -> TaskModel:
     """The model of a checkpoint at its initial values; its meta-parameters are `saved.meta`."""
     state = saved.state
-    return build_model(
+    model = build_model(
         saved.config, state["vocab_size"], state["pad_id"], state["classes"], labels=len(state["labels"])
     )
+    model.load_state_dict(saved.base, strict=False)
+    return model
 
 
 def _store_of(saved: checkpoints.Checkpoint, config: Config, only_test: bool) -> TaskStore:

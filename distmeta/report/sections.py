@@ -237,10 +237,15 @@ def interval(score: dict[str, Any]) -> str:
     return f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 
+def place(path: Path) -> str:
+    """A path as a person at the working directory would write it."""
+    where = os.path.relpath(path)
+    return where if not where.startswith("..") else str(path)
+
+
 def state(run: RunFiles) -> str:
     """One line below the title: finished, or how far it is."""
-    where = os.path.relpath(run.path)
-    shown = where if not where.startswith("..") else str(run.path)
+    shown = place(run.path)
     if run.error:
         return f"{shown}: ended early at meta-step {run.step} of {run.config.outer.steps}: {run.error}"
     if run.evaluation:

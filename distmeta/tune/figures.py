@@ -17,7 +17,7 @@ Row = dict[str, Any]
 ALT = {
     "trials": "The score of each trial at each of its meta-validations, a line for a trial.",
     "adaptation": "The score of each trial after each number of adaptation steps, a line for a trial.",
-    "parallel": "The parameters of each trial and its score, scaled to 0..1, a line for a trial.",
+    "parallel": "The parameters of each trial and its score, scaled to 0..1 (below: it has none), a line for a trial.",
     "lr_steps": "The best score for each range of inner.lr and each number of inner.steps.",
 }
 

@@ -9,7 +9,7 @@ from distmeta import plots
 from distmeta.report import write_page
 from distmeta.report.files import RunFiles, read_run
 from distmeta.report.page import Block, Code, Folded, Page, Picture, Section, Table, Text
-from distmeta.report.sections import command, environment, setting
+from distmeta.report.sections import command, environment, place, setting
 from distmeta.tune.figures import ALT, figures
 from distmeta.tune.results import Row, best_of, collect
 
@@ -27,7 +27,7 @@ def write(sweep_dir: str | Path) -> Path:
         parts = [best(run, rows), trials(rows, metric), drawn(rows, metric)]
         parts += [searched(run), environment(run), again(run)]
         ended = sum(row["status"] in ("completed", "stopped", "failed") for row in rows)
-        about = f"{run.path}: {ended} of {len(rows)} trials that were begun have ended."
+        about = f"{place(run.path)}: {ended} of {len(rows)} trials that were begun have ended."
         return write_page(Page(f"{run.config.run.name}: search", about, parts), run.path)
 
 

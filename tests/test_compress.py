@@ -144,6 +144,9 @@ def test_what_is_read_and_written_least_goes(runs):
     chosen = {one.module: one.kept.tolist() for one in compression.head_cuts(model.backbone, values, 0.5)[0]}
     assert chosen["layers.0.self_attn.q_proj"] == chosen["layers.0.self_attn.o_proj"] == list(range(8, 16))
     assert chosen["layers.0.self_attn.k_proj"] == [4, 5, 6, 7] and chosen["layers.1.self_attn.v_proj"] == [0, 1, 2, 3]
+    values["backbone.layers.0.self_attn.v_proj.weight"][:4] *= 1e6
+    chosen = {one.module: one.kept.tolist() for one in compression.head_cuts(model.backbone, values, 0.5)[0]}
+    assert chosen["layers.0.self_attn.k_proj"] == [0, 1, 2, 3]
 
 
 def test_int8_is_within_half_a_step_of_each_row():

@@ -25,6 +25,7 @@ from distmeta.inner import adapt as adapt_weights
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.build import build_model
+from distmeta.models.compression import restore
 from distmeta.models.language import LanguageModel
 from distmeta.models.prefix import fixed_prefix
 from distmeta.models.task_model import TaskModel
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BATCH_ROWS = 256
+KEPT = ("classes", "vocab_size", "pad_id", "compression")  # of a checkpoint's state, what an adapted model needs too
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,9 @@ class AdaptedModel:
             (draft / "adapted.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
             (draft / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
             shutil.copyfile(self.tokenizer_file, draft / "tokenizer.json")
+            base = self.tokenizer_file.parent / "base.safetensors"
+            if base.is_file():  # of a compressed checkpoint, or of a model that was adapted from one
+                shutil.copyfile(base, draft / base.name)
 
         checkpoints.write_directory(path, fill)
         return path
@@ -138,7 +143,7 @@ def adapt(
     fast, shared, rates = split_meta(model, saved.meta)
     steps = steps if steps is not None else config.eval.steps if config.eval.steps is not None else config.inner.steps
     tokenizer = _tokenizer(saved.tokenizer_file)
-    state = {key: saved.state[key] for key in ("classes", "vocab_size", "pad_id")} | {"meta_step": saved.step}
+    state = {key: saved.state[key] for key in KEPT if key in saved.state} | {"meta_step": saved.step}
     labels: list[str] = []
     if isinstance(model, LanguageModel):
         records = list(_records(support, config))
@@ -183,6 +188,7 @@ def load_adapted(path: str | Path) -> AdaptedModel:
     config = checkpoints.read_config(path / "config.yaml")
     labels, losses = state.pop("labels"), state.pop("inner_losses")
     model = build_model(config, state["vocab_size"], state["pad_id"], state["classes"])
+    model.load_state_dict(restore(checkpoints.read_tensors(path, "base")), strict=False)
     set_attention(model.backbone, "first_order")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     params = {name: value.to(device) for name, value in load_file(path / "adapted.safetensors").items()}

@@ -88,6 +88,7 @@ def training(trained: Trained, described: dict[str, Any]) -> str:
     tasks = described.get("tasks")
     counted = ", ".join(f"{count} {split}" for split, count in tasks.items()) if tasks else ""
     unit = "classes" if task.family == "classes" else "tasks"
+    shrunk = trained.about.get("compression", {})
     rows = {
         "data": data_name(trained) + (f" ({unit}: {counted})" if counted else ""),
         "episodes": f"{task.shots} support and {task.queries} query examples"
@@ -102,6 +103,7 @@ def training(trained: Trained, described: dict[str, Any]) -> str:
         "seed": str(described.get("seed", "")),
         "privacy": sentence(described["privacy"]) if "privacy" in described else "",
         "support loss by inner step": " ".join(f"{x:.3f}" for x in trained.about.get("adapted", [])),
+        "compression": " ".join([*shrunk.get("prune", []), shrunk.get("quantise") or ""]).strip(),
         "distmeta": described["distmeta"],
     }
     lines = [f"| {key} | {value} |" for key, value in rows.items() if value]
@@ -134,11 +136,14 @@ def usage(trained: Trained, described: dict[str, Any]) -> str:
         return language_usage(trained, tokenizer)
     kind = "AutoModelForTextEncoding" if trained.is_encoder_alone else "AutoModel"
     peft = "from peft import PeftModel\n" if trained.is_adapter else ""
+    loader = f"{kind}.from_pretrained"
+    if trained.is_int8:
+        peft, loader = f"from distmeta.models.compression import load_int8\n{peft}", "load_int8"
     if trained.is_adapter:
         base = repr(config.model.pretrained) if trained.base_is_published else 'f"{folder}/base"'
-        load = f"model = PeftModel.from_pretrained({kind}.from_pretrained({base}), folder).eval()"
+        load = f"model = PeftModel.from_pretrained({loader}({base}), folder).eval()"
     else:
-        load = f"model = {kind}.from_pretrained(folder).eval()"
+        load = f"model = {loader}(folder).eval()"
     if "head_weight" in trained.values:
         scores = '''
 
@@ -156,12 +161,12 @@ def logits(texts, support_texts, support_labels):
     return 2 * scale * features(texts) @ centres.T - scale * centres.pow(2).sum(-1)'''
     return f'''## Use
 
-Without distmeta, in the directory of this card:
+{"With distmeta for its int8 weights" if trained.is_int8 else "Without distmeta"}, in the directory of this card:
 
 ```python
 import torch
 {peft}from safetensors.torch import load_file
-from transformers import {kind}, {tokenizer}
+from transformers import {tokenizer if trained.is_int8 else f"{kind}, {tokenizer}"}
 
 folder = "."
 tokenizer = {tokenizer}.from_pretrained(folder)
@@ -221,6 +226,8 @@ def files(trained: Trained) -> str:
         return "## Files\n\n- `distmeta.json`: the inner loop, the names of the parameters that adapt."
     lines = ["- `head.safetensors`: " + _head(trained) + "."]
     lines.append("- `distmeta.json`: pooling, labels, the inner loop, the names of the parameters that adapt.")
+    if trained.is_int8:
+        lines.append("- `model_int8.safetensors`: int8 matrices and float32 scales of their rows, for `load_int8`.")
     if trained.is_adapter and not trained.base_is_published:
         lines.append("- `base/`: the base, which was not a published model, or was trained.")
     dropped = getattr(trained.model.backbone, "pooler", 0) is None

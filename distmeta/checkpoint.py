@@ -3,6 +3,7 @@
     step-000200/  meta.safetensors        meta-parameters by name, whole, float32
                   optimizer.safetensors   their optimizer state, "exp_avg/NAME" ...
                                           (large ones in parts by name: meta-00001-of-00002.safetensors ...)
+                  base.safetensors        of a compressed model (distmeta.compress): its frozen weights
                   state.json              step, tasks seen, what the model needs to be built
                   config.yaml  tokenizer.json
                   manifest.json           size and SHA-256 of every other file; written last
@@ -22,7 +23,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ class Checkpoint:
     state: dict[str, Any]  # state.json
     meta: dict[str, Tensor]  # meta-parameters by name, float32, whole
     optimizer: dict[str, Tensor]  # "KEY/NAME" -> optimizer state of that meta-parameter; empty if not asked for
+    base: dict[str, Tensor] = field(default_factory=dict)  # frozen weights, where the checkpoint brings its own
 
     @property
     def step(self) -> int:
@@ -247,17 +249,19 @@ def load(path: str | Path, optimizer: bool = False, keep: Keep | None = None) ->
             f"{path}: of a pretraining run, which knows no task; `distmeta train ... model.pretrained=RUN/model` "
             "meta-trains from it"
         )
+    meta, base = read_tensors(path, "meta", keep), read_tensors(path, "base", keep)
+    if "compression" in state:
+        from distmeta.models.compression import restore
+
+        meta, base = restore(meta), restore(base)
     return Checkpoint(
-        path=path,
-        config=read_config(path / "config.yaml"),
-        state=state,
-        meta=read_tensors(path, "meta", keep),
-        optimizer=read_tensors(path, "optimizer", keep) if optimizer else {},
-    )
+        path=path, config=read_config(path / "config.yaml"), state=state, meta=meta,
+        optimizer=read_tensors(path, "optimizer", keep) if optimizer else {}, base=base,
+    )  # fmt: skip
 
 
 def read_tensors(path: Path, kind: str, keep: Keep | None = None) -> dict[str, Tensor]:
-    """The meta-parameters or the optimizer state of a whole checkpoint, of however many parts."""
+    """The meta-parameters, optimizer state or frozen weights of a whole checkpoint, of however many parts."""
     from safetensors import safe_open
     from safetensors.torch import load_file
 

@@ -26,6 +26,12 @@ Source = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document on standard output and nothing else")]
 
+Pruned = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KIND:SHARE", help="magnitude, units or heads, and the share that goes; repeatable"),
+]
+Quantised = Annotated[str | None, typer.Option(help="int8: a byte for each weight of the matrices")]
+
 
 def split_source(words: list[str] | None) -> tuple[str | None, list[str]]:
     """(recipe or file, overrides) of the words after a verb. Raises InputError for two recipes."""
@@ -204,17 +210,51 @@ def predict(
 def export(
     source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|ADAPTED")],
     out: Annotated[Path, typer.Option(help="new directory")],
+    prune: Pruned = None,
+    quantise: Quantised = None,
+    merge: Annotated[
+        bool, typer.Option("--merge/--adapter", help="LoRA: added to the weights, or an adapter of its own")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a Hugging Face or PEFT directory, with a model card, that loads without distmeta."""
     from distmeta.export import export as write
 
-    write(source, out)
+    write(source, out, prune=prune or (), quantise=quantise, merge=merge)
     written = sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file())
     if as_json:
         print(json.dumps({"out": str(out), "files": written}))
     else:
         print(f"{', '.join(written)}\nin {out}; {out / 'README.md'} says how to load them")
+
+
+@app.command()
+def compress(
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
+    out: Annotated[Path, typer.Option(help="new directory")],
+    prune: Pruned = None,
+    quantise: Quantised = None,
+    as_json: Json = False,
+) -> None:
+    """Write a checkpoint of a smaller model, which adapt, evaluate and export take like any other."""
+    from distmeta.compress import compress as write
+
+    write(source, out, prune or (), quantise)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    print(json.dumps({"out": str(out), "bytes": size}) if as_json else f"{out}: {size / 1e6:.2f} MB")
+
+
+@app.command()
+def report(
+    source: Annotated[str, typer.Argument(metavar="RUN|SEARCH")],
+    as_json: Json = False,
+) -> None:
+    """Write report.html and figures/ of a run or a search, finished or not: one file that needs no network."""
+    from distmeta import report as of_run
+    from distmeta.tune import report as of_search
+
+    page = (of_search if of_search.is_search(source) else of_run).write(source)
+    print(json.dumps({"report": str(page)}) if as_json else page)
 
 
 @app.command()

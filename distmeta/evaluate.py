@@ -25,7 +25,7 @@ from distmeta.models.build import build_model
 from distmeta.models.task_model import TaskModel
 from distmeta.pooled import train_pooled
 from distmeta.sampling.episode import Episode, sample_episode
-from distmeta.scoring import Scored, details, score_episodes, score_prototypes, split_meta, summarise
+from distmeta.scoring import Scored, curves, details, score_episodes, score_prototypes, split_meta, summarise
 from distmeta.scoring_text import in_context, reads_in_context, score_texts, text_details
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def evaluate_methods(
     if lost:
         say(f"the inner loop diverged in {lost} of {count} episodes, whose rows count as wrong; use a smaller inner.lr")
     methods = {"meta_trained": summarise(trained)}
-    more: dict[str, Any] = {"settings": about, "meta_trained": details_of(trained)}
+    more: dict[str, Any] = {"settings": about, "meta_trained": details_of(trained) | {"curves": curves(trained)}}
     if not config.eval.baselines:
         return Evaluation(methods, more)
 
@@ -198,9 +198,11 @@ def evaluate(
 def load_model(saved: checkpoints.Checkpoint) -> TaskModel:
     """The model of a checkpoint at its initial values; its meta-parameters are `saved.meta`."""
     state = saved.state
-    return build_model(
+    model = build_model(
         saved.config, state["vocab_size"], state["pad_id"], state["classes"], labels=len(state["labels"])
     )
+    model.load_state_dict(saved.base, strict=False)
+    return model
 
 
 def _store_of(saved: checkpoints.Checkpoint, config: Config, only_test: bool) -> TaskStore:

@@ -1,6 +1,7 @@
 """`distmeta export`: directories that transformers and peft load without distmeta.
 
-    config.json  model.safetensors             the whole backbone; or, for a LoRA run,
+    config.json  model.safetensors             the whole backbone (model_int8.safetensors: distmeta.models.compression.
+                                               load_int8 reads it, transformers does not); or, for a LoRA run,
     adapter_config.json  adapter_model.safetensors  and base/ where the base is not a published model as it is
     tokenizer.json  tokenizer_config.json      for AutoTokenizer
     model.safetensors with its output layer    of a language model (text_to_text), LoRA merged, and no head
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,13 @@ from distmeta import checkpoint as checkpoints
 from distmeta.adapt import check_new, load_adapted
 from distmeta.algorithms.rates import PREFIX
 from distmeta.card import model_card
+from distmeta.checkpoint import Checkpoint
+from distmeta.compress import check_quantise, compressed, merged
 from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.evaluate import load_model
 from distmeta.export_language import write_language
+from distmeta.models.compression import parse_prune, restore, save_int8
 from distmeta.models.task_model import TaskModel
 from distmeta.privacy import guarantee
 from distmeta.tasks.tokenizer import as_transformers
@@ -67,36 +71,57 @@ class Trained:
         return bool(AutoConfig.for_model(hf_config.model_type).is_encoder_decoder)
 
     @property
+    def is_int8(self) -> bool:
+        return bool(self.about.get("compression", {}).get("quantise"))
+
+    @property
     def base_is_published(self) -> bool:
         """Whether the base is the pretrained model as it is; else it is written beside the adapter."""
         moved = any(name.startswith("backbone.") and not name.endswith(LORA) for name in self.values)
         return self.config.model.pretrained is not None and not moved
 
 
-def export(source: str | Path, out: str | Path) -> Path:
+def export(
+    source: str | Path, out: str | Path, *, prune: Sequence[str] = (), quantise: str | None = None, merge: bool = False
+) -> Path:
     """Write the export of a run's newest checkpoint, a checkpoint or an adapted model to the new directory `out`.
 
-    Raises InputError.
+    merge: LoRA pairs are added to the weights. prune (`KIND:SHARE`, one after another) and quantise (int8): of what is
+    then there, as in distmeta.compress. Raises InputError.
     """
     check_new(Path(out))
-    return write(read(source), Path(out))
+    return write(read(source, prune=prune, quantise=quantise, merge=merge), Path(out))
 
 
-def read(source: str | Path) -> Trained:
-    """What `source`, a run, a checkpoint or an adapted model, holds. Raises InputError."""
+def read(source: str | Path, *, prune: Sequence[str] = (), quantise: str | None = None, merge: bool = False) -> Trained:
+    """What `source`, a run, a checkpoint or an adapted model, holds, or its smaller form. Raises InputError."""
+    wanted = [parse_prune(text) for text in prune]
+    check_quantise(quantise)
     source = Path(source)
+    labels: list[str] | None
     if (source / "adapted.json").is_file():
         found = load_adapted(source)
         about = {"meta_steps": found.state["meta_step"], "adapted": found.inner_losses}
         values = {name: value.cpu() for name, value in found.params.items()}
-        return Trained(found.config, found.model.cpu(), values, found.labels, found.tokenizer_file, about)
-    saved = checkpoints.load(source)
-    task = saved.config.task
-    fixed = task.family == "domain" and not (task.permute_labels or task.augment.permute_labels)
-    about = {"meta_steps": saved.step, "tasks_seen": saved.state["tasks_seen"], **_of_run(saved)}
-    if saved.config.outer.privacy is not None:
-        about["privacy"] = guarantee(saved.config, saved.state["record"]["privacy_epsilon"])
-    labels = saved.state["labels"] if fixed and saved.config.model.head == "linear" else None
+        state = {**found.state, "labels": []}
+        base = restore(checkpoints.read_tensors(source, "base"))
+        saved = Checkpoint(source, found.config, state, values, {}, base)
+        labels = found.labels
+    else:
+        saved = checkpoints.load(source)
+        task = saved.config.task
+        fixed = task.family == "domain" and not (task.permute_labels or task.augment.permute_labels)
+        about = {"meta_steps": saved.step, "tasks_seen": saved.state["tasks_seen"]}
+        if saved.config.outer.privacy is not None:
+            about["privacy"] = guarantee(saved.config, saved.state["record"]["privacy_epsilon"])
+        labels = saved.state["labels"] if fixed and saved.config.model.head == "linear" else None
+    if merge:
+        saved = merged(saved)
+    if wanted or quantise:
+        saved = compressed(saved, wanted, quantise)
+    if "compression" not in saved.state and "adapted" not in about:
+        about |= _of_run(saved)
+    about |= {key: saved.state[key] for key in ("compression", "merged") if key in saved.state}
     return Trained(saved.config, load_model(saved), saved.meta, labels, saved.tokenizer_file, about)
 
 
@@ -140,7 +165,11 @@ def write(trained: Trained, out: Path) -> Path:
         else:
             where = draft
         if plain is not None:
-            plain.save_pretrained(where)  # type: ignore[operator]
+            where.mkdir(exist_ok=True)
+            if trained.is_int8:
+                save_int8(plain, where)
+            else:
+                plain.save_pretrained(where)  # type: ignore[operator]
             if trained.is_adapter:
                 tokenizer.save_pretrained(where)
         tokenizer.save_pretrained(draft)

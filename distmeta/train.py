@@ -84,6 +84,7 @@ def train(config: Config | dict[str, Any], *, resume: bool = False, show: bool =
                     display.follow(run_dir)
                     run_learners(config, run_dir, store, cluster)
                 write_export(run_dir, display)
+                write_report(run_dir, display)
         except InputError:
             if fresh:
                 shutil.rmtree(run_dir, ignore_errors=True)
@@ -203,6 +204,16 @@ def write_export(run_dir: Path, display: Any) -> None:
         export.write(export.read(run_dir), run_dir / "export")
     except InputError as error:
         display.phase(f"no export: {error}")
+
+
+def write_report(run_dir: Path, display: Any) -> None:
+    """RUN/report.html; a run that has ended well does not fail by it."""
+    from distmeta import report
+
+    try:
+        display.phase(f"report {report.write(run_dir)}")
+    except (InputError, OSError) as error:
+        display.phase(f"no report: {error}")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from distmeta.errors import InputError
 from distmeta.export import export
 from distmeta.learner.ranks import share
 from distmeta.learner.worker import initial_values, learn, meta_gradients
-from distmeta.models.task_model import build_model
+from distmeta.models.build import build_model
 from distmeta.sampling.episode import sample_episode
 from distmeta.tasks.store import build_store, open_store
 from distmeta.tune import tune

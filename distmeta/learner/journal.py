@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,16 @@ class Journal:
     def sync(self) -> None:
         """What was written is on the disk before a checkpoint that counts on it."""
         checkpoints.sync(self.path)
+
+
+def records(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """Whole lines of metrics.jsonl, which may be growing; none before there is one."""
+    try:
+        text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return  # the last line of a process that is writing it, or was killed

@@ -2,7 +2,7 @@
 
     space.py    what is tried          runs.py     what a trial has reached, from its files
     trial.py    one run, told to Tune  search.py   Tune's searchers and schedulers
-    results.py  the table, best.yaml   figures.py  the plots
+    results.py  the table, best.yaml   figures.py  the plots    report.py  report.html
 
 A trial's number and parameters are its own (trial.json in its run directory), so that a search whose driver was
 killed goes on from the run directories: trials that had ended tell Tune their scores again, the others continue from
@@ -54,6 +54,7 @@ def tune(config: Config | dict[str, Any], *, resume: bool = False, show: bool = 
 
     from distmeta.progress import Display
     from distmeta.train import TrainingError, check_room, claim_directory, prepare_store, ray_cluster, write_setting
+    from distmeta.tune.report import write as write_report
     from distmeta.tune.search import concurrency, run_search
 
     with Display(config, show) as display:
@@ -82,6 +83,7 @@ def tune(config: Config | dict[str, Any], *, resume: bool = False, show: bool = 
         rows = collect(sweep_dir, base)
         display.phase("writing results")
         search = write_results(sweep_dir, config, base, rows)
+        display.phase(f"report {write_report(sweep_dir)}")
     if search.best is None:
         reasons = sorted({row["reason"] for row in rows if row["reason"]})
         raise TrainingError(f"no trial could be scored: {reasons[0] if reasons else 'none ran'}; see {sweep_dir}")

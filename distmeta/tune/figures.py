@@ -8,37 +8,40 @@ from typing import Any
 
 import numpy as np
 
+from distmeta import plots
+from distmeta.plots import new_axes
+
 Row = dict[str, Any]
+
+
+ALT = {
+    "trials": "The score of each trial at each of its meta-validations, a line for a trial.",
+    "adaptation": "The score of each trial after each number of adaptation steps, a line for a trial.",
+    "parallel": "The parameters of each trial and its score, scaled to 0..1 (below: it has none), a line for a trial.",
+    "lr_steps": "The best score for each range of inner.lr and each number of inner.steps.",
+}
 
 
 def draw(directory: Path, rows: list[Row], metric: str) -> None:
     """Writes what the rows allow; trials without a score are left out."""
-    scored = [row for row in rows if row["value"] is not None]
     directory.mkdir(exist_ok=True)
-    save(directory / "trials.png", over_time(scored, metric))
-    save(directory / "adaptation.png", adaptation(scored, metric))
+    with plots.style():
+        for name, figure in figures(rows, metric).items():
+            plots.save(directory / f"{name}.png", figure)
+
+
+def figures(rows: list[Row], metric: str) -> dict[str, Any]:
+    """The figures that the rows allow, by the names in `ALT`; empty where no trial was scored."""
+    scored = [row for row in rows if row["value"] is not None]
+    if not scored:
+        return {}
+    drawn = {"trials": over_time(scored, metric), "adaptation": adaptation(scored, metric)}
     keys = list(dict.fromkeys(k for row in scored for k in row["params"]))
     if keys:
-        save(directory / "parallel.png", parallel(scored, keys, metric))
+        drawn["parallel"] = parallel(scored, keys, metric)
     if {"inner.lr", "inner.steps"} <= set(keys):
-        save(directory / "lr_steps.png", heat_map(scored, metric))
-
-
-def new_axes(title: str, x: str, y: str) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)  # no display, and nothing of pyplot's global state
-    axes = figure.add_subplot()
-    axes.set(title=title, xlabel=x, ylabel=y)
-    return axes
-
-
-def save(path: Path, axes: Any) -> None:
-    draft = path.with_name(f".tmp-{path.name}")
-    axes.figure.savefig(draft, dpi=130, format="png")
-    draft.replace(path)
+        drawn["lr_steps"] = heat_map(scored, metric)
+    return {name: axes.figure for name, axes in drawn.items()}
 
 
 def over_time(rows: list[Row], metric: str) -> Any:
@@ -46,7 +49,7 @@ def over_time(rows: list[Row], metric: str) -> Any:
     for row in rows:
         steps, values = zip(*row["over_time"], strict=True)
         axes.plot(steps, values, marker=".", ls="-" if row["kind"] == "search" else "--", label=label(row))
-    axes.legend(fontsize=6, ncols=2)
+    axes.legend(fontsize=7, ncols=2)
     return axes
 
 
@@ -54,7 +57,7 @@ def adaptation(rows: list[Row], metric: str) -> Any:
     axes = new_axes("adaptation curves", "adaptation steps", f"meta-validation {metric}")
     for row in rows:
         axes.plot(row["curve"], marker=".", ls="-" if row["kind"] == "search" else "--", label=label(row))
-    axes.legend(fontsize=6, ncols=2)
+    axes.legend(fontsize=7, ncols=2)
     return axes
 
 
@@ -63,10 +66,11 @@ def parallel(rows: list[Row], keys: list[str], metric: str) -> Any:
     axes = new_axes("parameters of all trials, scaled to 0..1", "", "")
     columns = [[row["params"].get(key) for row in rows] for key in keys] + [[row["value"] for row in rows]]
     heights = np.array([scaled(column) for column in columns])
-    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
 
+    colours = LinearSegmentedColormap.from_list("score", ["#9aa4b2", "#d9741a"])  # both show on white and on black
     for line, score in zip(heights.T, heights[-1], strict=True):
-        axes.plot(range(len(columns)), line, color=colormaps["viridis"](score), alpha=0.8)
+        axes.plot(range(len(columns)), line, color=colours(score))
     axes.set_xticks(range(len(columns)), [*keys, metric])
     return axes
 
@@ -100,6 +104,7 @@ def heat_map(rows: list[Row], metric: str) -> Any:
         i, j = steps.index(row["params"]["inner.steps"]), min(7, int(np.searchsorted(edges, rate, "right")) - 1)
         cells[i, j] = row["value"] if np.isnan(cells[i, j]) else best(cells[i, j], row["value"])
     axes = new_axes(f"best meta-validation {metric}", "inner.lr", "inner.steps")
+    axes.grid(False)
     image = axes.imshow(cells, aspect="auto", origin="lower")
     axes.set_xticks(range(8), [f"{np.exp((a + b) / 2):.2g}" for a, b in itertools.pairwise(edges)])
     axes.set_yticks(range(len(steps)), [str(s) for s in steps])

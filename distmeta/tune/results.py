@@ -12,7 +12,8 @@ import yaml
 
 from distmeta import checkpoint as checkpoints
 from distmeta.config import Config, TuneConfig, dump_config, make_config
-from distmeta.tune.runs import best_count, read_record, records, trial_config, validations
+from distmeta.learner.journal import records
+from distmeta.tune.runs import best_count, read_record, trial_config, validations
 from distmeta.tune.space import with_params
 
 Row = dict[str, Any]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from distmeta import checkpoint as checkpoints
 from distmeta.config import Config
+from distmeta.learner.journal import records
 from distmeta.tune.space import Params, with_params
 
 ENDED = ("completed", "stopped", "failed")  # a trial that is one of these is not run again
@@ -57,19 +57,6 @@ def validations(run_dir: Path) -> list[dict[str, Any]]:
         if "validation_curves" in record:
             found.append(record)
     return found
-
-
-def records(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """Whole lines of metrics.jsonl, which may be growing."""
-    try:
-        text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return
-    for line in text.splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return  # the last line of a process that is writing it, or was killed
 
 
 def is_saved(run_dir: Path, step: int) -> bool:

@@ -23,8 +23,9 @@ from ray.tune.search import Searcher
 
 from distmeta.config import Config
 from distmeta.learner.elastic import release
+from distmeta.learner.journal import records
 from distmeta.progress import Display, TrialBars
-from distmeta.tune.runs import ENDED, read_record, records, trial_dir, update_record, validations
+from distmeta.tune.runs import ENDED, read_record, trial_dir, update_record, validations
 from distmeta.tune.space import PERTURBED, Axis, Params, draw_point
 from distmeta.tune.trial import Trial
 

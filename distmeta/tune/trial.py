@@ -22,13 +22,13 @@ from distmeta import checkpoint as checkpoints
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError
 from distmeta.learner.elastic import STOP, release
+from distmeta.learner.journal import records
 from distmeta.train import TrainingError, prepare_store, resources, run_learners, write_setting
 from distmeta.tune.runs import (
     ENDED,
     best_count,
     is_saved,
     read_record,
-    records,
     trial_config,
     trial_dir,
     update_record,

@@ -12,7 +12,7 @@ import distmeta
 from distmeta import checkpoint
 from distmeta.config import dump_config
 from distmeta.errors import InputError
-from distmeta.models.task_model import build_model
+from distmeta.models.build import build_model
 from distmeta.pretraining.batches import NOT_PREDICTED, Batches, predicted, summed_loss
 from distmeta.pretraining.corpus import build_corpus, open_corpus
 from distmeta.pretraining.model import build_language_model, objective_of

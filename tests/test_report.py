@@ -62,7 +62,7 @@ def made(place, **changes):
             "meta_trained": {
                 "diverged": 0, "per_class": per_class,
                 "confusion": {"labels": [HOSTILE, "yes"], "rows_are_labels": [[3, 1], [0, 4]]},
-                "per_task": {HOSTILE: {**other, "episodes": 5}, "good": score},
+                "per_task": {HOSTILE: {"accuracy": {**other, "episodes": 5}}, "good": {"accuracy": score}},
             },
         },
         **changes,

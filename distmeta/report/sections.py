@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from distmeta.config import Config, dump_config
+from distmeta.progress import headline as compared_by
 from distmeta.progress import verdict
 from distmeta.report import figures
 from distmeta.report.files import RunFiles
@@ -30,7 +31,9 @@ def headline(run: RunFiles) -> Section:
     title, methods = "Result", run.evaluation
     if not methods:
         return Section(title, reason=NOT_EVALUATED)
+    first = compared_by(methods)
     metrics = [name for name in methods["meta_trained"] if all(name in scores for scores in methods.values())]
+    metrics.sort(key=lambda name: name != first)
     rows = [[figures.said(name), *(interval(scores[m]) for m in metrics)] for name, scores in methods.items()]
     about = run.details.get("settings", {})
     caption = f"Mean and 95% interval over {methods['meta_trained'][metrics[0]]['episodes']} episodes"
@@ -149,12 +152,19 @@ def tasks(run: RunFiles) -> Section:
     found = run.details.get("meta_trained", {}).get("per_task")
     if not found:
         return Section(title, reason="the episodes of this task family have no task in common")
-    ranked = sorted(found.items(), key=lambda item: item[1]["mean"])
-    rows = [[name, interval(score), str(score["episodes"])] for name, score in ranked]
+    first = compared_by(run.evaluation)
+    ranked = sorted(found.items(), key=lambda item: item[1][first]["mean"])
     (worst, low), (best, high) = ranked[0], ranked[-1]
-    head = ["task", "accuracy", "episodes"]
-    sentence = f"Worst task: {worst} ({low['mean']:.3f}); best: {best} ({high['mean']:.3f}), of {len(ranked)}."
-    caption = "Accuracy of the meta-trained model with 95% intervals over a task's episodes, the worst first."
+    others = [name for name in low if name != first]
+    rows = [
+        [name, interval(scores[first]), *(f"{scores[other]['mean']:.3f}" for other in others),
+         str(scores[first]["episodes"])]
+        for name, scores in ranked
+    ]  # fmt: skip
+    head = ["task", *(name.replace("_", " ") for name in (first, *others)), "episodes"]
+    sentence = f"Worst task: {worst} ({low[first]['mean']:.3f}); best: {best} ({high[first]['mean']:.3f})"
+    sentence += f", of {len(ranked)}."
+    caption = "Scores of the meta-trained model, with 95% intervals over a task's episodes, the worst first."
     blocks: list[Block] = [Text(sentence), Table(caption, head, rows[:SHOWN], marked=[0])]
     if len(rows) > SHOWN:
         blocks.append(Folded(f"The other {len(rows) - SHOWN}", [Table("The other tasks", head, rows[SHOWN:])]))
@@ -165,12 +175,23 @@ def classes(run: RunFiles) -> Section:
     title, ours = "By class", run.details.get("meta_trained", {})
     if not run.evaluation:
         return Section(title, reason=NOT_EVALUATED)
+    if "answers" in ours:
+        rows = [[one["task"], one["input"], one["said"], " | ".join(one["accepted"])] for one in ours["answers"]]
+        return Section(
+            "Some answers", [Table("The first query of some episodes", ["task", "input", "said", "accepted"], rows)]
+        )
     if "per_class" not in ours:
-        return Section(title, reason="each episode has classes of its own")
-    scores = ours["per_class"]
+        return Section(title, reason="no scores of classes were kept")
+    scores = dict(sorted(ours["per_class"].items(), key=lambda item: item[1]["f1"]))
     keys = list(next(iter(scores.values())))
-    rows = [[name, *(f"{values[key]:.3f}" for key in keys)] for name, values in scores.items()]
-    blocks: list[Block] = [Table("Scores of each class, over all query examples", ["class", *keys], rows)]
+    rows = [[name, *(f"{v:.3f}" if isinstance(v := values[key], float) else str(v) for key in keys)]
+            for name, values in scores.items()]  # fmt: skip
+    caption = "Scores of each class, over all query examples of episodes that it was in; the hardest first"
+    blocks: list[Block] = [Table(caption, ["class", *keys], rows[:SHOWN])]
+    if len(rows) > SHOWN:
+        blocks.append(Folded(f"The other {len(rows) - SHOWN}", [Table("The others", ["class", *keys], rows[SHOWN:])]))
+    if "confusion" not in ours:
+        return Section(title, [*blocks, Text("Episodes have classes of their own: there is no one confusion matrix.")])
     labels, counts = ours["confusion"]["labels"], np.array(ours["confusion"]["rows_are_labels"])
     if len(labels) > MOST_CLASSES:
         wrong = counts * (1 - np.eye(len(labels), dtype=int))

@@ -1,7 +1,8 @@
-"""What does meta-training give on real text? CLINC150 intents, and Chinese three-class reviews.
+"""What does meta-training give on real text? CLINC150 intents, Chinese three-class reviews, instruction tasks.
 
-    python benchmarks/real_text.py intents   --data DIR/clinc150 --pretrained MODEL_DIR
-    python benchmarks/real_text.py sentiment --data DIR/zh_reviews_3class
+    python benchmarks/real_text.py intents      --data DIR/clinc150 --pretrained MODEL_DIR
+    python benchmarks/real_text.py sentiment    --data DIR/zh_reviews_3class [--pretrained LM_OF_OTHER_REVIEWS]
+    python benchmarks/real_text.py instructions --data DIR/instruction_induction --pretrained DECODER
 
 Runs the recipe of that name with its defaults on the data (or continues the run in --run-dir), scores meta-train and
 meta-test tasks, and writes benchmarks/results/real_text_NAME.json. No row of the data is kept.
@@ -14,10 +15,16 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 import distmeta
 from distmeta.checkpoint import write_text
 from distmeta.config import load_config
 
+# Of the 24 tasks of Honovich et al. (2022, arXiv 2205.10782), chosen before anything was trained.
+HELD_OUT = [
+    "sentiment", "larger_animal", "word_in_context", "sentence_similarity", "negation", "orthography_starts_with",
+]  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -28,13 +35,22 @@ def overrides(name: str, data: Path, pretrained: str | None) -> list[str]:
             f"data.splits={data}/splits.json#01",
             f"model.pretrained={pretrained}",
         ]
+    if name == "instructions":
+        tasks = sorted(set(pq.read_table(data / "data.parquet", columns=["task"])["task"].to_pylist()))
+        kept = {"test": HELD_OUT, "validation": ["antonyms", "informal_to_formal", "sum"]}
+        kept["train"] = [task for task in tasks if task not in {*kept["test"], *kept["validation"]}]
+        return [
+            f"data.path={data}/data.parquet", "data.input=text", "data.target=answers",
+            f"data.splits={json.dumps(kept)}", f"model.pretrained={pretrained}",
+        ]  # fmt: skip
     # One of its test domains has 11 neutral reviews of 60 characters.
-    return [f"data.path={data}/matched60.parquet", "task.queries=6"]
+    words = [f"data.path={data}/matched60.parquet", "task.queries=6"]
+    return [*words, f"model.pretrained={pretrained}", "outer.base=train"] if pretrained else words
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=["intents", "sentiment"])
+    parser.add_argument("name", choices=["intents", "sentiment", "instructions"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pretrained")
     parser.add_argument("--run-dir", type=Path, default=None)

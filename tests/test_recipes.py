@@ -13,7 +13,7 @@ from distmeta.learner.worker import learn
 from distmeta.train import prepare_store, ray_cluster
 
 # What each recipe needs of its user, and what makes it short.
-DATA = {"intents": "classes", "sentiment": "domains"}  # all others: the built-in reviews
+DATA = {"intents": "classes", "sentiment": "domains", "instructions": "questions"}  # all others: the built-in reviews
 SHORT = [
     "outer.steps=2", "outer.warmup_steps=0", "outer.meta_batch_size=2", "eval.episodes=4", "eval.validation_episodes=2",
     "eval.baselines=false", "cluster.workers=1", "sampling.actors=1", "model.max_tokens=16",
@@ -37,8 +37,17 @@ def classes_csv(tmp_path_factory):
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name not in ALGORITHMS])
 def test_every_recipe_runs(name, ray_here, words_csv, classes_csv, tmp_path):
     kind = DATA.get(name, "built-in")
-    data = {"built-in": [], "classes": [f"data.path={classes_csv}"], "domains": [f"data.path={words_csv}"]}[kind]
-    fits = {"classes": ["data.fractions=[0.34,0.33,0.33]"], "domains": ["task.shots=2", "task.queries=3"]}
+    data = {"classes": [f"data.path={classes_csv}"], "domains": [f"data.path={words_csv}"]}.get(kind, [])
+    fits = {
+        "classes": ["data.fractions=[0.34,0.33,0.33]"],
+        "domains": ["task.shots=2", "task.queries=3"],
+        # The recipe asks for a pretrained decoder; a new one runs as well.
+        "questions": [
+            "model.architecture=gpt2",
+            "model.answer_tokens=4",
+            "model.config={n_embd: 16, n_layer: 1, n_head: 2}",
+        ],
+    }
     config = load_config(name, [*data, *fits.get(kind, []), *SHORT, f"run.dir={tmp_path / name}"])
     run = distmeta.train(config)
     assert [record["step"] for record in run.metrics] == [1, 2]

@@ -62,6 +62,14 @@ class Service:
                     known[handle] = error
         return [known[asked.handle] for asked in several]
 
+    def answered(self, endpoint: str, status: int, seconds: float) -> None:
+        """Count a request, and what there is after it: any replica may be asked next."""
+        self.metrics.answered(endpoint, status, seconds)
+        tasks, size = self.store.in_memory
+        self.metrics.in_memory.set(tasks)
+        self.metrics.bytes.set(size)
+        self.metrics.waiting.set(self.worker.waiting)
+
     async def add(self, request: Request) -> Response:
         body = requests.parse(await read_body(request, self.limits))
         rows, steps = requests.support_of(body, self.limits, self.base.text_to_text)
@@ -98,10 +106,6 @@ class Service:
         return JSONResponse({"status": "ok", "checkpoint": self.base.checkpoint, "meta_step": self.base.step})
 
     async def count(self, request: Request) -> Response:
-        tasks, size = self.store.in_memory
-        self.metrics.in_memory.set(tasks)
-        self.metrics.bytes.set(size)
-        self.metrics.waiting.set(self.worker.waiting)
         on_disk = len(await asyncio.to_thread(self.store.list))
         return Response(self.metrics.text(on_disk), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -137,7 +141,7 @@ def endpoint(service: Service, token: str | None, name: str, handler: Handler) -
     async def answer(request: Request) -> Response:
         began = time.perf_counter()
         response = await guard(request)
-        service.metrics.answered(name, response.status_code, time.perf_counter() - began)
+        service.answered(name, response.status_code, time.perf_counter() - began)
         return response
 
     async def guard(request: Request) -> Response:

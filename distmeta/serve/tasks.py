@@ -1,6 +1,6 @@
 """Adapted tasks by their handles: a file each on disk, and the latest used in memory.
 
-    TASKS/HANDLE.safetensors   what was adapted; its header's metadata has the JSON of `about`, and the tensors' SHA-256
+    TASKS/HANDLE.safetensors   what was adapted; in its header JSON: checkpoint, about, SHA-256 of the tensors
 
 The directory is the truth, memory only a copy of a part. A file is a function of its handle, takes its name in one step
 and never changes, so any number of servers and replicas may share a directory; a task that one of them deletes is gone
@@ -108,11 +108,14 @@ class TaskStore:
             raise Refused(507, f"{there} tasks are kept already, the limit is {self.most}; delete some")
 
     def put(self, task: Task) -> None:
-        """Keep a task, on the disk when this returns. 507: as `room`."""
-        with self._writing():
-            if not self._file(task.handle).is_file():
-                self.room()
-            write(task, self._file(task.handle))
+        """Keep a task, on the disk when this returns. 507: as `room`, or the disk is full."""
+        try:
+            with self._writing():
+                if not self._file(task.handle).is_file():
+                    self.room()
+                write(task, self._file(task.handle))
+        except OSError as error:
+            raise Refused(507, f"the task cannot be written to {self.directory}: {error}") from None
         self._keep(task)
 
     def delete(self, handle: str) -> None:
@@ -171,12 +174,10 @@ def write(task: Task, file: Path) -> None:
     from safetensors.torch import save_file
 
     params = {name: value.detach().cpu().contiguous() for name, value in task.params.items()}
-    header = {
-        "checkpoint": task.checkpoint, "about": json.dumps(task.about, ensure_ascii=False), "sha256": _sum(params)
-    }  # fmt: skip
+    header = {"checkpoint": task.checkpoint, "about": task.about, "sha256": _sum(params)}
     draft = file.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
-        save_file(params, draft, metadata=header)
+        save_file(params, draft, metadata={"task": json.dumps(header)})  # one key: several come in any order
         checkpoints.sync(draft)
         os.replace(draft, file)
     finally:
@@ -191,17 +192,18 @@ def read(file: Path, device: torch.device) -> Task:
     handle = file.name.removesuffix(SUFFIX)
     try:
         with safe_open(file, framework="pt") as opened:
-            header = opened.metadata()
+            header = json.loads(opened.metadata()["task"])
             params = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
         if header["sha256"] != _sum(params):
             raise ValueError("its tensors were changed")
-        about = json.loads(header["about"])
     except FileNotFoundError:
         raise Refused(404, f"task {handle} has just been deleted") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise Refused(500, f"the file of task {handle} is damaged ({reason}); give its support set again") from None
-    return Task(handle, header["checkpoint"], about, {name: value.to(device) for name, value in params.items()})
+    return Task(
+        handle, header["checkpoint"], header["about"], {name: value.to(device) for name, value in params.items()}
+    )
 
 
 def _sum(params: Mapping[str, Tensor]) -> str:

@@ -15,7 +15,7 @@ VARIANTS = {
     "lora": {"inner": {"adapt": "lora", "learn_lr": "per_layer", "optimizer": "momentum", "momentum": 0.5}},
     "head": {"inner": {"adapt": "head"}},
     "prototype": {"model": {"head": "prototype"}, "inner": {"learn_lr": "per_parameter", "lr": 0.01}},
-    "prototypes": {"model": {"head": "prototype"}, "inner": {"steps": 0}},
+    "prototypes": {"algorithm": "prototypes", "model": {"head": "prototype"}, "inner": {"steps": 0}},
     "classes": CLASSES,
     "decoder": {"architecture": "qwen2", "inner": {"lr": 0.01}},
     "lstm": {"architecture": "lstm"},
@@ -37,7 +37,7 @@ def test_batched_is_one_by_one_is_adapt(variant, tmp_path, words_csv):
     source = small.checkpoint_of(tmp_path / "step-000001", words_csv, **VARIANTS[variant])
     column = "task" if variant == "classes" else "label"
     base = Base(source)
-    assert base.batched == (variant not in ("lstm", "in_context"))
+    assert base.batched == (variant != "in_context")
     supports = [serving.support(t, each=2 + t % 2) for t in range(5)]  # two shapes
     texts = [(serving.TEXTS * 8)[: (3, 1, MOST_ROWS + 7, 5, 4)[t]] for t in range(5)]
     tasks = tasks_of(base, supports)
@@ -92,7 +92,7 @@ def test_text_to_text_goes_one_by_one(tmp_path):
              for t in range(6) for a, b in pairs]  # fmt: skip
     data.write_text("\n".join(map(json.dumps, lines)))
     source = small.checkpoint_of(
-        tmp_path / "step-000001", data, architecture="gpt2", task={"family": "text_to_text"},
+        tmp_path / "step-000001", data, architecture="gpt2", task={"family": "text_to_text"}, model={"answer_tokens": 4},
         inner={"adapt": "lora", "lr": 0.01},
     )  # fmt: skip
     base = Base(source)

@@ -194,6 +194,7 @@ def read(file: Path, device: torch.device) -> Task:
         with safe_open(file, framework="pt") as opened:
             header = json.loads(opened.metadata()["task"])
             params = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+        checkpoint, about = header["checkpoint"], header["about"]
         if header["sha256"] != _sum(params):
             raise ValueError("its tensors were changed")
     except FileNotFoundError:
@@ -201,9 +202,7 @@ def read(file: Path, device: torch.device) -> Task:
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise Refused(500, f"the file of task {handle} is damaged ({reason}); give its support set again") from None
-    return Task(
-        handle, header["checkpoint"], header["about"], {name: value.to(device) for name, value in params.items()}
-    )
+    return Task(handle, checkpoint, about, {name: value.to(device) for name, value in params.items()})
 
 
 def _sum(params: Mapping[str, Tensor]) -> str:

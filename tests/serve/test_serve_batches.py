@@ -92,8 +92,8 @@ def test_text_to_text_goes_one_by_one(tmp_path):
              for t in range(6) for a, b in pairs]  # fmt: skip
     data.write_text("\n".join(map(json.dumps, lines)))
     source = small.checkpoint_of(
-        tmp_path / "step-000001", data, architecture="gpt2", task={"family": "text_to_text"}, model={"answer_tokens": 4},
-        inner={"adapt": "lora", "lr": 0.01},
+        tmp_path / "step-000001", data, architecture="gpt2", task={"family": "text_to_text"},
+        inner={"adapt": "lora", "lr": 0.01}, model={"answer_tokens": 4},
     )  # fmt: skip
     base = Base(source)
     assert not base.batched

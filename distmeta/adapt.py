@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distmeta import checkpoint as checkpoints
@@ -31,7 +32,7 @@ from distmeta.models.prefix import fixed_prefix
 from distmeta.models.task_model import TaskModel
 from distmeta.sampling.collate import collate
 from distmeta.sampling.episode import Rows
-from distmeta.scoring import split_meta
+from distmeta.scoring import split_meta, stack
 from distmeta.scoring_text import choose, support_rows, write
 from distmeta.tasks.records import Record, make, parse
 
@@ -81,11 +82,7 @@ class AdaptedModel:
                 for numbers, batch in zip(batches, self.model.batches(batches, device), strict=True):
                     logits = self.model.logits(self.params, batch)[0, :, : len(self.labels)]
                     probabilities[numbers["rows"][0]] = logits.softmax(-1).double().cpu().numpy()
-            for p in probabilities:
-                best = int(p.argmax())
-                named = {label: round(float(x), 6) for label, x in zip(self.labels, p, strict=True)}
-                label = self.labels[best]
-                out.append({"label": label, "confidence": named[label], "probabilities": named})
+            out += [likeliest(p, self.labels) for p in probabilities]
         return out
 
     def _answer(self, model: LanguageModel, texts: Sequence[str]) -> list[dict[str, Any]]:
@@ -122,6 +119,13 @@ class AdaptedModel:
         return path
 
 
+def likeliest(probabilities: NDArray[np.float64], labels: Sequence[str]) -> dict[str, Any]:
+    """A prediction as `AdaptedModel.predict` gives it, of the classes' probabilities [C]."""
+    named = {label: round(float(x), 6) for label, x in zip(labels, probabilities, strict=True)}
+    label = labels[int(probabilities.argmax())]
+    return {"label": label, "confidence": named[label], "probabilities": named}
+
+
 def check_new(path: Path) -> None:
     """Raises InputError unless `path` is free for a new directory."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -139,39 +143,106 @@ def adapt(
     saved = checkpoints.load(checkpoint)
     config = saved.config
     where = "support" if not isinstance(support, str | Path) else str(support)
-    model = load_model(saved)
-    fast, shared, rates = split_meta(model, saved.meta)
-    steps = steps if steps is not None else config.eval.steps if config.eval.steps is not None else config.inner.steps
     tokenizer = _tokenizer(saved.tokenizer_file)
-    state = {key: saved.state[key] for key in KEPT if key in saved.state} | {"meta_step": saved.step}
-    labels: list[str] = []
-    if isinstance(model, LanguageModel):
-        records = list(_records(support, config))
-        rows = support_rows(records, tokenizer, config)
-        state["answers"] = common(records)
-    else:
-        pairs = list(_pairs(support, config, where))
-        labels = task_labels([label for _, label in pairs], config, saved.state, where)
-        model.classes = len(labels) if model.prototype_head else model.classes
-        numbers = [labels.index(label) for _, label in pairs]
-        rows = tokenise(tokenizer, [text for text, _ in pairs], numbers, config.model.max_tokens)
+    found = read_support(support, config, saved.state, tokenizer, where)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device)
-    fast, shared, rates = ({n: v.to(device) for n, v in d.items()} for d in (fast, shared, rates))
-    batches = model.batches(collate([rows], config.inner.buckets, int(saved.state["pad_id"])), device)
+    model, fast, shared, rates = on_device(saved, device)
+    params, losses = fit(model, fast, shared, rates, [found], config, int(saved.state["pad_id"]), steps)[0]
+    state = kept_state(saved) | found.about
+    return AdaptedModel(
+        config, found.labels, model, {**without_pooled(shared), **params}, saved.tokenizer_file, state, losses
+    )
+
+
+@dataclass(frozen=True)
+class Support:
+    """A support set as the model reads it."""
+
+    rows: Rows
+    labels: list[str]  # of the task, in the order of the head's classes; family text_to_text: none
+    about: dict[str, Any]  # what the predictions need to know of it, beside the labels
+
+
+def read_support(
+    support: Sequence[Mapping[str, Any]] | str | Path,
+    config: Config,
+    state: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    where: str = "support",
+) -> Support:
+    """Rows, or a file of them, for the model of a checkpoint's `state`. Raises InputError."""
+    if config.task.family == "text_to_text":
+        records = list(_records(support, config))
+        return Support(support_rows(records, tokenizer, config), [], {"answers": common(records)})
+    pairs = list(_pairs(support, config, where))
+    labels = task_labels([label for _, label in pairs], config, state, where)
+    numbers = [labels.index(label) for _, label in pairs]
+    return Support(tokenise(tokenizer, [text for text, _ in pairs], numbers, config.model.max_tokens), labels, {})
+
+
+def on_device(
+    saved: checkpoints.Checkpoint, device: torch.device
+) -> tuple[TaskModel, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """A checkpoint's model, and its meta-parameters by role as `split_meta` gives them."""
+    model = load_model(saved)
+    fast, shared, rates = ({n: v.to(device) for n, v in d.items()} for d in split_meta(model, saved.meta))
     set_attention(model.backbone, "first_order")
+    return model.to(device), fast, shared, rates
+
+
+def kept_state(saved: checkpoints.Checkpoint) -> dict[str, Any]:
+    """Of a checkpoint's state, what an adapted model needs."""
+    return {key: saved.state[key] for key in KEPT if key in saved.state} | {"meta_step": saved.step}
+
+
+def without_pooled(shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Shared parameters without those of training alone."""
+    return {name: value for name, value in shared.items() if not name.startswith("pooled_")}
+
+
+def default_steps(config: Config) -> int:
+    """The inner steps of a new task, as the run evaluates."""
+    return config.eval.steps if config.eval.steps is not None else config.inner.steps
+
+
+def fit(
+    model: TaskModel,
+    fast: Mapping[str, Tensor],
+    shared: Mapping[str, Tensor],
+    rates: Mapping[str, Tensor],
+    supports: Sequence[Support],
+    config: Config,
+    pad_id: int,
+    steps: int | None = None,
+) -> list[tuple[dict[str, Tensor], list[float]]]:
+    """The adapted parameters, and the support loss after 0..K inner steps, of each of T support sets.
+
+    Several at once go through the base as one batch, the fast weights with a task axis: only where
+    `model.takes_task_axis`, and the sets have equal numbers of rows and, with a prototype head, of labels. A task
+    whose loss diverges among several is found by its last loss, which is no finite number; alone it raises Diverged.
+    """
+    tasks = len(supports)
+    if supports[0].labels and model.prototype_head:
+        model.classes = len(supports[0].labels)
+    steps = default_steps(config) if steps is None else steps
+    device = next(iter({**fast, **shared}.values())).device
+    batches = model.batches(collate([s.rows for s in supports], config.inner.buckets, pad_id), device)
     if not isinstance(model, LanguageModel) or not model.starts:
         batches = fixed_prefix(model, {**fast, **shared}, batches)
 
     def loss(params: dict[str, Tensor], batch: TextBatch) -> Tensor:
         return model.loss(params, batch).sum()
 
-    start = model.start if model.starts else None
-    result = adapt_weights(loss, fast, batches, inner_loop(config.inner, rates, steps), shared=shared, start=start)
-    shared = {name: value for name, value in shared.items() if not name.startswith("pooled_")}  # of training alone
-    return AdaptedModel(
-        config, labels, model, {**shared, **result.params}, saved.tokenizer_file, state, result.inner_losses.tolist()
-    )
+    result = adapt_weights(
+        loss if tasks == 1 else model.loss, fast if tasks == 1 else stack(fast, tasks), batches,
+        inner_loop(config.inner, rates, steps), shared=shared, start=model.start if model.starts else None,
+        task_axis=False if tasks == 1 else "native", check=tasks == 1,
+    )  # fmt: skip
+    if tasks == 1:
+        return [(result.params, result.inner_losses.tolist())]
+    # what `start` computes has an axis of its own, of one task where it is alone
+    own = {name: value if name in fast else value.unsqueeze(1) for name, value in result.params.items()}
+    return [({n: v[t].clone() for n, v in own.items()}, result.inner_losses[t].tolist()) for t in range(tasks)]
 
 
 def load_adapted(path: str | Path) -> AdaptedModel:

@@ -59,6 +59,28 @@ def config(path: Path | None = None, architecture: str = "bert", **sections) -> 
     return make_config(merge(base, sections))
 
 
+def checkpoint_of(folder, path, **sections) -> Path:
+    """A checkpoint whose values are not the initial ones; that they are no good is all the same to adapting."""
+    import torch
+
+    from distmeta import checkpoint
+    from distmeta.algorithms.rates import initial_log_rates
+    from distmeta.models.build import build_model
+    from distmeta.tasks.store import build_store, open_store
+
+    given = config(path, **sections)
+    store = open_store(build_store(given.data, given.task, given.model))
+    classes = given.ways or len(store.labels)
+    model = build_model(given, store.vocab_size, store.pad_id, classes)
+    meta = {**model.fast, **model.shared, **initial_log_rates(given.inner, model.adapted)}
+    state = {"step": 1, "labels": store.labels, "classes": classes, "vocab_size": store.vocab_size,
+             "pad_id": store.pad_id}  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    values = {n: v.detach() + 0.02 * torch.randn(v.shape, generator=generator) for n, v in meta.items()}
+    checkpoint.save(folder, given, state, values, {}, store.tokenizer_file)
+    return folder
+
+
 def rows(counts, vocabulary: int, classes: int, seed: int = 0, longest: int = 11, pad: int | None = None) -> list[Rows]:
     """For each count, that many ragged random rows, every class among them; `pad` occurs as a token of the text."""
     rng = np.random.default_rng(seed)

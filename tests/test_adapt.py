@@ -9,36 +9,20 @@ import numpy as np
 import pytest
 import small
 import torch
+from small import checkpoint_of
 
 import distmeta
 from distmeta import checkpoint
 from distmeta.adapt import adapt, load_adapted, read_texts
-from distmeta.algorithms.rates import initial_log_rates
 from distmeta.errors import InputError
 from distmeta.evaluate import load_model
 from distmeta.export import export
 from distmeta.inner import InnerLoop
-from distmeta.models.build import build_model
 from distmeta.sampling.episode import sample_episode
 from distmeta.scoring import score_episodes, split_meta
 from distmeta.tasks.store import build_store, open_store
 
 TEXTS = ["the red thing", "it is a cold blue thing", "so hot", "small", "a round flat sharp thing it is so"]
-
-
-def checkpoint_of(folder, path, **sections) -> Path:
-    """A checkpoint whose values are not the initial ones; that they are no good is all the same to adapting."""
-    config = small.config(path, **sections)
-    store = open_store(build_store(config.data, config.task, config.model))
-    classes = config.ways or len(store.labels)
-    model = build_model(config, store.vocab_size, store.pad_id, classes)
-    meta = {**model.fast, **model.shared, **initial_log_rates(config.inner, model.adapted)}
-    state = {"step": 1, "labels": store.labels, "classes": classes, "vocab_size": store.vocab_size,
-             "pad_id": store.pad_id}  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
-    values = {n: v.detach() + 0.02 * torch.randn(v.shape, generator=generator) for n, v in meta.items()}
-    checkpoint.save(folder, config, state, values, {}, store.tokenizer_file)
-    return folder
 
 
 def rows(*pairs):

@@ -17,6 +17,7 @@ from distmeta.config.sections import (
     TaskConfig,
     TuneConfig,
 )
+from distmeta.config.serve import ServeConfig
 
 __all__ = [
     "RECIPES",
@@ -32,6 +33,7 @@ __all__ = [
     "PrivacyConfig",
     "RunConfig",
     "SamplingConfig",
+    "ServeConfig",
     "SourceConfig",
     "TaskConfig",
     "TuneConfig",

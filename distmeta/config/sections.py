@@ -12,6 +12,7 @@ from distmeta.config import consistency
 from distmeta.config.base import Section
 from distmeta.config.parts import AugmentConfig, PrivacyConfig
 from distmeta.config.pretrain import PretrainConfig
+from distmeta.config.serve import ServeConfig
 from distmeta.errors import nearest
 from distmeta.trees import merge
 
@@ -365,6 +366,7 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
     eval: EvalConfig = EvalConfig()
     tune: TuneConfig = TuneConfig()
+    serve: ServeConfig = ServeConfig()
     run: RunConfig = RunConfig()
 
     @field_validator("deepspeed", mode="before")

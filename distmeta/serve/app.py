@@ -1,0 +1,199 @@
+"""The HTTP part: an ASGI application over a base, a store and a worker. README.md (Serving) has its requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from distmeta.config import ServeConfig
+from distmeta.errors import InputError
+from distmeta.serve import requests
+from distmeta.serve.batches import Asked, Base
+from distmeta.serve.metrics import Metrics
+from distmeta.serve.tasks import Refused, Task, TaskStore
+from distmeta.serve.worker import Worker
+
+Handler = Callable[[Request], Awaitable[Response]]
+LISTED = 1000  # handles of one GET /tasks
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """What one replica does: tasks from support sets, predictions from tasks."""
+
+    def __init__(self, base: Base, directory: Path, limits: ServeConfig) -> None:
+        self.base, self.limits, self.metrics = base, limits, Metrics()
+        self.store = TaskStore(directory, base.checkpoint, limits.memory_mb * 2**20, limits.tasks, base.device)
+        self.worker = Worker(
+            {"adapt": self._adapt, "predict": base.predict}, 4 * limits.batch_tasks, limits.wait_ms / 1000,
+            limits.waiting, lambda kind, size: self.metrics.batch.labels(kind).observe(size),
+        )  # fmt: skip
+
+    def _adapt(self, several: Any) -> list[Any]:
+        """A task for each request, in the model's thread; the same support set, however often and when, once."""
+        new: dict[str, Asked] = {}
+        known: dict[str, Any] = {}
+        for asked in several:
+            if asked.handle not in known and asked.handle not in new:
+                found = self.store.find(asked.handle)
+                if found is None:
+                    new[asked.handle] = asked
+                else:
+                    known[asked.handle] = found
+        for handle, task in zip(new, self.base.adapt(list(new.values())), strict=True):
+            known[handle] = task
+            if isinstance(task, Task):
+                try:
+                    self.store.put(task)
+                except Refused as error:
+                    known[handle] = error
+        return [known[asked.handle] for asked in several]
+
+    def answered(self, endpoint: str, status: int, seconds: float) -> None:
+        """Count a request, and what there is after it: any replica may be asked next."""
+        self.metrics.answered(endpoint, status, seconds)
+        tasks, size = self.store.in_memory
+        self.metrics.in_memory.set(tasks)
+        self.metrics.bytes.set(size)
+        self.metrics.waiting.set(self.worker.waiting)
+
+    async def add(self, request: Request) -> Response:
+        body = requests.parse(await read_body(request, self.limits))
+        rows, steps = requests.support_of(body, self.limits, self.base.text_to_text)
+        asked = self.base.asked(rows, steps)
+        task = await asyncio.to_thread(self.store.find, asked.handle)
+        status = 200
+        if task is None:
+            await asyncio.to_thread(self.store.room)
+            task, status = await self.worker.do("adapt", asked), 201
+        return JSONResponse(described(task), status)
+
+    async def predict(self, request: Request) -> Response:
+        body = requests.parse(await read_body(request, self.limits))
+        texts = requests.inputs_of(body, self.limits)
+        task = await asyncio.to_thread(self.store.get, request.path_params["handle"])
+        return JSONResponse({"predictions": await self.worker.do("predict", (task, texts))})
+
+    async def show(self, request: Request) -> Response:
+        return JSONResponse(described(await asyncio.to_thread(self.store.get, request.path_params["handle"])))
+
+    async def list(self, request: Request) -> Response:
+        after = request.query_params.get("after", "")
+        handles = [handle for handle in await asyncio.to_thread(self.store.list) if handle > after]
+        more = {"more": f"/tasks?after={handles[LISTED - 1]}"} if len(handles) > LISTED else {}
+        return JSONResponse({"tasks": handles[:LISTED], **more})
+
+    async def delete(self, request: Request) -> Response:
+        await asyncio.to_thread(self.store.delete, request.path_params["handle"])
+        return Response(status_code=204)
+
+    async def health(self, request: Request) -> Response:
+        if not self.worker.alive:
+            raise Refused(503, "the model's thread has ended; start the server again")
+        return JSONResponse({"status": "ok", "checkpoint": self.base.checkpoint, "meta_step": self.base.step})
+
+    async def count(self, request: Request) -> Response:
+        on_disk = len(await asyncio.to_thread(self.store.list))
+        return Response(self.metrics.text(on_disk), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def build_app(service: Service, token: str | None = None) -> Starlette:
+    """The application; with a token everything but GET /health asks for `Authorization: Bearer TOKEN`."""
+    guarded = partial(endpoint, service, token)
+    routes = [
+        Route("/tasks", guarded("add", service.add), methods=["POST"]),
+        Route("/tasks", guarded("list", service.list), methods=["GET"]),
+        Route("/tasks/{handle}/predict", guarded("predict", service.predict), methods=["POST"]),
+        Route("/tasks/{handle}", guarded("show", service.show), methods=["GET"]),
+        Route("/tasks/{handle}", guarded("delete", service.delete), methods=["DELETE"]),
+        Route("/health", endpoint(service, None, "health", service.health), methods=["GET"]),
+        Route("/metrics", guarded("metrics", service.count), methods=["GET"]),
+    ]
+
+    @contextlib.asynccontextmanager
+    async def life(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.worker.close)
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return JSONResponse({"error": f"{request.method} {request.url.path[:100]}: {error.detail}"}, error.status_code)
+
+    return Starlette(routes=routes, lifespan=life, exception_handlers={HTTPException: unknown})
+
+
+def endpoint(service: Service, token: str | None, name: str, handler: Handler) -> Handler:
+    """A handler within its time, whose failures are JSON of one line, counted."""
+
+    async def answer(request: Request) -> Response:
+        began = time.perf_counter()
+        response = await guard(request)
+        service.answered(name, response.status_code, time.perf_counter() - began)
+        return response
+
+    async def guard(request: Request) -> Response:
+        try:
+            if token is not None and not allowed(request, token):
+                raise Refused(401, "no or another token; give the header Authorization: Bearer TOKEN")
+            return await asyncio.wait_for(handler(request), service.limits.seconds)
+        except Refused as error:
+            return refusal(error.status, str(error))
+        except InputError as error:
+            return refusal(400, str(error))
+        except (TimeoutError, asyncio.TimeoutError):
+            return refusal(504, f"not done within {service.limits.seconds:g} seconds (serve.seconds)")
+        except ClientDisconnect:
+            return refusal(400, "the client went away before its body's end")
+        except Exception:
+            log.exception("request failed")
+            return refusal(500, "internal error; the server's log says more")
+
+    return answer
+
+
+def refusal(status: int, line: str) -> Response:
+    """An answer of one line. What the client still sends is not waited for."""
+    headers = {"connection": "close"} if status in (401, 408, 413, 504) else {}
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse({"error": line}, status, headers=headers)
+
+
+def allowed(request: Request, token: str) -> bool:
+    """Compared in constant time."""
+    kind, _, given = request.headers.get("authorization", "").partition(" ")
+    return hmac.compare_digest(given.strip().encode(), token.encode()) and kind.lower() == "bearer"
+
+
+async def read_body(request: Request, limits: ServeConfig) -> bytes:
+    """The body, of which no more is read than may be. 413."""
+    most = int(limits.body_mb * 2**20)
+    too_long = Refused(413, f"the body is longer than {limits.body_mb:g} MB (serve.body_mb)")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > most:
+        raise too_long
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise too_long
+    return bytes(body)
+
+
+def described(task: Task) -> dict[str, Any]:
+    """A task as the service tells of it."""
+    about = {name: task.about[name] for name in ("labels", "support_loss", "steps", "rows")}
+    return {"task": task.handle, **about, "bytes": task.bytes}

@@ -1,0 +1,224 @@
+"""The base and what it does for several tasks at once: adapting to support sets, predicting. No Ray and no HTTP.
+
+One thread has the model. What arrives while it is busy, or within a few milliseconds of the first, goes through the
+base as one batch with a task axis: predictions of any tasks, and adaptations whose support sets have equal numbers of
+rows. One by one, in that thread too, go models whose fast weights cannot carry a task axis, those that read their
+support set (algorithm in_context), and the family text_to_text.
+
+Letters: T tasks of a batch, n rows of each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from distmeta import checkpoint as checkpoints
+from distmeta.adapt import (
+    AdaptedModel,
+    Support,
+    default_steps,
+    fit,
+    kept_state,
+    likeliest,
+    on_device,
+    read_support,
+    without_pooled,
+)  # fmt: skip
+from distmeta.config import DataConfig
+from distmeta.errors import InputError
+from distmeta.inner import Diverged
+from distmeta.sampling.collate import collate
+from distmeta.sampling.episode import Episode, Rows
+from distmeta.scoring import tasks_at_once
+from distmeta.serve.tasks import Refused, Task, digest, digest_of_checkpoint
+
+MOST_ROWS = 32  # of a task in a batch of several; a request with more goes in parts
+PART_TOKENS = 4096  # of a micro-batch on a CPU; 16 times as many on a GPU
+FORMAT = 1  # of handles and files: another one when tasks of the one before would predict otherwise
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A support set to adapt to. rows: checked dictionaries; steps: inner steps."""
+
+    handle: str
+    rows: tuple[Mapping[str, Any], ...]
+    steps: int
+
+
+class Base:
+    """A checkpoint's model. One thread at a time may call `adapt` and `predict`."""
+
+    def __init__(self, source: str | Path, batch_tasks: int = 16) -> None:
+        saved = checkpoints.load(source)
+        # Requests name their columns alike, whatever the files of the run called them.
+        self.config = saved.config.model_copy(update={"data": DataConfig()})
+        self.checkpoint, self.step = digest_of_checkpoint(saved.path), saved.step
+        self.state, self.kept = saved.state, kept_state(saved)
+        self.tokenizer_file, self.pad_id = saved.tokenizer_file, int(saved.state["pad_id"])
+        self.tokenizer = Tokenizer.from_file(str(saved.tokenizer_file))
+        self._cutting = Tokenizer.from_str(self.tokenizer.to_str())
+        self._cutting.no_padding()
+        self._cutting.enable_truncation(self.config.model.max_tokens)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model, self.fast, self.shared, self.rates = on_device(saved, self.device)
+        self.shared = without_pooled(self.shared)
+        self.text_to_text = self.config.task.family == "text_to_text"
+        self.batched = self.model.takes_task_axis and not self.text_to_text and self.model.in_context is None
+        self.batch_tasks = batch_tasks if self.batched else 1
+
+    def asked(self, rows: Sequence[Mapping[str, Any]], steps: int | None = None) -> Asked:
+        """A request with its handle: the same for the same rows, in the same order, and steps."""
+        steps = default_steps(self.config) if steps is None else steps
+        named = digest([FORMAT, self.checkpoint, steps, [dict(row) for row in rows]])
+        return Asked(named, tuple(rows), steps)
+
+    def adapt(self, several: Sequence[Asked]) -> list[Task | Exception]:
+        """A task for each support set, or why there is none."""
+        found: dict[int, Task | Exception] = {}
+        groups: dict[tuple[int, ...], list[tuple[int, Support]]] = {}
+        for i, asked in enumerate(several):
+            try:
+                support = self._support(asked)
+            except (InputError, Refused) as error:
+                found[i] = error
+                continue
+            ways = len(support.labels) if self.model.prototype_head else 0
+            groups.setdefault((len(support.rows.labels), asked.steps, ways), []).append((i, support))
+        for (_, steps, _), group in groups.items():
+            most = min(self.batch_tasks, self._at_once([support for _, support in group]))
+            for at in range(0, len(group), most):
+                part = group[at : at + most]
+                numbers, supports = [i for i, _ in part], [support for _, support in part]
+                try:
+                    fitted = fit(
+                        self.model, self.fast, self.shared, self.rates, supports, self.config, self.pad_id, steps
+                    )
+                except Diverged as error:  # one task alone
+                    found[numbers[0]] = Refused(422, str(error))
+                    continue
+                for i, support, (params, losses) in zip(numbers, supports, fitted, strict=True):
+                    found[i] = self._task(several[i], support, params, losses)
+        return [found[i] for i in range(len(several))]
+
+    def predict(self, several: Sequence[tuple[Task, Sequence[str]]]) -> list[list[dict[str, Any]] | Exception]:
+        """For each (task, texts) what `AdaptedModel.predict` of that task gives, or why it gives nothing."""
+        if not self.batched:
+            return [_one(lambda task=task, texts=texts: self._alone(task).predict(texts)) for task, texts in several]
+        out: list[list[dict[str, Any]] | Exception] = [[] for _ in several]
+        parts: dict[tuple[Any, ...], list[tuple[int, int, Rows]]] = {}  # by shapes: (request, first text, rows)
+        for i, (task, texts) in enumerate(several):
+            try:
+                whole = self._rows(texts)
+            except Refused as error:
+                out[i] = error
+                continue
+            out[i] = [{}] * len(texts)
+            shapes = tuple(tuple(value.shape) for value in task.params.values())
+            for at in range(0, len(texts), MOST_ROWS):
+                rows = part_of(whole, at, min(at + MOST_ROWS, len(texts)))
+                padded = 1 << (len(rows.labels) - 1).bit_length()
+                parts.setdefault((padded, shapes), []).append((i, at, rows))
+        for (padded, _), group in parts.items():
+            for at in range(0, len(group), self.batch_tasks):
+                self._predict_part(group[at : at + self.batch_tasks], padded, several, out)
+        return out
+
+    def _predict_part(
+        self,
+        group: Sequence[tuple[int, int, Rows]],
+        padded: int,
+        several: Sequence[tuple[Task, Sequence[str]]],
+        out: list[Any],
+    ) -> None:
+        """Fill in the predictions of T parts of at most `padded` rows: a row is repeated and its result dropped."""
+        tasks = [several[i][0] for i, _, _ in group]
+        n = padded if len(group) > 1 else len(group[0][2].labels)
+        most = PART_TOKENS if self.device.type == "cpu" else 16 * PART_TOKENS
+        parts = collate([repeated(rows, n) for _, _, rows in group], 0, self.pad_id, part_tokens=most)
+        params = {**self.shared, **self._stacked(tasks)}
+        logits: list[torch.Tensor] = []
+        with torch.no_grad():
+            for batch in self.model.batches(parts, self.device):
+                logits.append(self.model.logits(params, batch))
+        order = np.concatenate([part["rows"] for part in parts], 1)  # [T, n]
+        scores = np.empty((*order.shape, logits[0].shape[-1]))
+        np.put_along_axis(scores, order[:, :, None], torch.cat(logits, 1).double().cpu().numpy(), 1)
+        for t, (i, at, rows) in enumerate(group):
+            labels = tasks[t].about["labels"]
+            of_labels = np.exp(scores[t, :, : len(labels)] - scores[t, :, : len(labels)].max(1, keepdims=True))
+            for row in range(len(rows.labels)):
+                out[i][at + row] = likeliest(of_labels[row] / of_labels[row].sum(), labels)
+
+    def _stacked(self, tasks: Sequence[Task]) -> dict[str, torch.Tensor]:
+        if len(tasks) == 1:
+            return dict(tasks[0].params)
+        joins = {name: torch.stack if name in self.fast else torch.cat for name in tasks[0].params}
+        return {name: join([task.params[name] for task in tasks]) for name, join in joins.items()}
+
+    def _support(self, asked: Asked) -> Support:
+        support = read_support(asked.rows, self.config, self.state, self.tokenizer)
+        if len(support.rows.tokens) == 0 or (np.diff(support.rows.offsets) == 0).any():
+            raise Refused(400, "support: an example has no token that the model knows")
+        return support
+
+    def _rows(self, texts: Sequence[str]) -> Rows:
+        ids = [encoding.ids for encoding in self._cutting.encode_batch_fast(list(texts))]
+        if not all(ids):
+            raise Refused(400, f"inputs, text {ids.index([])}: no token in it that the model knows")
+        offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])])
+        flat = np.array([token for row in ids for token in row], np.int32)
+        return Rows(flat, offsets, np.zeros(len(ids), np.int64), np.arange(len(ids)))
+
+    def _task(self, asked: Asked, support: Support, params: Any, losses: list[float]) -> Task | Exception:
+        if not all(map(math.isfinite, losses)):
+            return Refused(422, f"the inner loop diverges on this support set: its losses are {losses}")
+        about = {"labels": support.labels, "support_loss": losses, "steps": asked.steps, "rows": len(asked.rows)}
+        return Task(asked.handle, self.checkpoint, about | support.about, params)
+
+    def _at_once(self, supports: Sequence[Support]) -> int:
+        episodes = [Episode(0, "", tuple(s.labels), s.rows, s.rows) for s in supports]
+        return tasks_at_once(self.model, self.config, episodes, self.device)
+
+    def _alone(self, task: Task) -> AdaptedModel:
+        state = self.kept | {key: task.about[key] for key in ("answers",) if key in task.about}
+        about = task.about
+        return AdaptedModel(
+            self.config, about["labels"], self.model, {**self.shared, **task.params}, self.tokenizer_file, state,
+            about["support_loss"],
+        )  # fmt: skip
+
+
+def _one(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except InputError as error:
+        return error
+
+
+def part_of(rows: Rows, first: int, last: int) -> Rows:
+    """Rows first..last-1."""
+    begin, end = rows.offsets[first], rows.offsets[last]
+    return Rows(
+        rows.tokens[begin:end], rows.offsets[first : last + 1] - begin, rows.labels[first:last], rows.rows[first:last]
+    )
+
+
+def repeated(rows: Rows, n: int) -> Rows:
+    """n rows: these, and the first one again as often as it takes."""
+    more = n - len(rows.labels)
+    if more == 0:
+        return rows
+    first = part_of(rows, 0, 1)
+    lengths = np.concatenate([np.diff(rows.offsets), np.repeat(len(first.tokens), more)])
+    tokens = np.concatenate([rows.tokens, np.tile(first.tokens, more)])
+    labels = np.concatenate([rows.labels, np.repeat(first.labels, more)])
+    return Rows(tokens, np.concatenate([[0], np.cumsum(lengths)]), labels, np.arange(n))

@@ -1,0 +1,100 @@
+"""What a request may hold: JSON bodies as checked rows and texts. Raises Refused, 400 with one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from distmeta.config import ServeConfig
+from distmeta.errors import nearest
+from distmeta.serve.tasks import Refused
+
+CLASSES = {"text": True, "label": True}  # columns of a row, and whether it needs them
+TEXT_TO_TEXT = {"input": True, "target": True, "options": False, "instruction": False}
+MOST_LISTED = 100  # answers or options of one example
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body."""
+    try:
+        found = json.loads(body, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"the body is not JSON: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(found, dict):
+        raise Refused(400, f"the body is a JSON {type(found).__name__}; give an object")
+    return found
+
+
+def support_of(
+    body: dict[str, Any], limits: ServeConfig, text_to_text: bool
+) -> tuple[list[dict[str, Any]], int | None]:
+    """(rows, steps) of POST /tasks."""
+    _known("the body", body, ("support", "steps"))
+    columns = TEXT_TO_TEXT if text_to_text else CLASSES
+    rows = _list("support", body.get("support"), limits.rows, "examples (serve.rows)")
+    for number, row in enumerate(rows):
+        where = f"support, example {number}"
+        if not isinstance(row, dict):
+            raise Refused(400, f"{where} is {_shown(row)}; give an object with {', '.join(columns)}")
+        _known(where, row, columns)
+        for column, needed in columns.items():
+            if row.get(column) is None and needed:
+                raise Refused(400, f"{where} has no '{column}'")
+            _value(f"{where}, '{column}'", row.get(column), column in ("target", "options"), limits)
+    steps = body.get("steps")
+    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or not 0 <= steps <= limits.steps):
+        raise Refused(400, f"steps is {_shown(steps)}; a whole number from 0 to {limits.steps} (serve.steps)")
+    return rows, steps
+
+
+def inputs_of(body: dict[str, Any], limits: ServeConfig) -> list[str]:
+    """The texts of POST /tasks/{handle}/predict."""
+    _known("the body", body, ("inputs",))
+    texts = _list("inputs", body.get("inputs"), limits.inputs, "texts (serve.inputs)")
+    for number, text in enumerate(texts):
+        _text(f"inputs, text {number}", text, limits)
+    return texts
+
+
+def _list(name: str, value: Any, most: int, what: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise Refused(400, f"{name} is {_shown(value)}; give a list with something in it")
+    if len(value) > most:
+        raise Refused(413, f"{name} has {len(value)} {what.split(' (')[0]}, the limit is {most} ({what.split(' (')[1]}")
+    return value
+
+
+def _value(where: str, value: Any, listed: bool, limits: ServeConfig) -> None:
+    if listed and isinstance(value, list):
+        for one in _list(where, value, MOST_LISTED, "texts (of an example)"):
+            _text(where, one, limits)
+    elif value is not None and not (isinstance(value, int) and not isinstance(value, bool) and "'label'" in where):
+        _text(where, value, limits)
+
+
+def _text(where: str, value: Any, limits: ServeConfig) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise Refused(400, f"{where} is {_shown(value)}, not a text")
+    if len(value) > limits.characters:
+        raise Refused(413, f"{where} has {len(value)} characters, the limit is {limits.characters} (serve.characters)")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Refused(400, f"{where} has half of a surrogate pair, which is no character") from None
+
+
+def _known(where: str, given: dict[str, Any], allowed: Iterable[str]) -> None:
+    allowed = list(allowed)
+    for key in given:
+        if key not in allowed:
+            raise Refused(400, f"{where} has {_shown(key)}; allowed are {', '.join(allowed)}.{nearest(key, allowed)}")
+
+
+def _shown(value: Any) -> str:
+    """A value within a line."""
+    return "missing" if value is None else json.dumps(value)[:60]
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")

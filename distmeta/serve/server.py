@@ -1,0 +1,237 @@
+"""`distmeta serve`: replicas of the service under Ray Serve on this machine, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import signal
+import socket
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distmeta import checkpoint as checkpoints
+from distmeta.config import Config, ServeConfig, load_config
+from distmeta.errors import InputError
+from distmeta.serve.metrics import SHARED
+
+TOKEN = "DISTMETA_TOKEN"
+SHORTEST_TOKEN = 16
+PORT_S = 20.0  # to wait for a port that a server killed just now still holds
+START_S = 300.0
+GRACE_S = 10.0  # that requests have to end in, after SIGTERM
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that a replica is told."""
+
+    checkpoint: str
+    directory: str
+    limits: ServeConfig
+    token: str | None
+
+
+def serve(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    tasks: str | Path | None = None,
+    replicas: int = 1,
+    token_file: str | Path | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serve a run's newest checkpoint, or the one given, until SIGTERM or SIGINT. Returns when all has ended.
+
+    overrides: serve.KEY=VALUE. host: other than loopback only with a token, from `token_file` or DISTMETA_TOKEN. tasks:
+    directory of adapted tasks, which other servers may share; None: `tasks` in the run. Raises InputError.
+    """
+    checkpoint = checkpoints.resolve(source)
+    limits = limits_of(checkpoint, overrides)
+    token = read_token(token_file, host)
+    directory = Path(tasks) if tasks is not None else default_directory(checkpoint)
+    check_writable(directory)
+    check_port(host, port)
+    options = Options(str(checkpoint.resolve()), str(directory.resolve()), limits, token)
+    ended = threading.Event()
+    with tempfile.TemporaryDirectory(prefix="distmeta-serve-") as shared:
+        _run(options, host, port, replicas, shared, ended, say)
+
+
+def _run(
+    options: Options, host: str, port: int, replicas: int, shared: str, ended: threading.Event,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray import serve as ray_serve
+
+    cores = os.cpu_count() or 1
+    # Always a Ray of its own: the proxy's loopback is then this machine's, and ends with this process.
+    ray.init(
+        address="local", num_cpus=max(cores, replicas) + 1, include_dashboard=False, log_to_driver=False,
+        logging_level="ERROR", object_store_memory=200 * 2**20,
+    )  # fmt: skip
+    for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets its own
+        signal.signal(number, lambda *_: ended.set())
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    try:
+        ray_serve.start(
+            proxy_location="HeadOnly", logging_config=quiet,
+            http_options={"host": host, "port": port, "request_timeout_s": options.limits.seconds + GRACE_S},
+        )  # fmt: skip
+        application = deployment(options, replicas, cores, shared).bind(options)
+        ray_serve.run(application, route_prefix="/", logging_config=quiet)
+        wait_until_healthy(host, port)
+        say(
+            f"{options.checkpoint} at http://{shown(host)}:{port}, tasks in {options.directory}; "
+            "SIGTERM or Ctrl-C ends it"
+        )
+        while not ended.wait(timeout=1):
+            pass
+        say("ending")
+    except RuntimeError as error:
+        raise InputError(f"{options.checkpoint}: the service does not start: {_reason(error)}") from None
+    finally:
+        ray_serve.shutdown()
+        ray.shutdown()
+
+
+def deployment(options: Options, replicas: int, cores: int, shared: str) -> Any:
+    """The deployment of Ray Serve: each replica loads the base once."""
+    import torch
+    from ray import serve as ray_serve
+
+    @ray_serve.ingress()
+    class Replica:
+        def __init__(self, options: Options) -> None:
+            from distmeta.serve.app import Service
+            from distmeta.serve.batches import Base
+
+            base = Base(options.checkpoint, options.limits.batch_tasks)
+            self.service, self.token = Service(base, Path(options.directory), options.limits), options.token
+
+        def __serve_build_asgi_app__(self) -> Any:
+            from distmeta.serve.app import build_app
+
+            return build_app(self.service, self.token)
+
+        def check_health(self) -> None:
+            if not self.service.worker.alive:
+                raise RuntimeError("the model's thread has ended")
+
+    actor: dict[str, Any] = {"num_cpus": max(1, cores // replicas)}
+    if gpus := torch.cuda.device_count():
+        actor["num_gpus"] = min(1.0, gpus / replicas)
+    if replicas > 1:
+        actor["runtime_env"] = {"env_vars": {SHARED: shared}}
+    return ray_serve.deployment(
+        Replica, num_replicas=replicas, ray_actor_options=actor, graceful_shutdown_timeout_s=GRACE_S,
+        max_ongoing_requests=2 * options.limits.waiting, max_queued_requests=2 * options.limits.waiting,
+    )  # fmt: skip
+
+
+def limits_of(checkpoint: Path, overrides: Sequence[str]) -> ServeConfig:
+    """The section serve of a checkpoint's configuration with overrides. Raises InputError."""
+    for override in overrides:
+        if not override.startswith("serve."):
+            keys = ", ".join(f"serve.{key}" for key in ServeConfig.model_fields)
+            raise InputError(f"{override}: a checkpoint's configuration stays; what can be given is {keys}")
+    config: Config = load_config(checkpoint / "config.yaml", list(overrides))
+    return config.serve
+
+
+def default_directory(checkpoint: Path) -> Path:
+    """RUN/tasks, or CHECKPOINT-tasks where it is not in a run."""
+    if checkpoint.parent.name == "checkpoints":
+        return checkpoint.parent.parent / "tasks"
+    return checkpoint.with_name(f"{checkpoint.name}-tasks")
+
+
+def read_token(file: str | Path | None, host: str) -> str | None:
+    """The token, None where none is needed. Raises InputError."""
+    if file is not None:
+        try:
+            token = Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--token-file {file}: not readable: {error}") from None
+        where = f"--token-file {file}"
+    else:
+        token, where = os.environ.get(TOKEN, "").strip(), TOKEN
+        if not token:
+            if is_loopback(host):
+                return None
+            raise InputError(
+                f"--host {host}: others could reach it; give a token by --token-file or {TOKEN}, or keep 127.0.0.1"
+            )
+    if len(token) < SHORTEST_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
+        raise InputError(f"{where}: a token has at least {SHORTEST_TOKEN} printable ASCII characters and no blank")
+    return token
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_writable(directory: Path) -> None:
+    """Raises InputError where no task could be kept."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise InputError(f"--tasks {directory}: cannot be written to: {error.strerror}; give another --tasks") from None
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises InputError where the address cannot be had within PORT_S."""
+    until = time.monotonic() + PORT_S
+    while True:
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+            return
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or time.monotonic() > until:
+                raise InputError(f"--host {host} --port {port}: {error.strerror}; give another") from None
+            time.sleep(0.5)
+
+
+def wait_until_healthy(host: str, port: int) -> None:
+    """Raises TimeoutError."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    until = time.monotonic() + START_S
+    while time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(f"http://{shown(name)}:{port}/health", timeout=5) as answer:
+                if json.load(answer)["status"] == "ok":
+                    return
+        except (OSError, ValueError):
+            time.sleep(0.2)
+    raise TimeoutError(f"http://{shown(name)}:{port}/health did not answer within {START_S:.0f} seconds")
+
+
+def shown(host: str) -> str:
+    """A host within an address."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of what Ray says, which is the replica's own error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else repr(error))

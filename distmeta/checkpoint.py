@@ -244,7 +244,7 @@ def load(path: str | Path, optimizer: bool = False, keep: Keep | None = None) ->
     """
     path = resolve(path)
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    if "classes" not in state:
+    if (path / "model.safetensors").is_file():
         raise InputError(
             f"{path}: of a pretraining run, which knows no task; `distmeta train ... model.pretrained=RUN/model` "
             "meta-trains from it"

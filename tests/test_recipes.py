@@ -16,14 +16,8 @@ from distmeta.train import prepare_store, ray_cluster
 DATA = {"intents": "classes", "sentiment": "domains", "instructions": "questions"}  # all others: the built-in reviews
 SHORT = [
     "outer.steps=2", "outer.warmup_steps=0", "outer.meta_batch_size=2", "eval.episodes=4", "eval.validation_episodes=2",
-    "eval.baselines=false", "cluster.workers=1", "sampling.actors=1", "model.max_tokens=16",
+    "eval.baselines=false", "cluster.workers=1", "sampling.actors=1", "model.max_tokens=16", "model.answer_tokens=4",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def ray_here():
-    with ray_cluster(small.config(sampling={"actors": 1}, cluster={"workers": 1})):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -34,24 +28,37 @@ def classes_csv(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if name not in ALGORITHMS])
-def test_every_recipe_runs(name, ray_here, words_csv, classes_csv, tmp_path):
+def shortened(name, words_csv, classes_csv):
+    """The recipe's configuration with what its user gives, and little of everything."""
     kind = DATA.get(name, "built-in")
     data = {"classes": [f"data.path={classes_csv}"], "domains": [f"data.path={words_csv}"]}.get(kind, [])
     fits = {
         "classes": ["data.fractions=[0.34,0.33,0.33]"],
         "domains": ["task.shots=2", "task.queries=3"],
         # The recipe asks for a pretrained decoder; a new one runs as well.
-        "questions": [
-            "model.architecture=gpt2",
-            "model.answer_tokens=4",
-            "model.config={n_embd: 16, n_layer: 1, n_head: 2}",
-        ],
+        "questions": ["model.architecture=gpt2", "model.config={n_embd: 16, n_layer: 1, n_head: 2}"],
     }
-    config = load_config(name, [*data, *fits.get(kind, []), *SHORT, f"run.dir={tmp_path / name}"])
-    run = distmeta.train(config)
+    return load_config(name, [*data, *fits.get(kind, []), *SHORT])
+
+
+def test_a_recipe_runs_under_ray(words_csv, tmp_path):
+    config = shortened("sentiment", words_csv, None)
+    config = config.model_copy(update={"run": config.run.model_copy(update={"dir": str(tmp_path / "run")})})
+    with ray_cluster(small.config(sampling={"actors": 1}, cluster={"workers": 1})):
+        run = distmeta.train(config)
     assert [record["step"] for record in run.metrics] == [1, 2]
-    assert run.evaluation["meta_trained"]["loss"]["episodes"] == 4
+    assert run.evaluation["meta_trained"]["accuracy"]["episodes"] == 4
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name not in ALGORITHMS])
+def test_every_recipe_runs(name, words_csv, classes_csv, tmp_path):
+    """In this process, which is quicker."""
+    config = shortened(name, words_csv, classes_csv)
+    learn(config, tmp_path, prepare_store(config), [], 0, 1, torch.device("cpu"))
+    assert [r["step"] for r in small.records(tmp_path)] == [1, 2]
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["meta_trained"]["loss"]["episodes"] == 4
 
 
 @pytest.mark.usefixtures("one_rank")

@@ -36,7 +36,7 @@ def both(words_csv, tmp_path_factory):
 
         address = ray.get_runtime_context().gcs_address
         grid = searches.start(place / "grid", words_csv, address=address)
-        long = ("outer.steps=100", "eval.every=20")  # so that both are there at once, whichever begins first
+        long = ("outer.steps=60", "eval.every=12")  # so that both are there at once, whichever begins first
         population = searches.start(place / "population", words_csv, *long, address=address, **POPULATION)
         try:
             yield grid.finished(400), population.finished(400)

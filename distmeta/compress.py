@@ -124,8 +124,7 @@ def write(saved: Checkpoint, out: Path) -> Path:
     stored = quantised if saved.state["compression"]["quantise"] else dict
 
     def fill(draft: Path) -> None:
-        checkpoints.write_tensors(draft, stored(saved.meta), {})
-        (draft / "optimizer.safetensors").unlink()
+        save_file(stored(saved.meta), draft / "meta.safetensors")
         if saved.base:
             save_file(stored(saved.base), draft / "base.safetensors")
         checkpoints.write_rest(draft, saved.config, saved.state, saved.tokenizer_file)

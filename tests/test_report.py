@@ -1,5 +1,6 @@
 """Pages of runs: whole in themselves, true to the run's files, safe with any name, at any moment of a run."""
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -15,6 +16,7 @@ from distmeta.errors import InputError
 from distmeta.report.figures import layer_of, smooth
 from distmeta.report.files import read_run
 from distmeta.report.page import Page
+from distmeta.report.sections import rates as rates_of
 from distmeta.report.sections import sections, state
 from distmeta.tune import report as of_search
 
@@ -233,6 +235,24 @@ def test_a_path_that_is_no_run_is_one_line(tmp_path, page):
     (page.parent / "evaluation.json").write_text("{")
     with pytest.raises(InputError, match=r"evaluation\.json: not readable"):
         report.write(page.parent)
+
+
+def test_rates_of_every_kind_have_a_row_and_a_dot(tmp_path):
+    rates = {"head_bias": np.array([0.1, 0.2, 0.4]), "head_log_scale": np.array(0.3)}
+    for kind, found, shown in (
+        ("per_parameter", rates, ["head_log_scale", "0.3", "0.3", "0.3"]),
+        ("per_layer_step", {"head_bias": np.array([0.1, 0.3])}, ["head_bias", "0.1", "0.3"]),
+        ("per_step", {"": np.array([0.1, 0.3])}, ["all parameters", "0.1", "0.3"]),
+        ("scalar", {"": np.array(0.1)}, ["all parameters", "0.1"]),
+    ):
+        run = read_run(made(tmp_path / kind))
+        inner = run.config.inner.model_copy(update={"learn_lr": kind})
+        run = dataclasses.replace(run, config=run.config.model_copy(update={"inner": inner}), rates=found)
+        picture, folded = rates_of(run).blocks
+        (table,) = folded.blocks
+        assert list(table.rows[-1]) == shown and len(table.head) == len(shown)
+        points = sum(line.get_marker() == "o" and len(line.get_xdata()) for line in picture.figure.axes[0].lines)
+        assert points == (2 if kind != "scalar" else 1)
 
 
 def test_smoothing_and_layers():

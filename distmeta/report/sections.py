@@ -125,10 +125,14 @@ def rates(run: RunFiles) -> Section:
     by_step = inner.learn_lr in ("per_step", "per_layer_step")
     rows = []
     for name, values in run.rates.items():
-        shown = [f"{x:.4g}" for x in np.atleast_1d(values)] if by_step or values.ndim == 0 else spread(values)
+        each = values if inner.learn_lr != "per_parameter" else np.quantile(values, (0.05, 0.5, 0.95))
+        shown = [f"{x:.4g}" for x in np.atleast_1d(each)]
         rows.append([name or "all parameters", *shown])
     most = max(len(row) for row in rows) - 1
-    head = ["parameter", *([f"step {k + 1}" for k in range(most)] if by_step else ["rate"] if most == 1 else QUANTILES)]
+    head = [
+        "parameter",
+        *([f"step {k + 1}" for k in range(most)] if by_step else ["rate"] if most == 1 else ["5%", "median", "95%"]),
+    ]
     every = np.concatenate([values.ravel() for values in run.rates.values()])
     alt = f"From {inner.lr:g} at the start to {every.min():.3g} at the least and {every.max():.3g} at the most."
     caption = f"By layer, at meta-step {run.rates_step}; a dot for each parameter tensor" + (
@@ -136,13 +140,6 @@ def rates(run: RunFiles) -> Section:
     )
     picture = Picture("rates", figures.rates(run.rates, inner.lr, by_step), alt, caption)
     return Section(title, [picture, Folded("Each parameter", [Table("Learnt inner rates", head, rows)])])
-
-
-QUANTILES = ["5%", "median", "95%"]
-
-
-def spread(values: Any) -> list[str]:
-    return [f"{x:.4g}" for x in np.quantile(values, (0.05, 0.5, 0.95))]
 
 
 def tasks(run: RunFiles) -> Section:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import ipaddress
 import json
 import logging
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from distmeta import checkpoint as checkpoints
-from distmeta.config import Config, ServeConfig, load_config
+from distmeta.config import ServeConfig, load_config
 from distmeta.errors import InputError
 from distmeta.serve.metrics import SHARED
 
@@ -63,15 +65,12 @@ def serve(
     check_writable(directory)
     check_port(host, port)
     options = Options(str(checkpoint.resolve()), str(directory.resolve()), limits, token)
-    ended = threading.Event()
     with tempfile.TemporaryDirectory(prefix="distmeta-serve-") as shared:
-        _run(options, host, port, replicas, shared, ended, say)
+        _run(options, host, port, replicas, shared, say)
 
 
-def _run(
-    options: Options, host: str, port: int, replicas: int, shared: str, ended: threading.Event,
-    say: Callable[[str], None],
-) -> None:  # fmt: skip
+def _run(options: Options, host: str, port: int, replicas: int, shared: str, say: Callable[[str], None]) -> None:
+    ended = threading.Event()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray import serve as ray_serve
@@ -102,8 +101,9 @@ def _run(
             wait_until_healthy(host, port, ended)
         say("ending")
     finally:
-        ray_serve.shutdown()
-        ray.shutdown()
+        with contextlib.redirect_stderr(io.StringIO()):  # Ray calls the end of its own controller a failure
+            ray_serve.shutdown()
+            ray.shutdown()
 
 
 def deployment(options: Options, replicas: int, cores: int, shared: str) -> Any:
@@ -147,8 +147,7 @@ def limits_of(checkpoint: Path, overrides: Sequence[str]) -> ServeConfig:
         if not override.startswith("serve."):
             keys = ", ".join(f"serve.{key}" for key in ServeConfig.model_fields)
             raise InputError(f"{override}: a checkpoint's configuration stays; what can be given is {keys}")
-    config: Config = load_config(checkpoint / "config.yaml", list(overrides))
-    return config.serve
+    return load_config(checkpoint / "config.yaml", list(overrides)).serve
 
 
 def default_directory(checkpoint: Path) -> Path:

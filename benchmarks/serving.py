@@ -6,8 +6,8 @@ Without a run: the default recipe's model with its initial weights, whose speed 
 task's support set is given once by the clients together (adaptation), then for SECONDS each client asks, one request
 after the other, for the predictions of INPUTS texts of a random task, every 20th time for a new task instead, which it
 deletes again. Texts are the built-in reviews'. Clients are coroutines of this process, on the same cores. Memory is the
-replicas' (their proportional set size), before the load, in the middle of it and after it. Writes
-benchmarks/results/serving.json.
+replicas' (their proportional set size), before the load, in the middle of it and after it. `model_alone` is in CPU
+seconds of one core, without HTTP. Writes benchmarks/results/serving.json.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,30 @@ def megabytes(pids: list[int]) -> float:
     return round(sum(psutil.Process(pid).memory_full_info().pss for pid in pids) / 2**20, 1)
 
 
+def model_alone(source: Path, sets: Any, texts: list[str], inputs: int, rounds: int = 10) -> dict[str, float]:
+    """Without HTTP, in this process and thread: tasks adapted and texts predicted in a CPU second, of 32 tasks."""
+    from distmeta.serve.batches import Base
+
+    base = Base(source)
+    asked = [base.asked(rows) for rows in sets[:32]]
+    tasks = base.adapt(asked)
+    wanted = [(task, texts[32 * i : 32 * i + inputs]) for i, task in enumerate(tasks)]
+    ways: dict[str, Callable[[], Any]] = {
+        "adapt_together": lambda: base.adapt(asked),
+        "adapt_one_by_one": lambda: [base.adapt([one]) for one in asked],
+        "predict_together": lambda: base.predict(wanted),
+        "predict_one_by_one": lambda: [base.predict([one]) for one in wanted],
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, way in ways.items():
+            began = time.process_time()
+            way()
+            each = (len(asked) if "adapt" in name else len(wanted) * inputs) / (time.process_time() - began)
+            found[name] += [each] if turn else []  # the first is a warm-up
+    return {f"{name}_per_cpu_s": round(float(np.median(values)), 1) for name, values in found.items()}
+
+
 def run(given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         from distmeta import checkpoint as checkpoints
@@ -210,13 +235,14 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
                 if server.poll() is not None or time.monotonic() > until:
                     raise RuntimeError(f"the server did not start: {Path(log.name).read_text()}")
                 time.sleep(0.2)
-            return asyncio.run(measure(f"http://127.0.0.1:{port}", replicas_of(server.pid), sets, texts, given))
+            found = asyncio.run(measure(f"http://127.0.0.1:{port}", replicas_of(server.pid), sets, texts, given))
         finally:
             server.send_signal(signal.SIGTERM)
             try:
                 server.wait(timeout=120)
             except subprocess.TimeoutExpired:
                 server.kill()
+        return found | {"model_alone": model_alone(source, sets, texts, given.inputs)}
 
 
 def main() -> None:
@@ -239,7 +265,7 @@ def main() -> None:
         **setting({"load": 0}),
     }
     write_json(given.out, result)
-    print(json.dumps({key: result[key] for key in ("adapting_to_all_tasks", "load", "memory", "mean_batch")}, indent=1))
+    print(json.dumps({key: result[key] for key in ("load", "memory", "mean_batch", "model_alone")}, indent=1))
 
 
 if __name__ == "__main__":

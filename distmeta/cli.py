@@ -208,7 +208,8 @@ def predict(
 
 @app.command()
 def serve(
-    words: Annotated[list[str], typer.Argument(metavar="RUN|CHECKPOINT [serve.key=value ...]")],
+    checkpoint: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
+    limits: Annotated[list[str] | None, typer.Argument(metavar="[serve.key=value ...]")] = None,
     host: Annotated[str, typer.Option(help="another than loopback needs a token")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     tasks: Annotated[Path | None, typer.Option(help="directory of adapted tasks; default: tasks in the run")] = None,
@@ -219,11 +220,10 @@ def serve(
     """Serve adaptation over HTTP: support sets in, tasks and their predictions out."""
     from distmeta.serve.server import serve as run_server
 
-    name, overrides = split_source(words)
-    if name is None:
-        raise InputError("serve: give a run or a checkpoint")
-    overrides += [] if memory_mb is None else [f"serve.memory_mb={memory_mb}"]
-    run_server(name, overrides, host=host, port=port, tasks=tasks, replicas=replicas, token_file=token_file, say=_note)
+    overrides = [*(limits or []), *([] if memory_mb is None else [f"serve.memory_mb={memory_mb}"])]
+    run_server(
+        checkpoint, overrides, host=host, port=port, tasks=tasks, replicas=replicas, token_file=token_file, say=_note
+    )
 
 
 @app.command()

@@ -159,7 +159,7 @@ def endpoint(service: Service, token: str | None, name: str, handler: Handler) -
             return refusal(400, "the client went away before its body's end")
         except Exception:
             log.exception("request failed")
-            return refusal(500, "internal error; the server's log says more")
+            return refusal(500, "internal error; the log below /tmp/ray/session_latest/logs/serve says more")
 
     return answer
 

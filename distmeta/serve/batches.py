@@ -11,7 +11,7 @@ Letters: T tasks of a batch, n rows of each.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ class Base:
     def predict(self, several: Sequence[tuple[Task, Sequence[str]]]) -> list[list[dict[str, Any]] | Exception]:
         """For each (task, texts) what `AdaptedModel.predict` of that task gives, or why it gives nothing."""
         if not self.batched:
-            return [_one(lambda task=task, texts=texts: self._alone(task).predict(texts)) for task, texts in several]
+            return [self._alone(task, texts) for task, texts in several]
         out: list[list[dict[str, Any]] | Exception] = [[] for _ in several]
         parts: dict[tuple[Any, ...], list[tuple[int, int, Rows]]] = {}  # by shapes: (request, first text, rows)
         for i, (task, texts) in enumerate(several):
@@ -188,20 +188,17 @@ class Base:
         episodes = [Episode(0, "", tuple(s.labels), s.rows, s.rows) for s in supports]
         return tasks_at_once(self.model, self.config, episodes, self.device)
 
-    def _alone(self, task: Task) -> AdaptedModel:
+    def _alone(self, task: Task, texts: Sequence[str]) -> list[dict[str, Any]] | Exception:
         state = self.kept | {key: task.about[key] for key in ("answers",) if key in task.about}
         about = task.about
-        return AdaptedModel(
+        adapted = AdaptedModel(
             self.config, about["labels"], self.model, {**self.shared, **task.params}, self.tokenizer_file, state,
             about["support_loss"],
         )  # fmt: skip
-
-
-def _one(function: Callable[[], Any]) -> Any:
-    try:
-        return function()
-    except InputError as error:
-        return error
+        try:
+            return adapted.predict(texts)
+        except InputError as error:
+            return error
 
 
 def part_of(rows: Rows, first: int, last: int) -> Rows:

@@ -92,7 +92,9 @@ def _known(where: str, given: dict[str, Any], allowed: Iterable[str]) -> None:
 
 
 def _shown(value: Any) -> str:
-    """A value within a line."""
+    """A value within a line; of a list or an object, which may be deep, its kind."""
+    if isinstance(value, list | dict):
+        return f"a list of {len(value)}" if isinstance(value, list) else "an object"
     return "missing" if value is None else json.dumps(value)[:60]
 
 

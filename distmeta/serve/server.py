@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import ipaddress
 import json
+import logging
 import os
 import signal
 import socket
@@ -17,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from distmeta import checkpoint as checkpoints
-from distmeta.config import Config, ServeConfig, load_config
+from distmeta.config import ServeConfig, load_config
 from distmeta.errors import InputError
 from distmeta.serve.metrics import SHARED
 
@@ -25,6 +28,7 @@ TOKEN = "DISTMETA_TOKEN"
 SHORTEST_TOKEN = 16
 PORT_S = 20.0  # to wait for a port that a server killed just now still holds
 START_S = 300.0
+CHECK_S = 15.0  # between looks at the service's health
 GRACE_S = 10.0  # that requests have to end in, after SIGTERM
 
 
@@ -61,21 +65,19 @@ def serve(
     check_writable(directory)
     check_port(host, port)
     options = Options(str(checkpoint.resolve()), str(directory.resolve()), limits, token)
-    ended = threading.Event()
     with tempfile.TemporaryDirectory(prefix="distmeta-serve-") as shared:
-        _run(options, host, port, replicas, shared, ended, say)
+        _run(options, host, port, replicas, shared, say)
 
 
-def _run(
-    options: Options, host: str, port: int, replicas: int, shared: str, ended: threading.Event,
-    say: Callable[[str], None],
-) -> None:  # fmt: skip
+def _run(options: Options, host: str, port: int, replicas: int, shared: str, say: Callable[[str], None]) -> None:
+    ended = threading.Event()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray import serve as ray_serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     cores = os.cpu_count() or 1
-    # Always a Ray of its own: the proxy's loopback is then this machine's, and ends with this process.
+    # Always a Ray of its own, which asks all that comes to it but HTTP for Ray's own token, and ends with this process.
     ray.init(
         address="local", num_cpus=max(cores, replicas) + 1, include_dashboard=False, log_to_driver=False,
         logging_level="ERROR", object_store_memory=200 * 2**20,
@@ -88,21 +90,20 @@ def _run(
             proxy_location="HeadOnly", logging_config=quiet,
             http_options={"host": host, "port": port, "request_timeout_s": options.limits.seconds + GRACE_S},
         )  # fmt: skip
-        application = deployment(options, replicas, cores, shared).bind(options)
-        ray_serve.run(application, route_prefix="/", logging_config=quiet)
-        wait_until_healthy(host, port)
+        target = ray_serve.RunTarget(deployment(options, replicas, cores, shared).bind(options), logging_config=quiet)
+        ray_serve.run_many([target], wait_for_applications_running=False)
+        wait_until_healthy(host, port, ended)
         say(
             f"{options.checkpoint} at http://{shown(host)}:{port}, tasks in {options.directory}; "
             "SIGTERM or Ctrl-C ends it"
         )
-        while not ended.wait(timeout=1):
-            pass
+        while not ended.wait(timeout=CHECK_S):
+            wait_until_healthy(host, port, ended)
         say("ending")
-    except RuntimeError as error:
-        raise InputError(f"{options.checkpoint}: the service does not start: {_reason(error)}") from None
     finally:
-        ray_serve.shutdown()
-        ray.shutdown()
+        with contextlib.redirect_stderr(io.StringIO()):  # Ray calls the end of its own controller a failure
+            ray_serve.shutdown()
+            ray.shutdown()
 
 
 def deployment(options: Options, replicas: int, cores: int, shared: str) -> Any:
@@ -135,7 +136,8 @@ def deployment(options: Options, replicas: int, cores: int, shared: str) -> Any:
         actor["runtime_env"] = {"env_vars": {SHARED: shared}}
     return ray_serve.deployment(
         Replica, num_replicas=replicas, ray_actor_options=actor, graceful_shutdown_timeout_s=GRACE_S,
-        max_ongoing_requests=2 * options.limits.waiting, max_queued_requests=2 * options.limits.waiting,
+        max_constructor_retry_count=1, max_ongoing_requests=2 * options.limits.waiting,
+        max_queued_requests=2 * options.limits.waiting,
     )  # fmt: skip
 
 
@@ -145,8 +147,7 @@ def limits_of(checkpoint: Path, overrides: Sequence[str]) -> ServeConfig:
         if not override.startswith("serve."):
             keys = ", ".join(f"serve.{key}" for key in ServeConfig.model_fields)
             raise InputError(f"{override}: a checkpoint's configuration stays; what can be given is {keys}")
-    config: Config = load_config(checkpoint / "config.yaml", list(overrides))
-    return config.serve
+    return load_config(checkpoint / "config.yaml", list(overrides)).serve
 
 
 def default_directory(checkpoint: Path) -> Path:
@@ -212,18 +213,26 @@ def check_port(host: str, port: int) -> None:
             time.sleep(0.5)
 
 
-def wait_until_healthy(host: str, port: int) -> None:
-    """Raises TimeoutError."""
-    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+def wait_until_healthy(host: str, port: int, ended: threading.Event) -> None:
+    """Returns when the service answers, or has been told to end. Raises TimeoutError, InputError."""
+    from ray import serve as ray_serve
+
+    address = f"http://{shown({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host))}:{port}/health"
     until = time.monotonic() + START_S
-    while time.monotonic() < until:
+    while not ended.is_set():
         try:
-            with urllib.request.urlopen(f"http://{shown(name)}:{port}/health", timeout=5) as answer:
+            with urllib.request.urlopen(address, timeout=5) as answer:
                 if json.load(answer)["status"] == "ok":
                     return
         except (OSError, ValueError):
-            time.sleep(0.2)
-    raise TimeoutError(f"http://{shown(name)}:{port}/health did not answer within {START_S:.0f} seconds")
+            pass
+        for name, found in ray_serve.status().applications.items():
+            if found.status == "DEPLOY_FAILED":
+                reasons = [found.message, *(d.message for d in found.deployments.values())]
+                raise InputError(f"the service does not start ({name}): {last_error(reasons)}")
+        if time.monotonic() > until:
+            raise TimeoutError(f"{address} did not answer for {START_S:.0f} seconds")
+        ended.wait(timeout=0.3)
 
 
 def shown(host: str) -> str:
@@ -231,7 +240,7 @@ def shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _reason(error: BaseException) -> str:
-    """The last line of what Ray says, which is the replica's own error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else repr(error))
+def last_error(messages: Sequence[str]) -> str:
+    """The last line that names an error in what Ray says, which is the replica's own."""
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no reason is known")

@@ -40,6 +40,7 @@ class Worker:
     ) -> None:  # fmt: skip
         self._kinds, self._most, self._wait_s, self._seen = kinds, most, wait_s, seen
         self._queue: queue.Queue[Job | None] = queue.Queue(waiting)
+        self._ended = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
@@ -72,28 +73,27 @@ class Worker:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        while (jobs := self._gather()) is not None:
+        while not self._ended:
+            jobs = self._gather()
             for kind, work in self._kinds.items():
                 mine = [job for job in jobs if job.kind == kind and job.result.set_running_or_notify_cancel()]
                 if mine:
                     self._seen(kind, len(mine))
                     finish(work, mine)
 
-    def _gather(self) -> list[Job] | None:
-        """The next jobs, at least one; None at the end."""
-        first = self._queue.get()
-        if first is None:
-            return None
-        jobs, until = [first], time.monotonic() + self._wait_s
-        while len(jobs) < self._most:
+    def _gather(self) -> list[Job]:
+        """The next jobs; after the last ones `_ended` is set."""
+        job, jobs = self._queue.get(), []
+        until = time.monotonic() + self._wait_s
+        while job is not None:
+            jobs.append(job)
+            if len(jobs) == self._most:
+                return jobs
             try:
                 job = self._queue.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
-                break
-            if job is None:
-                self._queue.put(None)
-                break
-            jobs.append(job)
+                return jobs
+        self._ended = True
         return jobs
 
 

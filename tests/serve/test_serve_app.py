@@ -13,6 +13,7 @@ from distmeta.adapt import adapt
 from distmeta.serve.batches import Base
 from distmeta.serve.metrics import forget_the_dead
 from distmeta.serve.tasks import Refused, TaskStore
+from distmeta.serve.worker import Worker
 
 TOKEN = "a-token-of-some-length"
 
@@ -150,6 +151,7 @@ BAD = {
     "no rows": ({"support": []}, 400, "something in it"),
     "no dictionary": ({"support": ["red"]}, 400, "example 0"),
     "no label": ({"support": [{"text": "red"}]}, 400, "no 'label'"),
+    "deep row": (b'{"support": [{"text": ' + b"[" * 900 + b"]" * 900 + b"}]}", 400, "a list of 1"),
     "empty text": ({"support": [{**ROW, "text": " "}]}, 400, "not a text"),
     "number": ({"support": [{**ROW, "text": 3}]}, 400, "not a text"),
     "true": ({"support": [{**ROW, "label": True}]}, 400, "not a text"),
@@ -226,6 +228,36 @@ def test_a_busy_model_refuses_and_times_out(base, tmp_path, monkeypatch):
         found = [answer.status for answer in asyncio.run(many())]
         assert set(found) == {503, 504}
         assert server.ask("GET", "/health").status == 200
+
+
+def test_a_worker_ends_after_what_waits():
+    done = []
+
+    def work(items):
+        time.sleep(0.05)
+        done.extend(items)
+        return items
+
+    worker = Worker({"work": work}, most=2, wait_s=0.01, waiting=4)
+    for item in range(3):
+        worker.submit("work", item)
+    worker.close()
+    assert done == [0, 1, 2] and not worker.alive
+    with pytest.raises(Refused, match="4 requests wait already"):
+        for item in range(9):
+            worker.submit("work", item)
+
+
+def test_work_that_fails_together_is_done_one_by_one():
+    def work(items):
+        if "bad" in items:
+            raise ValueError("bad")
+        return items
+
+    worker = Worker({"work": work}, most=3, wait_s=0.5, waiting=9)
+    good, bad, other = (worker.submit("work", item) for item in ("good", "bad", "other"))
+    assert good.result(5) == "good" and other.result(5) == "other" and str(bad.exception(5)) == "bad"
+    worker.close()
 
 
 def test_the_number_of_tasks_is_limited(base, tmp_path):

@@ -98,7 +98,7 @@ def test_population_based_training_copies_weights_and_changes_the_rate(both):
     changed = [pair for row in rows for pair in re.findall(pattern, (Path(row["run"]) / "log.txt").read_text())]
     assert changed and all(float(before) != float(after) for before, after in changed)
     records = small.records(run)
-    assert [r["step"] for r in records] == list(range(1, 101))
+    assert [r["step"] for r in records] == list(range(1, 61))
     assert records[step]["inner_lr"] == pytest.approx(rate) == row["params"]["inner.lr"]
     assert records[step - 1] == small.records(donor)[step - 1] and records[step - 1]["inner_lr"] != pytest.approx(rate)
     assert all(row["status"] == "completed" for row in rows)

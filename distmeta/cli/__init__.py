@@ -9,6 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from distmeta.cli.bench import bench
+from distmeta.cli.jobs import submit
+from distmeta.cli.words import Json, Source, note, split_source
 from distmeta.errors import InputError
 
 app = typer.Typer(
@@ -17,30 +20,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-bench = typer.Typer(help="Measure on your own configuration.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
-
-Source = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[RECIPE|FILE.yaml] [section.key=value ...]", help="a recipe or file, and overrides"),
-]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON document on standard output and nothing else")]
 
 Pruned = Annotated[
     list[str] | None,
     typer.Option(metavar="KIND:SHARE", help="magnitude, units or heads, and the share that goes; repeatable"),
 ]
 Quantised = Annotated[str | None, typer.Option(help="int8: a byte for each weight of the matrices")]
-
-
-def split_source(words: list[str] | None) -> tuple[str | None, list[str]]:
-    """(recipe or file, overrides) of the words after a verb. Raises InputError for two recipes."""
-    sources = [word for word in words or [] if "=" not in word]
-    if len(sources) > 1:
-        raise InputError(
-            f"{sources[1]}: one recipe or file at a time ({sources[0]} was given); an override is key=value"
-        )
-    return (sources[0] if sources else None), [word for word in words or [] if "=" in word]
 
 
 @app.command()
@@ -154,7 +140,7 @@ def evaluate(
     from distmeta.evaluate import evaluate as score
 
     paths: Any = data[0] if data and len(data) == 1 else data
-    result = score(checkpoint, paths, episodes, split=split, baselines=baselines, say=_note)
+    result = score(checkpoint, paths, episodes, split=split, baselines=baselines, say=note)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         result.save(out)
@@ -222,7 +208,7 @@ def serve(
 
     overrides = [*(limits or []), *([] if memory_mb is None else [f"serve.memory_mb={memory_mb}"])]
     run_server(
-        checkpoint, overrides, host=host, port=port, tasks=tasks, replicas=replicas, token_file=token_file, say=_note
+        checkpoint, overrides, host=host, port=port, tasks=tasks, replicas=replicas, token_file=token_file, say=note
     )
 
 
@@ -288,7 +274,7 @@ def check(
     from distmeta.config import load_config
 
     name, overrides = split_source(source)
-    found = checks.check(load_config(name, overrides), ranks, _note)
+    found = checks.check(load_config(name, overrides), ranks, note)
     if as_json:
         print(json.dumps(checks.report(found)))
     else:
@@ -325,193 +311,7 @@ def config(source: Source = None, as_json: Json = False) -> None:
     print(json.dumps(loaded.model_dump(mode="json")) if as_json else dump_config(loaded), end="\n" if as_json else "")
 
 
-@bench.command()
-def inner(
-    source: Source = None,
-    rounds: Annotated[int, typer.Option(min=1, help="interleaved rounds after a warm-up")] = 3,
-    memory: Annotated[bool, typer.Option(help="peak memory too: a new process for each variant")] = True,
-    out: Annotated[Path | None, typer.Option(help="file for the JSON document")] = None,
-    as_json: Json = False,
-) -> None:
-    """Time, peak memory and multiple of the FLOP floor of the inner loop's variants, and what `auto` chooses."""
-    from distmeta.bench.inner import bench_inner, sentences, table
-    from distmeta.bench.measure import write_json
-    from distmeta.config import load_config
-
-    name, overrides = split_source(source)
-    result = bench_inner(load_config(name, overrides), rounds, say=_note, memory=memory)
-    if out is not None:
-        write_json(out, result)
-    if as_json:
-        print(json.dumps(result))
-        return
-    from rich.console import Console
-
-    Console().print(table(result), *sentences(result), sep="\n")
-
-
-@bench.command()
-def sampling(
-    source: Source = None,
-    seconds: Annotated[float, typer.Option(help="of each measurement")] = 2.0,
-    out: Annotated[Path | None, typer.Option(help="file for the JSON document")] = None,
-    as_json: Json = False,
-) -> None:
-    """Episodes a second and core, padding, the object store's hop: of a recipe, or of 5-way 5-shot 64-token texts."""
-    from distmeta.bench.measure import write_json
-    from distmeta.bench.sampling import bench_sampling, sentence, table
-    from distmeta.config import load_config
-
-    name, overrides = split_source(source)
-    config = load_config(name, overrides) if source else None
-    result = bench_sampling(config, seconds, say=_note)
-    if out is not None:
-        write_json(out, result)
-    if as_json:
-        print(json.dumps(result))
-        return
-    from rich.console import Console
-
-    Console().print(table(result), sentence(result), sep="\n")
-
-
-@bench.command()
-def scaling(
-    source: Source = None,
-    workers: Annotated[str, typer.Option(help="numbers of learner ranks")] = "1,2",
-    samplers: Annotated[str, typer.Option(help="numbers of sampler actors")] = "1",
-    mode: Annotated[
-        str, typer.Option(help="weak: the meta-batch grows with the ranks; strong: it stays")
-    ] = "weak,strong",
-    steps: Annotated[int, typer.Option(help="meta-steps of a run")] = 100,
-    repeats: Annotated[int, typer.Option(help="runs of each point, interleaved")] = 3,
-    timed: Annotated[str | None, typer.Option(help="SECONDS,DEVIATION of a task, waited instead of computed")] = None,
-    out: Annotated[Path | None, typer.Option(help="file for the JSON document; a plot beside it")] = None,
-    as_json: Json = False,
-) -> None:
-    """Tasks per second over numbers of ranks and samplers, their efficiency, and where the time goes."""
-    from distmeta.bench.measure import write_json
-    from distmeta.bench.scaling import bench_scaling, plot, table
-
-    name, overrides = split_source(source)
-    result = bench_scaling(
-        name, overrides, workers=_numbers("--workers", workers, int), samplers=_numbers("--samplers", samplers, int),
-        modes=mode.split(","), steps=steps, repeats=repeats, say=_note,
-        timed=None if timed is None else tuple(_numbers("--timed", timed, float, 2)),
-    )  # fmt: skip
-    if out is not None:
-        write_json(out, result)
-        plot(result, out.with_suffix(".png"))
-    if as_json:
-        print(json.dumps(result))
-        return
-    from rich.console import Console
-
-    Console(width=140 if not sys.stdout.isatty() else None).print(table(result))
-
-
-def _numbers(flag: str, text: str, kind: Any, count: int | None = None) -> list[Any]:
-    """The numbers of a list with commas."""
-    try:
-        found = [kind(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or (count is not None and len(found) != count):
-        raise InputError(f"{flag} {text}: {count or 'some'} numbers with commas between them")
-    return found
-
-
-Address = Annotated[
-    str,
-    typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="the cluster's dashboard, http://HEAD:8265"),
-]
-
-
-@app.command(context_settings={"ignore_unknown_options": True})
-def submit(
-    verb: Annotated[str, typer.Argument(metavar="VERB", help="train, tune, evaluate, ...; or status, logs, stop")],
-    address: Address,
-    words: Annotated[
-        list[str] | None, typer.Argument(metavar="...", help="the verb's own arguments and options; or a job's id")
-    ] = None,
-    working_dir: Annotated[Path, typer.Option(help="directory that the job is sent")] = Path(),
-    exclude: Annotated[list[str] | None, typer.Option(help="of it, what is not sent; repeatable")] = None,
-    runtime_env: Annotated[Path | None, typer.Option(help="YAML file, Ray's runtime environment")] = None,
-    entrypoint_num_cpus: Annotated[float | None, typer.Option(min=0)] = None,
-    entrypoint_num_gpus: Annotated[float | None, typer.Option(min=0)] = None,
-    entrypoint_memory: Annotated[float | None, typer.Option(min=0, help="megabytes")] = None,
-    entrypoint_resources: Annotated[list[str] | None, typer.Option(help="NAME=AMOUNT; repeatable")] = None,
-    metadata: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; repeatable")] = None,
-    submission_id: Annotated[str | None, typer.Option(help="the job's id; default: one is made")] = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="do not follow the job's output")] = False,
-) -> None:
-    """Run a verb as a job of a Ray cluster, and follow it; or `submit status|logs|stop JOB`."""
-    from distmeta import submit as jobs
-
-    given = tuple(words or ())
-    if verb in ("status", "logs", "stop"):
-        _job(verb, given, address)
-        return
-    request = jobs.Request(
-        verb, given, address.rstrip("/"), working_dir, tuple(exclude or ()),
-        jobs.read_runtime_env(runtime_env), entrypoint_num_cpus, entrypoint_num_gpus, entrypoint_memory,
-        {name: jobs.amount(value) for name, value in _pairs("--entrypoint-resources", entrypoint_resources)},
-        dict(_pairs("--metadata", metadata)), submission_id,
-    )  # fmt: skip
-    job = jobs.submit(request, _parsed(verb, given), _note)
-    _note(f"job {job} is sent; `distmeta submit status|logs|stop {job} --address {address}`")
-    if no_wait:
-        print(job)
-        return
-    try:
-        state = jobs.follow(request.address, job, jobs.write_out)
-    except KeyboardInterrupt:
-        _note(f"no longer following; job {job} goes on")
-        sys.exit(130)
-    _note(f"job {job}: {state.lower()}")
-    if state != "SUCCEEDED":
-        sys.exit(1)
-
-
-def _job(verb: str, words: tuple[str, ...], address: str) -> None:
-    from distmeta import submit as jobs
-
-    if len(words) != 1:
-        raise InputError(f"submit {verb}: give the id of one job")
-    if verb == "logs":
-        jobs.write_out(jobs.logs(address, words[0]))
-    elif verb == "stop":
-        print(f"{words[0]}: {jobs.stop(address, words[0]).lower()}")
-    else:
-        print(json.dumps(jobs.status(address, words[0])))
-
-
-def _parsed(verb: str, words: tuple[str, ...]) -> Any:
-    """The configuration that a verb's words give, None for a verb without one; exits 2 where it would not take them."""
-    from distmeta.config import load_config
-
-    command = typer.main.get_command(app)
-    known = [name for name in command.commands if name not in ("submit", "recipes", "config")]  # type: ignore[attr-defined]
-    if verb not in known:
-        raise InputError(f"submit {verb}: no such verb; {', '.join(sorted(known))}, or status, logs, stop")
-    with command.commands[verb].make_context(f"distmeta {verb}", list(words)) as context:  # type: ignore[attr-defined]
-        found = context.params
-    if "source" not in found:
-        return None
-    name, overrides = split_source(found["source"])
-    name = name or ("pipeline" if verb == "pipeline" else None)
-    return load_config(name, overrides + ([f"run.dir={found['run_dir']}"] if found.get("run_dir") else []))
-
-
-def _pairs(flag: str, given: list[str] | None) -> list[tuple[str, str]]:
-    for pair in given or ():
-        if "=" not in pair:
-            raise InputError(f"{flag} {pair}: give NAME=VALUE")
-    return [(pair.split("=", 1)[0], pair.split("=", 1)[1]) for pair in given or ()]
-
-
-def _note(line: str) -> None:
-    print(line, file=sys.stderr)
+app.command(context_settings={"ignore_unknown_options": True})(submit)
 
 
 def main() -> None:
@@ -539,7 +339,3 @@ def _fail(error: Exception) -> None:
         print(f"distmeta: {error}", file=sys.stderr)
         sys.exit(1)
     raise error
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,3 @@
+from distmeta.cli import main
+
+main()

@@ -1,0 +1,111 @@
+"""`distmeta bench`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from distmeta.cli.words import Json, Source, note, split_source
+from distmeta.errors import InputError
+
+bench = typer.Typer(help="Measure on your own configuration.", no_args_is_help=True)
+
+
+@bench.command()
+def inner(
+    source: Source = None,
+    rounds: Annotated[int, typer.Option(min=1, help="interleaved rounds after a warm-up")] = 3,
+    memory: Annotated[bool, typer.Option(help="peak memory too: a new process for each variant")] = True,
+    out: Annotated[Path | None, typer.Option(help="file for the JSON document")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time, peak memory and multiple of the FLOP floor of the inner loop's variants, and what `auto` chooses."""
+    from distmeta.bench.inner import bench_inner, sentences, table
+    from distmeta.bench.measure import write_json
+    from distmeta.config import load_config
+
+    name, overrides = split_source(source)
+    result = bench_inner(load_config(name, overrides), rounds, say=note, memory=memory)
+    if out is not None:
+        write_json(out, result)
+    if as_json:
+        print(json.dumps(result))
+        return
+    from rich.console import Console
+
+    Console().print(table(result), *sentences(result), sep="\n")
+
+
+@bench.command()
+def sampling(
+    source: Source = None,
+    seconds: Annotated[float, typer.Option(help="of each measurement")] = 2.0,
+    out: Annotated[Path | None, typer.Option(help="file for the JSON document")] = None,
+    as_json: Json = False,
+) -> None:
+    """Episodes a second and core, padding, the object store's hop: of a recipe, or of 5-way 5-shot 64-token texts."""
+    from distmeta.bench.measure import write_json
+    from distmeta.bench.sampling import bench_sampling, sentence, table
+    from distmeta.config import load_config
+
+    name, overrides = split_source(source)
+    config = load_config(name, overrides) if source else None
+    result = bench_sampling(config, seconds, say=note)
+    if out is not None:
+        write_json(out, result)
+    if as_json:
+        print(json.dumps(result))
+        return
+    from rich.console import Console
+
+    Console().print(table(result), sentence(result), sep="\n")
+
+
+@bench.command()
+def scaling(
+    source: Source = None,
+    workers: Annotated[str, typer.Option(help="numbers of learner ranks")] = "1,2",
+    samplers: Annotated[str, typer.Option(help="numbers of sampler actors")] = "1",
+    mode: Annotated[
+        str, typer.Option(help="weak: the meta-batch grows with the ranks; strong: it stays")
+    ] = "weak,strong",
+    steps: Annotated[int, typer.Option(help="meta-steps of a run")] = 100,
+    repeats: Annotated[int, typer.Option(help="runs of each point, interleaved")] = 3,
+    timed: Annotated[str | None, typer.Option(help="SECONDS,DEVIATION of a task, waited instead of computed")] = None,
+    out: Annotated[Path | None, typer.Option(help="file for the JSON document; a plot beside it")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tasks per second over numbers of ranks and samplers, their efficiency, and where the time goes."""
+    from distmeta.bench.measure import write_json
+    from distmeta.bench.scaling import bench_scaling, plot, table
+
+    name, overrides = split_source(source)
+    result = bench_scaling(
+        name, overrides, workers=numbers("--workers", workers, int), samplers=numbers("--samplers", samplers, int),
+        modes=mode.split(","), steps=steps, repeats=repeats, say=note,
+        timed=None if timed is None else tuple(numbers("--timed", timed, float, 2)),
+    )  # fmt: skip
+    if out is not None:
+        write_json(out, result)
+        plot(result, out.with_suffix(".png"))
+    if as_json:
+        print(json.dumps(result))
+        return
+    from rich.console import Console
+
+    Console(width=140 if not sys.stdout.isatty() else None).print(table(result))
+
+
+def numbers(flag: str, text: str, kind: Any, count: int | None = None) -> list[Any]:
+    """The numbers of a list with commas."""
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or (count is not None and len(found) != count):
+        raise InputError(f"{flag} {text}: {count or 'some'} numbers with commas between them")
+    return found

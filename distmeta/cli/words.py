@@ -1,0 +1,30 @@
+"""What follows a verb: arguments and options that several have."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from distmeta.errors import InputError
+
+Source = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[RECIPE|FILE.yaml] [section.key=value ...]", help="a recipe or file, and overrides"),
+]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document on standard output and nothing else")]
+
+
+def split_source(words: list[str] | None) -> tuple[str | None, list[str]]:
+    """(recipe or file, overrides) of the words after a verb. Raises InputError for two recipes."""
+    sources = [word for word in words or [] if "=" not in word]
+    if len(sources) > 1:
+        raise InputError(
+            f"{sources[1]}: one recipe or file at a time ({sources[0]} was given); an override is key=value"
+        )
+    return (sources[0] if sources else None), [word for word in words or [] if "=" in word]
+
+
+def note(line: str) -> None:
+    print(line, file=sys.stderr)

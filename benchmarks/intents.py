@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", default=["5x1", "5x5", "20x1"], help="ways x shots")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     runs = []
     for kind in given.kinds:
         ways, shots = map(int, kind.split("x"))

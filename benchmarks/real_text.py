@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     run_dir = given.run_dir or Path("runs") / f"real-{given.name}-{given.seed}"
     words = [*overrides(given.name, given.data, given.pretrained), *given.more, f"run.seed={given.seed}"]
     run = distmeta.train(load_config(given.name, [*words, f"run.dir={run_dir}"]), resume=True, show=True)

@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("more", nargs="*", help="further overrides of the search, section.key=value")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     place = given.run_dir or Path("runs") / f"search-{given.name}-{given.seed}"
     if given.name == "builtin":
         result = builtin(place, given.seed)

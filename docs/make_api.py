@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def signature(name: str, value: Any) -> str:
 
 
 def written(annotation: Any) -> str:
-    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return re.sub(r"\b(?:\w+\.)+(?=\w)", "", text)  # pydantic's are resolved, with their modules
 
 
 def fenced(kind: str, text: str) -> str:

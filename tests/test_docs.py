@@ -61,7 +61,9 @@ def test_links_lead_somewhere(page):
 
 def test_a_link_that_leads_nowhere_is_found(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("# A title, with `code`\n[a](gone.md) [b](#a-title-with-code) [c](#no-title) [d](https://x.org/y)\n")
+    page.write_text(
+        "# A title, with `code`\n[a](gone.md) [b](#a-title-with-code) [c](#no-title) [d](https://x.org/y)\n"
+    )
     assert broken(page) == ["gone.md", "#no-title"]
 
 

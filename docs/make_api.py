@@ -32,26 +32,26 @@ def page() -> str:
 def entry(name: str, value: Any) -> str:
     """One public name: heading, signature, docstring, and for a class its public members."""
     if not callable(value) or not hasattr(value, "__module__") or value.__module__ == "typing":
-        return f"### {name}\n\n{fenced('python', name + ' = ' + str(value).removeprefix('typing.'))}"
+        return f"### {name}\n\n" + code(f"{name} = {value}".replace("typing.", ""))
     file = Path(str(inspect.getsourcefile(value)))
     package = next(folder for folder in file.parents if folder.name == "distmeta")
     place = file.relative_to(package.parent).as_posix()
     parts = [f"### {name}", f"[`{place}`](../{place})"]
     if not (inspect.isclass(value) and issubclass(value, Exception) and "__init__" not in vars(value)):
-        parts.append(fenced("python", signature(name, value)))
+        parts.append(code(signature(name, value)))
     parts += documented(name, value)
     for member, found in vars(value).items() if inspect.isclass(value) else ():
         if isinstance(found, property | functools.cached_property) and inspect.getdoc(found):
             parts += [f"`{name}.{member}`", *documented(member, found)]
         elif inspect.isfunction(found) and not member.startswith("_") and inspect.getdoc(found):
-            parts += [fenced("python", signature(f"{name}.{member}", found)), *documented(member, found)]
+            parts += [code(signature(f"{name}.{member}", found)), *documented(member, found)]
     return "\n\n".join(parts)
 
 
 def documented(name: str, value: Any) -> list[str]:
     """The docstring as it stands, in a block, since its layout means something; [] where a dataclass made its own."""
     text = inspect.getdoc(value) or ""
-    return [] if not text or text.startswith(f"{name}(") else [fenced("text", text)]
+    return [] if not text or text.startswith(f"{name}(") else [f"```text\n{text}\n```"]
 
 
 def signature(name: str, value: Any) -> str:
@@ -78,8 +78,9 @@ def written(annotation: Any) -> str:
     return re.sub(r"\b(?:\w+\.)+(?=\w)", "", text)  # pydantic's are resolved, with their modules
 
 
-def fenced(kind: str, text: str) -> str:
-    return f"```{kind}\n{text}\n```"
+def code(text: str) -> str:
+    text = text.replace("'", '"')  # as the source has it
+    return f"```python\n{text}\n```"
 
 
 if __name__ == "__main__":

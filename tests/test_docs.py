@@ -71,31 +71,36 @@ def test_every_page_can_be_reached_from_the_readme():
     assert linked == {page.name for page in PAGES}
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=name)
-def test_code_and_commands(page, tmp_path, monkeypatch):
-    """In a directory of its own. A block that begins with a comment like `# mine/half.py` is also that file."""
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working directory of its own; what is imported from it is forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    before = set(sys.modules)
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=name)
+def test_code_and_commands(page, place):
+    """A block that begins with a comment like `# mine/half.py` is also that file."""
     namespace = {"__name__": page.stem}
     for code in blocks(page, "python"):
         file = re.match(r"# ([\w/]+\.py)\n", code)
         if file:
-            (tmp_path / file[1]).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / file[1]).write_text(code)
-        for run in re.findall(r"runs/\w+", code):  # what the command before it would have left, but untrained
-            if '"' + run + '"' in code and not (tmp_path / run).exists():
-                small.checkpoint_of(tmp_path / run, tmp_path / "reviews.csv")
-        exec(compile(code, f"{page.name}", "exec"), namespace)
+            (place / file[1]).parent.mkdir(parents=True, exist_ok=True)
+            (place / file[1]).write_text(code)
+        for run in re.findall(r'"(runs/\w+)"', code):  # what the command before it would have left, but untrained
+            if not (place / run).exists():
+                small.checkpoint_of(place / run, place / "reviews.csv")
+        exec(compile(code, page.name, "exec"), namespace)
     for test in [value for key, value in namespace.items() if key.startswith("test_")]:
         test()
     for command in commands(page):
         accept(command)
     for content in blocks(page, "yaml"):
         make_config(yaml.safe_load(content))
-    for module in set(sys.modules) - before:
-        if str(getattr(sys.modules[module], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[module]
 
 
 def commands(page: Path) -> list[list[str]]:

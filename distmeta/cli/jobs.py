@@ -87,7 +87,7 @@ def parsed(verb: str, words: tuple[str, ...]) -> Any:
         raise InputError(f"submit {verb}: no such verb; {', '.join(sorted(known))}, or status, logs, stop")
     with command.commands[verb].make_context(f"distmeta {verb}", list(words)) as context:  # type: ignore[attr-defined]
         found = context.params
-    if "source" not in found:
+    if isinstance(found.get("source", ""), str):  # it takes no recipe, but a run, or nothing
         return None
     name, overrides = split_source(found["source"])
     name = name or ("pipeline" if verb == "pipeline" else None)

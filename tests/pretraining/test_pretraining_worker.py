@@ -158,6 +158,7 @@ def test_a_run_cut_off_and_continued_is_the_undisturbed_one(undisturbed, tmp_pat
     assert (cut / "pretraining.json").read_text() == (undisturbed / "pretraining.json").read_text()
 
 
+@pytest.mark.long
 def test_two_ranks_under_ray_are_one_to_rounding(undisturbed, tmp_path):
     """`distmeta pretrain` as a user runs it, a rank's rows in parts, against the one rank of this process."""
     config = configured(pretrain={"micro_batch": 4}, run={"name": "tiny"})

@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 import searches
 from test_faults_train import descendants, title
 
+pytestmark = pytest.mark.long
+
 POPULATION = {
     "space": {"inner.lr": {"log_uniform": [0.02, 1.0]}, "inner.steps": {"integer": [1, 3]}},
     "searcher": "random", "scheduler": "pbt", "trials": 2, "max_concurrent": 2, "rivals": None,
@@ -36,7 +38,7 @@ def both(words_csv, tmp_path_factory):
 
         address = ray.get_runtime_context().gcs_address
         grid = searches.start(place / "grid", words_csv, address=address)
-        long = ("outer.steps=60", "eval.every=12")  # so that both are there at once, whichever begins first
+        long = ("outer.steps=100", "eval.every=20")  # so that both are there at once, whichever begins first
         population = searches.start(place / "population", words_csv, *long, address=address, **POPULATION)
         try:
             yield grid.finished(400), population.finished(400)
@@ -98,13 +100,12 @@ def test_population_based_training_copies_weights_and_changes_the_rate(both):
     changed = [pair for row in rows for pair in re.findall(pattern, (Path(row["run"]) / "log.txt").read_text())]
     assert changed and all(float(before) != float(after) for before, after in changed)
     records = small.records(run)
-    assert [r["step"] for r in records] == list(range(1, 61))
+    assert [r["step"] for r in records] == list(range(1, 101))
     assert records[step]["inner_lr"] == pytest.approx(rate) == row["params"]["inner.lr"]
     assert records[step - 1] == small.records(donor)[step - 1] and records[step - 1]["inner_lr"] != pytest.approx(rate)
     assert all(row["status"] == "completed" for row in rows)
 
 
-@pytest.mark.long
 def test_a_worker_and_the_driver_are_killed_and_the_resumed_search_ends_the_same(both, words_csv, tmp_path):
     running = searches.start(tmp_path / "killed", words_csv)
     family = []
@@ -132,7 +133,6 @@ def checkpoints(run):
     return list((run / "checkpoints").glob("step-*")) if (run / "checkpoints").is_dir() else []
 
 
-@pytest.mark.long
 def test_more_trials_and_one_that_crashes_is_tried_again_and_marked(words_csv, tmp_path):
     """Its checkpoints cannot be written, which no second attempt mends; the search goes on to its end."""
     random = {"searcher": "random", "scheduler": "none", "trials": 1, "rivals": [], "retries": 1}

@@ -243,17 +243,18 @@ def shard_frozen(model: TaskModel, config: Config, device: torch.device) -> Shar
 
     For ZeRO stage 3 in a group of several ranks, which all call it on the same values. A weight is large as DeepSpeed
     has it: above zero_optimization.stage3_param_persistence_threshold numbers (default 100,000). What is small,
-    and what is neither the weight of a linear layer nor an embedding, stays whole on every rank.
+    and what is neither the weight of a linear layer nor an embedding, stays whole on every rank; so does an embedding
+    that is a language model's output layer too.
     """
     zero = config.deepspeed["zero_optimization"]
     if zero["stage"] != 3 or not dist.is_initialized() or dist.get_world_size() == 1:
         return None
     threshold = persistence_threshold(config)
-    learnt = {*model.fast, *model.shared}
+    kept = {*model.fast, *model.shared, getattr(model, "output_name", "")}
     shards = Shards(device, config.run.timeout_s)
     for path, module in list(model.named_modules()):
         weight = getattr(module, "weight", None)
-        if not isinstance(weight, nn.Parameter) or f"{path}.weight" in learnt or weight.numel() <= threshold:
+        if not isinstance(weight, nn.Parameter) or f"{path}.weight" in kept or weight.numel() <= threshold:
             continue
         layer: Any = module
         if isinstance(module, TaskLinear | TaskConv1D):

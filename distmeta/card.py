@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from distmeta.privacy import sentence
 
 if TYPE_CHECKING:
+    from distmeta.config import Config
     from distmeta.export import Trained
 
 METRICS = (
@@ -62,7 +63,12 @@ def data_name(trained: Trained) -> str:
     if data.sources is not None:
         return ", ".join(sorted(data.sources))
     paths = [data.path] if isinstance(data.path, str) else data.path
-    return ", ".join(Path(p).name for p in paths) if paths else "built-in product reviews"
+    return ", ".join(Path(p).name for p in paths) if paths else built_in(trained.config)
+
+
+def built_in(config: Config) -> str:
+    """What a run without data of its own learns from."""
+    return "built-in questions" if config.task.family == "text_to_text" else "built-in product reviews"
 
 
 def summary(trained: Trained) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from distmeta.card import built_in
 from distmeta.config import Config, dump_config
 from distmeta.progress import headline as compared_by
 from distmeta.progress import verdict
@@ -64,7 +65,7 @@ def setting(config: Config) -> list[list[str]]:
     """The choices that matter most, in words."""
     model, data, task, inner, outer = config.model, config.data, config.task, config.inner, config.outer
     sizes = ", ".join(f"{key} {value}" for key, value in model.config.items())
-    paths = [data.path] if isinstance(data.path, str) else data.path or ["built-in product reviews"]
+    paths = [data.path] if isinstance(data.path, str) else data.path or [built_in(config)]
     sources = ", ".join(f"{name} ({source.path})" for name, source in (data.sources or {}).items())
     ways = f"{config.ways} ways, " if config.ways else ""
     zero = config.deepspeed["zero_optimization"]["stage"]
@@ -73,7 +74,8 @@ def setting(config: Config) -> list[list[str]]:
         ["algorithm", config.algorithm],
         ["model", f"{model.pretrained or f'new {model.architecture} ({sizes})'}, head {model.head}, {model.dtype}"],
         ["data", sources or ", ".join(paths)],
-        ["episodes", f"family {task.family}: {ways}{task.shots} support and {task.queries} query examples a class"],
+        ["episodes", f"family {task.family}: {ways}{task.shots} support and {task.queries} query examples"
+                     + ("" if task.family == "text_to_text" else " a class")],
         ["inner loop", f"{inner.steps} steps of {inner.optimizer} at {inner.lr:g} ({inner.schedule}), learn_lr "
                        f"{inner.learn_lr}, adapts {inner.adapt}"],
         ["outer loop", f"{outer.optimizer} at {outer.lr:g} ({outer.schedule}), meta-batches of "
@@ -101,9 +103,10 @@ def adaptation(run: RunFiles) -> Section:
     title, methods = "Adaptation to a new task", run.evaluation
     if not methods:
         return Section(title, reason=NOT_EVALUATED)
-    metric = next(iter(methods["meta_trained"]))
-    means = methods["meta_trained"][metric].get("curve", [])
-    if len(means) < 2:
+    followed = {name: found for name, s in methods["meta_trained"].items() if len(found := s.get("curve", [])) > 1}
+    metric = next(iter(followed), "")  # where answers are words, not the headline, which is of the last step alone
+    means = followed.get(metric, [])
+    if not means:
         return Section(title, reason="the evaluation has no inner steps")
     curves = run.details.get("meta_trained", {}).get("curves", {}).get(metric)
     drawn = figures.adaptation(methods, curves, metric)

@@ -115,6 +115,29 @@ def stack(fast: Mapping[str, Tensor], tasks: int) -> dict[str, Tensor]:
     return {name: value.unsqueeze(0).expand(tasks, *value.shape) for name, value in fast.items()}
 
 
+def adaptation(
+    model: TaskModel,
+    fast: Mapping[str, Tensor],
+    shared: Mapping[str, Tensor],
+    loop: InnerLoop,
+    support: Sequence[TextBatch],
+    tasks: int,
+    curve: bool,
+) -> list[dict[str, Tensor]]:
+    """The fast weights of a group of tasks after 0..K inner steps; curve=False: after the last one only.
+
+    With a task axis where the model takes one. They are not finite where the inner loop diverges.
+    """
+    native = model.takes_task_axis
+    adapted = adapt(
+        model.loss if native else lambda p, b: model.loss(p, b).sum(),
+        stack(fast, tasks) if native else dict(fast), support, loop, shared=dict(shared),
+        start=model.start if model.starts else None, task_axis="native" if native else False, trajectory=curve,
+        last_inner_loss=False, check=False,
+    )  # fmt: skip
+    return adapted.trajectory or [adapted.params]
+
+
 @all_together
 def score_episodes(
     model: TaskModel,
@@ -136,14 +159,7 @@ def score_episodes(
     for group in group_episodes(episodes, tasks_at_once(model, config, episodes, device)):
         support, query = load_group(group, model, config, pad_id, device)
         support, query = (fixed_prefix(model, {**fast, **shared}, part) for part in (support, query))
-        native = model.takes_task_axis
-        params = stack(fast, len(group)) if native else dict(fast)
-        adapted = adapt(
-            model.loss if native else lambda p, b: model.loss(p, b).sum(),
-            params, support, loop, shared=dict(shared), start=model.start if model.starts else None,
-            task_axis="native" if native else False, trajectory=curve, last_inner_loss=False, check=False,
-        )  # fmt: skip
-        path = adapted.trajectory or [adapted.params]
+        path = adaptation(model, fast, shared, loop, support, len(group), curve)
         labels = np.concatenate([b.labels.cpu().numpy() for b in query], 1)  # [T, n]
         predicted, losses, confidence = [], [], []
         with torch.no_grad():

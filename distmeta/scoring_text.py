@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from distmeta import metrics
 from distmeta.config import Config
-from distmeta.inner import InnerLoop, adapt
+from distmeta.inner import InnerLoop
 from distmeta.models.backbone import positions, set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.generate import generate
@@ -29,7 +29,7 @@ from distmeta.models.prefix import fixed_prefix
 from distmeta.models.sharding import all_together
 from distmeta.sampling.collate import collate
 from distmeta.sampling.episode import Episode, Rows
-from distmeta.scoring import WORST_LOSS, group_episodes, load_group, stack, tasks_at_once
+from distmeta.scoring import WORST_LOSS, adaptation, group_episodes, load_group, stack, tasks_at_once
 from distmeta.tasks.records import Encoder, Record, parse
 from distmeta.tasks.tokenizer import special_ids
 from distmeta.text_metrics import corpus_scores, text_scores
@@ -59,11 +59,15 @@ class TextScored:
         first = {name: getattr(self, name)[:1] for name in ("loss", "token_loss", "token_accuracy", "said")}
         return dataclasses.replace(self, **first)
 
+    @cached_property
+    def of_words(self) -> dict[str, NDArray[np.float64]]:
+        """Each metric of the last answers, [1]; it is asked for by summary, tables and curves."""
+        found = text_scores(self.said[-1], [record.answers for record in self.records])
+        return {name: np.array([values.mean()]) for name, values in found.items()}
+
     def metrics(self) -> dict[str, NDArray[np.float64]]:
         """Each metric after 0..K inner steps, or of the last answers alone, [K+1] or [1]."""
-        found = text_scores(self.said[-1], [record.answers for record in self.records])
-        means = {name: np.array([values.mean()]) for name, values in found.items()}
-        return means | {
+        return self.of_words | {
             "token_accuracy": self.token_accuracy,
             "perplexity": np.exp(np.fmin(self.token_loss, WORST_LOSS)),
             "loss": np.where(np.isfinite(self.loss), self.loss, WORST_LOSS),
@@ -93,18 +97,12 @@ def score_texts(
         support, query = load_group(group, model, config, pad_id, device)
         if not (in_context or model.starts):
             support, query = (fixed_prefix(model, {**fast, **shared}, part) for part in (support, query))
-        native = model.takes_task_axis
-        params = stack(fast, len(group)) if native else dict(fast)
         if in_context:
+            params = stack(fast, len(group)) if model.takes_task_axis else dict(fast)
             with torch.no_grad():
                 path = [{**params, **model.read_support({**shared, **params}, support)}]
         else:
-            adapted = adapt(
-                model.loss if native else lambda p, b: model.loss(p, b).sum(),
-                params, support, loop, shared=dict(shared), start=model.start if model.starts else None,
-                task_axis="native" if native else False, trajectory=curve, last_inner_loss=False, check=False,
-            )  # fmt: skip
-            path = adapted.trajectory or [adapted.params]
+            path = adaptation(model, fast, shared, loop, support, len(group), curve)
         order = np.concatenate([batch.store_rows.reshape(len(group), -1) for batch in query], 1)  # [T, n]
         rows = [tuple(parse(store.text(row)) for row in of_task) for of_task in order.tolist()]
         with torch.no_grad():

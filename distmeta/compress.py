@@ -23,7 +23,7 @@ from distmeta.errors import InputError
 from distmeta.evaluate import load_model
 from distmeta.models import compression
 from distmeta.models.compression import Prune
-from distmeta.models.layers import TaskConv1D
+from distmeta.models.layers import merge_lora
 from distmeta.models.task_model import TaskModel
 
 # Of a published configuration, what is not of the model's form or is given by the task model.
@@ -139,12 +139,7 @@ def merged(saved: Checkpoint) -> Checkpoint:
         raise InputError(f"--merge: the run has no adapter (inner.adapt = {saved.config.inner.adapt})")
     model = load_model(saved)
     values = {f"backbone.{name}": value.detach() for name, value in model.backbone.named_parameters()} | saved.meta
-    for path, module in compression.linears(model.backbone).items():
-        a, b = (values.pop(f"backbone.{path}.{matrix}", None) for matrix in ("lora_A", "lora_B"))
-        if a is not None and b is not None:
-            added = float(module.lora_scale) * b @ a  # type: ignore[arg-type]
-            name = f"backbone.{path}.weight"
-            values[name] = values[name].float() + (added.mT if isinstance(module, TaskConv1D) else added)
-    meta = {name: value.float().contiguous() for name, value in values.items() if not name.startswith("log_lr")}
+    values = {name: value for name, value in values.items() if not name.startswith("log_lr")}
+    meta = {name: value.float().contiguous() for name, value in merge_lora(values, model).items()}
     config = changed(saved.config, inner={"adapt": "all", "learn_lr": "none"})
     return replace(saved, config=config, meta=meta, base={}, state={**saved.state, "merged": True})

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from distmeta import checkpoint as checkpoints
 from distmeta.card import model_card
 from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
-from distmeta.models.layers import TaskConv1D
+from distmeta.models.layers import merge_lora
 
 if TYPE_CHECKING:
     from distmeta.export import Trained
@@ -40,7 +39,7 @@ def whole_model(trained: Trained) -> Any:
     whole = backbones.build_language_model(config.model, vocab, pad, config.run.seed)
     both = bool(whole.config.is_encoder_decoder)
     initial = model.state_dict()
-    values = merged(initial | {name: v for name, v in trained.values.items() if name in initial}, model)
+    values = merge_lora(initial | {name: v for name, v in trained.values.items() if name in initial}, model)
     target = whole if both else whole.base_model
     loaded = target.load_state_dict(
         {name.removeprefix("backbone."): v for name, v in values.items() if name.startswith("backbone.")}, strict=False
@@ -60,17 +59,3 @@ def whole_model(trained: Trained) -> Any:
             output.bias.copy_(values["output_bias"])
     whole.tie_weights()
     return whole.eval()
-
-
-def merged(values: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """Weights with their LoRA products added, W + s B A (Hu et al. 2021, arXiv 2106.09685), and no pairs."""
-    out = {}
-    for name, value in values.items():
-        pair = [f"{name.removesuffix('weight')}lora_{letter}" for letter in "BA"]
-        if name.endswith(".weight") and pair[0] in values:
-            layer = model.get_submodule(name.removesuffix(".weight"))
-            product = layer.lora_scale * values[pair[0]] @ values[pair[1]]
-            value = value + (product.mT if isinstance(layer, TaskConv1D) else product)
-        if not name.endswith(("lora_A", "lora_B")):
-            out[name] = value
-    return out

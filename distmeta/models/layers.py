@@ -10,6 +10,7 @@ rows meeting that task's weights. Weights without the axis are shared by all row
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -164,3 +165,20 @@ def add_lora(backbone: nn.Module, rank: int, alpha: float, targets: str, seed: i
         module.lora_B = nn.Parameter(torch.zeros(outputs, rank))
         module.lora_scale = alpha / rank
     return [path for path, _ in found]
+
+
+def merge_lora(values: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Weights by the model's names with their LoRA products added, W + s B A, float32, and no pairs.
+
+    Where a layer has no pair its weight is given back as it is (Hu et al. 2021, arXiv 2106.09685).
+    """
+    out = {}
+    for name, value in values.items():
+        pair = [f"{name.removesuffix('weight')}lora_{letter}" for letter in "BA"]
+        if name.endswith(".weight") and pair[0] in values:
+            layer: Any = model.get_submodule(name.removesuffix(".weight"))
+            product = layer.lora_scale * values[pair[0]] @ values[pair[1]]
+            value = value.float() + (product.mT if isinstance(layer, TaskConv1D) else product)
+        if not name.endswith(("lora_A", "lora_B")):
+            out[name] = value
+    return out

@@ -143,3 +143,13 @@ def start_command(place: Path, data: Path, *words: str) -> list[str]:
 
 def cli(*words: str, cwd: Path, stdin: str | None = None, timeout: float = 120) -> subprocess.CompletedProcess:
     return subprocess.run([*CLI, *words], cwd=cwd, input=stdin, capture_output=True, text=True, timeout=timeout)
+
+
+def parsed(verb, words):
+    """What `distmeta submit VERB WORDS` checks before it sends anything."""
+    import typer
+
+    from distmeta.cli import app
+    from distmeta.cli.jobs import parsed
+
+    return parsed(typer.main.get_command(app), verb, words)

@@ -15,7 +15,6 @@ import typer
 import yaml
 
 from distmeta.cli import app
-from distmeta.cli.jobs import parsed
 from distmeta.cli.words import split_source
 from distmeta.config import load_config, make_config
 
@@ -116,7 +115,7 @@ def accept(words: list[str]) -> None:
     with command.make_context(words[0], rest) as context:
         found = context.params
     if words[0] == "submit" and found["verb"] not in ("status", "logs", "stop"):
-        parsed(found["verb"], tuple(found["words"]))
+        small.parsed(found["verb"], tuple(found["words"]))
     if isinstance(found.get("source"), str | None):
         return
     source, overrides = split_source(found["source"])
@@ -143,7 +142,7 @@ def test_a_command_that_would_be_refused_is_found(line, said):
 
 @pytest.mark.parametrize("words", [("export", "runs/a", "--out", "hub"), ("report", "runs/a")])
 def test_a_verb_whose_source_is_a_run_can_be_submitted(words):
-    assert parsed(words[0], words[1:]) is None
+    assert small.parsed(words[0], words[1:]) is None
 
 
 def test_api_is_what_the_docstrings_say():

@@ -10,7 +10,6 @@ import small
 import torch
 
 import distmeta
-from distmeta.cli.jobs import parsed
 from distmeta.config import load_config
 from distmeta.errors import InputError
 from distmeta.learner.worker import learn
@@ -125,7 +124,7 @@ def test_both_verbs_can_be_submitted(tmp_path):
     """What a job would look for is checked before it is sent."""
     words = ("pretrain.path=absent.txt", "--run-dir", "/shared/run")
     for verb in ("pretrain", "pipeline"):
-        config = parsed(verb, words)
+        config = small.parsed(verb, words)
         assert config.run.name == {"pretrain": "default", "pipeline": "pipeline"}[verb]
         with pytest.raises(InputError, match=r"pretrain.path = absent.txt: not in the working directory"):
             check_files(Request(verb, words, "http://head:8265", tmp_path), config)

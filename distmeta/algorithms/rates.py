@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from distmeta.config import InnerConfig
 from distmeta.inner import InnerLoop
+
+if TYPE_CHECKING:
+    from distmeta.config import InnerConfig
 
 PREFIX = "log_lr"
 

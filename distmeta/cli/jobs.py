@@ -19,6 +19,7 @@ Address = Annotated[
 
 
 def submit(
+    context: typer.Context,
     verb: Annotated[str, typer.Argument(metavar="VERB", help="train, tune, evaluate, ...; or status, logs, stop")],
     address: Address,
     words: Annotated[
@@ -48,7 +49,7 @@ def submit(
         {name: jobs.amount(value) for name, value in pairs("--entrypoint-resources", entrypoint_resources)},
         dict(pairs("--metadata", metadata)), submission_id,
     )  # fmt: skip
-    job = jobs.submit(request, parsed(verb, given), note)
+    job = jobs.submit(request, parsed(context.find_root().command, verb, given), note)
     note(f"job {job} is sent; `distmeta submit status|logs|stop {job} --address {address}`")
     if no_wait:
         print(job)
@@ -76,16 +77,14 @@ def of_job(verb: str, words: tuple[str, ...], address: str) -> None:
         print(json.dumps(jobs.status(address, words[0])))
 
 
-def parsed(verb: str, words: tuple[str, ...]) -> Any:
+def parsed(command: Any, verb: str, words: tuple[str, ...]) -> Any:
     """The configuration that a verb's words give, None for a verb without one; exits 2 where it would not take them."""
-    from distmeta.cli import app
     from distmeta.config import load_config
 
-    command = typer.main.get_command(app)
-    known = [name for name in command.commands if name not in ("submit", "recipes", "config")]  # type: ignore[attr-defined]
+    known = [name for name in command.commands if name not in ("submit", "recipes", "config")]
     if verb not in known:
         raise InputError(f"submit {verb}: no such verb; {', '.join(sorted(known))}, or status, logs, stop")
-    with command.commands[verb].make_context(f"distmeta {verb}", list(words)) as context:  # type: ignore[attr-defined]
+    with command.commands[verb].make_context(f"distmeta {verb}", list(words)) as context:
         found = context.params
     if isinstance(found.get("source", ""), str):  # it takes no recipe, but a run, or nothing
         return None

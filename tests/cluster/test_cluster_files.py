@@ -61,12 +61,12 @@ def test_kuberay_knows_every_field(name, kind):
 
 
 def test_entrypoints_are_commands_that_distmeta_takes():
-    from distmeta.cli.jobs import parsed
+    import small
 
     (job, *_) = load("rayjob.yaml")
     words = job["spec"]["entrypoint"].split()
     assert words[:3] == ["python", "-m", "distmeta"]
-    config = parsed(words[3], tuple(words[4:]))
+    config = small.parsed(words[3], tuple(words[4:]))
     assert config.cluster.storage == "/shared" and config.cluster.workers == 2
     assert yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]
 
@@ -86,9 +86,9 @@ def test_the_slurm_script_is_sound_shell_and_gives_the_run_its_cluster(tmp_path)
     )
     words = said.stdout.split()
     assert words[:6] == ["--kill-on-bad-exit=1", "ray", "symmetric-run", "--address", "node1:6379", "--min-nodes"]
-    from distmeta.cli.jobs import parsed
+    import small
 
-    config = parsed("train", tuple(words[words.index("train") + 1 :]))
+    config = small.parsed("train", tuple(words[words.index("train") + 1 :]))
     assert (config.outer.steps, config.cluster.workers, config.cluster.address) == (9, 2, "auto")
     assert config.cluster.storage == str(tmp_path) and not list(tmp_path.glob(".ray-token*"))
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -185,7 +185,7 @@ def evaluate(
         config = config.model_copy(
             update={"data": config.data.model_copy(update={"path": path, "splits": None, "sources": None})}
         )
-    store = _store_of(saved, config, only_test=data is not None)
+    store = _store_of(saved, config, only="test" if data is not None else None)
     if split not in store.groups or len(store.groups[split].ids) == 0:
         there = [name for name, groups in store.groups.items() if len(groups.ids)]
         raise InputError(f"split = {split}: the data has no such tasks; it has {', '.join(there)}")
@@ -205,13 +205,13 @@ def load_model(saved: checkpoints.Checkpoint) -> TaskModel:
     return model
 
 
-def _store_of(saved: checkpoints.Checkpoint, config: Config, only_test: bool) -> TaskStore:
+def _store_of(saved: checkpoints.Checkpoint, config: Config, only: Literal["test"] | None) -> TaskStore:
     from distmeta.tasks.families import check_feasible
     from distmeta.tasks.store import build_store, open_store
 
     labels = saved.state["labels"] if config.task.family == "domain" else None
     path = build_store(
-        config.data, config.task, config.model, tokenizer_file=saved.tokenizer_file, labels=labels, only_test=only_test
+        config.data, config.task, config.model, tokenizer_file=saved.tokenizer_file, labels=labels, only=only
     )
     store = open_store(path)
     check_feasible(store, config.task)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 RESUMABLE = ("cluster", "sampling", "run.name", "run.dir", "run.checkpoint_every", "run.keep", "run.timeout_s", "eval",
              "tune", "pretrain", "outer.steps", "outer.until", "inner.memory", "inner.budget_mb", "inner.task_batch",
              "inner.buckets", "inner.part_tokens", "inner.prefix_mb",
-             "deepspeed.zero_optimization", "data.path", "data.cache")  # fmt: skip
+             "deepspeed.zero_optimization", "data.path", "data.cache", "data.follow")  # fmt: skip
 
 
 class TrainingError(RuntimeError):
@@ -291,6 +291,7 @@ def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster) -
     """Start samplers and the learner group, and wait for the group's end."""
     import ray
 
+    from distmeta.collect import collecting
     from distmeta.learner.elastic import run_groups
     from distmeta.learner.journal import Log
     from distmeta.learner.worker import train_worker
@@ -299,23 +300,24 @@ def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster) -
     c = config.cluster
     gpus = check_room(config, cluster)
     actors = first_actors(config)
-    samplers = start_samplers(store, config.task, config.run.seed, actors, c.cpus_per_sampler)
+    say = Log(run_dir).say
     (run_dir / "error.json").unlink(missing_ok=True)
-    more = {"store": str(store), "samplers": samplers}
+    with collecting(config, run_dir, store, say) as stream:
+        samplers = start_samplers(stream or str(store), config.task, config.run.seed, actors, c.cpus_per_sampler)
+        more = {"store": str(store), "samplers": samplers, "stream": stream}
 
-    def attempt(size: int) -> Exception | None:
-        return run_group(train_worker, config, run_dir, more, size, gpus, 0 if c.is_elastic else c.max_failures)
+        def attempt(size: int) -> Exception | None:
+            return run_group(train_worker, config, run_dir, more, size, gpus, 0 if c.is_elastic else c.max_failures)
 
-    try:
-        if c.is_elastic:
-            say = Log(run_dir).say
-            failure = run_groups(attempt, c, bundle_of(config, gpus), run_dir, config.run.timeout_s, say)
-        else:
-            failure = attempt(c.fewest)
-    finally:
-        for sampler in samplers:
-            ray.kill(sampler)
-        shutil.rmtree(run_dir / ".ray", ignore_errors=True)
+        try:
+            if c.is_elastic:
+                failure = run_groups(attempt, c, bundle_of(config, gpus), run_dir, config.run.timeout_s, say)
+            else:
+                failure = attempt(c.fewest)
+        finally:
+            for sampler in samplers:
+                ray.kill(sampler)
+            shutil.rmtree(run_dir / ".ray", ignore_errors=True)
     raise_failure(config, run_dir, failure)
 
 

@@ -11,7 +11,7 @@ ROOT = Path(distmeta.__file__).parent
 ORDER = [
     "errors", "trees", "inner", "metrics", "text_metrics", "algorithms", "config", "tasks", "models", "privacy",
     "plots", "progress", "sampling", "scoring", "scoring_text", "pooled", "checkpoint", "evaluate", "learner",
-    "adapt", "compress", "card", "export_language", "export", "report", "train", "pretraining", "pretrain",
+    "collect", "adapt", "compress", "card", "export_language", "export", "report", "train", "pretraining", "pretrain",
     "pipeline", "tune", "submit", "check", "bench", "serve", "cli", "__main__",
 ]  # fmt: skip
 PURE = {"inner", "algorithms", "models", "metrics", "text_metrics", "config", "tasks", "scoring", "scoring_text"}

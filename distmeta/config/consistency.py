@@ -101,6 +101,14 @@ def check(config: Config) -> None:
         raise ValueError(f"data.layout = {config.data.layout} belongs to task.family=text_to_text")
     if config.task.arrive_every and (config.task.family != "domain" or config.data.sources is not None):
         raise ValueError("task.arrive_every is for the tasks of task.family=domain, and one data source; set it to 0")
+    if config.data.follow is not None:
+        for fits, what in (
+            (config.data.path is not None, "data.path, a directory or glob"),
+            (config.task.arrive_every > 0, "task.arrive_every above 0: tasks arrive with their files"),
+            (config.sampling.actors != "auto", "a number for sampling.actors: `auto` measures with tasks to come"),
+        ):
+            if not fits:
+                raise ValueError(f"data.follow needs {what}")
     if config.task.mixture != "uniform" and config.data.sources is None:
         raise ValueError("task.mixture needs several data.sources; without them there is nothing to mix")
     if config.task.temperature != 1.0 and config.task.mixture not in ("temperature", "curriculum"):

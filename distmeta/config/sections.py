@@ -93,6 +93,10 @@ class DataConfig(Section):
     fractions: tuple[float, float, float] = Field(
         (0.6, 0.2, 0.2), description="shares of tasks or classes by stable hash"
     )
+    follow: float | None = Field(
+        None, gt=0, description="seconds that a further file is waited for, where files are added to `path` while the "
+        "run learns (task.arrive_every); null: `path` is as it is"
+    )  # fmt: skip
     cache: str | None = Field(
         None, description="directory of token caches; null: in cluster.storage, else ~/.cache/distmeta"
     )

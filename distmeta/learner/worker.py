@@ -60,6 +60,7 @@ from distmeta.scoring import (
 )
 from distmeta.tasks.mixture import curriculum
 from distmeta.tasks.store import TaskStore, open_store
+from distmeta.tasks.stream import Stream
 
 Params = dict[str, Tensor]
 Say = Callable[[str], None]
@@ -76,7 +77,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     def body(config: Config, run_dir: Path, rank: int, world: int, device: torch.device) -> None:
         learn(
             config, run_dir, Path(settings["store"]), settings["samplers"], rank, world, device,
-            report=ray.train.report,
+            report=ray.train.report, stream=settings["stream"],
         )  # fmt: skip
 
     run_rank(settings, body, (Diverged, OuterDiverged))
@@ -91,8 +92,12 @@ def learn(
     world: int,
     device: torch.device,
     report: Any = lambda record: None,
+    stream: Stream | None = None,
 ) -> None:
-    """Meta-train one rank of a torch.distributed group, from the newest whole checkpoint of `run_dir` if any."""
+    """Meta-train one rank of a torch.distributed group, from the newest whole checkpoint of `run_dir` if any.
+
+    stream: where the store's source grows. The run then waits for the tasks of a meta-step, and ends where it does.
+    """
     store = open_store(store_path)
     classes = config.ways or len(store.labels)
     model = build_model(
@@ -110,18 +115,24 @@ def learn(
     mine = episodes_of_rank(config, config.outer.meta_batch_size, rank, world)
     window = EpisodeWindow(
         ([t * config.outer.meta_batch_size + j for j in mine] for t in range(step, config.outer.steps)),
-        samplers[rank:] + samplers[:rank] or Sampler(store, config.task, config.run.seed).sample,
+        samplers[rank:] + samplers[:rank] or Sampler(stream or store, config.task, config.run.seed).sample,
         split="train", window=config.sampling.window, timeout_s=config.sampling.timeout_s,
         mixture=mixture_by(validations, config, store),
+        ready=lambda indices: stream is None or not indices or stream.covers(indices[-1]),
     )  # fmt: skip
+    ended = not stopped and not tasks_have_come(stream, config, step + 1)
     meta, paused, halted, gauges = engine.snapshot(), False, 0.0, Gauges(config, rank)
     auto = config.sampling.actors == "auto" and bool(samplers)
     make_s = seconds_per_episode(samplers[rank % len(samplers)], config.sampling.timeout_s) if auto else 0.0
     busy: list[float] = []  # seconds of the first meta-steps, where the number of samplers is chosen
     with Saver(run_dir, config.run.keep, rank, world, config.run.timeout_s) as saver:
-        for episodes, wait_s in window if not stopped else ():
+        for episodes, wait_s in window if not (stopped or ended) else ():
             step += 1
             saver.check()
+            if stream is not None and stream.store.rows > store.rows:
+                store = stream.store
+                if cache is not None:
+                    cache.reach(store.rows)
             arrivals = score_arrivals(model, meta, store, config, step, rank, world, device)
             began = time.perf_counter()
             grads, sums = meta_gradients(model, meta, algorithm, config, store, episodes, step, device, cache)
@@ -169,7 +180,11 @@ def learn(
                 stopped = is_reached(config.outer.until, record["validation"])
                 validations.append({"step": step, "loss": record["validation"]["loss"], "sources": by_source})
             began = time.perf_counter()
-            if step % config.run.checkpoint_every == 0 or step == config.outer.steps or stopped:
+            if stream is not None:
+                ended = not stopped and not tasks_have_come(stream, config, step + 1)
+                seconds["source_s"] = time.perf_counter() - began  # until the tasks of the next meta-step have come
+                began = time.perf_counter()
+            if step % config.run.checkpoint_every == 0 or step == config.outer.steps or stopped or ended:
                 if journal:
                     journal.sync()
                 record |= privacy.spent(config, store, step)
@@ -190,15 +205,20 @@ def learn(
                     )))  # fmt: skip
             if journal:
                 journal.write({**record, **seconds})
-            if stopped or paused or halted:
+            if stopped or ended or paused or halted:
                 break
     if halted:
         return
-    if paused and not stopped:  # the checkpoint is on the disk; a group of another size goes on from it
+    if paused and not (stopped or ended):  # the checkpoint is on the disk; a group of another size goes on from it
         if rank == 0:
             (run_dir / PAUSED).touch()
         return
     finish(model, meta, store, config, run_dir, step, rank, world, device, say)
+
+
+def tasks_have_come(stream: Stream | None, config: Config, step: int) -> bool:
+    """Whether those of meta-step `step` have, after waiting for them; the same on every rank."""
+    return stream is None or step > config.outer.steps or stream.wait(step * config.outer.meta_batch_size - 1)
 
 
 def own_algorithm(config: Config) -> Any:

@@ -44,6 +44,10 @@ class StateCache:
         self.flat: Tensor | None = None
         self.hits = self.misses = 0  # rows so far
 
+    def reach(self, rows: int) -> None:
+        """Have a place for as many rows: the store has grown."""
+        self.start = np.append(self.start, np.full(rows - len(self.start), -1, np.int64))
+
     def known(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         return self.start[rows] >= 0
 

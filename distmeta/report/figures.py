@@ -21,6 +21,7 @@ PHASES = {
     "peers_s": "waiting for other ranks",
     "aggregate_s": "reduction and outer step",
     "checkpoint_s": "checkpoints",
+    "source_s": "waiting for tasks to come",
 }
 WITHIN = {
     "comm_s": "gradients and meta-parameters on their way (in reduction and outer step)",

@@ -14,7 +14,6 @@ from distmeta.tasks.draws import Draws
 from distmeta.tasks.families import FAMILIES
 from distmeta.tasks.mixture import drawn_groups
 from distmeta.tasks.splits import SPLITS
-from distmeta.tasks.spool import gather
 from distmeta.tasks.store import TaskStore
 
 
@@ -75,7 +74,7 @@ def sample_episode(
         label = store.label_ids[rows].astype(np.int64)
     if by.permute_labels:
         names, label = permute_labels(names, label, Draws(seed, STREAMS["permute_labels"], index))
-    tokens, offsets = gather(store.tokens, store.offsets, rows)
+    tokens, offsets = store.read(rows)
     cut = len(first)
     middle = offsets[cut]
     words = ~np.isin(tokens[:middle], [i for i in (store.cls_id, store.sep_id) if i is not None])

@@ -9,6 +9,7 @@ from typing import Any
 from distmeta.config import TaskConfig
 from distmeta.sampling.episode import Episode, sample_episode
 from distmeta.tasks.store import TaskStore, open_store
+from distmeta.tasks.stream import Stream
 
 
 class Sampler:
@@ -18,28 +19,24 @@ class Sampler:
     an actor that dies while it starts.
     """
 
-    def __init__(self, store: str | Path | TaskStore, task: TaskConfig, seed: int) -> None:
-        self._store = store if isinstance(store, TaskStore) else None
-        self._path, self._task, self._seed = (
-            store.path if isinstance(store, TaskStore) else Path(store),
-            task,
-            seed,
-        )
+    def __init__(self, store: str | Path | TaskStore | Stream, task: TaskConfig, seed: int) -> None:
+        self._store, self._task, self._seed = store, task, seed
 
     def sample(self, indices: Sequence[int], split: str, mixture: dict[str, float] | None = None) -> list[Episode]:
         """The episodes of these indices, in their order, those of the split train augmented by `task.augment`.
 
         mixture: in the place of `task.mixture`.
         """
-        if self._store is None:
-            self._store = open_store(self._path)
+        if isinstance(self._store, str | Path):
+            self._store = open_store(self._store)
         task = self._task if mixture is None else self._task.model_copy(update={"mixture": mixture})
         learnt = split == "train"
-        return [sample_episode(self._store, task, self._seed, split, index, augment=learnt) for index in indices]
+        store = self._store if isinstance(self._store, TaskStore) else self._store.at(max(indices) if learnt else 0)
+        return [sample_episode(store, task, self._seed, split, index, augment=learnt) for index in indices]
 
 
 def start_samplers(
-    store_path: str | Path, task: TaskConfig, seed: int, actors: int, cpus: float = 0.25, **options: Any
+    store: str | Path | Stream, task: TaskConfig, seed: int, actors: int, cpus: float = 0.25, **options: Any
 ) -> list[Any]:
     """Handles of `actors` sampler actors, spread over the nodes; Ray must be initialised.
 
@@ -51,4 +48,4 @@ def start_samplers(
     remote = ray.remote(Sampler).options(  # type: ignore[attr-defined]
         num_cpus=cpus, num_gpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD", **options
     )
-    return [remote.remote(str(store_path), task, seed) for _ in range(actors)]
+    return [remote.remote(store, task, seed) for _ in range(actors)]

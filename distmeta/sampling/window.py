@@ -42,6 +42,7 @@ class EpisodeWindow:
     source   handles of sampler actors; or `Sampler.sample` of one in this process (nothing is made ahead)
     window   most episodes in flight; a larger group is asked for in pieces
     mixture  weights of the data sources for the episode of an index, as known when it is asked for
+    ready    whether episodes can be made; they are not asked for before, and iterating ends if none can be
     in_flight, peak: episodes now, and at most so far; waited_s: seconds so far, of which none were of use
     """
 
@@ -54,11 +55,12 @@ class EpisodeWindow:
         window: int,
         timeout_s: float = 120.0,
         mixture: Callable[[int], Mixture] = lambda index: None,
+        ready: Callable[[Sequence[int]], bool] = lambda indices: True,
     ) -> None:
         if window < 1:
             raise ValueError(f"window = {window}; at least 1")
         self.split, self.window, self.timeout_s = split, window, timeout_s
-        self._mixture = mixture
+        self._mixture, self._ready = mixture, ready
         self.in_flight = self.peak = 0
         self.waited_s = 0.0
         self._local = source if callable(source) else None
@@ -108,6 +110,8 @@ class EpisodeWindow:
         """Asks for as many further pieces as the window allows."""
         while self._next is not None and self.in_flight + len(self._next.indices) <= self.window:
             piece = self._next
+            if not self._ready(piece.indices):
+                return
             if self._local is None:
                 piece.reference = self._samplers[piece.sampler].sample.remote(*self._request(piece))
             elif self._pending:

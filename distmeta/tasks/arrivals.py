@@ -14,11 +14,16 @@ if TYPE_CHECKING:
     from distmeta.tasks.store import Groups
 
 
+def arrived(task: TaskConfig, index: int) -> int:
+    """How many tasks have arrived by episode `index`, if there are as many."""
+    return 1 + index // task.arrive_every
+
+
 def there(task: TaskConfig, groups: Groups, index: int) -> Groups:
     """The tasks that have arrived by episode `index`; all of them where none arrive."""
     if not task.arrive_every:
         return groups
-    return groups.part(0, 1 + index // task.arrive_every)
+    return groups.part(0, arrived(task, index))
 
 
 def arriving(task: TaskConfig, tasks: int, first: int, end: int) -> range:

@@ -72,20 +72,29 @@ def filesystem_of(path: str) -> tuple[Any, str]:
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
 
 
-def find_sources(paths: str | Sequence[str], kinds: Mapping[str, str] = KINDS, json_too: bool = False) -> list[Source]:
+def find_sources(
+    paths: str | Sequence[str], kinds: Mapping[str, str] = KINDS, json_too: bool = False, first: bool = False
+) -> list[Source]:
     """The data files that `paths` (files, directories, globs) stand for, in a stable order.
 
     kinds: by suffix. json_too: a .json file in a directory is data, and not a note about the data beside it.
+    first: the first of them alone.
     """
-    sources: list[Source] = []
-    for path in [paths] if isinstance(paths, str) else paths:
-        filesystem, inner = filesystem_of(path)
-        sources += _expand(filesystem, path, inner, kinds, json_too)
+    sources = list_sources(paths, kinds, json_too)[: 1 if first else None]
     if not sources:
         raise InputError("data.path is an empty list; name at least one file, directory or glob")
     for source in sources:
         if source.filesystem.get_file_info(source.path).size == 0:
             raise InputError(f"{source.name}: the file is empty")
+    return sources
+
+
+def list_sources(paths: str | Sequence[str], kinds: Mapping[str, str] = KINDS, json_too: bool = False) -> list[Source]:
+    """As `find_sources`; a file may still be empty."""
+    sources: list[Source] = []
+    for path in [paths] if isinstance(paths, str) else paths:
+        filesystem, inner = filesystem_of(path)
+        sources += _expand(filesystem, path, inner, kinds, json_too)
     return sources
 
 

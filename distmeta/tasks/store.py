@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -110,6 +110,10 @@ class TaskStore:
         """tokenizer.json, with padding and truncation as the store used them."""
         return self.path / "tokenizer.json"
 
+    def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The tokens of these rows one after another, and where each row's begin [n + 1]."""
+        return gather(self.tokens, self.offsets, rows)
+
     def text(self, row: int) -> str:
         return str(self._texts[row].as_py())
 
@@ -172,7 +176,7 @@ def build_store(
     seed: int = 0,
     tokenizer_file: Path | None = None,
     labels: list[str] | None = None,
-    only_test: bool = False,
+    only: Literal["train", "test"] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """The directory of the task store for this data, built unless it is there.
@@ -180,12 +184,12 @@ def build_store(
     seed            of the built-in suite (data.path null); it changes nothing else
     tokenizer_file  used instead of model's: a checkpoint that is evaluated on new data brings its own
     labels          family domain: the label names in the order of the checkpoint's head
-    only_test       without a split column and data.splits everything is meta-test; train may be empty
+    only            without a split column and data.splits everything is of this split; the others may be empty
     Raises InputError for data that cannot be used; nothing is left behind then.
     """
     sources = _sources(data)
     ready = _given_tokenizer(model, tokenizer_file)
-    key = _key(data, task, model, sources, seed, ready, labels, only_test)
+    key = _key(data, task, model, sources, seed, ready, labels, only)
     root = cache_directory(data)
     final = root / key
     if (final / "meta.json").is_file():
@@ -195,7 +199,7 @@ def build_store(
     work = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=root))
     try:
         spool = spool_examples(_batches(sources, data, task.family, seed), work, progress)
-        _write(spool, work, key, data, task, model, ready, labels, only_test, progress)
+        _write(spool, work, key, data, task, model, ready, labels, only, progress)
         try:
             os.replace(work, final)
         except OSError:
@@ -208,7 +212,7 @@ def build_store(
 
 def store_key(data: DataConfig, task: TaskConfig, model: ModelConfig) -> str:
     """What `build_store` would know the store by. Raises InputError for files that are not there."""
-    return _key(data, task, model, _sources(data), 0, _given_tokenizer(model, None), None, False)
+    return _key(data, task, model, _sources(data), 0, _given_tokenizer(model, None), None, None)
 
 
 def cache_directory(data: DataConfig) -> Path:
@@ -240,13 +244,13 @@ Sources = dict[str, tuple[DataConfig, list[Source]]]  # by name; "" for data.pat
 
 
 def _sources(data: DataConfig) -> Sources:
-    """The data files, and how each source's are read; none: the built-in reviews."""
+    """The data files, and how each source's are read; none: the built-in reviews. Of files to come: the first."""
     if data.sources is not None:
         each = {name: data.of(name) for name in sorted(data.sources)}
     else:
         each = {"": data} if data.path is not None else {}
     return {
-        name: (own, find_sources(own.path, json_too=own.layout == "natural_instructions"))
+        name: (own, find_sources(own.path, json_too=own.layout == "natural_instructions", first=own.follow is not None))
         for name, own in each.items()
         if own.path is not None
     }
@@ -266,7 +270,7 @@ def _key(
     seed: int,
     ready: Any,
     labels: list[str] | None,
-    only_test: bool,
+    only: str | None,
 ) -> str:
     text = task.family == "text_to_text"
     made = ["questions", questions.VERSION, seed] if text else ["reviews", reviews.VERSION, seed]
@@ -285,7 +289,7 @@ def _key(
         "max_tokens": model.max_tokens,
         "family": [task.family, task.ways, *([model.answer_tokens, task.instructions] if text else [])],
         "labels": labels,
-        "only_test": only_test,
+        "only": only,
     }
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
 
@@ -314,14 +318,14 @@ def _write(
     model: ModelConfig,
     ready: Any,
     labels: list[str] | None,
-    only_test: bool,
+    only: str | None,
     progress: Progress | None,
 ) -> None:
     domain, text = task.family != "classes", task.family == "text_to_text"
     label_names, label_of = ordered_names(spool, "label", labels if domain else None)
     task_names, task_of = ordered_names(spool, "task") if domain else ([], label_of)
     names, role, what = (task_names, "task", "task") if domain else (label_names, "label", "class")
-    split = _assign(names, task_of, role, what, spool, data, task, only_test)
+    split = _assign(names, task_of, role, what, spool, data, task, only)
     width = len(label_names) if domain else 1
     ids = np.argsort(split, kind="stable").astype(np.int32)  # by split, then by name; without those left out
     ids = ids[split[ids] >= 0]
@@ -417,7 +421,7 @@ def _assign(
     spool: Spool,
     data: DataConfig,
     task: TaskConfig,
-    only_test: bool,
+    only: str | None,
 ) -> NDArray[np.int8]:
     words = spool.names.get("split", [])
     met = np.zeros((len(names), len(words)), bool)
@@ -432,11 +436,11 @@ def _assign(
             out[mine] = splits.split_by_lists(short, splits.read_lists(own.splits), what)
         elif pairs:
             out[mine] = splits.split_by_column(short, pairs, what, own.split)
-        elif only_test:
-            out[mine] = 2
+        elif only is not None:
+            out[mine] = SPLITS.index(only)
         else:
             out[mine] = splits.split_by_hash(short, own.fractions, 1 if what == "task" else task.ways or 5)
-    splits.check_not_empty(out, what, (2,) if only_test else (0, 2))
+    splits.check_not_empty(out, what, (0, 2) if only is None else (SPLITS.index(only),))
     return out
 
 

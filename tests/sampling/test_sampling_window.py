@@ -149,10 +149,11 @@ def test_a_late_sampler_is_named(ray: Any) -> None:
             self.late = late
 
         def sample(self, indices: list[int], split: str) -> list[int]:
-            time.sleep(30 if self.late else 0)
+            time.sleep(30 if self.late and indices else 0)
             return indices
 
     samplers = [ray.remote(Sleepy).options(num_cpus=0).remote(late) for late in (False, True)]
+    ray.get([sampler.sample.remote([], "train") for sampler in samplers], timeout=60)  # they have started
     window = EpisodeWindow([[4, 5, 6, 7]], samplers, split="train", window=8, timeout_s=3)
     began = time.perf_counter()
     with pytest.raises(SamplerTimeout, match=r"=3 s: sampler 1 of 2 \(actor \w+\) owes train episodes 6, 7;"):

@@ -27,7 +27,7 @@ FAMILY = {name: TaskConfig(family=name, shots=2, queries=3) for name in ("domain
 
 
 def build(tmp_path: Path, rows: list[dict[str, Any]], family: str = "domain", **more: Any) -> TaskStore:
-    keys = {"labels", "tokenizer_file", "only_test", "progress"}
+    keys = {"labels", "tokenizer_file", "only", "progress"}
     data = DataConfig(
         path=write_jsonl(tmp_path / "data.jsonl", rows),
         cache=str(tmp_path / "cache"),
@@ -200,7 +200,7 @@ def test_new_data_takes_the_tokenizer_and_labels_of_a_checkpoint(tmp_path: Path)
     kept = tmp_path / "tokenizer.json"
     shutil.copy(old.tokenizer_file, kept)
     rows = make_rows(tasks=2, split=False)
-    new = build(tmp_path, rows, tokenizer_file=kept, labels=labels, only_test=True)
+    new = build(tmp_path, rows, tokenizer_file=kept, labels=labels, only="test")
     assert new.labels == labels and new.vocab_size == old.vocab_size and new.pad_id == old.pad_id
     assert {split: len(groups.ids) for split, groups in new.groups.items()} == {
         "train": 0,
@@ -209,7 +209,7 @@ def test_new_data_takes_the_tokenizer_and_labels_of_a_checkpoint(tmp_path: Path)
     }
     check_feasible(new, FAMILY["domain"])
     with pytest.raises(InputError, match=r"unknown label 'label2' in the data; known here: label0, label1"):
-        build(tmp_path, rows, tokenizer_file=kept, labels=["label0", "label1"], only_test=True)
+        build(tmp_path, rows, tokenizer_file=kept, labels=["label0", "label1"], only="test")
 
 
 def test_lists_leave_out_what_they_do_not_name(tmp_path: Path) -> None:

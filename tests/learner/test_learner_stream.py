@@ -1,0 +1,206 @@
+"""A source that grows while a run learns from it: files that come late change nothing but the clock."""
+
+import csv
+import json
+import shutil
+import threading
+import time
+
+import pytest
+import small
+import torch
+
+from distmeta.checkpoint import resolve
+from distmeta.collect import collecting
+from distmeta.config import make_config
+from distmeta.errors import InputError
+from distmeta.learner.worker import learn
+from distmeta.sampling.episode import sample_episode
+from distmeta.tasks.store import build_store, open_store
+from distmeta.tasks.stream import join
+from distmeta.tasks.tokenizer import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, words_csv):
+    """Three files of whole tasks: six of the ten, then two each. The later ones say nothing of splits."""
+    place = tmp_path_factory.mktemp("files")
+    with words_csv.open() as file:
+        rows = list(csv.DictReader(file))
+    tasks = sorted({row["task"] for row in rows})
+    for name, some in (("1.csv", tasks[:6]), ("2.csv", tasks[6:8]), ("3.csv", tasks[8:])):
+        split = {task: ["train", "train", "validation", "train", "test", "test"][i] for i, task in enumerate(some)}
+        write(place / name, [row | ({"split": split[row["task"]]} if name == "1.csv" else {}) for row in rows
+                             if row["task"] in some])  # fmt: skip
+    return place
+
+
+def write(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def settings(place, follow=2.0, **more):
+    return small.config(
+        place, algorithm="online", data={"path": str(place), "follow": follow}, task={"arrive_every": 6},
+        outer={"steps": 40}, run={"checkpoint_every": 2}, eval={"episodes": 4, "baselines": False}, **more,
+    )  # fmt: skip
+
+
+def weights(run):
+    return (resolve(run) / "meta.safetensors").read_bytes()
+
+
+def follow(config, run, say=lambda line: None):
+    """A run of one rank, without Ray, as the driver has it."""
+    run.mkdir(exist_ok=True)
+    store = build_store(config.data, config.task, config.model)
+    with collecting(config, run, store, say) as stream:
+        learn(config, run, store, [], 0, 1, torch.device("cpu"), stream=stream)
+
+
+@pytest.fixture(scope="module")
+def complete(files, one_rank, tmp_path_factory):
+    """The run on a directory in which all files are from the beginning."""
+    place = tmp_path_factory.mktemp("complete")
+    follow(settings(files), place / "run")
+    return place / "run"
+
+
+def test_joined_stores_are_read_as_the_stores_they_are_of(files):
+    config = settings(files)
+    first = open_store(build_store(config.data, config.task, config.model))
+    assert first.tasks == [f"task{i}" for i in range(6)]
+    later = [
+        open_store(build_store(config.data.model_copy(update={"path": str(files / name), "follow": None}), config.task,
+                               config.model, tokenizer_file=first.tokenizer_file, labels=first.labels, only="train"))
+        for name in ("2.csv", "3.csv")
+    ]  # fmt: skip
+    joined = join([first, *later])
+    assert joined.rows == first.rows + sum(store.rows for store in later)
+    assert [len(joined.groups[split].ids) for split in ("train", "validation", "test")] == [7, 1, 2]
+    words = load_tokenizer(first.tokenizer_file)
+    met = set()
+    for i in range(200):
+        episode = sample_episode(joined, config.task.model_copy(update={"arrive_every": 0}), 0, "train", i)
+        met.add(episode.task)
+        for part in (episode.support, episode.query):
+            for j, row in enumerate(part.rows):
+                tokens = part.tokens[part.offsets[j] : part.offsets[j + 1]]
+                assert words.decode(tokens.tolist()) == words.decode(words.encode(joined.text(row)).ids)
+                assert joined.labels[joined.label_ids[row]] == episode.label_names[part.labels[j]]
+                assert joined.tasks[joined.task_ids[row]] == episode.task
+    assert met == {joined.tasks[i] for i in joined.groups["train"].ids} and "task9" in met
+
+
+def test_a_run_takes_the_tasks_in_the_order_of_files_and_ends_with_them(complete):
+    records = small.records(complete)
+    arrived = [task["task"] for record in records for task in record.get("arrivals", [])]
+    assert arrived[3:] == ["task6", "task7", "task8", "task9"] and len(set(arrived)) == 7
+    assert len(records) == 7 * 6 // 4  # every task's episodes, in whole meta-steps of four
+    told = json.loads((complete / "evaluation_details.json").read_text())["arrivals"]
+    assert told["tasks"] == arrived and len(told["cumulative_regret"]) == 7
+
+
+def test_files_that_come_late_change_nothing(files, complete, tmp_path, one_rank):
+    place = tmp_path / "files"
+    place.mkdir()
+    shutil.copy(files / "1.csv", place)
+
+    def later():
+        until = time.monotonic() + 60
+        for name, steps in (("2.csv", 2), ("3.csv", 6)):
+            written = tmp_path / "run" / "metrics.jsonl"
+            while not (written.exists() and len(small.records(written.parent)) >= steps) and time.monotonic() < until:
+                time.sleep(0.05)
+            with (place / name).open("w") as file:  # not at once: a file is taken when it is whole
+                content = (files / name).read_text()
+                file.write(content[:50])
+                file.flush()
+                time.sleep(0.3)
+                file.write(content[50:])
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    follow(settings(place, follow=6.0), tmp_path / "run")
+    thread.join()
+    assert weights(tmp_path / "run") == weights(complete)
+    assert small.records(tmp_path / "run") == small.records(complete)
+    assert sum(r["source_s"] for r in map(json.loads, (tmp_path / "run" / "metrics.jsonl").open())) > 0.5  # it waited
+
+
+def test_a_run_that_ended_goes_on_when_there_is_more(files, complete, tmp_path, one_rank):
+    place = tmp_path / "files"
+    place.mkdir()
+    run = tmp_path / "run"
+    for name, steps in (("1.csv", 4), ("2.csv", 7), ("3.csv", 10)):
+        shutil.copy(files / name, place)
+        follow(settings(place, follow=1.5), run)
+        assert len(small.records(run)) == steps
+    assert weights(run) == weights(complete)
+    assert small.records(run) == small.records(complete)
+
+
+def test_what_cannot_be_used_is_named_and_left_out(files, complete, tmp_path, one_rank):
+    place = tmp_path / "files"
+    shutil.copytree(files, place)
+    with (files / "2.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    write(place / "2again.csv", rows)
+    write(place / "2labels.csv", [{**row, "task": "new", "label": "perhaps"} for row in rows])
+    write(place / "2short.csv", [{**row, "task": "few"} for row in rows[:3]])
+    write(place / "0.csv.new", rows)  # not a name of a data file
+    (place / "2empty.csv").touch()
+    lines = []
+
+    def early(line):
+        lines.append(line)
+        if "2.csv" in line:
+            write(place / "0.csv", [{**row, "task": "early"} for row in rows])
+
+    config = settings(place, follow=3.0)
+    follow(config, tmp_path / "run", early)
+    state = json.loads((tmp_path / "run" / "stream.json").read_text())
+    assert [name.rpartition("/")[2] for name in state["files"]] == ["1.csv", "2.csv", "3.csv"]
+    left = {name.rpartition("/")[2]: reason for name, reason in state["left_out"].items()}
+    assert "'task6' is in an earlier file" in left["2again.csv"] and "perhaps" in left["2labels.csv"]
+    assert "class 'no'" in left["2short.csv"] or "class 'yes'" in left["2short.csv"]
+    assert "comes before" in left["0.csv"] and set(left) == {"2again.csv", "2labels.csv", "2short.csv", "0.csv"}
+    assert sum("is left out" in line for line in lines) == 4
+    assert weights(tmp_path / "run") == weights(complete)
+
+
+def test_a_source_whose_driver_is_gone_is_not_waited_for_without_end(files, tmp_path):
+    config = settings(files)
+    store = build_store(config.data, config.task, config.model)
+    with collecting(config, tmp_path, store, lambda line: None) as stream:
+        pass
+    stream.timeout_s = 0.6
+    with pytest.raises(TimeoutError, match="is the driver alive"):
+        stream.wait(10_000)
+
+
+def test_those_who_wait_are_told_of_a_source_that_is_gone(files, tmp_path):
+    place = tmp_path / "files"
+    shutil.copytree(files, place)
+    config = settings(place)
+    store = build_store(config.data, config.task, config.model)
+    with collecting(config, tmp_path, store, lambda line: None) as stream:
+        shutil.rmtree(place)
+        with pytest.raises(InputError, match="data.follow: .*no such file or directory"):
+            stream.wait(10_000)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"data": {"follow": 5.0}}, "data.path"),
+        ({"data": {"follow": 5.0, "path": "some"}, "task": {"arrive_every": 0}}, "task.arrive_every"),
+        ({"data": {"follow": 5.0, "path": "some"}, "sampling": {"actors": "auto"}}, "sampling.actors"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(wrong, says):
+    with pytest.raises(InputError, match=says):
+        make_config({"algorithm": "online", "task": {"arrive_every": 6}, **wrong})

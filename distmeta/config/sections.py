@@ -338,8 +338,8 @@ class TuneConfig(Section):
     adapt_steps: int | None = Field(
         None, ge=1, description="largest number of adaptation steps that is scored; null: eval.steps, else inner.steps"
     )
-    grace: int | None = Field(None, ge=1, description="meta-steps before a trial may be stopped; null: eval.every")
-    reduction: int = Field(3, ge=2, description="asha: one in so many trials goes on")
+    grace: int | None = Field(None, ge=1, description="meta-steps before any trial is stopped; null: eval.every")
+    reduction: int = Field(3, ge=2, description="asha: one in so many trials goes on, to as many times the steps")
     perturb_every: int | None = Field(None, ge=1, description="pbt: meta-steps between copies; null: eval.every")
     seed: int = Field(0, ge=0, description="of what is tried; every trial's run has run.seed")
     retries: int = Field(1, ge=0, description="how often a trial that crashed is continued from its checkpoint")

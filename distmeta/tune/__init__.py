@@ -116,6 +116,8 @@ def base_config(config: Config) -> Config:
     }
     if "inner.learn_lr" not in t.space and t.rivals != [] and "inner.lr" in t.space:
         changes["inner.learn_lr"] = "none"
+    if t.scheduler == "asha":  # a trial that waited goes on from where it was scored
+        changes["run.checkpoint_every"] = every
     if t.scheduler == "pbt":  # each report has its checkpoint, and none is removed while it is copied
         changes |= {"run.checkpoint_every": every, "run.keep": 1000}
     return with_params(config, changes)

@@ -51,6 +51,8 @@ def collect(sweep_dir: Path, config: Config) -> list[Row]:
     for path in sorted((sweep_dir / "trials").glob("trial-*")):
         record = read_record(path)
         scored = validations(path)
+        if "scored_at" in record:  # learners are ahead of what the search has heard, and stopped them for
+            scored = [r for r in scored if r["step"] <= (record["scored_at"] or 0)]
         row: Row = {
             "number": record["number"], "kind": record["kind"], "status": record["status"], "reason": record["reason"],
             "params": record["params"], "value": None, "low": None, "high": None, "adapt_steps": None, "curve": None,
@@ -62,7 +64,7 @@ def collect(sweep_dir: Path, config: Config) -> list[Row]:
             row |= best_count(scored[-1], config.tune.metric)
         row["over_time"] = [[r["step"], best_count(r, config.tune.metric)["value"]] for r in scored]
         test: dict[str, Any] | None = None
-        if (path / "evaluation.json").exists():
+        if record["status"] == "completed" and (path / "evaluation.json").exists():
             test = json.loads((path / "evaluation.json").read_text(encoding="utf-8"))["meta_trained"].get("accuracy")
         if test:
             # The count was chosen on meta-validation tasks; the interval of the curve's other counts is not kept.

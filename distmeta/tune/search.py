@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import random
 import shutil
@@ -13,20 +14,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray import tune
 from ray.tune.schedulers import (
-    AsyncHyperBandScheduler,
     FIFOScheduler,
     MedianStoppingRule,
     PopulationBasedTraining,
     TrialScheduler,
 )
-from ray.tune.search import Searcher
 
+from distmeta import checkpoint as checkpoints
 from distmeta.config import Config
 from distmeta.learner.elastic import release
 from distmeta.learner.journal import records
 from distmeta.progress import Display, TrialBars
+from distmeta.tune.asha import Asha, rungs_of
 from distmeta.tune.runs import ENDED, read_record, trial_dir, update_record, validations
-from distmeta.tune.space import PERTURBED, Axis, Params, draw_point
+from distmeta.tune.searcher import InOrder
+from distmeta.tune.space import PERTURBED, Axis, Params
 from distmeta.tune.trial import Trial
 
 if TYPE_CHECKING:
@@ -69,7 +71,8 @@ def run_search(
     np.random.seed(t.seed)
     given = [{"kind": kind, "params": params} for kind, params in trials]
     space: dict[str, Any] = {}
-    search: dict[str, Any] = {"search_alg": InOrder(config, axes, given, at_once, sweep_dir)}
+    searcher = InOrder(config, axes, given, at_once)
+    search: dict[str, Any] = {"search_alg": searcher}
     if t.scheduler == "pbt":  # it takes no searcher
         space = {
             "number": tune.grid_search(list(range(len(given)))),
@@ -86,7 +89,8 @@ def run_search(
         param_space=space,
         tune_config=tune.TuneConfig(
             metric=t.metric, mode="min" if t.metric == "loss" else "max", num_samples=len(given) if not space else 1,
-            scheduler=scheduler(config, axes), trial_name_creator=name_of, trial_dirname_creator=name_of, **search,
+            scheduler=scheduler(config, axes, at_once, searcher), **search,
+            trial_name_creator=name_of, trial_dirname_creator=name_of,
         ),
         run_config=tune.RunConfig(
             name=name, storage_path=str(sweep_dir), verbose=0,
@@ -103,15 +107,12 @@ def name_of(trial: Any) -> str:
     return f"trial-{trial.config['number']:04d}"
 
 
-def scheduler(config: Config, axes: list[Axis]) -> TrialScheduler:
+def scheduler(config: Config, axes: list[Axis], at_once: int, searcher: InOrder) -> TrialScheduler:
     """Which trials are stopped, on the meta-validation metric at equal meta-steps."""
     t, every = config.tune, config.eval.every
     longest = max([config.outer.steps, *(v for a in axes if a.key == "outer.steps" for v in a.values)])
-    if t.scheduler == "asha":  # Li et al. 2020, arXiv 1810.05934
-        # One more than the longest: a trial is not cut off between its last meta-step and its evaluation.
-        return AsyncHyperBandScheduler(
-            time_attr="step", max_t=longest + 1, grace_period=t.grace or every, reduction_factor=t.reduction
-        )
+    if t.scheduler == "asha":
+        return Asha(rungs_of(t.grace or every, t.reduction, longest), t.reduction, at_once, searcher)
     if t.scheduler == "median":  # Golovin et al. 2017, Google Vizier
         return MedianStoppingRule(time_attr="step", grace_period=t.grace or every, min_samples_required=3)
     if t.scheduler == "pbt":  # Jaderberg et al. 2017, arXiv 1711.09846
@@ -132,101 +133,6 @@ def scheduler(config: Config, axes: list[Axis]) -> TrialScheduler:
             hyperparam_mutations={"params": mutations}, custom_explore_fn=within, log_config=False, require_attrs=False,
         )  # fmt: skip
     return FIFOScheduler()
-
-
-class InOrder(Searcher):  # type: ignore[misc]
-    """Numbered trials: the rivals and points that are known beforehand, or Optuna's.
-
-    Optuna's suggestion n is a function of the seed, of n and of the scores of the trials before n - `at_once` + 1, told
-    in the order of their numbers, so that it does not depend on which of those that run together ends first.
-    """
-
-    def __init__(
-        self, config: Config, axes: list[Axis], given: list[dict[str, Any]], at_once: int, sweep_dir: Path
-    ) -> None:
-        mode = "min" if config.tune.metric == "loss" else "max"
-        super().__init__(metric=config.tune.metric, mode=mode)
-        self.config, self.axes, self.given = config, axes, given
-        self.at_once, self.sweep_dir = at_once, sweep_dir
-        self.next = 0
-        self.live: dict[str, int] = {}
-        self.scores: dict[int, float | None] = {}
-        self.params: dict[int, Params] = {}
-
-    def suggest(self, trial_id: str) -> Any:
-        number = self.next
-        if number >= len(self.given):
-            return Searcher.FINISHED
-        if len(self.live) >= self.at_once:
-            return None
-        chosen = dict(self.given[number])
-        if self.config.tune.searcher == "optuna" and chosen["kind"] == "search":
-            before = range(max(0, number - self.at_once + 1))
-            if not all(n in self.scores for n in before):
-                return None
-            told = [(self.params[n], self.scores[n]) for n in before if self.given[n]["kind"] == "search"]
-            chosen["params"] = ask(self.axes, self.config, number, told)
-        self.next, self.live[trial_id], self.params[number] = number + 1, number, chosen["params"]
-        return {"number": number, **chosen}
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        number = self.live.pop(trial_id)
-        self.scores[number] = None if error or result is None else result.get(self.metric)
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        pass
-
-    def save(self, checkpoint_path: str) -> None:
-        pass  # a search is resumed from its run directories
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError
-
-
-def ask(axes: list[Axis], config: Config, number: int, told: list[tuple[Params, float | None]]) -> Params:
-    """Optuna's point `number` after these scores (Bergstra et al. 2011); the first ones, and after a failure, too."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    direction = "minimize" if config.tune.metric == "loss" else "maximize"
-    seed = int(np.random.SeedSequence([config.tune.seed, number]).generate_state(1)[0])
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(5, max(1, config.tune.trials // 3)))
-    study = optuna.create_study(direction=direction, sampler=sampler)
-    kinds = {axis.key: distribution(axis) for axis in axes}
-    for params, score in told:
-        study.add_trial(
-            optuna.trial.create_trial(
-                params={k: axis_index(axes, k, v) for k, v in params.items()},
-                distributions={k: kinds[k] for k in params},
-                value=score,
-                state=optuna.trial.TrialState.FAIL if score is None else optuna.trial.TrialState.COMPLETE,
-            )
-        )
-    if not any(score is not None for _, score in told):
-        return draw_point(axes, config.tune.seed, number)
-    trial = study.ask()
-    found: Params = {}
-    for axis in axes:
-        if axis.is_active(found):
-            value = trial._suggest(axis.key, kinds[axis.key])
-            found[axis.key] = axis.values[value] if axis.kind == "choice" else value
-    return found
-
-
-def axis_index(axes: list[Axis], key: str, value: Any) -> Any:
-    """A choice as its position: Optuna's categories are plain values, ours may be lists."""
-    axis = next(a for a in axes if a.key == key)
-    return axis.values.index(value) if axis.kind == "choice" else value
-
-
-def distribution(axis: Axis) -> Any:
-    from optuna import distributions as d
-
-    if axis.kind == "choice":
-        return d.CategoricalDistribution(tuple(range(len(axis.values))))
-    if axis.kind == "integer":
-        return d.IntDistribution(*axis.values)
-    return d.FloatDistribution(*axis.values, log=axis.kind == "log_uniform")
 
 
 def trackers(config: Config) -> list[Any]:
@@ -278,7 +184,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         path = trial_dir(self.sweep_dir, number_of(trial))
         if read_record(path).get("status") not in ENDED:
-            status = "completed" if (path / "evaluation.json").exists() else "stopped"
+            # Learners are ahead of what Tune has heard: one that was stopped may have come to its end meanwhile.
+            whole = told_step(trial) >= checkpoints.read_config(path / "config.yaml").outer.steps
+            status = "completed" if whole and (path / "evaluation.json").exists() else "stopped"
             reason = "" if status == "completed" else f"by {self.config.tune.scheduler}"
             self._end(trial, status, reason)
 
@@ -292,7 +200,8 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
     def _end(self, trial: Any, status: str, reason: str) -> None:
         path = trial_dir(self.sweep_dir, number_of(trial))
-        scored = [r["step"] for r in validations(path)]
+        heard = told_step(trial) if status != "failed" else math.inf
+        scored = [r["step"] for r in validations(path) if r["step"] <= heard]
         update_record(
             path, status=status, reason=reason, seconds=float((trial.last_result or {}).get("time_total_s", 0.0)),
             meta_steps=max((r["step"] for r in records(path)), default=0), scored_at=max(scored, default=None),
@@ -302,6 +211,11 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
 def number_of(trial: Any) -> int:
     return int(str(trial.custom_trial_name).removeprefix("trial-"))
+
+
+def told_step(trial: Any) -> int:
+    """The meta-step of the last score that Tune was told."""
+    return int((trial.last_result or {}).get("step", 0))
 
 
 def _shown(trial: Any) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from distmeta.tune.runs import (
 )
 from distmeta.tune.space import Params
 
+TOLD = "told.json"
 POLL_S = 0.2
 GRACE_S = 60.0  # how long a group may take to end when its trial is stopped
 
@@ -55,15 +56,20 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self.group: Any = None
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]
-        """Under population-based training: go on from this trial's own checkpoint, or from a better one's."""
+        """Go on after a wait, telling nothing again; under population-based training perhaps from a better trial's."""
+        if (Path(checkpoint_dir) / TOLD).exists():
+            self.told = json.loads((Path(checkpoint_dir) / TOLD).read_text(encoding="utf-8"))
+            return
         if not (Path(checkpoint_dir) / checkpoints.MANIFEST).exists():
             return  # it was paused before its first checkpoint
         self.params = self.given["params"]
         self.told = adopt(Path(checkpoint_dir), self.run_dir, self.before.get("params", {}), self.params)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]
-        """The run's checkpoint of the step that was told last."""
-        if is_saved(self.run_dir, self.told):
+        """What was told last: the step; under population-based training, which copies it, the run's checkpoint."""
+        if self.base.tune.scheduler != "pbt":
+            (Path(checkpoint_dir) / TOLD).write_text(json.dumps(self.told), encoding="utf-8")
+        elif is_saved(self.run_dir, self.told):
             saved = self.run_dir / "checkpoints" / f"step-{self.told:06d}"
             shutil.copytree(saved, checkpoint_dir, dirs_exist_ok=True)
 

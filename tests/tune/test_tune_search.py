@@ -61,10 +61,9 @@ def test_the_table_is_complete_and_says_what_became_of_each(both):
         assert row["low"] <= row["value"] <= row["high"]
         assert row["curve"][row["adapt_steps"]] == max(row["curve"]) == row["value"] and len(row["curve"]) == 3
         assert {"config.yaml", "metrics.jsonl", "checkpoints"} <= set(os.listdir(row["run"]))
-        assert "continuing from" not in (Path(row["run"]) / "log.txt").read_text()  # a stopped one was not begun again
         steps = [r["step"] for r in small.records(Path(row["run"]))]
         assert steps == list(range(1, len(steps) + 1)) and len(steps) >= row["meta_steps"]
-    assert rows[0]["status"] == "completed"  # the first at every rung
+    assert max(rows[:3], key=lambda row: row["value"])["status"] == "completed"
     assert both[0].best["value"] == max(row["value"] for row in rows if row["status"] == "completed")
 
 
@@ -115,7 +114,7 @@ def test_a_worker_and_the_driver_are_killed_and_the_resumed_search_ends_the_same
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
         running.wait_for(lambda: len(checkpoints(running.trial(1))) > 0)
-        assert read_record(running.trial(0))["status"] == "completed"
+        assert read_record(running.trial(0))["status"] == "running"  # it waits, scored at the first rung
         family = [pid for pid in descendants(running.process.pid) if "ray" in title(pid)]
     finally:
         running.kill(family)

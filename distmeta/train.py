@@ -231,6 +231,7 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also how long each report() of a worker waits
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS": "1",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor for notices that nothing here acts on
     }.items():
         os.environ.setdefault(name, value)
     import ray

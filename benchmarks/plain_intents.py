@@ -28,7 +28,8 @@ from distmeta.config import Config, load_config
 from distmeta.config.consistency import parse_until
 from distmeta.learner.engine import make_optimizer, outer_lr
 from distmeta.sampling.episode import Rows, sample_episode
-from distmeta.tasks.store import build_store, open_store
+from distmeta.tasks.build import build_store
+from distmeta.tasks.store import open_store
 
 Named = dict[str, Tensor]
 HEAD = ("head_weight", "head_bias")

@@ -44,7 +44,8 @@ def initial_checkpoint(folder: Path) -> Path:
     from distmeta.algorithms.rates import initial_log_rates
     from distmeta.config import load_config
     from distmeta.models.build import build_model
-    from distmeta.tasks.store import build_store, open_store
+    from distmeta.tasks.build import build_store
+    from distmeta.tasks.store import open_store
 
     config = load_config("default")
     store = open_store(build_store(config.data, config.task, config.model))
@@ -63,7 +64,8 @@ def support_sets(
 ) -> tuple[list[list[dict[str, str]]], list[str]]:
     """(`count` support sets of `shots` texts of each label, texts to predict), of the built-in reviews."""
     from distmeta import checkpoint as checkpoints
-    from distmeta.tasks.store import build_store, open_store
+    from distmeta.tasks.build import build_store
+    from distmeta.tasks.store import open_store
 
     config = checkpoints.read_config(checkpoint / "config.yaml")
     store = open_store(build_store(config.data, config.task, config.model))

@@ -277,7 +277,8 @@ MAX_TOKENS = 256  # longer texts are cut, for distmeta and its peers alike
 
 
 def _real_episodes(row: Row, sizes: Sizes, data: Path, tiny: bool) -> tuple[list[Any], Config, int, int]:
-    from distmeta.tasks.store import build_store, open_store
+    from distmeta.tasks.build import build_store
+    from distmeta.tasks.store import open_store
 
     assert row.data is not None
     path = data / row.data / "data.parquet"

@@ -30,13 +30,14 @@ from safetensors.torch import load_file, save_file
 
 from distmeta.algorithms import load_algorithm
 from distmeta.config import Config, make_config
+from distmeta.learner.gradients import meta_gradients
 from distmeta.learner.ranks import share
-from distmeta.learner.worker import meta_gradients
 from distmeta.models.build import build_model
 from distmeta.models.sharding import shard_frozen
 from distmeta.models.task_model import TaskModel
 from distmeta.sampling.episode import sample_episode
-from distmeta.tasks.store import build_store, open_store
+from distmeta.tasks.build import build_store
+from distmeta.tasks.store import open_store
 
 WAYS = ("distmeta", "deepspeed")
 ALGORITHM = {"exact": "maml", "first_order": "fomaml"}

@@ -30,13 +30,15 @@ from distmeta.algorithms.rates import initial_log_rates
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError
 from distmeta.learner.engine import make_optimizer
+from distmeta.learner.gradients import meta_gradients
 from distmeta.learner.ranks import episodes_of_rank
-from distmeta.learner.worker import fast_shards, initial_values, make_engine, meta_gradients
+from distmeta.learner.worker import fast_shards, initial_values, make_engine
 from distmeta.models.build import build_model
 from distmeta.models.sharding import shard_frozen
 from distmeta.models.task_model import TaskModel
 from distmeta.sampling.episode import sample_episode
-from distmeta.tasks.store import TaskStore, build_store, open_store
+from distmeta.tasks.build import build_store
+from distmeta.tasks.store import TaskStore, open_store
 
 STAGES = (0, 1, 2, 3)
 WORLDS = (1, 2, 3)

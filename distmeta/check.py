@@ -14,8 +14,7 @@ The functions here only compare; what is compared is what a run uses.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,17 +25,12 @@ from torch.overrides import TorchFunctionMode
 from distmeta.algorithms import fomaml, load_algorithm
 from distmeta.algorithms.rates import inner_loop, log_rate_gradients
 from distmeta.config import Config, make_config
+from distmeta.differences import EXACT, derivative, directions, dot, norm, relative
 from distmeta.errors import InputError
 from distmeta.inner import adapt
+from distmeta.learner.gradients import dropout_seed, group_gradient, load_parts, meta_gradients, one_task
 from distmeta.learner.sharded import OUTER_STEPS, ShardedGroup, episodes_of, plain_steps
-from distmeta.learner.worker import (
-    dropout_seed,
-    group_gradient,
-    initial_values,
-    load_parts,
-    meta_gradients,
-    one_task,
-)
+from distmeta.learner.worker import initial_values
 from distmeta.models.backbone import set_attention
 from distmeta.models.build import build_model
 from distmeta.models.task_model import TaskModel
@@ -47,9 +41,6 @@ from distmeta.tasks.store import TaskStore, open_store
 Params = dict[str, Tensor]
 
 MOST_SHOTS, MOST_STEPS = 2, 5  # of a class; of the inner loop
-DIRECTIONS = 3  # for each group of meta-parameters
-STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)  # of the differences, tried in this order
-EXACT = 1e-5  # relative error of a derivative that agrees, in float64
 SAME = 1e-9  # relative difference of two ways to the same number, in float64
 SHARDED = 1e-3  # difference in float32, as a part of how far the outer steps moved the meta-parameters
 OUTER_EPS = 1e-2  # Adam with a small eps hides the scale of a gradient, and turns rounding of a zero into a step
@@ -260,39 +251,6 @@ def reptile_finding(setting: Setting, meta: Params, grads: Params) -> Finding:
     return Finding("step of the initial weights", verdict, error, SAME, "a first-order method, no derivative")
 
 
-def directions(meta: Params, part: Sequence[str], seed: int) -> Iterator[Params]:
-    """Random directions within `part`, of length 1."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    for _ in range(DIRECTIONS):
-        v = {n: torch.randn(meta[n].shape, generator=generator, dtype=torch.float64).to(meta[n].device) for n in part}
-        length = norm(v)
-        yield {name: value / length for name, value in v.items()}
-
-
-def derivative(f: Callable[[Params], float], at: Params, v: Params) -> float:
-    """df/dv by differences, at the step that changes least from the one before: it knows nothing of our gradient.
-
-    A smooth loss is settled at the first two. ReLU, or Adam's quotient at a small gradient, needs a smaller step.
-    """
-    found = [central_difference(f, at, v, STEPS[0])]
-    gaps = []
-    for h in STEPS[1:]:
-        found.append(central_difference(f, at, v, h))
-        gaps.append(abs(found[-1] - found[-2]))
-        if gaps[-1] <= 0.1 * EXACT * abs(found[-1]):
-            break
-    return found[gaps.index(min(gaps)) + 1]
-
-
-def central_difference(f: Callable[[Params], float], at: Params, v: Params, h: float) -> float:
-    """df/dv by the five-point rule, (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h, with an error of order h^4."""
-
-    def moved(s: float) -> float:
-        return f({name: value + s * v[name] if name in v else value for name, value in at.items()})
-
-    return (8 * (moved(h) - moved(-h)) - (moved(2 * h) - moved(-2 * h))) / (12 * h)
-
-
 # 2. The sharded step
 
 
@@ -403,17 +361,3 @@ def report(findings: Sequence[Finding]) -> dict[str, Any]:
 
 def _number(value: float | None) -> float | None:
     return value if value is not None and value == value and abs(value) != float("inf") else None
-
-
-def dot(a: Mapping[str, Tensor], v: Mapping[str, Tensor]) -> float:
-    return float(sum(float((a[name] * value).sum()) for name, value in v.items()))
-
-
-def norm(v: Mapping[str, Tensor]) -> float:
-    return math.sqrt(dot(v, v))
-
-
-def relative(found: Sequence[float], expected: Sequence[float]) -> float:
-    """|found - expected| / |expected|, as vectors."""
-    gap = math.hypot(*(x - y for x, y in zip(found, expected, strict=True)))
-    return gap / max(math.hypot(*expected), 1e-300)

@@ -13,9 +13,10 @@ from typing import Any
 from distmeta.checkpoint import write_text
 from distmeta.config import Config
 from distmeta.errors import InputError
+from distmeta.tasks.build import build_store
 from distmeta.tasks.families import check_feasible
 from distmeta.tasks.sources import Source, list_sources
-from distmeta.tasks.store import TaskStore, build_store, open_store
+from distmeta.tasks.store import TaskStore, open_store
 from distmeta.tasks.stream import POLL_S, Stream, read
 
 

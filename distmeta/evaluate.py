@@ -206,8 +206,9 @@ def load_model(saved: checkpoints.Checkpoint) -> TaskModel:
 
 
 def _store_of(saved: checkpoints.Checkpoint, config: Config, only: Literal["test"] | None) -> TaskStore:
+    from distmeta.tasks.build import build_store
     from distmeta.tasks.families import check_feasible
-    from distmeta.tasks.store import build_store, open_store
+    from distmeta.tasks.store import open_store
 
     labels = saved.state["labels"] if config.task.family == "domain" else None
     path = build_store(

@@ -73,7 +73,7 @@ def pipeline(config: Config | dict[str, Any], *, show: bool = False) -> Pipeline
     from distmeta.pretraining.corpus import corpus_key
     from distmeta.pretraining.model import objective_of
     from distmeta.progress import Display
-    from distmeta.tasks.store import store_key
+    from distmeta.tasks.build import store_key
     from distmeta.train import prepare_store, train, write_export
 
     check(config)

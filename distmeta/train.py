@@ -96,8 +96,9 @@ def train(config: Config | dict[str, Any], *, resume: bool = False, show: bool =
 
 def prepare_store(config: Config, display: Display | None = None) -> Path:
     """The token cache of the run's tasks, built if need be, and checked against what episodes ask of it."""
+    from distmeta.tasks.build import build_store
     from distmeta.tasks.families import check_feasible
-    from distmeta.tasks.store import build_store, open_store
+    from distmeta.tasks.store import open_store
 
     data = config.data
     if config.cluster.storage and not (data.cache or os.environ.get("DISTMETA_CACHE")):

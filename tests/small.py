@@ -66,7 +66,8 @@ def checkpoint_of(folder, path, **sections) -> Path:
     from distmeta import checkpoint
     from distmeta.algorithms.rates import initial_log_rates
     from distmeta.models.build import build_model
-    from distmeta.tasks.store import build_store, open_store
+    from distmeta.tasks.build import build_store
+    from distmeta.tasks.store import open_store
 
     given = config(path, **sections)
     store = open_store(build_store(given.data, given.task, given.model))

@@ -20,7 +20,8 @@ from distmeta.export import export
 from distmeta.inner import InnerLoop
 from distmeta.sampling.episode import sample_episode
 from distmeta.scoring import score_episodes, split_meta
-from distmeta.tasks.store import build_store, open_store
+from distmeta.tasks.build import build_store
+from distmeta.tasks.store import open_store
 
 TEXTS = ["the red thing", "it is a cold blue thing", "so hot", "small", "a round flat sharp thing it is so"]
 

@@ -12,11 +12,12 @@ from distmeta.algorithms.rates import initial_log_rates, inner_loop
 from distmeta.bench import scaling
 from distmeta.config import load_config
 from distmeta.errors import InputError
-from distmeta.learner.worker import group_gradient
+from distmeta.learner.gradients import group_gradient
 from distmeta.models.build import build_model
 from distmeta.sampling.episode import sample_episode
 from distmeta.scoring import load_group, split_meta
-from distmeta.tasks.store import build_store, open_store
+from distmeta.tasks.build import build_store
+from distmeta.tasks.store import open_store
 
 GOOD = {"workers": [1, 2], "samplers": [1], "modes": ["weak"], "steps": 6, "repeats": 1}
 

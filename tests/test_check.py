@@ -12,7 +12,8 @@ from distmeta import check as checks
 from distmeta import cli
 from distmeta.algorithms import maml
 from distmeta.errors import InputError
-from distmeta.tasks.store import build_store, open_store
+from distmeta.tasks.build import build_store
+from distmeta.tasks.store import open_store
 
 VARIANTS = {
     "bert": ("bert", {}, ["exact second order"]),

@@ -26,7 +26,8 @@ from distmeta.scoring import (
     score_episodes,
     summarise,
 )
-from distmeta.tasks.store import build_store, open_store
+from distmeta.tasks.build import build_store
+from distmeta.tasks.store import open_store
 
 CPU = torch.device("cpu")
 

@@ -21,7 +21,8 @@ from distmeta.models.batch import to_batches
 from distmeta.models.build import build_model
 from distmeta.sampling.collate import collate
 from distmeta.scoring import split_meta
-from distmeta.tasks.store import build_store, open_store
+from distmeta.tasks.build import build_store
+from distmeta.tasks.store import open_store
 
 TEXTS = ["the red thing", "so it is an unheard-of old thing", "blue", "it is a very slow, round and sharp thing " * 3]
 SUPPORT = (["a red thing", "so red", "the blue thing", "it is blue"], [0, 0, 1, 1])

@@ -9,12 +9,12 @@ import distmeta
 ROOT = Path(distmeta.__file__).parent
 # A name may import those before it, at the top of a file or in a function; a package is one name.
 ORDER = [
-    "errors", "trees", "inner", "metrics", "text_metrics", "algorithms", "config", "tasks", "models", "privacy",
-    "plots", "progress", "sampling", "scoring", "scoring_text", "pooled", "checkpoint", "evaluate", "learner",
-    "collect", "adapt", "compress", "card", "export_language", "export", "report", "train", "pretraining", "pretrain",
-    "pipeline", "tune", "submit", "check", "bench", "serve", "cli", "__main__",
+    "errors", "trees", "differences", "inner", "metrics", "text_metrics", "algorithms", "config", "tasks", "models",
+    "privacy", "plots", "progress", "sampling", "scoring", "scoring_text", "pooled", "checkpoint", "evaluate",
+    "learner", "collect", "adapt", "compress", "card", "export_language", "export", "report", "train", "pretraining",
+    "pretrain", "pipeline", "tune", "submit", "check", "bench", "serve", "cli", "__main__",
 ]  # fmt: skip
-PURE = {"inner", "algorithms", "models", "metrics", "text_metrics", "config", "tasks", "scoring", "scoring_text"}
+PURE = set(ORDER[: ORDER.index("checkpoint")]) - {"sampling", "progress"}
 
 
 def imported(path: Path) -> Iterator[tuple[int, str]]:

@@ -14,11 +14,13 @@ from distmeta.algorithms import load_algorithm
 from distmeta.config import PrivacyConfig, make_config
 from distmeta.errors import InputError
 from distmeta.export import export
+from distmeta.learner.gradients import meta_gradients
 from distmeta.learner.ranks import share
-from distmeta.learner.worker import initial_values, learn, meta_gradients
+from distmeta.learner.worker import initial_values, learn
 from distmeta.models.build import build_model
 from distmeta.sampling.episode import sample_episode
-from distmeta.tasks.store import build_store, open_store
+from distmeta.tasks.build import build_store
+from distmeta.tasks.store import open_store
 from distmeta.tune import tune
 
 CPU = torch.device("cpu")

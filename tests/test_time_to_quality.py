@@ -13,11 +13,12 @@ import torch
 
 from distmeta.algorithms import load_algorithm
 from distmeta.algorithms.rates import initial_log_rates, inner_loop
-from distmeta.learner.worker import meta_gradients
+from distmeta.learner.gradients import meta_gradients
 from distmeta.models.build import build_model
 from distmeta.sampling.episode import sample_episode
 from distmeta.scoring import score_episodes, split_meta
-from distmeta.tasks.store import build_store, open_store
+from distmeta.tasks.build import build_store
+from distmeta.tasks.store import open_store
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 

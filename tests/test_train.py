@@ -172,7 +172,7 @@ def test_samplers_at_one_rank(undisturbed, setting, ray_here, one_rank, tmp_path
     from distmeta.config import make_config
     from distmeta.learner.worker import learn
     from distmeta.sampling.sampler import start_samplers
-    from distmeta.tasks.store import build_store
+    from distmeta.tasks.build import build_store
 
     config = make_config(small.merge(setting, {"outer": {"steps": 8}, "eval": {"baselines": False}}))
     store = build_store(config.data, config.task, config.model)

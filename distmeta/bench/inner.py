@@ -1,8 +1,8 @@
 """`distmeta bench inner`: what the inner loop costs on a user's own model and episodes, and what `auto` chooses there.
 
-Every figure is of one meta-step's gradient as the learner takes it (`learner.worker.meta_gradients`), without the outer
-step. The floor is the matrix-product FLOPs of the leanest path (graphs kept, no padding at all) over the rate that this
-machine reaches on a square matrix product; below one times it no arrangement of the same mathematics can come.
+Every figure is of one meta-step's gradient as the learner takes it (`learner.gradients.meta_gradients`), without outer
+steps. The floor is the matrix-product FLOPs of the leanest path (graphs kept, no padding at all) over the rate of this
+machine on a square matrix product; below one times it no arrangement of the same mathematics can come.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from distmeta.algorithms.rates import initial_log_rates
 from distmeta.bench import measure
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError
-from distmeta.learner.worker import meta_gradients, state_cache
+from distmeta.learner.gradients import meta_gradients, state_cache
 from distmeta.models.backbone import set_attention
 from distmeta.models.build import build_model
 from distmeta.models.prefix import StateCache
 from distmeta.models.task_model import TaskModel
 from distmeta.sampling.episode import Episode, Rows, sample_episode
 from distmeta.scoring import group_episodes, load_group, tasks_at_once
+from distmeta.tasks.build import build_store
 from distmeta.tasks.families import check_feasible
-from distmeta.tasks.store import TaskStore, build_store, open_store
+from distmeta.tasks.store import TaskStore, open_store
 
 
 @dataclass(frozen=True)

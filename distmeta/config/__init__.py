@@ -1,10 +1,10 @@
 """The configuration of a run: its sections with their defaults, what does not go together, and how it is read."""
 
+from distmeta.config.cluster import ClusterConfig
 from distmeta.config.loading import RECIPES, dump_config, load_config, make_config, recipe_names, recipe_path
 from distmeta.config.parts import AugmentConfig, PrivacyConfig
 from distmeta.config.pretrain import PretrainConfig
 from distmeta.config.sections import (
-    ClusterConfig,
     Config,
     DataConfig,
     EvalConfig,
@@ -15,9 +15,9 @@ from distmeta.config.sections import (
     SamplingConfig,
     SourceConfig,
     TaskConfig,
-    TuneConfig,
 )
 from distmeta.config.serve import ServeConfig
+from distmeta.config.tune import TuneConfig
 
 __all__ = [
     "RECIPES",

@@ -10,9 +10,11 @@ from pydantic import Field, field_validator, model_validator
 from distmeta.algorithms import ALGORITHMS, IMPORT_PATH, with_settings
 from distmeta.config import consistency
 from distmeta.config.base import Section
+from distmeta.config.cluster import ClusterConfig
 from distmeta.config.parts import AugmentConfig, PrivacyConfig
 from distmeta.config.pretrain import PretrainConfig
 from distmeta.config.serve import ServeConfig
+from distmeta.config.tune import TuneConfig
 from distmeta.errors import nearest
 from distmeta.trees import merge
 
@@ -254,53 +256,6 @@ class SamplingConfig(Section):
     timeout_s: float = Field(120, gt=0, description="longest wait for one group of episodes")
 
 
-class ClusterConfig(Section):
-    workers: int | tuple[int, int] = Field(
-        2, description="learner ranks; a range such as 1-3 follows the nodes that there are"
-    )
-    episode: Literal["rank", "group"] = Field(
-        "rank", description="an episode is adapted to by one rank, or by all together, its fast weights in shards"
-    )
-    address: str | None = Field(None, description="Ray cluster; null: RAY_ADDRESS, else one is started here")
-    storage: str | None = Field(None, description="directory, shared by all nodes, in which run.dir is resolved")
-    cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float | None = Field(None, ge=0, description="null: 1 where the cluster has enough GPUs")
-    cpus_per_sampler: float = Field(0.25, ge=0)
-    max_failures: int = Field(3, ge=0, description="restarts of the learner group from its last checkpoint")
-
-    @field_validator("workers", mode="before")
-    @classmethod
-    def _number_or_range(cls, value: object) -> object:
-        """3, "1-3" or [1, 3]."""
-        match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", value) if isinstance(value, str) else None
-        ends = (int(match[1]), int(match[2])) if match else value
-        if isinstance(ends, int) and not isinstance(ends, bool) and ends >= 1:
-            return ends
-        if isinstance(ends, list | tuple) and len(ends) == 2 and all(type(end) is int for end in ends):
-            if 1 <= ends[0] < ends[1]:
-                return tuple(ends)
-            if 1 <= ends[0] == ends[1]:
-                return ends[0]
-        raise ValueError("a number of ranks from 1, or a range of them such as 1-3")
-
-    @property
-    def fewest(self) -> int:
-        return self.workers if isinstance(self.workers, int) else self.workers[0]
-
-    @property
-    def most(self) -> int:
-        return self.workers if isinstance(self.workers, int) else self.workers[1]
-
-    @property
-    def is_elastic(self) -> bool:
-        return self.fewest < self.most
-
-    @property
-    def shown(self) -> str:
-        """As a person writes it."""
-        return f"{self.fewest}-{self.most}" if self.is_elastic else str(self.workers)
-
-
 class EvalConfig(Section):
     episodes: int = Field(600, ge=2, description="meta-test episodes")
     steps: int | None = Field(None, ge=0, description="inner steps when evaluating; null: inner.steps")
@@ -316,40 +271,6 @@ class RunConfig(Section):
     checkpoint_every: int = Field(50, ge=1, description="meta-steps between checkpoints")
     keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
     timeout_s: float = Field(600, gt=0, description="longest wait for another rank")
-
-
-Rates = Literal["scalar", "per_step", "per_layer", "per_layer_step", "per_parameter"]
-
-
-class TuneConfig(Section):
-    """The search of `distmeta tune` over whole runs. What `space` may say is in distmeta.tune.space."""
-
-    space: dict[str, dict[str, Any]] = Field(
-        {"inner.lr": {"log_uniform": [0.01, 1.0]}, "inner.steps": {"integer": [1, 5]}},
-        description="by dotted key: log_uniform, uniform or integer [low, high], choice or grid [values]; with `when`",
-    )
-    searcher: Literal["random", "grid", "optuna"] = Field("random", description="optuna: tree of Parzen estimators")
-    scheduler: Literal["none", "asha", "median", "pbt"] = Field("asha", description="which trials are stopped early")
-    trials: int = Field(16, ge=1, description="runs that are searched; grid: that many for each point of the grid")
-    max_concurrent: int | None = Field(None, ge=1, description="trials at once; null: as many as the cluster holds")
-    metric: Literal["accuracy", "f1", "precision", "recall", "loss"] = Field(
-        "accuracy", description="of the meta-validation, at the best number of adaptation steps"
-    )
-    adapt_steps: int | None = Field(
-        None, ge=1, description="largest number of adaptation steps that is scored; null: eval.steps, else inner.steps"
-    )
-    grace: int | None = Field(None, ge=1, description="meta-steps before any trial is stopped; null: eval.every")
-    reduction: int = Field(3, ge=2, description="asha: one in so many trials goes on, to as many times the steps")
-    perturb_every: int | None = Field(None, ge=1, description="pbt: meta-steps between copies; null: eval.every")
-    seed: int = Field(0, ge=0, description="of what is tried; every trial's run has run.seed")
-    retries: int = Field(1, ge=0, description="how often a trial that crashed is continued from its checkpoint")
-    rivals: list[Rates] | None = Field(
-        None, description="learnt rates in trials of their own, against constant ones; null: per_layer; []: none"
-    )
-    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
-        ["tensorboard"], description="wandb and mlflow: extras of those names"
-    )
-    dir: str | None = Field(None, description="directory of the search; null: runs/NAME-tune")
 
 
 DEEPSPEED_DEFAULTS: dict[str, Any] = {"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}

@@ -14,10 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -34,9 +31,10 @@ from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.pretraining.cleaning import REMOVED, clean
 from distmeta.tasks import tokenizer as tokenizers
+from distmeta.tasks.build import VOCABULARY_ROWS, build_store, built, cache_directory
 from distmeta.tasks.readers import BATCH, read_texts
 from distmeta.tasks.sources import TEXT_KINDS, find_sources
-from distmeta.tasks.store import VOCABULARY_ROWS, build_store, cache_directory, open_store
+from distmeta.tasks.store import open_store
 
 FORMAT = 1  # part of every key: a change of what is written makes new corpora
 SPLITS = ("train", "validation")
@@ -93,13 +91,8 @@ def build_corpus(
     """
     p, model = config.pretrain, config.model
     key, ready, batches = _keyed(config, objective)
-    root = cache_directory(config.data)
-    final = root / f"corpus-{key}"
-    if (final / "meta.json").is_file():
-        return final
-    root.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=root))
-    try:
+
+    def fill(work: Path) -> None:
         counts: Counter[str] = Counter(dict.fromkeys(("read", "kept", "characters", *REMOVED), 0))
         with _named_as_here():
             _write_text(work / "text.arrow", clean(batches, p, counts), counts, progress)
@@ -115,14 +108,8 @@ def build_corpus(
         tokenizer.save(str(work / "tokenizer.json"))
         meta = {"key": key, "objective": objective, "counts": dict(counts), "rows": rows}
         (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        try:
-            os.replace(work, final)
-        except OSError:
-            if not (final / "meta.json").is_file():  # else another process was first, with the same content
-                raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return final
+
+    return built(cache_directory(config.data) / f"corpus-{key}", fill)
 
 
 def corpus_key(config: Config, objective: str) -> str:

@@ -15,7 +15,7 @@ from distmeta.config import load_config
 from distmeta.errors import InputError
 from distmeta.evaluate import evaluate
 from distmeta.learner.worker import learn
-from distmeta.tasks.store import build_store
+from distmeta.tasks.build import build_store
 from distmeta.trees import merge, nested
 
 pytestmark = pytest.mark.usefixtures("one_rank")

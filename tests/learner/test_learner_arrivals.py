@@ -12,7 +12,8 @@ from distmeta.learner.arrivals import regret
 from distmeta.learner.worker import learn
 from distmeta.sampling.episode import sample_episode
 from distmeta.tasks.arrivals import arriving
-from distmeta.tasks.store import build_store, open_store
+from distmeta.tasks.build import build_store
+from distmeta.tasks.store import open_store
 
 
 @pytest.fixture(scope="module")

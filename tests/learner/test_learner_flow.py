@@ -7,7 +7,7 @@ import torch
 from distmeta.learner.worker import learn
 from distmeta.sampling import flow
 from distmeta.sampling.sampler import start_samplers
-from distmeta.tasks.store import build_store
+from distmeta.tasks.build import build_store
 
 
 @pytest.mark.long

@@ -12,7 +12,7 @@ from distmeta.evaluate import evaluate
 from distmeta.inner import Diverged
 from distmeta.learner.engine import plateaus
 from distmeta.learner.worker import OuterDiverged, learn
-from distmeta.tasks.store import build_store
+from distmeta.tasks.build import build_store
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 

@@ -11,8 +11,8 @@ from distmeta.config import TaskConfig
 from distmeta.errors import InputError
 from distmeta.evaluate import evaluate
 from distmeta.learner.worker import learn
+from distmeta.tasks.build import build_store
 from distmeta.tasks.mixture import curriculum
-from distmeta.tasks.store import build_store
 from distmeta.train import check_resumable
 
 pytestmark = pytest.mark.usefixtures("one_rank")

@@ -16,7 +16,7 @@ from distmeta import checkpoint
 from distmeta.learner import saver as savers
 from distmeta.learner.saver import Saver, WriteError
 from distmeta.learner.worker import learn
-from distmeta.tasks.store import build_store
+from distmeta.tasks.build import build_store
 
 
 def group(world, *words):

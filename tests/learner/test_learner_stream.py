@@ -16,7 +16,8 @@ from distmeta.config import make_config
 from distmeta.errors import InputError
 from distmeta.learner.worker import learn
 from distmeta.sampling.episode import sample_episode
-from distmeta.tasks.store import build_store, open_store
+from distmeta.tasks.build import build_store
+from distmeta.tasks.store import open_store
 from distmeta.tasks.stream import join
 from distmeta.tasks.tokenizer import load_tokenizer
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from distmeta.learner import saver
 from distmeta.learner.worker import learn
-from distmeta.tasks.store import build_store
+from distmeta.tasks.build import build_store
 
 VARIANTS = {
     "adapter": {"inner": {"adapt": "lora", "learn_lr": "per_layer"}, "outer": {"base": "freeze"}},

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from distmeta.config import make_config
 from distmeta.learner import worker
 from distmeta.models import sharding
-from distmeta.tasks.store import build_store
+from distmeta.tasks.build import build_store
 
 
 def uneven(world, rank):

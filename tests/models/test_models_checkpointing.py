@@ -7,7 +7,7 @@ import torch
 from distmeta.algorithms import load_algorithm
 from distmeta.errors import InputError
 from distmeta.inner import InnerLoop
-from distmeta.learner.worker import group_gradient
+from distmeta.learner.gradients import group_gradient
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import to_batches
 from distmeta.models.build import build_model

@@ -5,10 +5,11 @@ import small
 import torch
 
 from distmeta.algorithms import load_algorithm
-from distmeta.learner.worker import meta_gradients
+from distmeta.learner.gradients import meta_gradients
 from distmeta.models.build import build_model
 from distmeta.sampling.episode import sample_episode
-from distmeta.tasks.store import build_store, open_store
+from distmeta.tasks.build import build_store
+from distmeta.tasks.store import open_store
 
 
 @pytest.mark.parametrize("architecture", small.BACKBONES)

@@ -9,7 +9,7 @@ import torch
 
 from distmeta.algorithms import load_algorithm
 from distmeta.inner import InnerLoop
-from distmeta.learner.worker import group_gradient
+from distmeta.learner.gradients import group_gradient
 from distmeta.models.batch import to_batches
 from distmeta.models.build import build_model
 from distmeta.models.prefix import StateCache, fixed_prefix, is_frozen

@@ -17,7 +17,8 @@ from distmeta.pretraining.batches import NOT_PREDICTED, Batches, predicted, summ
 from distmeta.pretraining.corpus import build_corpus, open_corpus
 from distmeta.pretraining.model import build_language_model, objective_of
 from distmeta.pretraining.worker import PretrainingDiverged, learn, transformers_tokenizer
-from distmeta.tasks.store import build_store, open_store
+from distmeta.tasks.build import build_store
+from distmeta.tasks.store import open_store
 from distmeta.tasks.tokenizer import special_ids
 
 STEPS = 24

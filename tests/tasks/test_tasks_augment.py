@@ -215,7 +215,7 @@ def test_what_would_do_nothing_is_refused(changes, key):
 
 
 def test_states_of_changed_rows_are_not_kept(reviews):
-    from distmeta.learner.worker import state_cache
+    from distmeta.learner.gradients import state_cache
     from distmeta.models.build import build_model
 
     found = []

@@ -12,7 +12,8 @@ from distmeta.evaluate import load_model
 from distmeta.learner.worker import learn
 from distmeta.sampling.episode import sample_episode
 from distmeta.scoring import curves, score_episodes, split_meta
-from distmeta.tasks.store import build_store, open_store
+from distmeta.tasks.build import build_store
+from distmeta.tasks.store import open_store
 
 
 @pytest.mark.parametrize("learn_lr", ["none", "per_layer"])

@@ -1,0 +1,152 @@
+"""A rank's meta-gradients: from its episodes of a meta-step to sums over them, as many tasks at once as there is room.
+
+episodes -> batches -> (frozen layers, once) -> the algorithm -> gradients of all meta-parameters
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distmeta import privacy
+from distmeta.algorithms.rates import inner_loop, log_rate_gradients
+from distmeta.config import Config
+from distmeta.inner import InnerLoop, MetaGradient
+from distmeta.learner.group import group_gradients
+from distmeta.models.backbone import set_attention
+from distmeta.models.batch import TextBatch
+from distmeta.models.prefix import StateCache, fixed_prefix, has_prefix, is_frozen, learnt_prefix, pullback
+from distmeta.models.sharding import all_together
+from distmeta.models.task_model import TaskModel
+from distmeta.sampling.episode import Episode
+from distmeta.scoring import group_episodes, load_group, split_meta, stack, tasks_at_once, with_ways
+from distmeta.tasks.store import TaskStore
+
+Params = dict[str, Tensor]
+
+
+@all_together
+def meta_gradients(
+    model: TaskModel,
+    meta: Params,
+    algorithm: Any,
+    config: Config,
+    store: TaskStore,
+    episodes: list[Episode],
+    step: int,
+    device: torch.device,
+    cache: StateCache | None = None,
+) -> tuple[Params, list[float]]:
+    """Sums over this rank's episodes of the meta-gradient, and of [query loss, accuracy, inner losses 0..K]."""
+    if model.fast_shards is not None:
+        return group_gradients(model, meta, algorithm, config, store.pad_id, episodes, device)
+    set_attention(model.backbone, algorithm.ORDER)
+    model.train(config.model.dropout > 0)
+    fast, shared, rates = split_meta(model, meta)
+    loop = inner_loop(config.inner, rates, seed=dropout_seed(config, step, episodes))
+    grads = {name: torch.zeros_like(value) for name, value in meta.items()}
+    progress = (step - 1) / config.outer.steps
+    sums = torch.zeros(0, dtype=torch.float64)
+    private = config.outer.privacy  # each task's meta-gradient is clipped by itself
+    at_once = tasks_at_once(model, config, episodes, device) if private is None else 1
+    for group in group_episodes(episodes, at_once):
+        parts, names = load_parts(group, model, config, store, device), [e.task for e in group]
+        result, of_group = group_gradient(model, fast, shared, algorithm, loop, parts, names, cache, progress)
+        of_group |= log_rate_gradients(config.inner, rates, result.lr_grads)
+        for name, g in (of_group if private is None else privacy.clipped(of_group, private.clip)).items():
+            grads[name] += g
+        losses = result.inner_losses.reshape(len(names), -1).sum(0)
+        found = torch.stack([result.loss.sum(), torch.stack(result.aux).sum(), *losses]).double().cpu()
+        sums = found + (sums if len(sums) else 0.0)
+    model.eval()
+    return grads, sums.tolist()
+
+
+def load_parts(
+    group: list[Episode], model: TaskModel, config: Config, store: TaskStore, device: torch.device
+) -> tuple[list[TextBatch], list[TextBatch]]:
+    """(support, query) of a group of episodes on `device`, with the number of each class where it is asked for."""
+    support, query = load_group(group, model, config, store.pad_id, device)
+    if not model.pooled:
+        return support, query
+    both = with_ways([*support, *query], group, store.label_ids)
+    return both[: len(support)], both[len(support) :]
+
+
+def group_gradient(
+    model: TaskModel,
+    fast: Params,
+    shared: Params,
+    algorithm: Any,
+    loop: InnerLoop,
+    parts: tuple[list[TextBatch], list[TextBatch]],
+    names: list[str],
+    cache: StateCache | None = None,
+    progress: float = 1.0,
+) -> tuple[MetaGradient, Params]:
+    """The algorithm's result on a group of tasks, `parts` being their (support, query), and its sums over the tasks.
+
+    What lies below the lowest adapted layer is run once, whatever the number of inner steps.
+    """
+    native = model.takes_task_axis and len(names) > 1  # a task axis of 1 only turns products into batched ones
+    support, query = parts
+    states: Params = {}
+    if model.training or not has_prefix(model):  # dropout draws anew at each step, so that nothing stays the same
+        pass
+    elif model.prefix_shared and not getattr(algorithm, "LEARNS_ONLY_FAST", False):
+        both, states, leaves = learnt_prefix(model, shared, [*support, *query])
+        support, query = both[: len(support)], both[len(support) :]
+    else:
+        support, query = (fixed_prefix(model, shared, part, cache) for part in parts)
+    more: dict[str, Any] = {"progress": progress, "pooled": None}
+    if model.pooled:
+        more["pooled"] = model.pooled_loss if native else one_task(model.pooled_loss)
+    wanted = inspect.signature(algorithm.meta_gradient).parameters
+    result = algorithm.meta_gradient(
+        model.loss_and_hits if native else one_task(model.loss_and_hits),
+        stack(fast, len(names)) if native else fast,
+        support,
+        query,
+        loop,
+        shared={**shared, **{name: value.detach() for name, value in states.items()}},
+        start=model.start if model.starts else None,
+        task_axis="native" if native else False,
+        has_aux=True,
+        names=names,
+        **{name: value for name, value in more.items() if name in wanted},
+    )
+    found = {name: g.sum(0) if native else g for name, g in result.grads.items()}
+    found |= {name: g for name, g in result.shared_grads.items() if name not in states}
+    if states:
+        found |= pullback(states, leaves, result.shared_grads)
+    return result, found
+
+
+def one_task(loss: Any) -> Any:
+    """The loss of tasks [T] as a scalar, for one of them."""
+
+    def of_one(params: Params, batch: Any) -> tuple[Tensor, Tensor]:
+        value, logits = loss(params, batch)
+        return value.sum(), logits
+
+    return of_one
+
+
+def dropout_seed(config: Config, step: int, episodes: list[Episode]) -> int | None:
+    """The key of this step's dropout masks, a function of (seed, step, first episode); None without dropout."""
+    if config.model.dropout == 0 or not episodes:
+        return None
+    return int(np.random.SeedSequence([config.run.seed, step, episodes[0].index]).generate_state(1)[0])
+
+
+def state_cache(model: TaskModel, config: Config, store: TaskStore) -> StateCache | None:
+    """Where the states of a prefix that is frozen for the whole run are kept by row; None where they may change."""
+    if config.task.augment.changes_tokens:
+        return None
+    if not is_frozen(model) or config.model.dropout > 0 or config.inner.prefix_mb == 0:
+        return None
+    return StateCache(store.rows, config.inner.prefix_mb)

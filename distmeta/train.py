@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ RESUMABLE = ("cluster", "sampling", "run.name", "run.dir", "run.checkpoint_every
              "tune", "pretrain", "outer.steps", "outer.until", "inner.memory", "inner.budget_mb", "inner.task_batch",
              "inner.buckets", "inner.part_tokens", "inner.prefix_mb",
              "deepspeed.zero_optimization", "data.path", "data.cache", "data.follow")  # fmt: skip
+
+
+CONNECT_S = 10.0
 
 
 class TrainingError(RuntimeError):
@@ -247,6 +251,7 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
         need = workers * config.cluster.cpus_per_worker + samplers * config.cluster.cpus_per_sampler
         ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(need + 1)), include_dashboard=False, **quiet)
     else:
+        check_reachable(address)
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -256,6 +261,21 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
         yield resources(local=address is None)
     finally:
         ray.shutdown()
+
+
+def check_reachable(address: str) -> None:
+    """Raises InputError where nothing listens at HOST:PORT: Ray would go on trying for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return  # auto
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"cluster.address = {address}: no Ray cluster answers there ({reason}); give the head's HOST:PORT as "
+            "`ray start` printed it, or none to start one here"
+        ) from None
 
 
 def resources(local: bool) -> Cluster:

@@ -6,7 +6,8 @@ import pytest
 import small
 
 from distmeta.config import make_config
-from distmeta.train import prepare_store
+from distmeta.errors import InputError
+from distmeta.train import check_reachable, prepare_store
 
 GOOD = [f"word{i} number {i},class{i % 6}" for i in range(120)]
 CLASSES = ["task.family=classes", "task.ways=2", "task.shots=2", "task.queries=3"]
@@ -63,3 +64,12 @@ def test_tokens_lie_where_all_nodes_see_them(tmp_path, monkeypatch):
     monkeypatch.delenv("DISTMETA_CACHE", raising=False)
     store = prepare_store(make_config({"cluster": {"storage": str(tmp_path)}}))
     assert store.parent == tmp_path / "cache"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nobody.invalid:6379"])
+def test_a_cluster_that_is_not_there_is_one_line_at_once(address):
+    began = time.monotonic()
+    with pytest.raises(InputError, match=f"cluster.address = {address}: no Ray cluster answers there") as error:
+        check_reachable(address)
+    assert time.monotonic() - began < 15 and "\n" not in str(error.value)
+    check_reachable("auto")

@@ -13,7 +13,7 @@ from distmeta.config import make_config
 from distmeta.errors import InputError
 from distmeta.tune import base_config, rivals
 from distmeta.tune.runs import best_count
-from distmeta.tune.search import ask
+from distmeta.tune.searcher import ask
 from distmeta.tune.space import draw_point, points, read_space, with_params
 
 RATES = {"inner.lr": {"log_uniform": [0.01, 1.0]}}

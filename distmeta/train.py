@@ -105,11 +105,17 @@ def prepare_store(config: Config, display: Display | None = None) -> Path:
     from distmeta.tasks.store import open_store
 
     data = config.data
+    if config.task.family == "classes" and data.path is None and data.sources is None:
+        raise InputError("task.family = classes needs data.path: files with a column text and a column label")
     if config.cluster.storage and not (data.cache or os.environ.get("DISTMETA_CACHE")):
         data = data.model_copy(update={"cache": f"{config.cluster.storage}/cache"})  # samplers read it on other nodes
     path = build_store(data, config.task, config.model, progress=display.counted if display else None)
     store = open_store(path)
     check_feasible(store, config.task)
+    if config.model.pretrained is None and config.model.architecture not in ("bert", "lstm"):
+        from distmeta.models.backbone import model_config
+
+        model_config(config.model, store.vocab_size, store.pad_id)  # refused here, and not once all is started
     if config.outer.privacy is not None:
         from distmeta.privacy import spent
 

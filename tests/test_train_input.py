@@ -5,7 +5,7 @@ import time
 import pytest
 import small
 
-from distmeta.config import make_config
+from distmeta.config import load_config, make_config
 from distmeta.errors import InputError
 from distmeta.train import check_reachable, prepare_store
 
@@ -73,3 +73,24 @@ def test_a_cluster_that_is_not_there_is_one_line_at_once(address):
         check_reachable(address)
     assert time.monotonic() - began < 15 and "\n" not in str(error.value)
     check_reachable("auto")
+
+
+def test_a_model_that_there_is_not_is_one_line_before_anything_is_started(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTMETA_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="bertt: not a transformers model type. Did you mean 'bert'"):
+        prepare_store(make_config({"model": {"architecture": "bertt"}}))
+    with pytest.raises(InputError, match="/no/where: no such directory"):
+        prepare_store(make_config({"model": {"pretrained": "/no/where"}}))
+    with pytest.raises(InputError, match="task.family = classes needs data.path"):
+        prepare_store(make_config({"task": {"family": "classes"}}))
+
+
+def test_a_mistake_is_said_to_be_where_it_is(tmp_path):
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("inner: {lr: 0.1}\n")
+    bad.write_text("inner: {lr: -0.1}\n")
+    with pytest.raises(InputError, match=r"^the command line: inner.lr = -1"):
+        load_config(good, ["inner.lr=-1"])
+    with pytest.raises(InputError, match=r"^.*bad.yaml: inner.lr = -0.1"):
+        load_config(bad, ["outer.lr=0.1"])
+    assert load_config(bad, ["inner.lr=0.2"]).inner.lr == 0.2

@@ -51,14 +51,19 @@ def load_config(source: str | Path | None = None, overrides: list[str] | None = 
         raise InputError(f"{path}: not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}; a configuration is a mapping of sections")
-    parsed = [_parse_override(override) for override in overrides or []]
+    parsed, alone = [_parse_override(override) for override in overrides or []], content
     for override in parsed:
         if "algorithm" in override:
             content = with_settings(content, entry(override["algorithm"]), over=True)
     for override in parsed:
         content = merge(content, override)
     content = with_settings(content, entry(content.get("algorithm", "maml")), over=False)
-    return make_config(content, where=str(path) if source else "the command line")
+    try:
+        return make_config(content, where=str(path))
+    except InputError:
+        # The file is at fault if it is refused without the overrides too.
+        make_config(with_settings(alone, entry(alone.get("algorithm", "maml")), over=False), where=str(path))
+        return make_config(content, where="the command line")
 
 
 def make_config(content: dict[str, Any], where: str = "configuration") -> Config:

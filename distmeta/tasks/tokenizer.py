@@ -153,6 +153,8 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 
 
 def _from_transformers(source: str) -> tuple[Tokenizer, dict[str, str]]:
+    if source.startswith(("/", ".", "~")) and not Path(source).exists():
+        raise InputError(f"model.pretrained = {source}: no such directory; a Hugging Face directory, or a hub id")
     from transformers import AutoTokenizer
 
     try:

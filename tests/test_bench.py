@@ -98,7 +98,7 @@ def test_every_row_of_the_peers_benchmark_runs(tmp_path):
     assert all(isinstance(mb, float) for mb in rows["exact-all"]["memory_mb"].values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bench_inner_measures_each_variant_and_says_what_auto_chooses(words_csv, tmp_path):
     import yaml
 
@@ -122,7 +122,7 @@ def test_bench_inner_measures_each_variant_and_says_what_auto_chooses(words_csv,
     assert auto["padded_over_real_tokens"] >= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_walk_needs_less_memory_than_all_graphs(words_csv):
     from distmeta.bench import inner
 

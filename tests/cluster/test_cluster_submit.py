@@ -90,25 +90,45 @@ def test_a_lost_node_changes_nothing_but_the_clock(cluster, reference, tmp_path)
     assert records(run) == records(reference)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["trian"], r"submit trian: no such verb; .*train"),
-        (["train", "outer.stesp=3"], r"unknown key 'outer.stesp'.*Did you mean 'steps'\?"),
-        (["train"], r"run.dir: a job's own directory goes when the job ends; give cluster.storage"),
-        (["train", "missing.yaml", "--run-dir=/x"], r"missing.yaml: no such file"),
-        (["train", "data.path=mine.csv", "--run-dir=/x"], r"data.path = mine.csv: not in the working directory"),
-        (["train", "cluster.workers=50", "outer.meta_batch_size=64", "--run-dir=/x"],
-         r"cluster.workers = 50 .*need 50.5 CPU, the cluster's \d nodes? have \d"),
-        (["train", "--run-dir=/x", "--entrypoint-num-gpus=1"], r"entrypoint asks for 1 GPU, no node has more than 0"),
-        (["evaluate", "runs/mine"], r"checkpoint = runs/mine: not in the working directory"),
-        (["status", "nobody"], r"nobody.*does not exist"),
-    ],
-)  # fmt: skip
-def test_what_cannot_run_is_not_sent(cluster, tmp_path, words, message):
-    done = submit(cluster, *words, cwd=tmp_path)
-    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
-    assert len(done.stderr.splitlines()) == 1 and done.stdout == ""
+REFUSED = [
+    (["trian"], r"submit trian: no such verb; .*train"),
+    (["train", "outer.stesp=3"], r"unknown key 'outer.stesp'.*Did you mean 'steps'\?"),
+    (["train"], r"run.dir: a job's own directory goes when the job ends; give cluster.storage"),
+    (["train", "missing.yaml", "--run-dir=/x"], r"missing.yaml: no such file"),
+    (["train", "data.path=mine.csv", "--run-dir=/x"], r"data.path = mine.csv: not in the working directory"),
+    (["train", "cluster.workers=50", "outer.meta_batch_size=64", "--run-dir=/x"],
+     r"cluster.workers = 50 .*need 50.5 CPU, the cluster's \d nodes? have \d"),
+    (["train", "--run-dir=/x", "--entrypoint-num-gpus=1"], r"entrypoint asks for 1 GPU, no node has more than 0"),
+    (["evaluate", "runs/mine"], r"checkpoint = runs/mine: not in the working directory"),
+    (["status", "nobody"], r"nobody.*does not exist"),
+]  # fmt: skip
+ALL = """
+import contextlib, io, json, sys
+from distmeta.cli import main
+found = []
+for words in json.load(sys.stdin):
+    sys.argv, code = ["distmeta", *words], 0
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    found.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(found))
+"""
+
+
+def test_what_cannot_run_is_not_sent(cluster, tmp_path):
+    """All in one process, which has to import everything once."""
+    commands = [["submit", *words, "--address", cluster.address] for words, _ in REFUSED]
+    done = subprocess.run(
+        [sys.executable, "-c", ALL], input=json.dumps(commands), env=cluster.environment, cwd=tmp_path,
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    for (code, out, err), (words, message) in zip(json.loads(done.stdout), REFUSED, strict=True):
+        assert code == 2 and out == "" and re.search(message, err), (words, err)
+        assert len(err.splitlines()) == 1, err
 
 
 def test_a_wrong_address_and_a_token_that_is_absent_or_wrong_are_one_line_each(cluster, tmp_path):

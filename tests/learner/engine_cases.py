@@ -1,14 +1,11 @@
 """One rank of a gloo group that runs all cases of test_engine.py in one process start. Prints one JSON document.
 
-    engine_cases.py WORLD RANK FOLDER
-
-Each group does three steps, writes its optimizer state, waits for the state that the group of another size wrote
-(1 reads what 2 wrote, 2 reads 3, 3 reads 1), and goes on from that one for two steps.
+main(world, rank, FOLDER): each group does three steps, writes its optimizer state, waits for the state that the group
+of another size wrote (1 reads what 2 wrote, 2 reads 3, 3 reads 1), and goes on from that one for two steps.
 """
 
 import itertools
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -97,6 +94,7 @@ def wait(file):
 
 
 def main(world, rank, folder):
+    folder = Path(folder)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store-{world}", world_size=world, rank=rank)
     report = {}
@@ -129,7 +127,3 @@ def main(world, rank, folder):
         dist.barrier()
     dist.destroy_process_group()
     print(json.dumps(report))
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

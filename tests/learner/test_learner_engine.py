@@ -2,16 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import engine_cases
 import pytest
+import ranks
 import small
 import torch
 
-import distmeta
 from distmeta.learner.engine import outer_lr
 from distmeta.learner.ranks import share
 
@@ -24,23 +21,9 @@ def reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("engine")
     extensions = tmp_path_factory.mktemp("extensions")
     before = set(os.listdir("/dev/shm"))
-    environment = {
-        **os.environ, "TORCH_EXTENSIONS_DIR": str(extensions),
-        "PYTHONPATH": os.pathsep.join(str(Path(part.__file__).parents[up]) for part, up in ((small, 0), (distmeta, 1))),
-    }  # fmt: skip
-    processes = {
-        (world, rank): subprocess.Popen(
-            [sys.executable, engine_cases.__file__, str(world), str(rank), str(folder)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment | {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)},
-        )
-        for world, rank in RANKS
-    }  # fmt: skip
-    found = {}
-    for key, process in processes.items():
-        out, err = process.communicate(timeout=200)
-        assert process.returncode == 0, err[-3000:]
-        found[key] = json.loads(out.splitlines()[-1])
+    groups = [(world, (folder,)) for world in engine_cases.WORLDS]
+    told = ranks.run(engine_cases.__file__, groups, folder, together=True, TORCH_EXTENSIONS_DIR=str(extensions))
+    found = {(engine_cases.WORLDS[group], rank): json.loads(line) for (group, rank), line in told.items()}
     left = [name for name in set(os.listdir("/dev/shm")) - before if "deepspeed" in name or "torch" in name]
     return found, left, list(extensions.rglob("*"))
 

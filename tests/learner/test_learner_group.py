@@ -1,18 +1,14 @@
 """The whole group on one episode, its fast weights in shards: the same runs as one rank's that has them whole."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import ranks
 import small
 import torch
 import zero_cases
 from safetensors.torch import load_file
 
-import distmeta
 from distmeta import checkpoint, export
 from distmeta.errors import InputError
 from distmeta.evaluate import evaluate
@@ -44,31 +40,16 @@ def config(data, name, episode):
 def reports(tmp_path_factory, words_csv):
     """{(world, rank): report}, and the folder of the runs; "NAME whole" are those of one rank that has all weights."""
     folder = tmp_path_factory.mktemp("group")
-    paths = [str(Path(part.__file__).parents[up]) for part, up in ((small, 0), (distmeta, 1))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    found = {}
+    groups = []
     for world in WORLDS:
         settings = {name: config(words_csv, name, "group") for name in VARIANTS}
         if world == 1:
             settings |= {f"{name} whole": config(words_csv, name, "rank") for name in VARIANTS}
         cases = folder / f"cases-{world}.json"
         cases.write_text(json.dumps(settings))
-        processes = [
-            subprocess.Popen(
-                [sys.executable, zero_cases.__file__, str(world), str(rank), str(folder), str(cases)],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env=environment | {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)},
-            )
-            for rank in range(world)
-        ]  # fmt: skip
-        try:
-            for rank, process in enumerate(processes):
-                out, err = process.communicate(timeout=250)
-                assert process.returncode == 0, err[-3000:]
-                found[world, rank] = json.loads(out.splitlines()[-1])
-        finally:
-            for process in processes:
-                process.kill()
+        groups.append((world, (folder, cases)))
+    told = ranks.run(zero_cases.__file__, groups, folder)
+    found = {(WORLDS[group], rank): json.loads(line) for (group, rank), line in told.items()}
     return found, folder
 
 

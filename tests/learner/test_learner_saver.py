@@ -1,17 +1,15 @@
 """Checkpoints in the background and in parts; runs that go on with another number of ranks."""
 
-import os
-import subprocess
-import sys
+import json
 import threading
 from pathlib import Path
 
 import pytest
+import ranks
 import small
 import torch
 import worlds_cases
 
-import distmeta
 from distmeta import checkpoint
 from distmeta.learner import saver as savers
 from distmeta.learner.saver import Saver, WriteError
@@ -19,34 +17,19 @@ from distmeta.learner.worker import learn
 from distmeta.tasks.build import build_store
 
 
-def group(world, *words):
-    """Runs all ranks of a group of worlds_cases to their end."""
-    paths = os.pathsep.join(str(Path(part.__file__).parents[up]) for part, up in ((small, 0), (distmeta, 1)))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, worlds_cases.__file__, str(world), str(rank), *map(str, words)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": paths, "RANK": str(rank), "WORLD_SIZE": str(world),
-                 "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    for rank in ranks:
-        _, err = rank.communicate(timeout=200)
-        assert rank.returncode == 0, err[-3000:]
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, words_csv):
     """left alone: 2 ranks to step 8; moved: 2 -> 1 -> 3 -> 2 ranks; stopped: 2 ranks, stopped at 2, to step 8."""
     place = tmp_path_factory.mktemp("worlds")
-    group(2, place / "g1", place, words_csv, "alone:8", "moved:2", "stopped:2")
-    first = sorted(p.name for p in (place / "all" / "moved" / "checkpoints" / "step-000002").iterdir())
-    group(1, place / "g2", place, words_csv, "moved:4")
-    group(3, place / "g3", place, words_csv, "moved:6")
-    last = sorted(p.name for p in (place / "all" / "moved" / "checkpoints" / "step-000006").iterdir())
-    group(2, place / "g4", place, words_csv, "moved:8", "stopped:8")
-    return place, first, last
+    steps = [
+        (2, ("alone:8", "moved:2", "stopped:2")),
+        (1, ("moved:4",)),
+        (3, ("moved:6",)),
+        (2, ("moved:8", "stopped:8")),
+    ]
+    groups = [(world, (place / f"g{i}", place, words_csv, *words)) for i, (world, words) in enumerate(steps)]
+    written = ranks.run(worlds_cases.__file__, groups, place)
+    return place, json.loads(written[0, 0]), json.loads(written[2, 0])
 
 
 @pytest.mark.parametrize("variant", worlds_cases.VARIANTS)

@@ -1,18 +1,13 @@
 """Runs of a group with its frozen base in shards against the same runs in one process with the base whole."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import ranks
 import small
 import torch
 import zero_cases
 from safetensors.torch import load_file
-
-import distmeta
 
 ZERO3 = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}, "gradient_clipping": 0.5}
 VARIANTS = {
@@ -39,26 +34,8 @@ def reports(tmp_path_factory, words_csv):
     folder = tmp_path_factory.mktemp("zero")
     cases = folder / "cases.json"
     cases.write_text(json.dumps({name: config(words_csv, name) for name in VARIANTS}))
-    paths = [str(Path(part.__file__).parents[up]) for part, up in ((small, 0), (distmeta, 1))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    found = {}
-    for world in (1, 2):
-        processes = [
-            subprocess.Popen(
-                [sys.executable, zero_cases.__file__, str(world), str(rank), str(folder), str(cases)],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env=environment | {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)},
-            )
-            for rank in range(world)
-        ]  # fmt: skip
-        try:
-            for rank, process in enumerate(processes):
-                out, err = process.communicate(timeout=250)
-                assert process.returncode == 0, err[-3000:]
-                found[world, rank] = json.loads(out.splitlines()[-1])
-        finally:
-            for process in processes:
-                process.kill()
+    told = ranks.run(zero_cases.__file__, [(world, (folder, cases)) for world in (1, 2)], folder)
+    found = {(group + 1, rank): json.loads(line) for (group, rank), line in told.items()}
     return found, folder
 
 

@@ -1,11 +1,10 @@
 """One rank of a gloo group that trains runs a part of their way, from where the group before left them.
 
-    worlds_cases.py WORLD RANK STORE FOLDER DATA RUN:STEPS...
-
-Every variant is trained in FOLDER/VARIANT/RUN up to STEPS. Checkpoints are written in parts, however small.
+main(world, rank, STORE, FOLDER, DATA, RUN:STEPS...): every variant is trained in FOLDER/VARIANT/RUN up to STEPS.
+Checkpoints are written in parts, however small; prints the names of what one of `all` consists of.
 """
 
-import sys
+import json
 from pathlib import Path
 
 import small
@@ -48,7 +47,5 @@ def main(world, rank, store, folder, data, *runs):
             learn(config, place, tasks, [], rank, world, torch.device("cpu"))
             dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    newest = max((Path(folder) / "all" / "moved" / "checkpoints").glob("step-*"))
+    print(json.dumps(sorted(p.name for p in newest.iterdir())))

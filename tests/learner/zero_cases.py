@@ -1,14 +1,11 @@
 """One rank of a gloo group that trains small runs through `learn`. Prints one JSON document.
 
-    zero_cases.py WORLD RANK FOLDER CASES.json
-
-CASES.json: {name: configuration}. Of each: the records of the run (in FOLDER/name-WORLD), and the bytes of gathered
-base weights, or of all weights where the group works on one episode. In a group of several,
+main(world, rank, FOLDER, CASES.json): {name: configuration}. Of each: the records of the run (in FOLDER/name-WORLD),
+and the bytes of gathered base weights, or of all weights where the group works on one episode. In a group of several,
 `uneven` says how ranks fare that use weights in different orders and numbers.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import small
@@ -56,6 +53,7 @@ def uneven(world, rank):
 
 
 def main(world, rank, folder, cases):
+    folder = Path(folder)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group-{world}", world_size=world, rank=rank)
     kept = []
@@ -97,7 +95,3 @@ def main(world, rank, folder, cases):
         report["uneven"] = uneven(world, rank)
     dist.destroy_process_group()
     print(json.dumps(report))
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

@@ -113,6 +113,8 @@ def learn(
         ready=lambda indices: stream is None or not indices or stream.covers(indices[-1]),
     )  # fmt: skip
     ended = not stopped and not tasks_have_come(stream, config, step + 1)
+    if stream is not None and step > 0:
+        store = tasks_so_far(stream, config, step)
     meta, paused, halted, gauges = engine.snapshot(), False, 0.0, Gauges(config, rank)
     auto = config.sampling.actors == "auto" and bool(samplers)
     make_s = seconds_per_episode(samplers[rank % len(samplers)], config.sampling.timeout_s) if auto else 0.0
@@ -121,8 +123,8 @@ def learn(
         for episodes, wait_s in window if not (stopped or ended) else ():
             step += 1
             saver.check()
-            if stream is not None and stream.store.rows > store.rows:
-                store = stream.store
+            if stream is not None:
+                store = tasks_so_far(stream, config, step)
                 if cache is not None:
                     cache.reach(store.rows)
             arrivals = score_arrivals(model, meta, store, config, step, rank, world, device)
@@ -211,6 +213,11 @@ def learn(
 def tasks_have_come(stream: Stream | None, config: Config, step: int) -> bool:
     """Whether those of meta-step `step` have, after waiting for them; the same on every rank."""
     return stream is None or step > config.outer.steps or stream.wait(step * config.outer.meta_batch_size - 1)
+
+
+def tasks_so_far(stream: Stream, config: Config, step: int) -> TaskStore:
+    """The store with what has arrived by the end of meta-step `step`."""
+    return stream.at(step * config.outer.meta_batch_size - 1)
 
 
 def own_algorithm(config: Config) -> Any:

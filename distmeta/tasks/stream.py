@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,25 +76,20 @@ class Stream:
     def __init__(self, file: Path, task: TaskConfig, timeout_s: float) -> None:
         self.file, self.task, self.timeout_s = file, task, timeout_s
         self._ended = False
+        self._stores: list[TaskStore] = []
+        self._joined: JoinedStore | None = None
 
-    @cached_property
-    def _joined(self) -> JoinedStore:
-        return join([open_store(path) for path in read(self.file)["stores"]])
-
-    @property
-    def store(self) -> TaskStore:
-        return self._joined
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Stream, (self.file, self.task, self.timeout_s)
 
     def covers(self, index: int) -> bool:
         """Whether the tasks that arrive up to episode `index` have come. Raises InputError if no more can be."""
         if self._is_short(index):
-            state, there = read(self.file), self._joined
+            state = read(self.file)
             if state["failed"]:
                 raise InputError(state["failed"])
             self._ended = state["ended"]
-            new = state["stores"][len(there.stores) :]
-            if new:
-                self._joined = join([*there.stores, *(open_store(path) for path in new)])
+            self._stores += [open_store(path) for path in state["stores"][len(self._stores) :]]
         return not self._is_short(index)
 
     def wait(self, index: int) -> bool:
@@ -104,20 +98,24 @@ class Stream:
         while not self.covers(index):
             if self._ended:
                 return False
-            if len(self._joined.stores) > known:
-                began, known = time.monotonic(), len(self._joined.stores)
+            if len(self._stores) > known:
+                began, known = time.monotonic(), len(self._stores)
             if time.monotonic() - began > self.timeout_s:
                 raise TimeoutError(f"{self.file}: nothing was written for {self.timeout_s:g} s; is the driver alive?")
             time.sleep(POLL_S)
         return True
 
     def at(self, index: int) -> TaskStore:
-        """The store of episode `index`, once its tasks have come."""
+        """Of the files that the tasks up to episode `index` need, and of no more: the same in every process."""
         self.wait(index)
+        ends = np.cumsum([len(store.groups["train"].ids) for store in self._stores])
+        count = min(int(np.searchsorted(ends, arrived(self.task, index))) + 1, len(self._stores))
+        if self._joined is None or len(self._joined.stores) != count:
+            self._joined = join(self._stores[:count])
         return self._joined
 
     def _is_short(self, index: int) -> bool:
-        return arrived(self.task, index) > len(self._joined.groups["train"].ids)
+        return arrived(self.task, index) > sum(len(store.groups["train"].ids) for store in self._stores)
 
 
 def read(file: Path) -> dict[str, Any]:

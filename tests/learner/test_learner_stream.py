@@ -12,13 +12,13 @@ import torch
 
 from distmeta.checkpoint import resolve
 from distmeta.collect import collecting
-from distmeta.config import make_config
+from distmeta.config import TaskConfig, make_config
 from distmeta.errors import InputError
 from distmeta.learner.worker import learn
 from distmeta.sampling.episode import sample_episode
 from distmeta.tasks.build import build_store
 from distmeta.tasks.store import open_store
-from distmeta.tasks.stream import join
+from distmeta.tasks.stream import Stream, join
 from distmeta.tasks.tokenizer import load_tokenizer
 
 
@@ -103,6 +103,13 @@ def test_a_run_takes_the_tasks_in_the_order_of_files_and_ends_with_them(complete
     assert len(records) == 7 * 6 // 4  # every task's episodes, in whole meta-steps of four
     told = json.loads((complete / "evaluation_details.json").read_text())["arrivals"]
     assert told["tasks"] == arrived and len(told["cumulative_regret"]) == 7
+
+
+def test_an_index_needs_the_same_files_whatever_has_come(complete):
+    stream = Stream(complete / "stream.json", TaskConfig(arrive_every=6), 1.0)
+    needs = [(0, 1), (17, 1), (18, 2), (29, 2), (30, 3), (41, 3)]
+    assert [(i, len(stream.at(i).stores)) for i, _ in needs] == needs
+    assert [(i, len(stream.at(i).stores)) for i, _ in reversed(needs)] == needs[::-1]  # all are open now
 
 
 def test_files_that_come_late_change_nothing(files, complete, tmp_path, one_rank):

@@ -23,7 +23,8 @@ def config(data, name):
         "inner": {"adapt": "lora", "task_batch": 2},
         # 5 episodes of 2 ranks: one has more work than the other
         "outer": {"base": "freeze", "steps": 3, "meta_batch_size": 5, "eps": 1e-2},
-        "deepspeed": ZERO3, "run": {"checkpoint_every": 3}, "eval": {"episodes": 5, "baselines": name == "exact llama"},
+        "deepspeed": ZERO3, "run": {"checkpoint_every": 3},
+        "eval": {"episodes": 3, "validation_episodes": 2, "baselines": name == "exact llama"},
     }  # fmt: skip
     return small.config(data, name.split()[-1], **small.merge(base, VARIANTS[name])).model_dump(mode="json")
 

@@ -140,7 +140,7 @@ def test_one_rank_is_refused():
         checks.check(small.config(), ranks=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_with_its_ranks(words_csv, tmp_path):
     import yaml
 

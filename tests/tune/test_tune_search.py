@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 import searches
 from test_faults_train import descendants, title
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 POPULATION = {
     "space": {"inner.lr": {"log_uniform": [0.02, 1.0]}, "inner.steps": {"integer": [1, 3]}},
@@ -41,7 +41,7 @@ def both(words_csv, tmp_path_factory):
         long = ("outer.steps=100", "eval.every=20")  # so that both are there at once, whichever begins first
         population = searches.start(place / "population", words_csv, *long, address=address, **POPULATION)
         try:
-            yield grid.finished(400), population.finished(400)
+            yield grid.finished(580), population.finished(580)
         finally:
             grid.kill()
             population.kill()

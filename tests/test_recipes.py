@@ -41,6 +41,7 @@ def shortened(name, words_csv, classes_csv):
     return load_config(name, [*data, *fits.get(kind, []), *SHORT])
 
 
+@pytest.mark.long
 def test_a_recipe_runs_under_ray(words_csv, tmp_path):
     config = shortened("sentiment", words_csv, None)
     config = config.model_copy(update={"run": config.run.model_copy(update={"dir": str(tmp_path / "run")})})

@@ -27,10 +27,10 @@ from distmeta.checkpoint import write_text
 from distmeta.config import load_config
 
 RANGE = [0.01, 3.0]
-STEPS = 80
+STEPS = 81
 # One rank a trial, so that two cores hold two trials; the rate is constant, and all else is the recipe's.
 SHORT = [
-    "cluster.workers=1", "sampling.actors=0", f"outer.steps={STEPS}", "eval.every=8", "eval.validation_episodes=100",
+    "cluster.workers=1", "sampling.actors=0", f"outer.steps={STEPS}", "eval.every=9", "eval.validation_episodes=150",
     "eval.episodes=100", "inner.learn_lr=none", "tune.rivals=[]",
 ]  # fmt: skip
 
@@ -69,7 +69,7 @@ def builtin(place: Path, seed: int) -> dict[str, Any]:
     words = [*SHORT, f"run.seed={seed}", f"tune.seed={seed}"]
     rates = [float(f"{rate:.4g}") for rate in np.geomspace(*RANGE, 16)]
     asha = searched(
-        [*words, f"tune.space={{inner.lr: {{log_uniform: {RANGE}}}}}", "tune.scheduler=asha", "tune.grace=8",
+        [*words, f"tune.space={{inner.lr: {{log_uniform: {RANGE}}}}}", "tune.scheduler=asha", "tune.grace=9",
          "tune.reduction=4", "tune.trials=16", f"tune.dir={place / 'asha'}"]
     )  # fmt: skip
     grid = searched(

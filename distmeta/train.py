@@ -275,7 +275,7 @@ def check_reachable(address: str) -> None:
     if not port.isdecimal():
         return  # auto
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(

@@ -20,7 +20,6 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from distmeta import checkpoint as checkpoints
 from distmeta.config import Config
 from distmeta.learner.elastic import release
 from distmeta.learner.journal import records
@@ -185,7 +184,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         path = trial_dir(self.sweep_dir, number_of(trial))
         if read_record(path).get("status") not in ENDED:
             # Learners are ahead of what Tune has heard: one that was stopped may have come to its end meanwhile.
-            whole = told_step(trial) >= checkpoints.read_config(path / "config.yaml").outer.steps
+            whole = all(r["step"] <= told_step(trial) for r in validations(path))
             status = "completed" if whole and (path / "evaluation.json").exists() else "stopped"
             reason = "" if status == "completed" else f"by {self.config.tune.scheduler}"
             self._end(trial, status, reason)

@@ -1,6 +1,7 @@
 """Successive halving: who waits, who goes on, and what a search costs; a simulated Tune, no process."""
 
 import heapq
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 import small
 
 from distmeta.tune.asha import Asha, rungs_of
+from distmeta.tune.runs import read_record, trial_dir, update_record
+from distmeta.tune.search import Recorder
 from distmeta.tune.searcher import InOrder
 
 LONGEST, GRACE, REDUCTION = 81, 9, 4
@@ -103,3 +106,26 @@ def test_a_result_that_is_told_again_changes_nothing():
     assert asha.on_trial_result(None, trials[0], {"step": 9, "accuracy": 0.5}) == "CONTINUE"
     assert asha.scores == [{"0": 0.5}, {}]
     assert asha.on_trial_result(None, trials[1], {"step": 9}) == "CONTINUE"  # without a score
+
+
+@pytest.mark.parametrize(
+    ("told", "evaluated", "status"),
+    [
+        (8, True, "completed"),  # to its end, which may come before outer.steps (outer.until)
+        (4, True, "stopped"),  # its learners came to the end while it was being stopped
+        (8, False, "stopped"),
+    ],
+)
+def test_a_trial_is_complete_if_its_end_was_heard(told, evaluated, status, tmp_path):
+    run = trial_dir(tmp_path, 0)
+    update_record(run, number=0, status="running")
+    curve = {"mean": [0.5], "low": [0.4], "high": [0.6]}
+    lines = [json.dumps({"step": step, "validation_curves": {"accuracy": curve}}) for step in (4, 8)]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    if evaluated:
+        (run / "evaluation.json").write_text("{}")
+    trial = SimpleNamespace(custom_trial_name="trial-0000", last_result={"step": told}, status="TERMINATED")
+    bars = SimpleNamespace(ended=lambda number, how: None)
+    Recorder(tmp_path, small.config(), bars).on_trial_complete(0, [], trial)
+    found = read_record(run)
+    assert found["status"] == status and found["scored_at"] == told

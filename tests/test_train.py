@@ -9,8 +9,11 @@ import torch
 import yaml
 
 import distmeta
-from distmeta.config import load_config
+from distmeta.config import load_config, make_config
 from distmeta.errors import InputError
+from distmeta.learner.worker import learn
+from distmeta.sampling.sampler import start_samplers
+from distmeta.tasks.build import build_store
 from distmeta.train import check_resumable, claim_directory, ray_cluster
 
 
@@ -74,9 +77,10 @@ def test_samplers_change_no_number_and_runs_repeat(undisturbed, setting, ray_her
     assert three.evaluation == json.loads((undisturbed.run / "evaluation.json").read_text())
 
 
-def test_one_rank_and_two_agree_to_rounding(undisturbed, setting, ray_here, tmp_path):
-    one = run(setting, tmp_path / "one", cluster={"workers": 1}, sampling={"actors": 0})
-    first, other = small.records(one.path), undisturbed.records
+def test_one_rank_and_two_agree_to_rounding(undisturbed, setting, one_rank, tmp_path):
+    config = make_config(small.merge(setting, {"eval": {"baselines": False}}))
+    learn(config, tmp_path, build_store(config.data, config.task, config.model), [], 0, 1, torch.device("cpu"))
+    first, other = small.records(tmp_path), undisturbed.records
     for key in ("outer_loss", "grad_norm"):
         assert first[0][key] == pytest.approx(other[0][key], rel=1e-6)
     assert [r["outer_loss"] for r in first] == pytest.approx([r["outer_loss"] for r in other], abs=1e-4)
@@ -167,11 +171,6 @@ def test_run_directories(tmp_path, monkeypatch):
 
 def test_samplers_at_one_rank(undisturbed, setting, ray_here, one_rank, tmp_path):
     """0, 1 and 3 sampler actors feeding the learner's loop in this process."""
-    from distmeta.config import make_config
-    from distmeta.learner.worker import learn
-    from distmeta.sampling.sampler import start_samplers
-    from distmeta.tasks.build import build_store
-
     config = make_config(small.merge(setting, {"outer": {"steps": 8}, "eval": {"baselines": False}}))
     store = build_store(config.data, config.task, config.model)
     found = []

@@ -210,8 +210,10 @@ class OuterConfig(Section):
     """The outer loop: the update of the meta-parameters."""
 
     lr: float = Field(1e-3, gt=0)
-    optimizer: Literal["adamw", "adam", "adamax", "radam", "rmsprop", "sgd"] = Field(
-        "adamw", description="torch's, of those whose step on a shard is the step on the whole"
+    optimizer: Literal["adamw", "adam", "adamax", "radam", "rmsprop", "sgd", "cpu_adam", "cpu_lion"] = Field(
+        "adamw",
+        description="those whose step on a shard is the step on the whole: torch's; cpu_adam (AdamW) and cpu_lion: "
+        "DeepSpeed's, for state in the host's memory, compiled at their first use",
     )
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)

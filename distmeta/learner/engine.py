@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distmeta.config import Config
+from distmeta.errors import InputError
 
 SMALL = 1 << 20  # numbers: smaller meta-parameters are joined for DeepSpeed
 
@@ -207,7 +208,9 @@ class MetaEngine:
         keys = sorted({name.split("/", 1)[0] for name in saved})
         for p in self._shards():  # a fresh optimizer has no state before its first step
             self._optimizer.state[p] = {key: torch.zeros_like(p) for key in keys}
-            if not isinstance(self._optimizer, torch.optim.SGD):
+            if type(self._optimizer).__module__.startswith("deepspeed"):
+                self._optimizer.state[p]["step"] = steps
+            elif not isinstance(self._optimizer, torch.optim.SGD):
                 self._optimizer.state[p]["step"] = torch.tensor(float(steps))
         if self.stage in (1, 2):
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()  # links shards to parameters
@@ -271,8 +274,10 @@ def _state_keys(optimizer: torch.optim.Optimizer) -> list[str]:
 
 
 def make_optimizer(params: list[nn.Parameter], config: Config) -> torch.optim.Optimizer:
-    """The outer optimizer, a torch one, over `params`."""
+    """The outer optimizer over `params`. Raises InputError."""
     outer = config.outer
+    if outer.optimizer in ("cpu_adam", "cpu_lion"):
+        return deepspeed_optimizer(params, config)
     common: dict[str, Any] = {"lr": outer.lr, "weight_decay": outer.weight_decay}
     if outer.optimizer == "sgd":
         return torch.optim.SGD(params, momentum=outer.momentum, **common)
@@ -283,6 +288,36 @@ def make_optimizer(params: list[nn.Parameter], config: Config) -> torch.optim.Op
     }  # fmt: skip
     made: torch.optim.Optimizer = kinds[outer.optimizer](params, betas=outer.betas, eps=outer.eps, **common)
     return made
+
+
+def deepspeed_optimizer(params: list[nn.Parameter], config: Config) -> torch.optim.Optimizer:
+    """DeepSpeed's vectorised AdamW or Lion (Chen et al. 2023, arXiv 2302.06675), for state in the host's memory.
+
+    DeepSpeed compiles it at its first use on a machine. Raises InputError where it cannot, or the state is on a GPU.
+    """
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+    from deepspeed.ops.lion import DeepSpeedCPULion
+
+    outer = config.outer
+    name = f"outer.optimizer = {outer.optimizer}"
+    if params[0].device.type != "cpu" and not config.deepspeed["zero_optimization"].get("offload_optimizer"):
+        raise InputError(
+            f"{name}: it steps in the host's memory, the state is on a GPU; set zero_optimization.stage and "
+            "zero_optimization.offload_optimizer={device: cpu} of deepspeed, or outer.optimizer=adamw"
+        )
+    common: dict[str, Any] = {"lr": outer.lr, "betas": outer.betas, "weight_decay": outer.weight_decay}
+    made: torch.optim.Optimizer
+    try:
+        if outer.optimizer == "cpu_lion":
+            made = DeepSpeedCPULion(params, **common)
+        else:
+            made = DeepSpeedCPUAdam(params, eps=outer.eps, **common)
+        return made
+    except RuntimeError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise InputError(
+            f"{name}: DeepSpeed could not compile it ({reason}); install a C++ compiler and ninja, or take adamw"
+        ) from None
 
 
 def outer_lr(config: Config, step: int, validation_losses: Sequence[float] = ()) -> float:

@@ -32,6 +32,33 @@ def submit(cluster, *words, cwd, **env):
     return distmeta("submit", *words, "--address", cluster.address, env=cluster.environment | env, cwd=cwd)
 
 
+ALL = """
+import contextlib, io, json, sys
+from distmeta.cli import main
+found = []
+for words in json.load(sys.stdin):
+    sys.argv, code = ["distmeta", *words], 0
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    found.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(found))
+"""
+
+
+def all_of(cluster, commands, cwd):
+    """(exit code, standard output, errors) of each `distmeta submit`; one process, which imports everything once."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALL], env=cluster.environment, cwd=cwd, capture_output=True, text=True, timeout=240,
+        input=json.dumps([["submit", *map(str, words), "--address", cluster.address] for words in commands]),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
 def records(run):
     kept = ("step", "outer_loss", "query_accuracy", "inner_loss", "grad_norm")
     return [{k: json.loads(line)[k] for k in kept} for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -55,11 +82,12 @@ def test_a_job_gives_the_local_runs_numbers(cluster, reference, tmp_path):
     assert "step 20/20" in done.stdout and "job first: succeeded" in done.stderr
     assert records(run) == records(reference)
     assert (run / "evaluation.json").read_text() == (reference / "evaluation.json").read_text()
-    told = json.loads(submit(cluster, "status", "first", cwd=tmp_path).stdout)
+    again = ["train", *SMALL, "--run-dir", run, "--submission-id", "first"]
+    status, logs, refused = all_of(cluster, [["status", "first"], ["logs", "first"], again], tmp_path)
+    told = json.loads(status[1])
     assert told["status"] == "SUCCEEDED" and told["metadata"]["team"] == "research"
-    assert "meta-trained" in submit(cluster, "logs", "first", cwd=tmp_path).stdout
-    again = submit(cluster, "train", *SMALL, "--run-dir", run, "--submission-id", "first", cwd=tmp_path)
-    assert again.returncode == 2 and "first" in again.stderr.splitlines()[-1]
+    assert "meta-trained" in logs[1]
+    assert refused[0] == 2 and "first" in refused[2].splitlines()[-1]
 
 
 @pytest.mark.long
@@ -102,31 +130,11 @@ REFUSED = [
     (["evaluate", "runs/mine"], r"checkpoint = runs/mine: not in the working directory"),
     (["status", "nobody"], r"nobody.*does not exist"),
 ]  # fmt: skip
-ALL = """
-import contextlib, io, json, sys
-from distmeta.cli import main
-found = []
-for words in json.load(sys.stdin):
-    sys.argv, code = ["distmeta", *words], 0
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-    found.append([code, out.getvalue(), err.getvalue()])
-print(json.dumps(found))
-"""
 
 
 def test_what_cannot_run_is_not_sent(cluster, tmp_path):
-    """All in one process, which has to import everything once."""
-    commands = [["submit", *words, "--address", cluster.address] for words, _ in REFUSED]
-    done = subprocess.run(
-        [sys.executable, "-c", ALL], input=json.dumps(commands), env=cluster.environment, cwd=tmp_path,
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    for (code, out, err), (words, message) in zip(json.loads(done.stdout), REFUSED, strict=True):
+    found = all_of(cluster, [words for words, _ in REFUSED], tmp_path)
+    for (code, out, err), (words, message) in zip(found, REFUSED, strict=True):
         assert code == 2 and out == "" and re.search(message, err), (words, err)
         assert len(err.splitlines()) == 1, err
 

@@ -102,13 +102,13 @@ def install() -> None:
     sample, iterate = sampler.sample_episode, window.EpisodeWindow.__iter__
     draft_of, write_tensors, prune = checkpoint.draft_of, checkpoint.write_tensors, checkpoint.prune
 
-    def sample_episode(store: Any, task: Any, seed: int, split: str, index: int) -> Any:
+    def sample_episode(store: Any, task: Any, seed: int, split: str, index: int, **how: Any) -> Any:
         if split == "train":
             step = index // firing.meta_batch_size + 1
             firing.kill("kill sampler", step)
             if firing.claim("slow sampler", step):
                 time.sleep(SLOW_S)
-        return sample(store, task, seed, split, index)
+        return sample(store, task, seed, split, index, **how)
 
     def groups(self: Any) -> Iterator[Any]:
         mine = rank()

@@ -9,7 +9,8 @@ import ranks
 import small
 import torch
 
-from distmeta.learner.engine import outer_lr
+from distmeta.errors import InputError
+from distmeta.learner.engine import MetaEngine, make_optimizer, outer_lr
 from distmeta.learner.ranks import share
 
 RANKS = [(world, rank) for world in engine_cases.WORLDS for rank in range(world)]
@@ -32,7 +33,7 @@ def reports(tmp_path_factory):
 @pytest.mark.parametrize("rank", RANKS)
 def test_steps_are_plain_torch_s(reports, rank, stage):
     cases = {name: r for name, r in reports[0][rank].items() if name.startswith(f"{stage}-")}
-    assert len(cases) == (7 if stage else 6)  # with the optimizer on the CPU from stage 1 on
+    assert len(cases) == 4  # the three optimizers clipped, and AdamW unclipped or with its state on the CPU
     for name, report in cases.items():
         assert report["apart"] < 1e-6, name
         assert report["undisturbed"] < 1e-6, name
@@ -54,6 +55,61 @@ def test_nothing_is_compiled_and_nothing_left(reports):
     _, left, compiled = reports
     assert left == []
     assert compiled == []
+
+
+def lion(steps, settings):
+    """Parameters after the steps: Chen et al. 2023, algorithm 2, clipped by the norm of all."""
+    params = engine_cases.values()
+    momenta = {name: torch.zeros_like(p) for name, p in params.items()}
+    first, second = settings.outer.betas
+    for step in steps:
+        grads = engine_cases.gradients(step, range(engine_cases.PARTS))
+        norm = torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt()
+        lr = engine_cases.LR[step]
+        for name, g in grads.items():
+            g = g * min(1.0, 0.5 / (norm + 1e-6))
+            update = torch.sign(first * momenta[name] + (1 - first) * g)
+            params[name] = params[name] * (1 - lr * settings.outer.weight_decay) - lr * update
+            momenta[name] = second * momenta[name] + (1 - second) * g
+    return params
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("optimizer", ["cpu_adam", "cpu_lion"])
+def test_deepspeeds_own_optimizers(optimizer, stage, one_rank):
+    """They are compiled, once on a machine."""
+    outer = {"lr": 0.05, "optimizer": optimizer, "eps": 1e-2, "weight_decay": 0.1}
+    settings = small.config(
+        outer=outer, deepspeed={"zero_optimization": {"stage": stage}, "gradient_clipping": 0.5}
+    )  # fmt: skip
+    engine = MetaEngine(engine_cases.values(), settings, torch.device("cpu"))
+
+    def step(engine, number):
+        engine.step(engine_cases.of_rank(number, 1, 0), engine_cases.LR[number])
+
+    for number in (1, 2, 3):
+        step(engine, number)
+    adam = engine_cases.reference((stage, "adamw", 0.5))[0]
+    after = (
+        {3: adam[2], 5: adam[4]} if optimizer == "cpu_adam" else {n: lion(range(1, n + 1), settings) for n in (3, 5)}
+    )
+    saved, meta = engine.optimizer_state(), engine.snapshot()
+    assert engine_cases.apart(meta, after[3]) < 5e-6
+    again = MetaEngine(meta, settings, torch.device("cpu"))
+    again.load_optimizer_state(saved, 3)
+    for number in (4, 5):
+        step(engine, number)
+        step(again, number)
+    assert engine_cases.apart(engine.snapshot(), after[5]) < 5e-6
+    assert all(torch.equal(value, again.snapshot()[name]) for name, value in engine.snapshot().items())
+
+
+def test_an_optimizer_of_the_host_is_refused_on_a_gpu():
+    settings = small.config(outer={"optimizer": "cpu_adam"})
+    on_gpu = torch.nn.Parameter(torch.empty(3, device="meta"))
+    with pytest.raises(InputError, match="outer.optimizer = cpu_adam: .*offload_optimizer"):
+        make_optimizer([on_gpu], settings)
 
 
 def test_the_reference_can_tell():

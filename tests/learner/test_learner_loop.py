@@ -46,19 +46,22 @@ def final(run):
 
 
 VARIANTS = {
-    "plain": {},
     "numbers": {"inner": {"learn_lr": "scalar"}, "model": {"head": "prototype"}},
     "dropout": {"model": {"dropout": 0.3}, "inner": {"adapt": "lora", "learn_lr": "per_layer"}},
-    "stage 0": {"deepspeed": {"zero_optimization": {"stage": 0}}, "inner": {"learn_lr": "per_parameter"}},
-    "stage 3": {"deepspeed": {"zero_optimization": {"stage": 3}}, "inner": {"learn_lr": "per_layer"}},
-    "momentum": {"outer": {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine", "warmup_steps": 2}},
+    "stage 0": {
+        "deepspeed": {"zero_optimization": {"stage": 0}}, "inner": {"learn_lr": "per_parameter"},
+        "outer": {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine", "warmup_steps": 2},
+    },
+    "stage 3": {
+        "deepspeed": {"zero_optimization": {"stage": 3}}, "inner": {"learn_lr": "per_layer"},
+        "outer": {"optimizer": "adamax"}, "algorithm": "maml_pp",
+    },
     "plateau": {
         "outer": {"optimizer": "rmsprop", "schedule": "plateau", "patience": 0, "lr": 1.0},
         "eval": {"every": 1},
     },
     "stage 2": {"deepspeed": {"zero_optimization": {"stage": 2}}, "outer": {"optimizer": "radam"}},
-    "adamax": {"outer": {"optimizer": "adamax"}, "algorithm": "maml_pp"},
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

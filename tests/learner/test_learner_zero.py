@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 ZERO3 = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}, "gradient_clipping": 0.5}
 VARIANTS = {
     "exact llama": {"algorithm": "maml", "inner": {"learn_lr": "per_step"}},
-    "first order gpt2": {"algorithm": "fomaml", "inner": {"buckets": 3}, "eval": {"every": 2}},
+    "first order gpt2": {"algorithm": "fomaml", "inner": {"buckets": 3, "memory": "walk"}, "eval": {"every": 2}},
     "bfloat16 qwen2": {"algorithm": "maml", "model": {"dtype": "bfloat16"}},
-    "reptile bert": {"algorithm": "reptile", "inner": {"memory": "walk"}},
 }
 
 

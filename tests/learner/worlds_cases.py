@@ -16,9 +16,8 @@ from distmeta.learner.worker import learn
 from distmeta.tasks.build import build_store
 
 VARIANTS = {
-    "adapter": {"inner": {"adapt": "lora", "learn_lr": "per_layer"}, "outer": {"base": "freeze"}},
     "adapter over a base in shards": {
-        "inner": {"adapt": "lora"}, "outer": {"base": "freeze"},
+        "inner": {"adapt": "lora", "learn_lr": "per_layer"}, "outer": {"base": "freeze"},
         "deepspeed": {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 500}},
     },
     "all": {"deepspeed": {"zero_optimization": {"stage": 3}}},

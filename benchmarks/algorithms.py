@@ -101,9 +101,9 @@ def run_child(settings: dict[str, Any]) -> None:
             config = configured(settings["suite"], settings["algorithm"], words, settings["share"])
             run, store_path = Path(place) / f"run{i}", prepare_store(config)
             run.mkdir()
-            began = time.perf_counter()
+            began = time.process_time()
             learn(config, run, store_path, [], 0, 1, torch.device("cpu"))
-            seconds = time.perf_counter() - began
+            seconds = time.process_time() - began
             saved, store = checkpoint.load(run), open_store(store_path)
             model = load_model(saved)
             fast, shared, rates = split_meta(model, saved.meta)
@@ -113,7 +113,7 @@ def run_child(settings: dict[str, Any]) -> None:
             curve = curves(scored("validation", most, *trained))["accuracy"]["mean"]
             best = max(range(len(curve)), key=curve.__getitem__)
             found = {
-                "inner_lr": lr, "meta_steps": config.outer.steps, "seconds": seconds, "validation": curve[best],
+                "inner_lr": lr, "meta_steps": config.outer.steps, "cpu_s": seconds, "validation": curve[best],
                 "adapt_steps": best, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             }  # fmt: skip
             if settings["test"]:
@@ -177,7 +177,7 @@ def main() -> None:
     from rich.table import Table
 
     table = Table(title=f"{given.suite}: meta-test accuracy, means of {len(seeds)} seeds", box=None)
-    for heading in ("algorithm", "accuracy", "95%", "inner.lr", "adapt steps", "meta-steps", "s", "MB"):
+    for heading in ("algorithm", "accuracy", "95%", "inner.lr", "adapt steps", "meta-steps", "CPU s", "MB"):
         table.add_column(heading, justify="left" if heading == "algorithm" else "right", no_wrap=True)
     for name, told in sorted(record["algorithms"].items(), key=lambda item: -mean_accuracy(item[1])):
         runs = list(told["runs"].values())

@@ -168,7 +168,7 @@ def newest_whole(run_dir: Path, say: Callable[[str], None] = print) -> Path | No
 
 
 def prune(run_dir: Path, keep: int, step: int) -> None:
-    """Remove all but the `keep` newest checkpoints up to `step`, just written, and drafts that a crash left.
+    """Remove all but the `keep` newest checkpoints up to `step`, just written or read, and drafts that a crash left.
 
     Damaged ones of later steps, which the run went on before, are left until they are written anew.
     """

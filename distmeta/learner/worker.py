@@ -104,6 +104,8 @@ def learn(
     engine, step, tasks_seen, stopped, last, validations = start(config, run_dir, model, device, say)
     cache = state_cache(model, config, store)
     journal = Journal(run_dir, step, last) if rank == 0 else None
+    if rank == 0:  # a group that died between writing a checkpoint and this left one too many
+        checkpoints.prune(run_dir, config.run.keep, step)
     mine = episodes_of_rank(config, config.outer.meta_batch_size, rank, world)
     window = EpisodeWindow(
         ([t * config.outer.meta_batch_size + j for j in mine] for t in range(step, config.outer.steps)),

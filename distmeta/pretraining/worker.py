@@ -70,6 +70,8 @@ def learn(config: Config, run_dir: Path, corpus_path: Path, rank: int, world: in
 
     before = at.before or validate()
     journal = Journal(run_dir, at.step, at.record) if rank == 0 else None
+    if rank == 0:  # a group that died between writing a checkpoint and this left one too many
+        checkpoints.prune(run_dir, config.run.keep, at.step)
     tokens_seen = at.tokens_seen
     for step in range(at.step + 1, p.steps + 1):
         began = time.perf_counter()

@@ -11,6 +11,7 @@ from distmeta import checkpoint
 from distmeta.evaluate import evaluate
 from distmeta.inner import Diverged
 from distmeta.learner.engine import plateaus
+from distmeta.learner.saver import WriteError
 from distmeta.learner.worker import OuterDiverged, learn
 from distmeta.tasks.build import build_store
 
@@ -21,18 +22,18 @@ class Stopped(Exception):
     pass
 
 
-def train(run, path, at=None, samplers=(), **sections):
-    """Train in `run`; at: die after the checkpoint of that step was written, before its record is."""
+def train(folder, path, at=None, samplers=(), **sections):
+    """Train in `folder`; at: die after the checkpoint of that step was written, before its record is."""
     config = small.config(path, **small.merge({"outer": {"steps": 6}, "run": {"checkpoint_every": 1}}, sections))
-    run.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     store = build_store(config.data, config.task, config.model)
 
     def report(shown):
         if shown["step"] == at:
             raise Stopped
 
-    learn(config, run, store, list(samplers), 0, 1, torch.device("cpu"), report=report)
-    return run
+    learn(config, folder, store, list(samplers), 0, 1, torch.device("cpu"), report=report)
+    return folder
 
 
 def final(run):
@@ -53,7 +54,7 @@ VARIANTS = {
         "outer": {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine", "warmup_steps": 2},
     },
     "stage 3": {
-        "deepspeed": {"zero_optimization": {"stage": 3}}, "inner": {"learn_lr": "per_layer"},
+        "deepspeed": {"zero_optimization": {"stage": 3}}, "inner": {"learn_lr": "per_layer_step"},
         "outer": {"optimizer": "adamax"}, "algorithm": "maml_pp",
     },
     "plateau": {
@@ -67,6 +68,29 @@ VARIANTS = {
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, words_csv, one_rank):
     return train(tmp_path_factory.mktemp("plain") / "run", words_csv)
+
+
+def test_there_is_never_more_than_one_checkpoint_too_many(tmp_path, words_csv, monkeypatch):
+    """Not even once a group has died before it could remove one."""
+
+    def dies(run_dir, keep, step):
+        if step == 3:
+            raise Stopped
+        prune(run_dir, keep, step)
+
+    def counted(draft, path):
+        publish(draft, path)
+        there.append(len(checkpoint.checkpoints_of(tmp_path)))
+
+    prune, publish, there = checkpoint.prune, checkpoint.publish, []
+    keep = {"run": {"keep": 2, "checkpoint_every": 1}}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "prune", dies)
+        with pytest.raises(WriteError):
+            train(tmp_path, words_csv, **keep)
+    monkeypatch.setattr(checkpoint, "publish", counted)
+    train(tmp_path, words_csv, **keep)
+    assert there == [3, 3, 3]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

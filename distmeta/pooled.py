@@ -1,6 +1,7 @@
 """The baseline multi_task: the same model trained on all meta-train tasks at once, without an inner loop.
 
-In one process; every rank that asks for it computes the same.
+In one process; every rank that asks for it computes the same. Under outer.schedule=plateau the rate stays:
+there are no meta-validations on the way.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from distmeta.models.prefix import StateCache, fixed_prefix, is_frozen
 from distmeta.models.sharding import all_together
 from distmeta.models.task_model import TaskModel
 from distmeta.sampling.episode import sample_episode
+from distmeta.schedule import outer_lr
 from distmeta.scoring import group_episodes, load_group, with_ways
 from distmeta.tasks.store import TaskStore
 
@@ -22,7 +24,7 @@ Params = dict[str, Tensor]
 
 @all_together
 def train_pooled(model: TaskModel, store: TaskStore, config: Config, device: torch.device) -> tuple[Params, Params]:
-    """(fast, shared) after `outer.steps` steps of AdamW, at `outer.lr`, on the run's training episodes, not augmented.
+    """(fast, shared) after `outer.steps` steps of AdamW at the run's rates, on its training episodes, not augmented.
 
     Tasks with the same labels share the model's head. Where the classes are each episode's own, or the head is made
     of prototypes, a classifier over all classes of the data is trained, and left behind.
@@ -49,6 +51,7 @@ def train_pooled(model: TaskModel, store: TaskStore, config: Config, device: tor
                 batches = with_ways(batches, group, store.label_ids)
             for batch in fixed_prefix(model, {}, batches, cache) if is_frozen(model) else batches:
                 (loss(leaves, batch)[0].sum() / (2 * size)).backward()  # type: ignore[no-untyped-call]
+        optimizer.param_groups[0]["lr"] = outer_lr(config, step + 1)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return {n: leaves[n].detach() for n in model.fast}, {n: leaves[n].detach() for n in model.shared}

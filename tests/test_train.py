@@ -69,6 +69,7 @@ def test_metrics_and_evaluation(undisturbed):
     assert found.checkpoint.name == "step-000020"
 
 
+@pytest.mark.long
 def test_samplers_change_no_number_and_runs_repeat(undisturbed, setting, ray_here, tmp_path):
     """Two ranks with 2 samplers (in the undisturbed run), 3 and none: bit-identical, weights and all."""
     three = run(setting, tmp_path / "three", sampling={"actors": 3})

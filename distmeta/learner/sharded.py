@@ -19,13 +19,14 @@ from torch import Tensor
 
 from distmeta.algorithms import load_algorithm
 from distmeta.config import Config, make_config
-from distmeta.learner.engine import make_optimizer, outer_lr
+from distmeta.learner.engine import make_optimizer
 from distmeta.learner.gradients import meta_gradients
 from distmeta.learner.ranks import episodes_of_rank
 from distmeta.learner.worker import fast_shards, initial_values, make_engine
 from distmeta.models.build import build_model
 from distmeta.models.sharding import shard_frozen
 from distmeta.sampling.episode import Episode, sample_episode
+from distmeta.schedule import outer_lr
 from distmeta.tasks.store import TaskStore, open_store
 
 Params = dict[str, Tensor]

@@ -29,7 +29,7 @@ from distmeta.evaluate import evaluate_methods, scorer
 from distmeta.inner import Diverged
 from distmeta.learner.arrivals import regret, score_arrivals, sentence
 from distmeta.learner.elastic import GROW, PAUSED, STOP
-from distmeta.learner.engine import MetaEngine, outer_lr
+from distmeta.learner.engine import MetaEngine
 from distmeta.learner.flow import MEASURED, Gauges, more_samplers
 from distmeta.learner.gradients import meta_gradients, state_cache
 from distmeta.learner.group import GroupEngine, mean_rate_in_group, score_in_group
@@ -45,6 +45,7 @@ from distmeta.sampling.episode import sample_episode
 from distmeta.sampling.flow import seconds_per_episode
 from distmeta.sampling.sampler import Sampler
 from distmeta.sampling.window import EpisodeWindow
+from distmeta.schedule import outer_lr
 from distmeta.scoring import (
     curves,
     domain_of,

@@ -10,8 +10,9 @@ import small
 import torch
 
 from distmeta.errors import InputError
-from distmeta.learner.engine import MetaEngine, make_optimizer, outer_lr
+from distmeta.learner.engine import MetaEngine, make_optimizer
 from distmeta.learner.ranks import share
+from distmeta.schedule import outer_lr
 
 RANKS = [(world, rank) for world in engine_cases.WORLDS for rank in range(world)]
 

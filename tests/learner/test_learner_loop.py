@@ -10,9 +10,9 @@ import torch
 from distmeta import checkpoint
 from distmeta.evaluate import evaluate
 from distmeta.inner import Diverged
-from distmeta.learner.engine import plateaus
 from distmeta.learner.saver import WriteError
 from distmeta.learner.worker import OuterDiverged, learn
+from distmeta.schedule import plateaus
 from distmeta.tasks.build import build_store
 
 pytestmark = pytest.mark.usefixtures("one_rank")

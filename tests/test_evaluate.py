@@ -9,12 +9,14 @@ import pytest
 import small
 import torch
 
-from distmeta import metrics
+from distmeta import checkpoint, metrics
 from distmeta.algorithms.rates import initial_log_rates
 from distmeta.errors import InputError
 from distmeta.evaluate import evaluate, evaluate_methods, load_model
 from distmeta.inner import InnerLoop
+from distmeta.learner.worker import learn
 from distmeta.models.build import build_model
+from distmeta.pooled import train_pooled
 from distmeta.sampling.episode import sample_episode
 from distmeta.scoring import (
     WORST_LOSS,
@@ -317,3 +319,19 @@ def test_the_model_of_a_checkpoint_is_rebuilt(undisturbed):
     assert set(saved.meta) == {*first.fast, *first.shared}
     assert all(torch.equal(v, again.fast[n]) for n, v in first.fast.items())
     assert any(not torch.equal(v, saved.meta[n]) for n, v in first.fast.items())
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_pooled_baseline_is_a_run_of_multi_task(schedule, words_csv, one_rank, tmp_path):
+    """Without clipping, which a run has and the baseline has not."""
+    outer = {"steps": 6, "schedule": schedule, "warmup_steps": 2, "weight_decay": 0.1, "eps": 1e-2}
+    setting = Setting(
+        words_csv, algorithm="multi_task", outer=outer, run={"checkpoint_every": 6}, eval={"baselines": False},
+        deepspeed={"zero_optimization": {"stage": 1}, "gradient_clipping": 0.0},
+    )  # fmt: skip
+    learn(setting.config, tmp_path, setting.store.path, [], 0, 1, CPU)
+    run = checkpoint.load(tmp_path).meta
+    fast, shared = train_pooled(setting.model, setting.store, setting.config, CPU)
+    for name, value in {**fast, **shared}.items():
+        assert float((run[name] - value).abs().max()) < 1e-5, name
+    assert max(float((run[name] - value).abs().max()) for name, value in setting.meta.items()) > 1e-2

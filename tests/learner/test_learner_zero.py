@@ -17,13 +17,13 @@ VARIANTS = {
 }
 
 
-def config(data, name):
+def config(data, name, baselines=False):
     base = {
         "inner": {"adapt": "lora", "task_batch": 2},
         # 5 episodes of 2 ranks: one has more work than the other
         "outer": {"base": "freeze", "steps": 3, "meta_batch_size": 5, "eps": 1e-2},
         "deepspeed": ZERO3, "run": {"checkpoint_every": 3},
-        "eval": {"episodes": 3, "validation_episodes": 2, "baselines": name == "exact llama"},
+        "eval": {"episodes": 3, "validation_episodes": 2, "baselines": baselines},
     }  # fmt: skip
     return small.config(data, name.split()[-1], **small.merge(base, VARIANTS[name])).model_dump(mode="json")
 
@@ -32,11 +32,15 @@ def config(data, name):
 def reports(tmp_path_factory, words_csv):
     """{(world, rank): report}, and the folder of the runs."""
     folder = tmp_path_factory.mktemp("zero")
+    return run(folder, {name: config(words_csv, name) for name in VARIANTS}), folder
+
+
+def run(folder, configs):
+    """What each rank of a group of one and a group of two tells."""
     cases = folder / "cases.json"
-    cases.write_text(json.dumps({name: config(words_csv, name) for name in VARIANTS}))
+    cases.write_text(json.dumps(configs))
     told = ranks.run(zero_cases.__file__, [(world, (folder, cases)) for world in (1, 2)], folder)
-    found = {(group + 1, rank): json.loads(line) for (group, rank), line in told.items()}
-    return found, folder
+    return {(group + 1, rank): json.loads(line) for (group, rank), line in told.items()}
 
 
 @pytest.mark.slow
@@ -54,10 +58,20 @@ def test_a_base_in_shards_gives_the_same_run(reports, name):
     last = [folder / f"{name}-{world}" / "checkpoints" / "step-000003" / "meta.safetensors" for world in (1, 2)]
     one, two = map(load_file, last)
     assert max(float((two[k] - v).abs().max()) for k, v in one.items()) < off
+    same_evaluation(folder, name, off)
+
+
+def same_evaluation(folder, name, off):
     tests = [json.loads((folder / f"{name}-{world}" / "evaluation.json").read_text()) for world in (1, 2)]
     assert tests[0].keys() == tests[1].keys()
     for method, metrics in tests[0].items():
         assert tests[1][method]["loss"]["mean"] == pytest.approx(metrics["loss"]["mean"], abs=off), method
+
+
+@pytest.mark.long
+def test_baselines_over_a_base_in_shards(words_csv, tmp_path):
+    run(tmp_path, {"exact llama": config(words_csv, "exact llama", baselines=True)})
+    same_evaluation(tmp_path, "exact llama", 1e-5)
 
 
 @pytest.mark.slow

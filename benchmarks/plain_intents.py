@@ -26,8 +26,9 @@ from workloads import LoraLinear, padded
 
 from distmeta.config import Config, load_config
 from distmeta.config.consistency import parse_until
-from distmeta.learner.engine import make_optimizer, outer_lr
+from distmeta.learner.engine import make_optimizer
 from distmeta.sampling.episode import Rows, sample_episode
+from distmeta.schedule import outer_lr
 from distmeta.tasks.build import build_store
 from distmeta.tasks.store import open_store
 

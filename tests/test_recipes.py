@@ -82,7 +82,7 @@ def test_a_recipe_says_what_it_is_for(name):
 @pytest.mark.slow
 def test_the_default_run_shows_that_meta_training_helps(tmp_path):
     """`distmeta train`, cut short: two learner ranks, two samplers, and an interval above that of every baseline."""
-    done = small.cli("train", "outer.steps=100", "eval.episodes=200", "--json", cwd=tmp_path, timeout=560)
+    done = small.cli("train", "outer.steps=60", "eval.episodes=200", "--json", cwd=tmp_path, timeout=560)
     assert done.returncode == 0, done.stderr[-2000:]
     printed = json.loads(done.stdout)
     config = load_config()

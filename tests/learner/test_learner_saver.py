@@ -19,13 +19,13 @@ from distmeta.tasks.build import build_store
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, words_csv):
-    """left alone: 2 ranks to step 8; moved: 2 -> 1 -> 3 -> 2 ranks; stopped: 2 ranks, stopped at 2, to step 8."""
+    """left alone: 2 ranks to step 4; moved: 2 -> 1 -> 3 -> 2 ranks; stopped: 2 ranks, stopped at 1, to step 4."""
     place = tmp_path_factory.mktemp("worlds")
     steps = [
-        (2, ("alone:8", "moved:2", "stopped:2")),
-        (1, ("moved:4",)),
-        (3, ("moved:6",)),
-        (2, ("moved:8", "stopped:8")),
+        (2, ("alone:4", "moved:1", "stopped:1")),
+        (1, ("moved:2",)),
+        (3, ("moved:3",)),
+        (2, ("moved:4", "stopped:4")),
     ]
     groups = [(world, (place / f"g{i}", place, words_csv, *words)) for i, (world, words) in enumerate(steps)]
     written = ranks.run(worlds_cases.__file__, groups, place)
@@ -35,16 +35,16 @@ def runs(tmp_path_factory, words_csv):
 @pytest.mark.parametrize("variant", worlds_cases.VARIANTS)
 def test_two_one_three_two_ranks_continue_the_curve(runs, variant):
     alone, moved = (small.records(runs[0] / variant / name) for name in ("alone", "moved"))
-    assert [r["step"] for r in moved] == list(range(1, 9))
+    assert [r["step"] for r in moved] == list(range(1, 5))
     curve = [r["outer_loss"] for r in alone]
     assert [r["outer_loss"] for r in moved] == pytest.approx(curve, abs=1e-4)
-    assert max(curve) - min(curve) > 1e-2  # there was something to differ in
+    assert max(curve) - min(curve) > 2e-3  # there was something to differ in
     one, other = (checkpoint.load(runs[0] / variant / name) for name in ("alone", "moved"))
     for name, value in one.meta.items():
         assert float((value - other.meta[name]).abs().max()) < 1e-3, name  # Adam turns rounding of a zero into steps
     log = (runs[0] / variant / "moved" / "log.txt").read_text()
     assert [line for line in log.splitlines() if line.startswith("continuing")] == [
-        f"continuing from step-00000{n}" for n in (2, 4, 6)
+        f"continuing from step-00000{n}" for n in (1, 2, 3)
     ]
 
 
@@ -52,8 +52,10 @@ def test_two_one_three_two_ranks_continue_the_curve(runs, variant):
 def test_the_same_world_size_continues_bit_for_bit(runs, variant):
     alone, stopped = (runs[0] / variant / name for name in ("alone", "stopped"))
     assert small.records(stopped) == small.records(alone)
-    for path in (alone / "checkpoints" / "step-000008").glob("*.safetensors"):
-        assert path.read_bytes() == (stopped / "checkpoints" / "step-000008" / path.name).read_bytes()
+    tensors = list((alone / "checkpoints" / "step-000004").glob("*.safetensors"))
+    assert len(tensors) >= 2
+    for path in tensors:
+        assert path.read_bytes() == (stopped / "checkpoints" / "step-000004" / path.name).read_bytes()
 
 
 def test_every_rank_wrote_its_part(runs):
@@ -62,7 +64,7 @@ def test_every_rank_wrote_its_part(runs):
     assert [n for n in last if n.startswith("optimizer")] == [
         f"optimizer-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
     ]
-    path = runs[0] / "all" / "moved" / "checkpoints" / "step-000008"
+    path = runs[0] / "all" / "moved" / "checkpoints" / "step-000004"
     sizes = [p.stat().st_size for p in path.glob("meta-*")]
     assert max(sizes) < 0.8 * sum(sizes)
     (path / "meta-00002-of-00002.safetensors").unlink()

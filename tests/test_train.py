@@ -71,7 +71,7 @@ def test_metrics_and_evaluation(undisturbed):
 
 @pytest.mark.long
 def test_samplers_change_no_number_and_runs_repeat(undisturbed, setting, ray_here, tmp_path):
-    """Two ranks with 2 samplers (in the undisturbed run), 3 and none: bit-identical, weights and all."""
+    """Two ranks with 2 samplers (in the undisturbed run) and with 3: bit-identical, weights and all."""
     three = run(setting, tmp_path / "three", sampling={"actors": 3})
     assert small.records(three.path) == undisturbed.records
     assert small.weights(three.path) == undisturbed.weights

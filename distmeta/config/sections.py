@@ -216,8 +216,8 @@ class OuterConfig(Section):
         "DeepSpeed's, for state in the host's memory, compiled at their first use",
     )
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of all optimizers but sgd and rmsprop")
+    eps: float = Field(1e-8, gt=0, description="of all optimizers but sgd and cpu_lion")
     momentum: float = Field(0.0, ge=0, lt=1, description="of optimizers sgd and rmsprop")
     schedule: Literal["constant", "cosine", "linear", "plateau"] = Field(
         "constant", description="of the rate; plateau: lowered when the meta-validation loss no longer falls"

@@ -299,21 +299,22 @@ def deepspeed_optimizer(params: list[nn.Parameter], config: Config) -> torch.opt
 
     outer = config.outer
     name = f"outer.optimizer = {outer.optimizer}"
-    if params[0].device.type != "cpu" and not config.deepspeed["zero_optimization"].get("offload_optimizer"):
+    offload = config.deepspeed["zero_optimization"].get("offload_optimizer") or {}
+    if params[0].device.type != "cpu" and offload.get("device") != "cpu":
         raise InputError(
             f"{name}: it steps in the host's memory, the state is on a GPU; set zero_optimization.stage and "
             "zero_optimization.offload_optimizer={device: cpu} of deepspeed, or outer.optimizer=adamw"
         )
     common: dict[str, Any] = {"lr": outer.lr, "betas": outer.betas, "weight_decay": outer.weight_decay}
-    made: torch.optim.Optimizer
     try:
-        if outer.optimizer == "cpu_lion":
-            made = DeepSpeedCPULion(params, **common)
-        else:
-            made = DeepSpeedCPUAdam(params, eps=outer.eps, **common)
+        made: torch.optim.Optimizer = (
+            DeepSpeedCPULion(params, **common)
+            if outer.optimizer == "cpu_lion"
+            else DeepSpeedCPUAdam(params, eps=outer.eps, **common)
+        )
         return made
     except RuntimeError as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = str(error.__cause__ or error).partition(":")[0]  # what follows is the compiler's command
         raise InputError(
             f"{name}: DeepSpeed could not compile it ({reason}); install a C++ compiler and ninja, or take adamw"
         ) from None

@@ -242,6 +242,8 @@ def start(
     meta-validations).
     """
     values = initial_values(config, model)
+    if config.outer.optimizer.startswith("cpu_"):
+        say(f"outer.optimizer = {config.outer.optimizer}: DeepSpeed compiles it at its first use here, for minutes")
     found = checkpoints.newest_whole(run_dir, say)
     if found is None:
         return make_engine(values, config, model, device), 0, 0, False, None, []

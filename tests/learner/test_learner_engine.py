@@ -106,8 +106,9 @@ def test_deepspeeds_own_optimizers(optimizer, stage, one_rank):
     assert all(torch.equal(value, again.snapshot()[name]) for name, value in engine.snapshot().items())
 
 
-def test_an_optimizer_of_the_host_is_refused_on_a_gpu():
-    settings = small.config(outer={"optimizer": "cpu_adam"})
+@pytest.mark.parametrize("zero", [{"stage": 0}, {"stage": 1, "offload_optimizer": {"device": "none"}}])
+def test_an_optimizer_of_the_host_is_refused_on_a_gpu(zero):
+    settings = small.config(outer={"optimizer": "cpu_adam"}, deepspeed={"zero_optimization": zero})
     on_gpu = torch.nn.Parameter(torch.empty(3, device="meta"))
     with pytest.raises(InputError, match="outer.optimizer = cpu_adam: .*offload_optimizer"):
         make_optimizer([on_gpu], settings)

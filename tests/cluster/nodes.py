@@ -7,6 +7,7 @@ the cluster's own.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -79,17 +81,23 @@ class Nodes:
 
     def wait(self, count: int, timeout_s: float = 90) -> None:
         """Until so many nodes are alive."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            found = subprocess.run(
-                [sys.executable, "-c", ALIVE, self.address], env=self.environment, capture_output=True, text=True
-            )
-            if found.stdout.strip() == str(count):
-                return
+        deadline, alive = time.monotonic() + timeout_s, 0
+        while alive != count:
             if time.monotonic() > deadline:
                 tails = {n: (self.folder / f"{n}.log").read_text()[-800:] for n in self.running}
-                raise TimeoutError(f"{found.stdout or found.stderr[-500:]} nodes of {count}: {tails}")
-            time.sleep(0.5)
+                raise TimeoutError(f"{alive} nodes of {count}: {tails}")
+            time.sleep(0.3)
+            with contextlib.suppress(OSError, ValueError):  # the head does not answer yet
+                alive = self._alive()
+
+    def _alive(self) -> int:
+        """How many nodes the head's dashboard lists as living."""
+        asked = urllib.request.Request(
+            f"{self.address}/nodes?view=summary", headers={"Authorization": f"Bearer {self.token.read_text()}"}
+        )
+        with urllib.request.urlopen(asked, timeout=20) as page:
+            nodes = json.load(page)["data"]["summary"]
+        return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
 
     def kill(self, name: str) -> None:
         """SIGKILL to everything that the node runs."""
@@ -135,12 +143,6 @@ class Nodes:
                f"ip link set {outer} master {bridge}", f"ip link set {outer} up",
                f"ip -n {space} addr add {self.ip[name]}/24 dev eth0", f"ip -n {space} link set eth0 up",
                f"ip -n {space} link set lo up")  # fmt: skip
-
-
-ALIVE = """
-import sys; from distmeta.submit import _nodes, connect
-print(len(_nodes(connect(sys.argv[1]))))
-"""
 
 
 def sh(*lines: str, check: bool = True) -> None:

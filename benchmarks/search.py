@@ -30,7 +30,7 @@ RANGE = [0.01, 3.0]
 STEPS = 81
 # One rank a trial, so that two cores hold two trials; the rate is constant, and all else is the recipe's.
 SHORT = [
-    "cluster.workers=1", "sampling.actors=0", f"outer.steps={STEPS}", "eval.every=9", "eval.validation_episodes=150",
+    "cluster.workers=1", "sampling.actors=0", f"outer.steps={STEPS}", "eval.every=8", "eval.validation_episodes=150",
     "eval.episodes=100", "inner.learn_lr=none", "tune.rivals=[]",
 ]  # fmt: skip
 
@@ -65,14 +65,15 @@ def searched(words: list[str], recipe: str | None = None) -> dict[str, Any]:
     }
 
 
-def builtin(place: Path, seed: int) -> dict[str, Any]:
+def builtin(place: Path, seed: int, grid: dict[str, Any] | None) -> dict[str, Any]:
+    """`grid`: what it gave before, if it need not run again."""
     words = [*SHORT, f"run.seed={seed}", f"tune.seed={seed}"]
     rates = [float(f"{rate:.4g}") for rate in np.geomspace(*RANGE, 16)]
     asha = searched(
-        [*words, f"tune.space={{inner.lr: {{log_uniform: {RANGE}}}}}", "tune.scheduler=asha", "tune.grace=9",
+        [*words, f"tune.space={{inner.lr: {{log_uniform: {RANGE}}}}}", "tune.scheduler=asha", "tune.grace=8",
          "tune.reduction=4", "tune.trials=16", f"tune.dir={place / 'asha'}"]
     )  # fmt: skip
-    grid = searched(
+    grid = grid or searched(
         [*words, f"tune.space={{inner.lr: {{grid: {rates}}}}}", "tune.searcher=grid", "tune.scheduler=none",
          f"tune.dir={place / 'grid'}"]
     )  # fmt: skip
@@ -113,11 +114,13 @@ def main() -> None:
     parser.add_argument("--pretrained")
     parser.add_argument("--run-dir", type=Path, default=None)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep-grid", action="store_true", help="builtin: take the grid from search.json")
     parser.add_argument("more", nargs="*", help="further overrides of the search, section.key=value")
     given = parser.parse_intermixed_args()
     place = given.run_dir or Path("runs") / f"search-{given.name}-{given.seed}"
     if given.name == "builtin":
-        result = builtin(place, given.seed)
+        before = json.loads((RESULTS / "search.json").read_text())["grid"] if given.keep_grid else None
+        result = builtin(place, given.seed, before)
         environment = json.loads((place / "asha" / "environment.json").read_text())
     else:
         if given.data is None:
@@ -129,6 +132,7 @@ def main() -> None:
         "hardware": {key: environment[key] for key in ("platform", "cores")},
         "versions": environment["versions"],
         "seed": given.seed,
+        **({"note": "the grid is of an earlier run of this command"} if given.keep_grid else {}),
         **result,
     }
     RESULTS.mkdir(exist_ok=True)

@@ -1,4 +1,8 @@
-"""Shared by all tests: one thread, token caches in a temporary directory, small stores, one undisturbed run."""
+"""Shared by all tests: one thread, token caches in a temporary directory, small stores, one undisturbed run.
+
+Two processes share the files of tests among them, in an order that is not always the same: what a file leaves behind
+in its process must not matter to the next.
+"""
 
 import os
 
@@ -6,16 +10,30 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch; the processes that tests st
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
 
+import contextlib
 from pathlib import Path
 
 import pytest
 import small
+
+with contextlib.suppress(ImportError):
+    import setuptools  # noqa: F401  # torch.compile needs it, and it must come before anything that takes distutils
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """Token caches of tests, and of the processes that they start, never go to the user's."""
     os.environ["DISTMETA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def linear_of_torch():
+    """DeepSpeed's ZeRO 3 puts a linear function of its own in torch's place, for the whole process."""
+    import torch.nn.functional as F
+
+    own = F.linear
+    yield
+    F.linear = own
 
 
 @pytest.fixture(scope="session")

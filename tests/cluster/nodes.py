@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -143,6 +144,11 @@ class Nodes:
                f"ip link set {outer} master {bridge}", f"ip link set {outer} up",
                f"ip -n {space} addr add {self.ip[name]}/24 dev eth0", f"ip -n {space} link set eth0 up",
                f"ip -n {space} link set lo up")  # fmt: skip
+
+
+def short_folder() -> tempfile.TemporaryDirectory[str]:
+    """Ray makes sockets in it, whose paths may have 107 characters."""
+    return tempfile.TemporaryDirectory(prefix="n", ignore_cleanup_errors=True)
 
 
 def sh(*lines: str, check: bool = True) -> None:

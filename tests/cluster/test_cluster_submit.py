@@ -8,18 +8,19 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
-from nodes import Nodes, can_make_namespaces, free_port
+from nodes import Nodes, can_make_namespaces, free_port, short_folder
 
 SMALL = ["tiny.yaml", "run.checkpoint_every=3", "cluster.cpus_per_sampler=0"]  # neither changes a number
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster():
     # On one disk, a node would delete the working directory of a job that runs on another.
     cpus = {"head": 1, "a": 1, "b": 1} if can_make_namespaces() else {"head": 3}
-    with Nodes(tmp_path_factory.mktemp("n"), cpus) as nodes:
+    with short_folder() as folder, Nodes(Path(folder), cpus) as nodes:
         yield nodes
 
 

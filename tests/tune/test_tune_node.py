@@ -13,16 +13,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 import searches
 import yaml
-from nodes import Nodes, can_make_namespaces
+from nodes import Nodes, can_make_namespaces, short_folder
 
 from distmeta.tune import Search
 
 
 @pytest.mark.long
-def test_a_lost_node_ends_in_a_complete_table(words_csv, tmp_path_factory, tmp_path):
+def test_a_lost_node_ends_in_a_complete_table(words_csv, tmp_path):
     if not can_make_namespaces():
         pytest.skip("no network namespaces here: the cluster has one node")
-    folder = tmp_path_factory.mktemp("n")  # short: Ray makes sockets in it
     tiny = small.config(
         words_csv, cluster={"workers": 1}, sampling={"actors": 0}, run={"name": "tiny", "checkpoint_every": 20},
         outer={"steps": 400}, eval={"every": 40},
@@ -30,7 +29,7 @@ def test_a_lost_node_ends_in_a_complete_table(words_csv, tmp_path_factory, tmp_p
     )  # fmt: skip
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny.model_dump(mode="json")))
     search = Search(tmp_path / "search", "accuracy")
-    with Nodes(folder, {"head": 1, "a": 1}) as nodes:
+    with short_folder() as folder, Nodes(Path(folder), {"head": 1, "a": 1}) as nodes:
         command = nodes.inside("head", [*small.CLI, "tune", "tiny.yaml", "--run-dir", str(search.path)])
         env = nodes.environment | {"RAY_ADDRESS": nodes.gcs, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
         with (tmp_path / "stderr").open("w") as err:

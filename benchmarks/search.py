@@ -117,6 +117,8 @@ def main() -> None:
     parser.add_argument("--keep-grid", action="store_true", help="builtin: take the grid from search.json")
     parser.add_argument("more", nargs="*", help="further overrides of the search, section.key=value")
     given = parser.parse_intermixed_args()
+    if given.keep_grid and not (given.name == "builtin" and (RESULTS / "search.json").exists()):
+        parser.error(f"--keep-grid: only for builtin, after a run that has written {RESULTS / 'search.json'}")
     place = given.run_dir or Path("runs") / f"search-{given.name}-{given.seed}"
     if given.name == "builtin":
         before = json.loads((RESULTS / "search.json").read_text())["grid"] if given.keep_grid else None

@@ -6,10 +6,10 @@
 
 The budget is what the recipe's meta-steps cost under MAML; an algorithm whose meta-step costs less takes more of them.
 A gradient counts 1, a Hessian-vector product 2. Each algorithm's inner learning rate is the best of three on
-meta-validation tasks after a quarter of the budget; how many steps to adapt with is then chosen there too, from 0 to
-twice the recipe's. The score is over meta-test episodes that no choice has seen. One rank, one thread, a process
-for each training. Writes benchmarks/results/algorithms_NAME.json after every run, and goes on from there. No row of the
-data is kept.
+meta-validation tasks after --share of the budget; how many steps to adapt with is then chosen there too, from 0 to
+--longer times the recipe's. The score is over meta-test episodes that no choice has seen. One rank, one thread, a
+process for each training. Writes benchmarks/results/algorithms_NAME.json after every run, and goes on from there. No
+row of the data is kept.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from distmeta.config import Config, load_config
 
 RECIPES = {"builtin": "default", "intents": "intents", "sentiment": "sentiment"}
 FACTORS = (0.3, 1.0, 3.0)  # of the recipe's inner.lr
-LONGER = 2  # times the recipe's inner steps that may be adapted with
-EPISODES = {"validation": 100, "test": 600}
 LEFT_OUT = {"online": "its tasks arrive one after another; it is measured by its regret"}
+WITHOUT_DECODER = {"in_context": "a decoder reads its support set, and the pretrained model is an encoder"}
 
 
 def cost(name: str, config: Config) -> float:
     """Gradient evaluations of one task in a meta-step."""
     steps, exact = config.inner.steps, 3 * config.inner.steps + 1
     return {
-        "fomaml": steps + 1, "reptile": steps, "prototypes": 2, "multi_task": 2, "fine_tune": steps + 1,
+        "fomaml": steps + 1, "fine_tune": steps + 1, "reptile": steps,
+        "prototypes": 2, "multi_task": 2, "in_context": 2,
         "imaml": steps + 1 + 2 * config.inner.cg_steps,
         "maml_pp": FIRST_ORDER * 2 * steps + (1 - FIRST_ORDER) * exact,  # first order, with a query loss each step
     }.get(name, exact)  # fmt: skip
@@ -65,18 +65,18 @@ def configured(suite: str, name: str, words: list[str], share: float = 1.0) -> C
 
 
 def scored(
-    split: str, steps: int, model: Any, fast: Any, shared: Any, rates: Any, config: Config, store: Any
+    split: str, count: int, steps: int, model: Any, fast: Any, shared: Any, rates: Any, config: Config, store: Any
 ) -> list[Any]:
-    """Episodes of the split after `steps` inner steps."""
+    """`count` episodes of the split: meta-validation after 0 to `steps` inner steps, meta-test after `steps`."""
     import torch
 
     from distmeta.algorithms.rates import inner_loop
     from distmeta.sampling.episode import sample_episode
     from distmeta.scoring import score_episodes
 
-    episodes = [sample_episode(store, config.task, config.run.seed, split, i) for i in range(EPISODES[split])]
-    loop = inner_loop(config.inner, rates, steps)
-    return score_episodes(model, fast, shared, loop, episodes, config, store.pad_id, torch.device("cpu"))
+    episodes = [sample_episode(store, config.task, config.run.seed, split, i) for i in range(count)]
+    loop, curve = inner_loop(config.inner, rates, steps), split == "validation"
+    return score_episodes(model, fast, shared, loop, episodes, config, store.pad_id, torch.device("cpu"), curve)
 
 
 def run_child(settings: dict[str, Any]) -> None:
@@ -109,15 +109,15 @@ def run_child(settings: dict[str, Any]) -> None:
             fast, shared, rates = split_meta(model, saved.meta)
 
             trained = (model, fast, shared, rates, config, store)
-            most = LONGER * settings["steps"] if config.inner.steps else 0
-            curve = curves(scored("validation", most, *trained))["accuracy"]["mean"]
+            most = settings["longer"] * settings["steps"] if config.inner.steps else 0
+            curve = curves(scored("validation", settings["validation"], most, *trained))["accuracy"]["mean"]
             best = max(range(len(curve)), key=curve.__getitem__)
             found = {
                 "inner_lr": lr, "meta_steps": config.outer.steps, "cpu_s": seconds, "validation": curve[best],
                 "adapt_steps": best, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             }  # fmt: skip
             if settings["test"]:
-                summary = summarise(scored("test", best, *trained))
+                summary = summarise(scored("test", settings["episodes"], best, *trained))
                 found["test"] = {k: summary[k] for k in ("accuracy", "loss")}
             out.append(found)
         print(json.dumps(out))
@@ -141,7 +141,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--pretrained")
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--algorithms", default=",".join(n for n in ALGORITHMS if n not in LEFT_OUT))
+    parser.add_argument("--algorithms", help="names with commas; all that go with the suite")
+    parser.add_argument("--episodes", type=int, default=600, help="meta-test episodes")
+    parser.add_argument("--validation", type=int, default=100, help="meta-validation episodes of each choice")
+    parser.add_argument("--share", type=float, default=0.5, help="of the budget, spent on each rate that is tried")
+    parser.add_argument("--longer", type=int, default=2, help="most steps to adapt with, times the recipe's")
     parser.add_argument("--out", type=Path)
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
     given = parser.parse_intermixed_args()
@@ -155,12 +159,17 @@ def main() -> None:
     record: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"algorithms": {}}
     base = load_config(RECIPES[given.suite], words)
     seeds = [int(seed) for seed in given.seeds.split(",")]
-    for name in given.algorithms.split(","):
+    left_out = LEFT_OUT | (WITHOUT_DECODER if given.pretrained else {})
+    names = given.algorithms.split(",") if given.algorithms else [name for name in ALGORITHMS if name not in left_out]
+    chosen = {"episodes": given.episodes, "validation": given.validation, "longer": given.longer}
+    for name in names:
         told = record["algorithms"].setdefault(name, {"search": [], "runs": {}})
-        rates = [base.inner.lr] if name == "prototypes" else [base.inner.lr * factor for factor in FACTORS]
-        about = {"suite": given.suite, "algorithm": name, "steps": base.inner.steps}
+        rates = (
+            [base.inner.lr] if name in ("prototypes", "in_context") else [base.inner.lr * factor for factor in FACTORS]
+        )
+        about = {"suite": given.suite, "algorithm": name, "steps": base.inner.steps, **chosen}
         if not told["search"]:
-            told["search"] = child(**about, words=[*words, "run.seed=0"], rates=rates, share=0.25, test=False)
+            told["search"] = child(**about, words=[*words, "run.seed=0"], rates=rates, share=given.share, test=False)
         lr = max(told["search"], key=lambda found: found["validation"])["inner_lr"]
         for seed in seeds:
             if str(seed) not in told["runs"]:
@@ -169,8 +178,8 @@ def main() -> None:
             print(name, seed, {k: v for k, v in told["runs"][str(seed)].items() if k != "test"},
                   told["runs"][str(seed)]["test"]["accuracy"]["mean"], flush=True)  # fmt: skip
             record |= {
-                **setting({"runs": seeds}), "settings": given.more, "episodes": EPISODES, "factors": FACTORS,
-                "budget": base.outer.steps * base.outer.meta_batch_size * cost("maml", base), "left_out": LEFT_OUT,
+                **setting({"runs": seeds}), "settings": given.more, **chosen, "factors": FACTORS, "share": given.share,
+                "budget": base.outer.steps * base.outer.meta_batch_size * cost("maml", base), "left_out": left_out,
             }  # fmt: skip
             write_text(out, json.dumps(record, indent=1))
     from rich.console import Console
@@ -185,7 +194,7 @@ def main() -> None:
         table.add_row(
             name, f"{mean_accuracy(told):.3f}", f"{low:.3f} .. {high:.3f}", f"{runs[0]['inner_lr']:.3g}",
             ",".join(str(run["adapt_steps"]) for run in runs), str(runs[0]["meta_steps"]),
-            f"{statistics.mean(run['seconds'] for run in runs):.0f}", f"{max(run['peak_mb'] for run in runs):.0f}",
+            f"{statistics.mean(run['cpu_s'] for run in runs):.0f}", f"{max(run['peak_mb'] for run in runs):.0f}",
         )  # fmt: skip
     Console(width=120).print(table)
     return None

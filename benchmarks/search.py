@@ -30,8 +30,8 @@ RANGE = [0.01, 3.0]
 STEPS = 81
 # One rank a trial, so that two cores hold two trials; the rate is constant, and all else is the recipe's.
 SHORT = [
-    "cluster.workers=1", "sampling.actors=0", f"outer.steps={STEPS}", "eval.every=8", "eval.validation_episodes=150",
-    "eval.episodes=100", "inner.learn_lr=none", "tune.rivals=[]",
+    "cluster.workers=1", "sampling.actors=0", f"outer.steps={STEPS}", "eval.every=8", "eval.validation_episodes=100",
+    "eval.episodes=20", "inner.learn_lr=none", "tune.rivals=[]",
 ]  # fmt: skip
 
 
@@ -90,9 +90,12 @@ def builtin(place: Path, seed: int, grid: dict[str, Any] | None) -> dict[str, An
 
 
 def real(name: str, words: list[str], place: Path, seed: int, more: list[str]) -> dict[str, Any]:
-    """The search's best against the recipe's defaults, both trained anew and scored on the same episodes."""
-    words = [*words, f"run.seed={seed}"]
-    search = searched([*words, *more, f"tune.dir={place / 'search'}"], name)
+    """The search's best against the recipe's defaults, both trained anew and scored on the same episodes.
+
+    `more` holds for the search and for both runs.
+    """
+    words = [*words, *more, f"run.seed={seed}"]
+    search = searched([*words, f"tune.dir={place / 'search'}"], name)
     tuned = distmeta.train(
         load_config(Path(search["path"]) / "best.yaml", [f"run.dir={place / 'tuned'}"]), resume=True, show=True
     )
@@ -115,7 +118,7 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep-grid", action="store_true", help="builtin: take the grid from search.json")
-    parser.add_argument("more", nargs="*", help="further overrides of the search, section.key=value")
+    parser.add_argument("more", nargs="*", help="further overrides of the search and of both runs, section.key=value")
     given = parser.parse_intermixed_args()
     if given.keep_grid and not (given.name == "builtin" and (RESULTS / "search.json").exists()):
         parser.error(f"--keep-grid: only for builtin, after a run that has written {RESULTS / 'search.json'}")

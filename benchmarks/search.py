@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -56,7 +57,7 @@ def searched(words: list[str], recipe: str | None = None) -> dict[str, Any]:
         "curve",
     )
     return {
-        "path": str(search.path),
+        "path": os.path.relpath(search.path),
         "settings": [word for word in words if not word.startswith(("data.", "model.pretrained", "tune.dir"))],
         "wall_s": time.monotonic() - began,
         "meta_steps": sum(row["meta_steps"] for row in rows),

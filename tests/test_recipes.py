@@ -10,6 +10,7 @@ import distmeta
 from distmeta.algorithms import ALGORITHMS
 from distmeta.config import RECIPES, load_config, recipe_names
 from distmeta.learner.worker import learn
+from distmeta.models.build import build_model
 from distmeta.train import prepare_store, ray_cluster
 
 # What each recipe needs of its user, and what makes it short.
@@ -70,6 +71,14 @@ def test_every_algorithm_has_a_recipe_that_runs(name, tmp_path):
     assert config.algorithm == name
     learn(config, tmp_path, prepare_store(config), [], 0, 1, torch.device("cpu"))
     assert [r["step"] for r in small.records(tmp_path)] == list(range(1, config.outer.steps + 1))
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name != "instructions"])  # its decoder is given
+def test_the_model_of_a_recipe_holds_what_the_recipe_reads(name):
+    """At the recipe's own sizes, which the runs above cut: a context head's support set fits into its positions."""
+    config = load_config(name)
+    model = build_model(config, vocab_size=100, pad_id=0, classes=config.ways or 3)
+    assert model.fast or config.inner.steps == 0
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -52,7 +52,7 @@ ALGORITHMS: dict[str, Entry] = {
     "in_context": Entry(
         "distmeta.algorithms.in_context",
         {"model.head": "context", "inner.steps": 0, "inner.learn_lr": "none", "inner.schedule": "constant"},
-        {"model.architecture": "gpt2", "model.config": {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 1024}},
+        {"model.architecture": "gpt2", "model.config": {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 2048}},
     ),
     "multi_task": Entry("distmeta.algorithms.multi_task", {"inner.learn_lr": "none"}),
     "fine_tune": Entry("distmeta.algorithms.fine_tune", {"inner.learn_lr": "none"}, {"outer.steps": 1}),

@@ -162,11 +162,13 @@ def main() -> None:
     left_out = LEFT_OUT | (WITHOUT_DECODER if given.pretrained else {})
     names = given.algorithms.split(",") if given.algorithms else [name for name in ALGORITHMS if name not in left_out]
     chosen = {"episodes": given.episodes, "validation": given.validation, "longer": given.longer}
+    asked = {"settings": given.more, **chosen, "share": given.share}
+    if other := [key for key, value in asked.items() if record.get(key, value) != value]:
+        parser.error(f"{out} was begun with another value of {', '.join(other)}; move it away, or give another --out")
     for name in names:
         told = record["algorithms"].setdefault(name, {"search": [], "runs": {}})
-        rates = (
-            [base.inner.lr] if name in ("prototypes", "in_context") else [base.inner.lr * factor for factor in FACTORS]
-        )
+        factors = (1.0,) if name in ("prototypes", "in_context") else FACTORS  # those two have no inner loop
+        rates = [base.inner.lr * factor for factor in factors]
         about = {"suite": given.suite, "algorithm": name, "steps": base.inner.steps, **chosen}
         if not told["search"]:
             told["search"] = child(**about, words=[*words, "run.seed=0"], rates=rates, share=given.share, test=False)
@@ -178,7 +180,7 @@ def main() -> None:
             print(name, seed, {k: v for k, v in told["runs"][str(seed)].items() if k != "test"},
                   told["runs"][str(seed)]["test"]["accuracy"]["mean"], flush=True)  # fmt: skip
             record |= {
-                **setting({"runs": seeds}), "settings": given.more, **chosen, "factors": FACTORS, "share": given.share,
+                **setting({"runs": seeds}), **asked, "factors": FACTORS,
                 "budget": base.outer.steps * base.outer.meta_batch_size * cost("maml", base), "left_out": left_out,
             }  # fmt: skip
             write_text(out, json.dumps(record, indent=1))

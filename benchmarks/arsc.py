@@ -2,11 +2,11 @@
 
     python benchmarks/arsc.py --data DIR/arsc --pretrained ENCODER [section.key=value ...]
 
-A run on the source tasks (ANIL: the encoder is meta-learnt, the head adapts), then `distmeta.adapt` to each target
-task's own five examples a label and `predict` on all of its test part, as somebody with ten labelled reviews would. The
-tests are imbalanced, so balanced accuracy is what counts; the mean of 12 tasks, and the same tasks before any inner
-step. Settings are fixed beforehand: no target text chooses anything. Writes benchmarks/results/arsc.json; no row of
-the data is kept.
+A run on the source tasks (ANIL: the encoder is meta-learnt, the head adapts at learnt rates), then `distmeta.adapt` to
+each target task's own five examples a label and `predict` on all of its test part, as somebody with ten labelled reviews
+would. Every fifth source domain is left for meta-validation, which chooses how many steps to adapt with. The tests are
+imbalanced, so balanced accuracy is what counts; the mean of 12 tasks, and the same tasks before any inner step. No
+target text chooses anything. Writes benchmarks/results/arsc.json; no row of the data is kept.
 """
 
 from __future__ import annotations
@@ -27,9 +27,20 @@ from distmeta.config import load_config
 
 SETTINGS = [
     "algorithm=anil", "task.shots=5", "task.queries=7", "model.max_tokens=96", "inner.lr=0.1", "inner.steps=3",
-    "outer.lr=1e-4", "outer.meta_batch_size=4", "outer.steps=150", "outer.warmup_steps=10", "outer.schedule=cosine",
-    "eval.every=0", "eval.episodes=12", "eval.baselines=false",
+    "inner.learn_lr=per_layer_step", "outer.lr=1e-4", "outer.rate_lr=0.02", "outer.meta_batch_size=4", "outer.steps=150",
+    "outer.warmup_steps=10", "outer.schedule=cosine", "eval.every=0", "eval.episodes=12", "eval.baselines=false",
 ]  # fmt: skip
+
+
+def splits(source: Path) -> dict[str, list[str]]:
+    """Tasks by split: the target domains' as they are given, and every fifth source domain's for meta-validation."""
+    table = pq.read_table(source, columns=["task", "domain", "split"])
+    rows = sorted({(row["domain"], row["task"], row["split"]) for row in table.to_pylist()})
+    held_out = sorted({domain for domain, _, split in rows if split == "train"})[4::5]
+    found: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for domain, task, split in rows:
+        found["validation" if domain in held_out else split].append(task)
+    return found
 
 
 def scores(model: Any, rows: list[dict[str, str]]) -> dict[str, float]:
@@ -54,8 +65,13 @@ def main() -> None:
     from distmeta.bench.measure import setting
 
     source = given.data / "data.parquet"
-    words = [f"data.path={source}", f"model.pretrained={given.pretrained}", *SETTINGS, *given.more]
+    words = [f"data.path={source}", f"data.splits={json.dumps(splits(source))}"]
+    words += [f"model.pretrained={given.pretrained}", *SETTINGS, *given.more]
     run = distmeta.train(load_config("default", [*words, f"run.dir={given.run_dir}"]), resume=True, show=True)
+    validation = distmeta.evaluate(run.checkpoint, split="validation", episodes=200).methods["meta_trained"]["accuracy"]
+    curve = validation["curve"]
+    best = max(range(len(curve)), key=curve.__getitem__)
+    print(f"meta-validation after 0, 1, ... steps: {curve}; adapting with {best}", flush=True)
     rows = pq.read_table(source, filters=[("split", "=", "test")]).to_pylist()
     tasks: dict[str, dict[str, Any]] = {}
     for task in sorted({row["task"] for row in rows}):
@@ -63,7 +79,7 @@ def main() -> None:
             [row for row in rows if (row["task"], row["part"]) == (task, part)] for part in ("train", "test")
         )
         tasks[task] = {
-            "adapted": scores(distmeta.adapt(run.checkpoint, support), test),
+            "adapted": scores(distmeta.adapt(run.checkpoint, support, steps=best), test),
             "no_adaptation": scores(distmeta.adapt(run.checkpoint, support, steps=0), test),
             "rows": len(test),
         }
@@ -71,6 +87,7 @@ def main() -> None:
     record = {
         **setting({"run": 0}), "command": " ".join(sys.argv), "settings": [*SETTINGS, *given.more],
         "seconds": sum(r[k] for r in run.metrics for k in ("wait_s", "inner_s", "aggregate_s", "checkpoint_s")),
+        "adapt_steps": best, "validation": validation, "inner_lr": run.metrics[-1]["inner_lr"],
         "mean": {method: mean([task[method] for task in tasks.values()]) for method in ("adapted", "no_adaptation")},
         "tasks": tasks,
     }  # fmt: skip

@@ -159,7 +159,7 @@ def train(config: Config, peer: Callable[..., Adapted], out: Path) -> None:
     adapted = [name for name, _ in module.named_parameters() if "lora_" in name or name in HEAD]
     log_rates = {name: torch.tensor(math.log(config.inner.lr), requires_grad=True) for name in adapted}
     params = [*learnt(module), *log_rates.values()]
-    optimizer = make_optimizer(params, config)
+    optimizer = make_optimizer({str(i): p for i, p in enumerate(params)}, config)
     batch, steps, seed = config.outer.meta_batch_size, config.inner.steps, config.run.seed
     kernel = module.backbone.set_attn_implementation
     with (out / "metrics.jsonl").open("w", encoding="utf-8") as journal:

@@ -98,7 +98,7 @@ def reference(settings: Config, store: TaskStore) -> tuple[dict[str, Tensor], li
     """Plain torch, one process; the gradient norms too, which clipping must reach."""
     model, values = start(settings, store)
     params = {name: torch.nn.Parameter(value.detach().clone()) for name, value in values.items()}
-    optimizer = make_optimizer(list(params.values()), settings)
+    optimizer = make_optimizer(params, settings)
     total, norms = settings.outer.meta_batch_size, []
     for step in range(1, STEPS + 1):
         meta = {name: p.detach().clone() for name, p in params.items()}

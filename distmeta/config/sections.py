@@ -210,6 +210,9 @@ class OuterConfig(Section):
     """The outer loop: the update of the meta-parameters."""
 
     lr: float = Field(1e-3, gt=0)
+    rate_lr: float | None = Field(
+        None, gt=0, description="of learnt inner rates (inner.learn_lr), whose logarithm is what steps; null: lr"
+    )
     optimizer: Literal["adamw", "adam", "adamax", "radam", "rmsprop", "sgd", "cpu_adam", "cpu_lion"] = Field(
         "adamw",
         description="those whose step on a shard is the step on the whole: torch's; cpu_adam (AdamW) and cpu_lion: "

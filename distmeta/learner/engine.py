@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from distmeta.algorithms.rates import PREFIX
 from distmeta.config import Config
 from distmeta.errors import InputError
 
@@ -86,7 +87,7 @@ class MetaEngine:
             zero = {key: value for key, value in zero.items() if key == "offload_optimizer"}
             zero["stage"] = 1 if zero else 0
         self.stage = int(zero["stage"])
-        self._joined = join_small(self.shapes) if divided is None else [[name] for name in self.shapes]
+        self._joined = join_small(self.shapes, config) if divided is None else [[name] for name in self.shapes]
         module = nn.Module()
         module.values = nn.ParameterList(nn.Parameter(self._flat(names, values)) for names in self._joined)
         self._params: list[nn.Parameter] = list(module.values)
@@ -104,7 +105,7 @@ class MetaEngine:
         }
         self._engine, _, _, _ = deepspeed.initialize(
             model=module.to(device),
-            optimizer=make_optimizer(list(module.parameters()), config),
+            optimizer=make_optimizer({names[0]: p for names, p in self._each()}, config),
             config=settings,
             dist_init_required=False,
             mpu=divided,
@@ -120,8 +121,7 @@ class MetaEngine:
 
     def step(self, grads: Mapping[str, Tensor], lr: float) -> float:
         """One outer step with the mean over ranks of `grads`; returns the global gradient norm before clipping."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self._optimizer, lr)
         began = time.perf_counter()
         if self.stage == 0:
             self._set_grads(grads)
@@ -193,6 +193,7 @@ class MetaEngine:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         keys = _state_keys(self._optimizer)
+        self._link_states()
         out = {}
         for joined, p in self._each():
             for key in keys:
@@ -211,12 +212,17 @@ class MetaEngine:
                 self._optimizer.state[p]["step"] = steps
             elif not isinstance(self._optimizer, torch.optim.SGD):
                 self._optimizer.state[p]["step"] = torch.tensor(float(steps))
-        if self.stage in (1, 2):
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()  # links shards to parameters
+        self._link_states()
         for names, p in self._each():
             for key in keys:
                 of_key = {name: saved[f"{key}/{name}"] for name in names}
                 self._set_state(p, key, self._flat(names, of_key).to(p.device))
+
+    def _link_states(self) -> None:
+        """Shards to parameters. DeepSpeed does it once, after its first step on the first group, as if it were all."""
+        if self.stage in (1, 2):
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _shards(self) -> list[Tensor]:
         """What the torch optimizer steps on."""
@@ -239,25 +245,38 @@ class MetaEngine:
             safe_set_local_optimizer_state(p, flat[size * dist.get_rank() :][:size], key)
 
 
-def join_small(shapes: Mapping[str, torch.Size]) -> list[list[str]]:
+def join_small(shapes: Mapping[str, torch.Size], config: Config) -> list[list[str]]:
     """Names in their order, those of tensors below SMALL together until there are SMALL numbers of them.
 
     DeepSpeed's hand-over, its step and every gathered state cost Python and a collective for each parameter: with 57
     small ones 3.8 ms a step at stage 1, joined 1.5 ms; and a checkpoint takes as many collectives as there are states.
+    What has an outer rate of its own is not joined with what has not.
     """
     joined: list[list[str]] = []
     room = 0
     for name, shape in shapes.items():
+        alike = bool(joined) and has_rate_lr(name, config) == has_rate_lr(joined[-1][0], config)
         if shape.numel() >= SMALL:
             joined.append([name])
             room = 0
-        elif shape.numel() <= room:
+        elif alike and shape.numel() <= room:
             joined[-1].append(name)
             room -= shape.numel()
         else:
             joined.append([name])
             room = SMALL - shape.numel()
     return joined
+
+
+def has_rate_lr(name: str, config: Config) -> bool:
+    """Whether a meta-parameter is a learnt inner rate, stepped on with outer.rate_lr."""
+    return config.outer.rate_lr is not None and name.split(".")[0] == PREFIX
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The outer rate of the next step; learnt inner rates have theirs in the same proportion as at first."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["factor"]
 
 
 def _state_keys(optimizer: torch.optim.Optimizer) -> list[str]:
@@ -272,9 +291,14 @@ def _state_keys(optimizer: torch.optim.Optimizer) -> list[str]:
     )
 
 
-def make_optimizer(params: list[nn.Parameter], config: Config) -> torch.optim.Optimizer:
-    """The outer optimizer over `params`. Raises InputError."""
+def make_optimizer(named: Mapping[str, nn.Parameter], config: Config) -> torch.optim.Optimizer:
+    """The outer optimizer over parameters by name. Raises InputError."""
     outer = config.outer
+    own = {name for name in named if has_rate_lr(name, config)}
+    params: list[dict[str, Any]] = [{"params": [p for name, p in named.items() if name not in own], "factor": 1.0}]
+    if own and outer.rate_lr is not None:
+        rates = [p for name, p in named.items() if name in own]
+        params.append({"params": rates, "factor": outer.rate_lr / outer.lr, "lr": outer.rate_lr})
     if outer.optimizer in ("cpu_adam", "cpu_lion"):
         return deepspeed_optimizer(params, config)
     common: dict[str, Any] = {"lr": outer.lr, "weight_decay": outer.weight_decay}
@@ -289,7 +313,7 @@ def make_optimizer(params: list[nn.Parameter], config: Config) -> torch.optim.Op
     return made
 
 
-def deepspeed_optimizer(params: list[nn.Parameter], config: Config) -> torch.optim.Optimizer:
+def deepspeed_optimizer(params: list[dict[str, Any]], config: Config) -> torch.optim.Optimizer:
     """DeepSpeed's vectorised AdamW or Lion (Chen et al. 2023, arXiv 2302.06675), for state in the host's memory.
 
     DeepSpeed compiles it at its first use on a machine. Raises InputError where it cannot, or the state is on a GPU.
@@ -300,7 +324,7 @@ def deepspeed_optimizer(params: list[nn.Parameter], config: Config) -> torch.opt
     outer = config.outer
     name = f"outer.optimizer = {outer.optimizer}"
     offload = config.deepspeed["zero_optimization"].get("offload_optimizer") or {}
-    if params[0].device.type != "cpu" and offload.get("device") != "cpu":
+    if params[0]["params"][0].device.type != "cpu" and offload.get("device") != "cpu":
         raise InputError(
             f"{name}: it steps in the host's memory, the state is on a GPU; set zero_optimization.stage and "
             "zero_optimization.offload_optimizer={device: cpu} of deepspeed, or outer.optimizer=adamw"

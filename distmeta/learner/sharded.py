@@ -19,7 +19,7 @@ from torch import Tensor
 
 from distmeta.algorithms import load_algorithm
 from distmeta.config import Config, make_config
-from distmeta.learner.engine import make_optimizer
+from distmeta.learner.engine import make_optimizer, set_lr
 from distmeta.learner.gradients import meta_gradients
 from distmeta.learner.ranks import episodes_of_rank
 from distmeta.learner.worker import fast_shards, initial_values, make_engine
@@ -117,7 +117,7 @@ def plain_steps(config: Config, store: TaskStore) -> tuple[Params, Params, list[
     algorithm = load_algorithm(config.algorithm)
     before = {name: value.detach().clone() for name, value in initial_values(config, model).items()}
     params = {name: torch.nn.Parameter(value.clone()) for name, value in before.items()}
-    optimizer = make_optimizer(list(params.values()), config)
+    optimizer = make_optimizer(params, config)
     clip = float(config.deepspeed.get("gradient_clipping", 0.0))
     norms = []
     for step in range(1, OUTER_STEPS + 1):
@@ -128,7 +128,6 @@ def plain_steps(config: Config, store: TaskStore) -> tuple[Params, Params, list[
             p.grad = grads[name] / len(episodes)
         most = clip if clip > 0 else float("inf")
         norms.append(float(torch.nn.utils.clip_grad_norm_(list(params.values()), most)))
-        for group in optimizer.param_groups:
-            group["lr"] = outer_lr(config, step)
+        set_lr(optimizer, outer_lr(config, step))
         optimizer.step()
     return before, {name: p.detach() for name, p in params.items()}, norms

@@ -14,16 +14,17 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from distmeta.learner.engine import MetaEngine, make_optimizer
+from distmeta.learner.engine import MetaEngine, make_optimizer, set_lr
 from distmeta.learner.ranks import share
 
 WORLDS = (1, 2, 3)
 PARTS = 6  # of a meta-batch: whole shares for each group
-SHAPES = {"matrix": (7, 5), "scalar": (), "bias": (3,), "wide": (2, 3, 4)}
+SHAPES = {"matrix": (7, 5), "scalar": (), "bias": (3,), "wide": (2, 3, 4), "log_lr.wide": (2,)}
 OPTIMIZERS = {
     "adamw": {"optimizer": "adamw", "eps": 1e-2, "weight_decay": 0.1},  # a large eps shows a wrong gradient's scale
     "momentum": {"optimizer": "sgd", "momentum": 0.9},
     "sgd": {"optimizer": "sgd"},
+    "rates": {"optimizer": "sgd", "momentum": 0.9, "rate_lr": 0.5},
 }
 CASES = list(itertools.product((0, 1, 2, 3), OPTIMIZERS, (0.5,)))
 CASES += [(stage, "adamw", 0.0) for stage in (0, 2)] + [(stage, "adamw", 0.5, "offload") for stage in (1, 3)]
@@ -61,15 +62,14 @@ def reference(case):
     """Parameters and gradient norms after 1..5 steps of plain torch in one process."""
     settings = config(*case)
     params = {name: torch.nn.Parameter(value) for name, value in values().items()}
-    optimizer = make_optimizer(list(params.values()), settings)
+    optimizer = make_optimizer(params, settings)
     after, norms = [], []
     for step in range(1, 6):
         for name, g in gradients(step, range(PARTS)).items():
             params[name].grad = g
         limit = case[2] or float("inf")
         norms.append(float(torch.nn.utils.clip_grad_norm_(params.values(), limit)))
-        for group in optimizer.param_groups:
-            group["lr"] = LR[step]
+        set_lr(optimizer, LR[step])
         optimizer.step()
         after.append({name: p.detach().clone() for name, p in params.items()})
     return after, norms

@@ -34,12 +34,13 @@ def reports(tmp_path_factory):
 @pytest.mark.parametrize("rank", RANKS)
 def test_steps_are_plain_torch_s(reports, rank, stage):
     cases = {name: r for name, r in reports[0][rank].items() if name.startswith(f"{stage}-")}
-    assert len(cases) == 4  # the three optimizers clipped, and AdamW unclipped or with its state on the CPU
+    assert len(cases) == 5  # the four optimizers clipped, and AdamW unclipped or with its state on the CPU
     for name, report in cases.items():
         assert report["apart"] < 1e-6, name
         assert report["undisturbed"] < 1e-6, name
         assert report["norm"] < 1e-6, name  # before clipping, at every stage
         kinds = {"adamw": {"exp_avg", "exp_avg_sq"}, "momentum": {"momentum_buffer"}, "sgd": set()}
+        kinds["rates"] = kinds["momentum"]
         assert {key.split("/")[0] for key in report["keys"]} == kinds[name.split("-")[1]]
 
 
@@ -111,7 +112,7 @@ def test_an_optimizer_of_the_host_is_refused_on_a_gpu(zero):
     settings = small.config(outer={"optimizer": "cpu_adam"}, deepspeed={"zero_optimization": zero})
     on_gpu = torch.nn.Parameter(torch.empty(3, device="meta"))
     with pytest.raises(InputError, match="outer.optimizer = cpu_adam: .*offload_optimizer"):
-        make_optimizer([on_gpu], settings)
+        make_optimizer({"weight": on_gpu}, settings)
 
 
 def test_the_reference_can_tell():
@@ -121,6 +122,15 @@ def test_the_reference_can_tell():
         assert engine_cases.apart(engine_cases.reference(other)[0][2], plain) > 1e-3
     sgd = engine_cases.reference((0, "sgd", 0.0))[0][2]
     assert engine_cases.apart(engine_cases.reference((0, "momentum", 0.0))[0][2], sgd) > 1e-3
+
+
+def test_learnt_rates_have_an_outer_rate_of_their_own():
+    """Steps of SGD with momentum are linear in the rate: ten times the rate is ten times the way, of these alone."""
+    start = engine_cases.values()
+    plain, own = (engine_cases.reference((0, name, 0.0))[0][4] for name in ("momentum", "rates"))
+    for name, value in start.items():
+        times = 10 if name == "log_lr.wide" else 1
+        torch.testing.assert_close(own[name] - value, times * (plain[name] - value), rtol=1e-5, atol=1e-6)
 
 
 def test_outer_lr_is_warm_up_then_schedule():

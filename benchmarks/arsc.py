@@ -3,10 +3,10 @@
     python benchmarks/arsc.py --data DIR/arsc --pretrained ENCODER [section.key=value ...]
 
 A run on the source tasks (ANIL: the encoder is meta-learnt, the head adapts at learnt rates), then `distmeta.adapt` to
-each target task's own five examples a label and `predict` on all of its test part, as somebody with ten labelled reviews
-would. Every fifth source domain is left for meta-validation, which chooses how many steps to adapt with. The tests are
-imbalanced, so balanced accuracy is what counts; the mean of 12 tasks, and the same tasks before any inner step. No
-target text chooses anything. Writes benchmarks/results/arsc.json; no row of the data is kept.
+each target task's own five examples a label and `predict` on all of its test part, as somebody with ten labelled
+reviews would. Every fifth source domain is left for meta-validation, which chooses how many steps to adapt with. The
+tests are imbalanced, so balanced accuracy is what counts; the mean of 12 tasks, and the same tasks before any inner
+step. No target text chooses anything. Writes benchmarks/results/arsc.json; no row of the data is kept.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from distmeta.config import load_config
 
 SETTINGS = [
     "algorithm=anil", "task.shots=5", "task.queries=7", "model.max_tokens=96", "inner.lr=0.1", "inner.steps=3",
-    "inner.learn_lr=per_layer_step", "outer.lr=1e-4", "outer.rate_lr=0.02", "outer.meta_batch_size=4", "outer.steps=150",
-    "outer.warmup_steps=10", "outer.schedule=cosine", "eval.every=0", "eval.episodes=12", "eval.baselines=false",
+    "inner.learn_lr=per_layer_step", "outer.lr=1e-4", "outer.rate_lr=0.02", "outer.meta_batch_size=4",
+    "outer.steps=150", "outer.warmup_steps=10", "outer.schedule=cosine", "eval.every=0", "eval.episodes=12",
+    "eval.baselines=false",
 ]  # fmt: skip
 
 

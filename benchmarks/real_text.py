@@ -1,11 +1,14 @@
 """What does meta-training give on real text? CLINC150 intents, Chinese three-class reviews, instruction tasks.
 
     python benchmarks/real_text.py intents      --data DIR/clinc150 --pretrained MODEL_DIR
-    python benchmarks/real_text.py sentiment    --data DIR/zh_reviews_3class [--pretrained LM_OF_OTHER_REVIEWS]
+    python benchmarks/real_text.py sentiment    --data DIR/zh_reviews_3class [--pretrained MODEL_DIR] [--whole]
     python benchmarks/real_text.py instructions --data DIR/instruction_induction --pretrained DECODER
 
 Runs the recipe of that name with its defaults on the data (or continues the run in --run-dir), scores meta-train and
-meta-test tasks, and writes benchmarks/results/real_text_NAME.json. No row of the data is kept.
+meta-test tasks, and writes benchmarks/results/real_text_NAME.json. Of the reviews also every single row of the
+meta-test domains is classified, as one would score a model that does not adapt, and beside it a lexical model (n-grams
+of characters, logistic regression) and one that is told the length of a text and nothing else. --whole: the reviews as
+they are, up to 160 characters, instead of those cut to equal lengths. No row of the data is kept.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -26,6 +31,7 @@ HELD_OUT = [
     "sentiment", "larger_animal", "word_in_context", "sentence_similarity", "negation", "orthography_starts_with",
 ]  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
+LABELS = ("neg", "neu", "pos")
 
 
 def overrides(name: str, data: Path, pretrained: str | None) -> list[str]:
@@ -48,6 +54,52 @@ def overrides(name: str, data: Path, pretrained: str | None) -> list[str]:
     return [*words, f"model.pretrained={pretrained}", "outer.base=train"] if pretrained else words
 
 
+def row_scores(given: Sequence[str], said: Sequence[str]) -> dict[str, float]:
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+    precision, recall, f1, _ = precision_recall_fscore_support(given, said, average="macro", zero_division=0)
+    found = {"accuracy": accuracy_score(given, said), "precision": precision, "recall": recall, "f1": f1}
+    return {key: float(value) for key, value in found.items()}
+
+
+def every_row(checkpoint: Path, file: Path, most: int, shots: int) -> dict[str, Any]:
+    """Scores of each model over all rows of the meta-test domains but the `shots` of each label that are adapted to."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.tree import DecisionTreeClassifier
+
+    rows = [{**row, "text": row["text"][:most]} for row in pq.read_table(file).to_pylist()]
+    train = [row for row in rows if row["split"] == "train"]
+    grams = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    lexical = make_pipeline(grams, LogisticRegression(C=10, max_iter=300, class_weight="balanced"))
+    lexical.fit([row["text"] for row in train], [row["label"] for row in train])
+    length = DecisionTreeClassifier(max_leaf_nodes=8, class_weight="balanced", random_state=0)
+    length.fit([[len(row["text"])] for row in train], [row["label"] for row in train])
+    domains: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        if row["split"] == "test":
+            domains.setdefault(row["task"], []).append(row)
+    said: dict[str, dict[str, list[str]]] = {}
+    kept: dict[str, list[str]] = {}
+    for domain, found in domains.items():
+        support = [row for label in LABELS for row in [r for r in found if r["label"] == label][:shots]]
+        rest = [row for row in found if row not in support]
+        texts, kept[domain] = [row["text"] for row in rest], [row["label"] for row in rest]
+        said[domain] = {
+            "adapted": [p["label"] for p in distmeta.adapt(checkpoint, support).predict(texts)],
+            "no_adaptation": [p["label"] for p in distmeta.adapt(checkpoint, support, steps=0).predict(texts)],
+            "lexical": list(lexical.predict(texts)),
+            "length": list(length.predict([[len(text)] for text in texts])),
+        }
+    models = list(next(iter(said.values())))
+    told = {m: {domain: row_scores(kept[domain], said[domain][m]) for domain in domains} for m in models}
+    pooled = [label for domain in domains for label in kept[domain]]
+    for m in models:
+        told[m]["all"] = row_scores(pooled, [label for domain in domains for label in said[domain][m]])
+    return told
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=["intents", "sentiment", "instructions"])
@@ -55,10 +107,14 @@ def main() -> None:
     parser.add_argument("--pretrained")
     parser.add_argument("--run-dir", type=Path, default=None)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--whole", action="store_true", help="sentiment: reviews of any length")
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
     given = parser.parse_intermixed_args()
-    run_dir = given.run_dir or Path("runs") / f"real-{given.name}-{given.seed}"
-    words = [*overrides(given.name, given.data, given.pretrained), *given.more, f"run.seed={given.seed}"]
+    kind = f"{given.name}_whole" if given.whole else given.name
+    run_dir = given.run_dir or Path("runs") / f"real-{kind}-{given.seed}"
+    file, most = given.data / ("data.parquet" if given.whole else "matched60.parquet"), 160 if given.whole else 60
+    whole = [f"data.path={file}", f"model.max_tokens={most + 2}"] if given.whole else []
+    words = [*overrides(given.name, given.data, given.pretrained), *whole, *given.more, f"run.seed={given.seed}"]
     run = distmeta.train(load_config(given.name, [*words, f"run.dir={run_dir}"]), resume=True, show=True)
     seen = distmeta.evaluate(run.checkpoint, split="train", baselines=False)
     environment = json.loads((run.path / "environment.json").read_text())
@@ -77,8 +133,10 @@ def main() -> None:
         "meta_train": seen.methods,
         "meta_train_classes": seen.details["meta_trained"].get("per_class"),
     }
+    if given.name == "sentiment":
+        record["every_row"] = every_row(run.checkpoint, file, most, shots=5)
     RESULTS.mkdir(exist_ok=True)
-    write_text(RESULTS / f"real_text_{given.name}.json", json.dumps(record, indent=1, ensure_ascii=False))
+    write_text(RESULTS / f"real_text_{kind}.json", json.dumps(record, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from distmeta.config import Config, load_config
 RECIPES = {"builtin": "default", "intents": "intents", "sentiment": "sentiment"}
 FACTORS = (0.3, 1.0, 3.0)  # of the recipe's inner.lr
 LEFT_OUT = {"online": "its tasks arrive one after another; it is measured by its regret"}
-WITHOUT_DECODER = {"in_context": "a decoder reads its support set, and the pretrained model is an encoder"}
+WITHOUT_DECODER = {"in_context": "a decoder reads its support set, and the model of this suite is an encoder"}
 
 
 def cost(name: str, config: Config) -> float:
@@ -159,7 +159,7 @@ def main() -> None:
     record: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"algorithms": {}}
     base = load_config(RECIPES[given.suite], words)
     seeds = [int(seed) for seed in given.seeds.split(",")]
-    left_out = LEFT_OUT | (WITHOUT_DECODER if given.pretrained else {})
+    left_out = LEFT_OUT | (WITHOUT_DECODER if given.suite != "builtin" else {})
     names = given.algorithms.split(",") if given.algorithms else [name for name in ALGORITHMS if name not in left_out]
     chosen = {"episodes": given.episodes, "validation": given.validation, "longer": given.longer}
     asked = {"settings": given.more, **chosen, "share": given.share}

@@ -367,6 +367,7 @@ def run_group(
 
     Ray restarts it after a failure, up to `restarts` times.
     """
+    import ray.exceptions
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -389,6 +390,11 @@ def run_group(
     except ray.train.TrainingFailedError as error:
         failed: Exception = error
         return failed
+    except ray.exceptions.RayActorError:  # Ray Train's own
+        raise TrainingError(
+            "Ray Train's controller has gone, or the node or the cluster that it was on (perhaps another run's, which "
+            f"ended). Checkpoints so far are in {run_dir}; --resume continues from the newest"
+        ) from None
     return None
 
 

@@ -7,6 +7,7 @@ import pytest
 import small
 import torch
 import yaml
+from ray.exceptions import ActorDiedError
 
 import distmeta
 from distmeta.config import load_config, make_config
@@ -14,7 +15,7 @@ from distmeta.errors import InputError
 from distmeta.learner.worker import learn
 from distmeta.sampling.sampler import start_samplers
 from distmeta.tasks.build import build_store
-from distmeta.train import check_resumable, claim_directory, ray_cluster
+from distmeta.train import TrainingError, check_resumable, claim_directory, ray_cluster, run_group
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,19 @@ def test_an_error_of_a_learner_is_one_line_and_leaves_nothing(setting, ray_here,
     with pytest.raises(InputError, match="model.config.hidden_sise"):
         run(setting, tmp_path / "runs" / "bad", model={"config": {"hidden_sise": 16}}, cluster={"workers": 1})
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_lost_cluster_is_one_line(monkeypatch, tmp_path):
+    class Trainer:
+        def __init__(self, *_, **__):
+            pass
+
+        def fit(self):
+            raise ActorDiedError()
+
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", Trainer)
+    with pytest.raises(TrainingError, match=f"controller has gone.* in {tmp_path}; --resume"):
+        run_group(print, small.config(), tmp_path, {}, size=1, gpus=0, restarts=0)
 
 
 def test_a_cluster_too_small_is_refused(setting, ray_here, tmp_path):

@@ -79,17 +79,33 @@ def scored(
     return score_episodes(model, fast, shared, loop, episodes, config, store.pad_id, torch.device("cpu"), curve)
 
 
+def train_here(config: Config, run: Path) -> tuple[tuple[Any, ...], float]:
+    """Trains in this process, a group of one: (what `scored` takes after the number of steps, CPU seconds)."""
+    import torch
+
+    from distmeta import checkpoint
+    from distmeta.evaluate import load_model
+    from distmeta.learner.worker import learn
+    from distmeta.scoring import split_meta
+    from distmeta.tasks.store import open_store
+    from distmeta.train import prepare_store
+
+    store_path = prepare_store(config)
+    run.mkdir()
+    began = time.process_time()
+    learn(config, run, store_path, [], 0, 1, torch.device("cpu"))
+    seconds = time.process_time() - began
+    saved = checkpoint.load(run)
+    model = load_model(saved)
+    return (model, *split_meta(model, saved.meta), config, open_store(store_path)), seconds
+
+
 def run_child(settings: dict[str, Any]) -> None:
     """Train once for each rate, and score; prints JSON."""
     import torch
     import torch.distributed as dist
 
-    from distmeta import checkpoint
-    from distmeta.evaluate import load_model
-    from distmeta.learner.worker import learn
-    from distmeta.scoring import curves, split_meta, summarise
-    from distmeta.tasks.store import open_store
-    from distmeta.train import prepare_store
+    from distmeta.scoring import curves, summarise
 
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = "0"
@@ -99,16 +115,7 @@ def run_child(settings: dict[str, Any]) -> None:
         for i, lr in enumerate(settings["rates"]):
             words = [*settings["words"], f"inner.lr={lr}"]
             config = configured(settings["suite"], settings["algorithm"], words, settings["share"])
-            run, store_path = Path(place) / f"run{i}", prepare_store(config)
-            run.mkdir()
-            began = time.process_time()
-            learn(config, run, store_path, [], 0, 1, torch.device("cpu"))
-            seconds = time.process_time() - began
-            saved, store = checkpoint.load(run), open_store(store_path)
-            model = load_model(saved)
-            fast, shared, rates = split_meta(model, saved.meta)
-
-            trained = (model, fast, shared, rates, config, store)
+            trained, seconds = train_here(config, Path(place) / f"run{i}")
             most = settings["longer"] * settings["steps"] if config.inner.steps else 0
             curve = curves(scored("validation", settings["validation"], most, *trained))["accuracy"]["mean"]
             best = max(range(len(curve)), key=curve.__getitem__)

@@ -15,7 +15,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["LOCAL_RANK"] = "0"
 import torch
 import torch.distributed as dist
-from algorithms import scored
+from algorithms import scored, train_here
 from real_text import RESULTS
 
-from distmeta import checkpoint
 from distmeta.bench.measure import setting
 from distmeta.checkpoint import write_text
 from distmeta.config import load_config
-from distmeta.evaluate import load_model
-from distmeta.learner.worker import learn
-from distmeta.scoring import curves, split_meta, summarise
-from distmeta.tasks.store import open_store
-from distmeta.train import prepare_store
+from distmeta.scoring import curves, summarise
 
 SETTINGS = {"maml": [], "maml_pp": ["inner.lr=0.4", "outer.lr=4e-3", "outer.rate_lr=0.04"]}
 
@@ -42,19 +36,11 @@ SETTINGS = {"maml": [], "maml_pp": ["inner.lr=0.4", "outer.lr=4e-3", "outer.rate
 def one(recipe: str, words: list[str], run: Path, validation: int, episodes: int) -> dict[str, Any]:
     """Trains, chooses the number of adaptation steps on meta-validation episodes, scores on meta-test episodes."""
     config = load_config(recipe, [*words, "eval.baselines=false", "cluster.workers=1", "sampling.actors=0"])
-    store_path = prepare_store(config)
-    run.mkdir()
-    began = time.process_time()
-    learn(config, run, store_path, [], 0, 1, torch.device("cpu"))
-    seconds = time.process_time() - began
-    saved, store = checkpoint.load(run), open_store(store_path)
-    model = load_model(saved)
-    fast, shared, rates = split_meta(model, saved.meta)
-    trained = (model, fast, shared, rates, config, store)
+    trained, seconds = train_here(config, run)
     curve = curves(scored("validation", validation, 2 * config.inner.steps, *trained))["accuracy"]["mean"]
     best = max(range(len(curve)), key=curve.__getitem__)
     test = summarise(scored("test", episodes, best, *trained))["accuracy"]
-    return {"meta_steps": saved.step, "cpu_s": seconds, "validation": curve, "adapt_steps": best, "test": test}
+    return {"meta_steps": config.outer.steps, "cpu_s": seconds, "validation": curve, "adapt_steps": best, "test": test}
 
 
 def main() -> None:
@@ -69,8 +55,11 @@ def main() -> None:
     seeds = [int(seed) for seed in given.seeds.split(",")]
     steps = {"maml": given.steps, "maml_pp": given.steps * 2 // 3}
     record: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {"runs": {}}
-    if record.get("steps", steps) != steps:
-        parser.error(f"{given.out} is of {record['steps']} meta-steps; move it away, or give another --out")
+    asked = {"steps": steps, "validation": given.validation, "episodes": given.episodes, "settings": SETTINGS}
+    if other := [key for key, value in asked.items() if record.get(key, value) != value]:
+        parser.error(
+            f"{given.out} was begun with another value of {', '.join(other)}; move it away, or give another --out"
+        )
     with tempfile.TemporaryDirectory(prefix="distmeta-maml-pp-") as place:
         dist.init_process_group("gloo", init_method=f"file://{place}/group", world_size=1, rank=0)
         for seed in seeds:
@@ -79,8 +68,7 @@ def main() -> None:
                 if name not in record["runs"]:
                     more = [*words, f"outer.steps={steps[recipe]}", f"run.seed={seed}"]
                     record["runs"][name] = one(recipe, more, Path(place) / name, given.validation, given.episodes)
-                    record |= {**setting({"runs": seeds}), "command": " ".join(sys.argv), "steps": steps}
-                    record["settings"] = SETTINGS
+                    record |= {**setting({"runs": seeds}), "command": " ".join(sys.argv), **asked}
                     write_text(given.out, json.dumps(record, indent=1))
                 told = record["runs"][name]
                 print(name, told["meta_steps"], told["adapt_steps"], told["test"]["mean"], flush=True)

@@ -63,7 +63,7 @@ def row_scores(given: Sequence[str], said: Sequence[str]) -> dict[str, float]:
 
 
 def every_row(checkpoint: Path, file: Path, most: int, shots: int) -> dict[str, Any]:
-    """Scores of each model over all rows of the meta-test domains but the `shots` of each label that are adapted to."""
+    """Scores of each model over all rows of the meta-test domains but the first `shots` of each label, adapted to."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -110,6 +110,8 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="sentiment: reviews of any length")
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
     given = parser.parse_intermixed_args()
+    if given.whole and given.name != "sentiment":
+        parser.error(f"--whole is for sentiment, not {given.name}")
     kind = f"{given.name}_whole" if given.whole else given.name
     run_dir = given.run_dir or Path("runs") / f"real-{kind}-{given.seed}"
     file, most = given.data / ("data.parquet" if given.whole else "matched60.parquet"), 160 if given.whole else 60

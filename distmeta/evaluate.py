@@ -169,17 +169,22 @@ def evaluate(
     split: str = "test",
     baselines: bool | None = None,
     steps: int | None = None,
+    ways: int | None = None,
+    shots: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Evaluate a checkpoint (or a run's newest) in this process, on its own data or on `data`.
 
-    split: train, validation or test tasks. steps: inner steps; None: as the run evaluates. `data` is read with the
-    run's columns and tokenizer; all of its tasks count as `split` unless it has a split column. Raises InputError.
+    split: train, validation or test tasks. steps: inner steps; None: as the run evaluates. ways, shots: of an episode;
+    None: as the run trained. Other ways need a prototype head. `data` is read with the run's columns and tokenizer; all
+    of its tasks count as `split` unless it has a split column. Raises InputError.
     """
     saved = checkpoints.load(checkpoint)
     asked = {"episodes": episodes, "baselines": baselines, "steps": steps}
-    changes = {key: value for key, value in asked.items() if value is not None}
-    config = saved.config.model_copy(update={"eval": saved.config.eval.model_copy(update=changes)})
+    config = _with(saved.config, "eval", **asked)
+    if ways is not None:
+        check_ways(ways, config)
+    config = _with(config, "task", ways=ways, shots=shots)
     if data is not None:
         path = data if isinstance(data, str) else list(data)
         config = config.model_copy(
@@ -191,8 +196,28 @@ def evaluate(
         raise InputError(f"split = {split}: the data has no such tasks; it has {', '.join(there)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(saved).to(device)
+    model.classes = config.ways or model.classes  # a prototype head is as wide as the episode
     meta = {name: value.to(device) for name, value in saved.meta.items()}
     return evaluate_methods(model, meta, store, config, device, split=split, say=say)
+
+
+def _with(config: Config, section: str, **asked: Any) -> Config:
+    """The configuration with what is asked for of a section; None: as it is."""
+    changes = {key: value for key, value in asked.items() if value is not None}
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=changes)})
+
+
+def check_ways(ways: int, config: Config) -> None:
+    """Raises InputError unless episodes of so many classes can be asked of the run's model."""
+    if config.task.family != "classes":
+        raise InputError(f"ways = {ways}: task.family = {config.task.family} has no number of ways to set")
+    if ways < 2:
+        raise InputError(f"ways = {ways}: at least 2")
+    if ways != config.ways and config.model.head != "prototype":
+        raise InputError(
+            f"ways = {ways}: the head of this model has {config.ways} outputs; leave ways out, or meta-train with "
+            "model.head=prototype, which takes any number"
+        )
 
 
 def load_model(saved: checkpoints.Checkpoint) -> TaskModel:
@@ -211,8 +236,9 @@ def _store_of(saved: checkpoints.Checkpoint, config: Config, only: Literal["test
     from distmeta.tasks.store import open_store
 
     labels = saved.state["labels"] if config.task.family == "domain" else None
+    # The run's own task: other ways could divide the classes among splits otherwise.
     path = build_store(
-        config.data, config.task, config.model, tokenizer_file=saved.tokenizer_file, labels=labels, only=only
+        config.data, saved.config.task, config.model, tokenizer_file=saved.tokenizer_file, labels=labels, only=only
     )
     store = open_store(path)
     check_feasible(store, config.task)

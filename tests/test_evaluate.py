@@ -311,6 +311,45 @@ def test_evaluating_on_other_data(undisturbed, tmp_path):
         evaluate(undisturbed.run, str(other), episodes=4, split="train")
 
 
+def write_classes(path, classes=12, rows=8):
+    lines = ["text,label"]
+    lines += [f"{['a', 'the', 'so'][i % 3]} w{c} thing{i},c{c}" for c in range(classes) for i in range(rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_prototype_head_is_evaluated_at_other_ways_and_shots(tmp_path):
+    """As scoring such episodes by hand; of the test classes that the run had, which its ways divided."""
+    task = {"family": "classes", "ways": 4, "shots": 2, "queries": 4}
+    data = write_classes(tmp_path / "classes.csv")
+    path = small.checkpoint_of(tmp_path / "made", data, task=task, model={"head": "prototype"}, run={"keep": 1})
+    found = evaluate(path, ways=2, shots=3, episodes=5, baselines=False)
+    saved = checkpoint.load(path)
+    store = open_store(build_store(saved.config.data, saved.config.task, saved.config.model))
+    asked = saved.config.task.model_copy(update={"ways": 2, "shots": 3})
+    episodes = [sample_episode(store, asked, 0, "test", i) for i in range(5)]
+    assert all(len(e.label_names) == 2 and len(e.support.labels) == 6 for e in episodes)
+    model = build_model(saved.config, store.vocab_size, store.pad_id, 2)
+    fast, shared = ({n: saved.meta[n] for n in part} for part in (model.fast, model.shared))
+    loop = InnerLoop(steps=saved.config.inner.steps, lr=saved.config.inner.lr)
+    by_hand = score_episodes(model, fast, shared, loop, episodes, saved.config, store.pad_id, CPU)
+    for name, score in summarise(by_hand).items():
+        assert_near(found.methods["meta_trained"][name], score, 1e-6)
+    assert set(found.details["meta_trained"]["per_class"]) == {name for e in episodes for name in e.label_names}
+    with pytest.raises(InputError, match="task.ways=20 is more than the"):
+        evaluate(path, ways=20)
+
+
+def test_other_ways_are_refused_where_the_head_has_its_own(undisturbed, tmp_path):
+    with pytest.raises(InputError, match="ways = 3: task.family = domain has no number of ways"):
+        evaluate(undisturbed.run, ways=3)
+    task = {"family": "classes", "ways": 2, "shots": 2, "queries": 4}
+    path = small.checkpoint_of(tmp_path / "made", write_classes(tmp_path / "classes.csv"), task=task)
+    with pytest.raises(InputError, match="ways = 3: the head of this model has 2 outputs"):
+        evaluate(path, ways=3)
+    assert evaluate(path, ways=2, episodes=2, baselines=False).methods["meta_trained"]["accuracy"]["episodes"] == 2
+
+
 def test_the_model_of_a_checkpoint_is_rebuilt(undisturbed):
     from distmeta import checkpoint
 

@@ -130,6 +130,10 @@ def evaluate(
     data: Annotated[list[str] | None, typer.Option(help="other data, in the run's columns; repeatable")] = None,
     episodes: Annotated[int | None, typer.Option(min=2, help="default: as the run's eval.episodes")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test tasks")] = "test",
+    ways: Annotated[
+        int | None, typer.Option(min=2, help="classes of an episode, with a prototype head; default: as trained")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(min=1, help="examples of each class; default: as trained")] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="also what was not meta-trained")
     ] = False,
@@ -140,7 +144,7 @@ def evaluate(
     from distmeta.evaluate import evaluate as score
 
     paths: Any = data[0] if data and len(data) == 1 else data
-    result = score(checkpoint, paths, episodes, split=split, baselines=baselines, say=note)
+    result = score(checkpoint, paths, episodes, split=split, ways=ways, shots=shots, baselines=baselines, say=note)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         result.save(out)

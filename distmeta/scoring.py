@@ -25,11 +25,13 @@ from distmeta.models.prefix import fixed_prefix
 from distmeta.models.sharding import all_together
 from distmeta.models.task_model import TaskModel
 from distmeta.sampling.collate import collate
-from distmeta.sampling.episode import Episode
+from distmeta.sampling.episode import Episode, Rows
+from distmeta.tasks.spool import gather
 
 # What a loss that is no number counts as in means: -log of the smallest positive float32, the least probability that
 # a softmax can give to the right class.
 WORST_LOSS = 103.28
+PART_TOKENS = 4096  # of a part, where inner.part_tokens leaves it open
 TABLED = ("accuracy", "precision", "recall", "f1")  # of each task and domain
 
 
@@ -94,7 +96,7 @@ def load_group(
 ) -> tuple[list[TextBatch], list[TextBatch]]:
     """Support and query sets of a group of episodes as length-sorted parts on `device`."""
     inner = config.inner
-    tokens = inner.part_tokens or (4096 if device.type == "cpu" else 0)
+    tokens = inner.part_tokens or (PART_TOKENS if device.type == "cpu" else 0)
     support, query = (
         collate(part, inner.buckets, pad_id, part_tokens=tokens)
         for part in ([e.support for e in group], [e.query for e in group])
@@ -155,6 +157,9 @@ def score_episodes(
     An episode whose inner loop diverges does not end the evaluation: its rows without finite scores are wrong.
     """
     set_attention(model.backbone, "first_order")
+    if model.prototype_head and not loop.steps:
+        scale = float(shared["head_log_scale"].exp())
+        return score_prototypes(model, {**fast, **shared}, episodes, config, pad_id, device, scale)
     out: list[Scored] = []
     for group in group_episodes(episodes, tasks_at_once(model, config, episodes, device)):
         support, query = load_group(group, model, config, pad_id, device)
@@ -209,30 +214,57 @@ def score_prototypes(
     config: Config,
     pad_id: int,
     device: torch.device,
+    scale: float = 1.0,
 ) -> list[Scored]:
-    """Nearest class mean of the features (Snell et al. 2017, arXiv 1703.05175), without any gradient step."""
+    """Nearest class mean of the features (Snell et al. 2017, arXiv 1703.05175), without any gradient step.
+
+    scale: of the squared distances; it changes losses and confidences, not predictions. Since no episode changes the
+    model, the features of a row are computed once, however many episodes it is in.
+    """
     set_attention(model.backbone, "first_order")
+    ids, features = row_features(model, values, episodes, config, pad_id, device)
     out: list[Scored] = []
-    with torch.no_grad():
-        for episode in episodes:
-            support, query = load_group([episode], model, config, pad_id, device)
-            x = torch.cat([model.features(dict(values), b) for b in support], 1)[0]
-            y = torch.cat([b.labels for b in support], 1)[0]
-            centres = torch.stack([x[y == c].mean(0) for c in range(len(episode.label_names))])
-            q = torch.cat([model.features(dict(values), b) for b in query], 1)[0]
-            target = torch.cat([b.labels for b in query], 1)[0]
-            negative = -torch.cdist(q, centres).pow(2)
-            out.append(
-                Scored(
-                    task=episode.task,
-                    label_names=episode.label_names,
-                    labels=target.cpu().numpy(),
-                    predicted=negative.argmax(-1, keepdim=True).mT.cpu().numpy(),
-                    loss=np.array([float(F.cross_entropy(negative, target))]),
-                    confidence=confidences(negative)[None].cpu().numpy(),
-                )
+    for episode in episodes:
+        x, q = (features[np.searchsorted(ids, part.rows)] for part in (episode.support, episode.query))
+        target = torch.as_tensor(episode.query.labels, device=device)
+        chosen = F.one_hot(torch.as_tensor(episode.support.labels, device=device), len(episode.label_names)).to(x.dtype)
+        centres = (chosen.mT @ x) / chosen.sum(0).unsqueeze(1)
+        scores = -scale * torch.cdist(q, centres).pow(2)
+        out.append(
+            Scored(
+                task=episode.task,
+                label_names=episode.label_names,
+                labels=episode.query.labels,
+                predicted=predictions(scores, target)[None].cpu().numpy(),
+                loss=np.array([float(F.cross_entropy(scores.double(), target))]),
+                confidence=confidences(scores)[None].cpu().numpy(),
             )
+        )
     return out
+
+
+@torch.no_grad()
+def row_features(
+    model: TaskModel,
+    values: Mapping[str, Tensor],
+    episodes: Sequence[Episode],
+    config: Config,
+    pad_id: int,
+    device: torch.device,
+) -> tuple[NDArray[np.int64], Tensor]:
+    """The distinct rows of episodes that are not augmented: ascending row numbers of the store [n], features [n, D]."""
+    if not episodes:
+        return np.zeros(0, np.int64), torch.zeros(0, model.width, device=device)
+    sets = [rows for episode in episodes for rows in (episode.support, episode.query)]
+    lengths = np.concatenate([[0], *(np.diff(rows.offsets) for rows in sets)])
+    ids, first = np.unique(np.concatenate([rows.rows for rows in sets]), return_index=True)
+    tokens, offsets = gather(np.concatenate([rows.tokens for rows in sets]), lengths.cumsum(), first)
+    each = Rows(tokens, offsets, np.zeros(len(ids), np.int64), ids)
+    parts = collate([each], config.inner.buckets, pad_id, part_tokens=config.inner.part_tokens or PART_TOKENS)
+    features = torch.empty(len(ids), model.width, device=device)
+    for part, batch in zip(parts, model.batches(parts, device), strict=True):
+        features[torch.as_tensor(part["rows"][0], device=device)] = model.features(dict(values), batch)[0]
+    return ids, features
 
 
 def summarise(scored: Sequence[Any]) -> dict[str, Any]:

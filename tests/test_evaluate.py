@@ -133,6 +133,29 @@ def test_groups_of_tasks_are_tasks_one_by_one(words_csv):
         assert ((one.predicted == one.labels).sum(1) == (many.predicted == many.labels).sum(1)).all()
 
 
+def test_where_nothing_adapts_a_row_s_features_are_computed_once(words_csv, monkeypatch):
+    """The start of each episode's curve, which reads every episode anew; of fewer rows."""
+    setting = Setting(words_csv, model={"head": "prototype"})
+    episodes = setting.episodes(9)
+    read = []
+    features = type(setting.model).features
+    monkeypatch.setattr(
+        type(setting.model), "features", lambda *a: read.extend(a[2].store_rows) or features(*a)
+    )  # fmt: skip
+    given = setting.model, setting.model.fast, setting.model.shared
+    once = score_episodes(*given, InnerLoop(steps=0, lr=0.2), episodes, setting.config, setting.store.pad_id, CPU)
+    assert len(read) == len(set(read)) < sum(len(e.support.labels) + len(e.query.labels) for e in episodes)
+    curves = score_episodes(*given, InnerLoop(steps=1, lr=0.2), episodes, setting.config, setting.store.pad_id, CPU)
+    for one, curve in zip(once, curves, strict=True):
+        start = curve.at_start()
+        order, other = (np.argsort(s.labels, kind="stable") for s in (one, start))
+        assert one.task == start.task and (one.labels[order] == start.labels[other]).all()
+        np.testing.assert_allclose(one.loss, start.loss, rtol=1e-5)
+        np.testing.assert_allclose(np.sort(one.confidence[0][order]), np.sort(start.confidence[0][other]), rtol=1e-4)
+        assert (one.predicted == one.labels).sum() == (start.predicted == start.labels).sum()
+    assert score_episodes(*given, InnerLoop(steps=0, lr=0.2), [], setting.config, setting.store.pad_id, CPU) == []
+
+
 def test_an_episode_that_diverges_counts_as_wrong_and_ends_nothing(words_csv):
     """By a rate that sends every loop out of the finite numbers, meta-trained and baselines alike."""
     setting = Setting(words_csv, inner={"lr": 1e20, "steps": 3})

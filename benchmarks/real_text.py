@@ -1,14 +1,15 @@
 """What does meta-training give on real text? CLINC150 intents, Chinese three-class reviews, instruction tasks.
 
     python benchmarks/real_text.py intents      --data DIR/clinc150 --pretrained MODEL_DIR
-    python benchmarks/real_text.py sentiment    --data DIR/zh_reviews_3class [--pretrained MODEL_DIR] [--whole]
+    python benchmarks/real_text.py sentiment    --data DIR/zh_reviews_3class [--whole|--train-whole]
     python benchmarks/real_text.py instructions --data DIR/instruction_induction --pretrained DECODER
 
 Runs the recipe of that name with its defaults on the data (or continues the run in --run-dir), scores meta-train and
 meta-test tasks, and writes benchmarks/results/real_text_NAME.json. Of the reviews also every single row of the
 meta-test domains is classified, as one would score a model that does not adapt, and beside it a lexical model (n-grams
 of characters, logistic regression) and one that is told the length of a text and nothing else. --whole: the reviews as
-they are, up to 160 characters, instead of those cut to equal lengths. No row of the data is kept.
+they are, up to 160 characters, instead of those cut to equal lengths. --train-whole: so those of the meta-train
+domains, short ones too; what is validated and tested has equal lengths. No row of the data is kept.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import distmeta
@@ -60,6 +63,19 @@ def row_scores(given: Sequence[str], said: Sequence[str]) -> dict[str, float]:
     precision, recall, f1, _ = precision_recall_fscore_support(given, said, average="macro", zero_division=0)
     found = {"accuracy": accuracy_score(given, said), "precision": precision, "recall": recall, "f1": f1}
     return {key: float(value) for key, value in found.items()}
+
+
+def reviews(kind: str, data: Path, place: Path) -> tuple[Path, int]:
+    """(file, most characters) of the reviews: matched, whole, or train_whole, which is made in `place`."""
+    if kind != "train_whole":
+        return (data / "data.parquet", 160) if kind == "whole" else (data / "matched60.parquet", 60)
+    whole, matched = (pq.read_table(data / f"{name}.parquet") for name in ("data", "matched60"))
+    made = pa.concat_tables([
+        whole.filter(pc.equal(whole["split"], "train")), matched.filter(pc.not_equal(matched["split"], "train")),
+    ])  # fmt: skip
+    place.mkdir(parents=True, exist_ok=True)
+    pq.write_table(made, place / "reviews.parquet")
+    return place / "reviews.parquet", 160
 
 
 def every_row(checkpoint: Path, file: Path, most: int, shots: int) -> dict[str, Any]:
@@ -107,14 +123,19 @@ def main() -> None:
     parser.add_argument("--pretrained")
     parser.add_argument("--run-dir", type=Path, default=None)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--whole", action="store_true", help="sentiment: reviews of any length")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--whole", action="store_const", const="whole", help="sentiment: reviews of any length")
+    which.add_argument(
+        "--train-whole", dest="whole", action="store_const", const="train_whole",
+        help="sentiment: reviews of any length to learn from, of equal lengths to be scored on",
+    )  # fmt: skip
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
     given = parser.parse_intermixed_args()
     if given.whole and given.name != "sentiment":
-        parser.error(f"--whole is for sentiment, not {given.name}")
-    kind = f"{given.name}_whole" if given.whole else given.name
+        parser.error(f"--whole and --train-whole are for sentiment, not {given.name}")
+    kind = f"{given.name}_{given.whole}" if given.whole else given.name
     run_dir = given.run_dir or Path("runs") / f"real-{kind}-{given.seed}"
-    file, most = given.data / ("data.parquet" if given.whole else "matched60.parquet"), 160 if given.whole else 60
+    file, most = reviews(given.whole, given.data, run_dir.with_name(f"{run_dir.name}-data"))
     whole = [f"data.path={file}", f"model.max_tokens={most + 2}"] if given.whole else []
     words = [*overrides(given.name, given.data, given.pretrained), *whole, *given.more, f"run.seed={given.seed}"]
     run = distmeta.train(load_config(given.name, [*words, f"run.dir={run_dir}"]), resume=True, show=True)

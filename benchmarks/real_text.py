@@ -3,10 +3,11 @@
     python benchmarks/real_text.py intents      --data DIR/clinc150 --pretrained MODEL_DIR
     python benchmarks/real_text.py sentiment    --data DIR/zh_reviews_3class [--whole|--train-whole]
     python benchmarks/real_text.py instructions --data DIR/instruction_induction --pretrained DECODER
+    python benchmarks/real_text.py instructions --data DIR/natural_instructions_v1 --pretrained DECODER
 
 Runs the recipe of that name with its defaults on the data (or continues the run in --run-dir), scores meta-train and
-meta-test tasks, and writes benchmarks/results/real_text_NAME.json. Of the reviews also every single row of the
-meta-test domains is classified, as one would score a model that does not adapt, and beside it a lexical model (n-grams
+meta-test tasks, and writes benchmarks/results/real_text_NAME.json, or --out. Of the reviews every row of the meta-test
+domains is also classified, as one would score a model that does not adapt, and beside it a lexical model (n-grams
 of characters, logistic regression) and one that is told the length of a text and nothing else. --whole: the reviews as
 they are, up to 160 characters, instead of those cut to equal lengths. --train-whole: so those of the meta-train
 domains, short ones too; what is validated and tested has equal lengths. No row of the data is kept.
@@ -29,10 +30,15 @@ import distmeta
 from distmeta.checkpoint import write_text
 from distmeta.config import load_config
 
-# Of the 24 tasks of Honovich et al. (2022, arXiv 2205.10782), chosen before anything was trained.
-HELD_OUT = [
-    "sentiment", "larger_animal", "word_in_context", "sentence_similarity", "negation", "orthography_starts_with",
-]  # fmt: skip
+# Chosen before anything was trained. Of the 24 tasks of Honovich et al. (2022, arXiv 2205.10782), and of Natural
+# Instructions (Mishra et al. 2022, arXiv 2104.08773) all tasks that were made from a source corpus.
+HELD_OUT = {
+    "test": {
+        "sentiment", "larger_animal", "word_in_context", "sentence_similarity", "negation", "orthography_starts_with",
+        "cosmosqa", "qasc",
+    },
+    "validation": {"antonyms", "informal_to_formal", "sum", "ropes", "essential"},
+}  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 LABELS = ("neg", "neu", "pos")
 
@@ -45,9 +51,10 @@ def overrides(name: str, data: Path, pretrained: str | None) -> list[str]:
             f"model.pretrained={pretrained}",
         ]
     if name == "instructions":
-        tasks = sorted(set(pq.read_table(data / "data.parquet", columns=["task"])["task"].to_pylist()))
-        kept = {"test": HELD_OUT, "validation": ["antonyms", "informal_to_formal", "sum"]}
-        kept["train"] = [task for task in tasks if task not in {*kept["test"], *kept["validation"]}]
+        rows = pq.read_table(data / "data.parquet", columns=["task", "domain"]).to_pylist()
+        kept: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+        for task, domain in sorted({(row["task"], row["domain"]) for row in rows}):
+            kept[next((s for s in HELD_OUT if {task, domain} & HELD_OUT[s]), "train")].append(task)
         return [
             f"data.path={data}/data.parquet", "data.input=text", "data.target=answers",
             f"data.splits={json.dumps(kept)}", f"model.pretrained={pretrained}",
@@ -123,6 +130,7 @@ def main() -> None:
     parser.add_argument("--pretrained")
     parser.add_argument("--run-dir", type=Path, default=None)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=None)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--whole", action="store_const", const="whole", help="sentiment: reviews of any length")
     which.add_argument(
@@ -159,7 +167,7 @@ def main() -> None:
     if given.name == "sentiment":
         record["every_row"] = every_row(run.checkpoint, file, most, shots=5)
     RESULTS.mkdir(exist_ok=True)
-    write_text(RESULTS / f"real_text_{kind}.json", json.dumps(record, indent=1, ensure_ascii=False))
+    write_text(given.out or RESULTS / f"real_text_{kind}.json", json.dumps(record, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":

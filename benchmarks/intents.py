@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from real_text import RESULTS, overrides
 
 import distmeta
@@ -26,52 +28,71 @@ from distmeta import checkpoint as checkpoints
 from distmeta.checkpoint import write_text
 from distmeta.config import load_config
 from distmeta.evaluate import load_model
-from distmeta.sampling.episode import sample_episode
-from distmeta.scoring import score_prototypes, summarise
+from distmeta.metrics import interval
+from distmeta.sampling.episode import Episode, sample_episode
+from distmeta.scoring import row_features
 from distmeta.tasks.store import open_store
 
-FLOORS = {"5x1": 0.946, "5x5": 0.988}  # frozen encoder, nearest prototype, 600 episodes
+FEATURES = ("meta_trained", "frozen", "frozen_unit_length")
 SETTINGS = [
-    "algorithm=prototypes", "inner.adapt=all", "task.ways=20", "task.shots=1", "task.queries=5",
+    "algorithm=prototypes", "model.distance=cosine", "inner.adapt=all", "task.ways=20", "task.shots=1", "task.queries=5",
     "outer.meta_batch_size=2", "eval.baselines=false", "eval.every=0", "eval.episodes=2",
 ]  # fmt: skip
 
 
 def trained(given: argparse.Namespace, split: str) -> Path:
-    """The run of a split, trained if it is not whole yet."""
+    """The run of a split, trained unless it is whole."""
     words = [w for w in overrides("intents", given.data, given.pretrained) if not w.startswith("data.splits")]
     place = given.run_dir / split
     config = load_config("intents", [
         *words, f"data.splits={given.data}/splits.json#{split}", *SETTINGS, f"run.seed={given.seed}",
         f"run.dir={place}", *given.more,
     ])  # fmt: skip
-    return Path(distmeta.train(config, resume=True, show=True).checkpoint)
+    if not (place / "evaluation.json").is_file():
+        distmeta.train(config, resume=True, show=True)
+    return place
 
 
-def scored(checkpoint: Path, kind: str, count: int, split: str) -> dict[str, Any]:
-    """The meta-trained encoder and the frozen one on the same episodes, `kind` ways x shots."""
-    saved = checkpoints.load(checkpoint)
-    ways, shots = map(int, kind.split("x"))
-    ours = distmeta.evaluate(checkpoint, episodes=count, split=split, ways=ways, shots=shots, baselines=False)
-    store = open_store(json.loads((checkpoint.parents[1] / "environment.json").read_text())["store"])
-    task = saved.config.task.model_copy(update={"ways": ways, "shots": shots})
-    episodes = [sample_episode(store, task, saved.config.run.seed, split, i) for i in range(count)]
+def scored(run: Path, kinds: list[str], count: int, split: str) -> dict[str, dict[str, Any]]:
+    """Accuracy of nearest class means by kind, ways x shots, of three kinds of features on the same episodes.
+
+    The same as `distmeta evaluate RUN --ways --shots`, but for features that all kinds share. Those of the
+    frozen encoder also at unit length, which is how it was trained to be used.
+    """
+    saved = checkpoints.load(run)
+    store = open_store(json.loads((run / "environment.json").read_text())["store"])
+    episodes = {}
+    for kind in kinds:
+        ways, shots = map(int, kind.split("x"))
+        task = saved.config.task.model_copy(update={"ways": ways, "shots": shots})
+        many = count if ways < 20 else count // 3
+        episodes[kind] = [sample_episode(store, task, saved.config.run.seed, split, i) for i in range(many)]
     model = load_model(saved)
-    model.classes = ways
-    values = {**model.fast, **model.shared}  # as they were before meta-training
-    frozen = score_prototypes(model, values, episodes, saved.config, store.pad_id, torch.device("cpu"))
-    both = {"meta_trained": ours.methods["meta_trained"], "frozen_prototypes": summarise(frozen)}
-    return {name: {k: found[k] for k in ("accuracy", "f1", "loss")} for name, found in both.items()}
+    together = [episode for some in episodes.values() for episode in some]
+    features = {}
+    for name, values in {"meta_trained": saved.meta, "frozen": {**model.fast, **model.shared}}.items():
+        ids, features[name] = row_features(model, values, together, saved.config, store.pad_id, torch.device("cpu"))
+    features["frozen_unit_length"] = F.normalize(features["frozen"], dim=-1)
+    return {
+        kind: {name: interval(np.array([accuracy(ids, x, e) for e in some])) for name, x in features.items()}
+        for kind, some in episodes.items()
+    }
+
+
+def accuracy(ids: NDArray[np.int64], features: torch.Tensor, episode: Episode) -> float:
+    """Of nearest class means; `features` [n, D] are of the rows `ids`."""
+    x, q = (features[np.searchsorted(ids, part.rows)] for part in (episode.support, episode.query))
+    labels = torch.as_tensor(episode.support.labels)
+    centres = torch.stack([x[labels == c].mean(0) for c in range(len(episode.label_names))])
+    return float((torch.cdist(q, centres).argmin(1) == torch.as_tensor(episode.query.labels)).double().mean())
 
 
 def mean_over_splits(runs: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Means of accuracy over the splits that have been scored at this kind."""
-    mine = [run[kind] for run in runs.values() if kind in run]
-    ours, frozen = (np.array([r[m]["accuracy"]["mean"] for r in mine]) for m in ("meta_trained", "frozen_prototypes"))
-    return {
-        "meta_trained": float(ours.mean()), "frozen_prototypes": float(frozen.mean()),
-        "better_in": f"{int((ours > frozen).sum())} of {len(mine)} splits", "reported_floor": FLOORS.get(kind),
-    }  # fmt: skip
+    """Means of accuracy over the splits, and where the meta-trained features are better than the best frozen ones."""
+    found = {name: np.array([run[kind][name]["mean"] for run in runs.values()]) for name in FEATURES}
+    ours, frozen = found["meta_trained"], np.maximum(found["frozen"], found["frozen_unit_length"])
+    better = f"{int((ours > frozen).sum())} of {len(runs)} splits"
+    return {**{name: float(of.mean()) for name, of in found.items()}, "better_in": better}
 
 
 def main() -> None:
@@ -90,27 +111,26 @@ def main() -> None:
     record: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {"runs": {}}
     asked = {
         "seed": given.seed, "settings": [*SETTINGS, *given.more], "scored": given.score, "episodes": given.episodes,
+        "kinds": given.kinds,
     }  # fmt: skip
     if other := [key for key, value in asked.items() if record.get(key, value) != value]:
         parser.error(
             f"{given.out} was begun with another value of {', '.join(other)}; move it away, or give another --out"
         )
     for split in given.splits:
-        checkpoint = trained(given, split)
-        environment = json.loads((checkpoint.parents[1] / "environment.json").read_text())
-        run = record["runs"].setdefault(split, {"meta_steps": checkpoints.load(checkpoint).step})
+        run = trained(given, split)
+        environment = json.loads((run / "environment.json").read_text())
+        if split not in record["runs"] and given.kinds:
+            record["runs"][split] = scored(run, given.kinds, given.episodes, given.score)
         for kind in given.kinds:
-            if kind not in run:
-                count = given.episodes if int(kind.split("x")[0]) < 20 else given.episodes // 3
-                run[kind] = scored(checkpoint, kind, count, given.score)
-            print(split, kind, {name: round(found["accuracy"]["mean"], 4) for name, found in run[kind].items()})
-            record |= {
-                "command": shlex.join(sys.argv), **asked,
-                "hardware": {key: environment[key] for key in ("platform", "cores")},
-                "versions": environment["versions"],
-                "means": {k: mean_over_splits(record["runs"], k) for k in given.kinds if k in run},
-            }  # fmt: skip
-            write_text(given.out, json.dumps(record, indent=1, ensure_ascii=False))
+            print(split, kind, {name: round(of["mean"], 4) for name, of in record["runs"][split][kind].items()})
+        record |= {
+            "command": shlex.join(sys.argv), **asked,
+            "hardware": {key: environment[key] for key in ("platform", "cores")},
+            "versions": environment["versions"],
+            "means": {kind: mean_over_splits(record["runs"], kind) for kind in given.kinds},
+        }  # fmt: skip
+        write_text(given.out, json.dumps(record, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -165,6 +165,9 @@ def logits(texts, support_texts, support_labels):
     centres = torch.stack([x[y == c].mean(0) for c in range(int(y.max()) + 1)])
     scale = head["head_log_scale"].exp()
     return 2 * scale * features(texts) @ centres.T - scale * centres.pow(2).sum(-1)'''
+    pooled = POOLING[trained.model.pooling]
+    if trained.model.unit_length:
+        pooled = f"x = {pooled.removeprefix('return ')}\n    return torch.nn.functional.normalize(x, dim=-1)"
     return f'''## Use
 
 {"With distmeta for its int8 weights" if trained.is_int8 else "Without distmeta"}, in the directory of this card:
@@ -185,7 +188,7 @@ def features(texts):
     """What the head reads, [N, D]."""
     batch = tokenizer(texts, padding=True, truncation=True, max_length={config.model.max_tokens}, return_tensors="pt")
     states, keep = model(**batch).last_hidden_state, batch["attention_mask"]
-    {POOLING[trained.model.pooling]}
+    {pooled}
 {scores}
 ```
 

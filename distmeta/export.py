@@ -262,7 +262,8 @@ def described(trained: Trained) -> dict[str, Any]:
     seed = {"seed": config.run.seed} if config.outer.privacy is None else {}  # which makes the noise
     return {
         "distmeta": version("distmeta"), "algorithm": config.algorithm, **seed,
-        "pooling": model.pooling, "head": config.model.head, "labels": trained.labels,
+        "pooling": model.pooling, "head": config.model.head, "distance": config.model.distance,
+        "labels": trained.labels,
         "max_tokens": config.model.max_tokens, "inner": config.inner.model_dump(mode="json"),
         "adapts": sorted(name.removeprefix("backbone.") for name in model.fast), **trained.about,
     }  # fmt: skip

@@ -30,6 +30,7 @@ CASES = {
     "bert, all": ("bert", {"inner": {"learn_lr": "per_step"}}),
     "gpt2, all, character": ("gpt2", {"model": {"tokenizer": "character"}}),
     "t5, all": ("t5", {}),
+    "bert, cosine": ("bert", {"model": {"head": "prototype", "distance": "cosine"}}),
     "llama, prototype, wordpiece": ("llama", {"model": {"head": "prototype", "tokenizer": "wordpiece"}}),
     "bert, lora": ("bert", {"inner": {"adapt": "lora", "learn_lr": "per_layer"}, "model": {"pooling": "first"}}),
     "gpt2, lora": ("gpt2", {"inner": {"adapt": "lora"}}),

@@ -87,6 +87,11 @@ def check(config: Config) -> None:
             f"model.activation_checkpointing does not go with algorithm = {config.algorithm}: a layer that is run "
             "again has no second derivative; inner.memory=walk and inner.part_tokens save memory at every order"
         )
+    if config.model.distance != "euclidean" and config.model.head != "prototype":
+        raise ValueError(
+            f"model.distance = {config.model.distance} belongs to model.head=prototype, whose scores are distances; "
+            f"model.head is {config.model.head}"
+        )
     if config.inner.adapt == "head" and config.model.head == "prototype":
         raise ValueError(
             "inner.adapt = head: a prototype head is computed from the support set, so nothing that is meta-learnt "

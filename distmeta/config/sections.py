@@ -41,6 +41,9 @@ class ModelConfig(Section):
         description="linear: meta-learnt (text_to_text: the model's own output layer); prototype: of support "
         "means; context: reads the support set",
     )
+    distance: Literal["euclidean", "cosine"] = Field(
+        "euclidean", description="head prototype: of features as they are, or at unit length, as sentence encoders' are"
+    )
     context: Literal["direct", "channel"] = Field(
         "direct", description="head context: p(label | text), or p(text | label) turned round"
     )

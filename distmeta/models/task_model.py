@@ -5,6 +5,7 @@ Letters: T tasks, n rows of a task in a batch, N = T n, L tokens, D width, C cla
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,8 @@ from distmeta.models.layers import add_lora, give_task_axis, without_task_axis
 from distmeta.models.partial import Layers, check, lowest_layer
 
 Params = dict[str, Tensor]
+# Squared distances of unit vectors differ by less than 4, so that a scale of width^-1/2 would leave all classes alike.
+UNIT_LENGTH_SCALE = 10.0
 
 
 class TaskModel(nn.Module):
@@ -48,6 +51,7 @@ class TaskModel(nn.Module):
         self.backbone = backbone
         self.classes = classes
         self.prototype_head = config.model.head == "prototype"
+        self.unit_length = config.model.distance == "cosine"
         self.in_context = config.model.context if config.model.head == "context" else None
         self.causal = backbones.is_causal(backbone)
         self.pooling = config.model.pooling
@@ -96,7 +100,8 @@ class TaskModel(nn.Module):
     def _add_head(self, generator: torch.Generator) -> None:
         classes, width = self.classes, self.width
         if self.prototype_head:
-            self.head_log_scale = nn.Parameter(torch.tensor(-0.5 * float(torch.tensor(width).log())))
+            scale = UNIT_LENGTH_SCALE if self.unit_length else width**-0.5
+            self.head_log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         else:
             self.head_weight = nn.Parameter(torch.randn(classes, width, generator=generator) * 0.02)
             self.head_bias = nn.Parameter(torch.zeros(classes))
@@ -199,13 +204,15 @@ class TaskModel(nn.Module):
         return states.float()
 
     def features(self, params: Mapping[str, Tensor], batch: TextBatch) -> Tensor:
-        """Pooled features by task, [T, n, D]."""
+        """Pooled features by task, [T, n, D]; at unit length where the distance is the cosine's."""
         states = params[batch.states] if isinstance(batch.states, str) else batch.states
         if states is not None and self.entry_is_pooled:
-            return states.view(*batch.labels.shape, -1)
-        own = {name: value for name, value in params.items() if name.startswith("backbone.")}
-        pooled: Tensor = functional_call(self, own, (batch, states), tie_weights=False)
-        return pooled.view(*batch.labels.shape, -1)
+            pooled = states
+        else:
+            own = {name: value for name, value in params.items() if name.startswith("backbone.")}
+            pooled = functional_call(self, own, (batch, states), tie_weights=False)
+        pooled = pooled.view(*batch.labels.shape, -1)
+        return F.normalize(pooled, dim=-1) if self.unit_length else pooled
 
     def prefix_states(self, params: Mapping[str, Tensor], batch: TextBatch) -> Tensor:
         """What the layers below `entry` make of the rows: [N, L, D], or pooled features [N, D]."""

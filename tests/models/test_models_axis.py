@@ -19,9 +19,9 @@ CASES = [
 ]
 
 
-def build(kind: str, adapt: str = "all", head: str = "linear", seed: int = 0) -> TaskModel:
+def build(kind: str, adapt: str = "all", head: str = "linear", seed: int = 0, **model) -> TaskModel:
     config = small.config(
-        architecture=kind, inner={"adapt": adapt}, model={"head": head, "lora_rank": 2}, run={"seed": seed}
+        architecture=kind, inner={"adapt": adapt}, model={"head": head, "lora_rank": 2, **model}, run={"seed": seed}
     )
     return build_model(config, VOCABULARY, PAD, CLASSES).double()
 
@@ -118,9 +118,10 @@ def test_attention_kernels_agree(kind):
         torch.testing.assert_close(sdpa[2][name], grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_prototype_head_is_the_nearest_class_mean(kind):
-    model = build(kind, "all", head="prototype")
+def test_prototype_head_is_the_nearest_class_mean(kind, distance):
+    model = build(kind, "all", head="prototype", distance=distance)
     assert set(model.shared) == {"head_log_scale"} and "head_log_scale" not in model.fast
     support, query = (collate(small.rows([9] * 2, VOCABULARY, CLASSES, seed=s), 0, PAD) for s in (0, 1))
     support, query = (to_batches(part, "cpu", model.causal) for part in (support, query))
@@ -131,6 +132,7 @@ def test_prototype_head_is_the_nearest_class_mean(kind):
         x = torch.cat([model.features(params, b)[t] for b in support])
         y = torch.cat([b.labels[t] for b in support])
         q = torch.cat([model.features(params, b)[t] for b in query])
+        assert (distance == "cosine") == torch.allclose(x.norm(dim=1), torch.ones_like(x[:, 0]))
         centres = torch.stack([x[y == c].mean(0) for c in range(CLASSES)])
         expected = (-np.exp(-0.3) * torch.cdist(q, centres).pow(2)).log_softmax(-1)
         found = torch.cat([model.logits({**params, **head}, b)[t] for b in query]).log_softmax(-1)

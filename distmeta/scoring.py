@@ -262,7 +262,8 @@ def row_features(
     each = Rows(tokens, offsets, np.zeros(len(ids), np.int64), ids)
     parts = collate([each], config.inner.buckets, pad_id, part_tokens=config.inner.part_tokens or PART_TOKENS)
     features = torch.empty(len(ids), model.width, device=device)
-    for part, batch in zip(parts, model.batches(parts, device), strict=True):
+    for part in parts:
+        (batch,) = model.batches([part], device)  # one at a time: the masks of all of them together may be gigabytes
         features[torch.as_tensor(part["rows"][0], device=device)] = model.features(dict(values), batch)[0]
     return ids, features
 

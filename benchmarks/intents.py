@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from real_text import RESULTS, overrides
 
 import distmeta
@@ -27,9 +26,8 @@ from distmeta import checkpoint as checkpoints
 from distmeta.checkpoint import write_text
 from distmeta.config import load_config
 from distmeta.evaluate import load_model
-from distmeta.metrics import interval
-from distmeta.sampling.episode import Episode, sample_episode
-from distmeta.scoring import row_features
+from distmeta.sampling.episode import sample_episode
+from distmeta.scoring import row_features, score_means, summarise
 from distmeta.tasks.store import open_store
 
 SETTINGS = [
@@ -71,17 +69,9 @@ def scored(run: Path, kinds: list[str], count: int, split: str) -> dict[str, dic
     for name, values in {"meta_trained": saved.meta, "frozen": {**model.fast, **model.shared}}.items():
         ids, features[name] = row_features(model, values, together, saved.config, store.pad_id, torch.device("cpu"))
     return {
-        kind: {name: interval(np.array([accuracy(ids, x, e) for e in some])) for name, x in features.items()}
+        kind: {name: summarise(score_means(ids, x, some))["accuracy"] for name, x in features.items()}
         for kind, some in episodes.items()
     }
-
-
-def accuracy(ids: NDArray[np.int64], features: torch.Tensor, episode: Episode) -> float:
-    """Of nearest class means; `features` [n, D] are of the rows `ids`."""
-    x, q = (features[np.searchsorted(ids, part.rows)] for part in (episode.support, episode.query))
-    labels = torch.as_tensor(episode.support.labels)
-    centres = torch.stack([x[labels == c].mean(0) for c in range(len(episode.label_names))])
-    return float((torch.cdist(q, centres).argmin(1) == torch.as_tensor(episode.query.labels)).double().mean())
 
 
 def mean_over_splits(runs: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -99,7 +89,9 @@ def main() -> None:
     parser.add_argument("--splits", nargs="*", default=["01", "02", "03", "04", "05"])
     parser.add_argument("--kinds", nargs="*", default=["5x1", "5x5", "20x1"], help="ways x shots")
     parser.add_argument("--episodes", type=int, default=300, help="of 5 ways; of 20 ways a third as many")
-    parser.add_argument("--score", default="test", help="tasks to score: test, or validation to choose settings by")
+    parser.add_argument(
+        "--score", choices=["test", "validation"], default="test", help="validation: to choose settings"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS / "intents.json")
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")

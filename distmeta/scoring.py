@@ -222,7 +222,14 @@ def score_prototypes(
     model, the features of a row are computed once, however many episodes it is in.
     """
     set_attention(model.backbone, "first_order")
-    ids, features = row_features(model, values, episodes, config, pad_id, device)
+    return score_means(*row_features(model, values, episodes, config, pad_id, device), episodes, scale)
+
+
+def score_means(
+    ids: NDArray[np.int64], features: Tensor, episodes: Sequence[Episode], scale: float = 1.0
+) -> list[Scored]:
+    """Nearest class mean of `features` [n, D], which are of the store's rows `ids` [n], ascending."""
+    device = features.device
     out: list[Scored] = []
     for episode in episodes:
         x, q = (features[np.searchsorted(ids, part.rows)] for part in (episode.support, episode.query))

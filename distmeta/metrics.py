@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 NORMAL_95 = 1.959964  # two-sided 95% quantile of the normal distribution
+T95 = (12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600, 2.26216)  # Student's t, 1 to 9 degrees
+NO_SHARES = ("loss", "perplexity")  # metrics that may exceed 1
+DRAWS = 2000  # of a bootstrap
 CALIBRATION_BINS = 15
 
 
@@ -67,19 +70,51 @@ def calibration_error(
     return error
 
 
-def interval(values: NDArray[np.floating]) -> dict[str, Any]:
-    """Mean and normal 95% interval over episodes, of values [E] at the last step, or of a curve [E, steps]."""
+def student(degrees: int) -> float:
+    """Two-sided 95% quantile of Student's t; above 9 degrees by the expansion of Cornish and Fisher."""
+    if degrees <= len(T95):
+        return T95[degrees - 1]
+    z, n = NORMAL_95, degrees
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    return z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2) + third
+
+
+def bounds(mean: float, half: float, share: bool) -> dict[str, float]:
+    """mean, low and high; of a share within 0 and 1, where any mean of shares lies."""
+    low, high = mean - half, mean + half
+    return {"mean": mean, "low": min(mean, max(0.0, low)), "high": max(mean, min(1.0, high))} if share else {
+        "mean": mean, "low": low, "high": high
+    }  # fmt: skip
+
+
+def interval(values: NDArray[np.floating], share: bool = True) -> dict[str, Any]:
+    """Mean and 95% interval (Student's t) over episodes, of values [E] at the last step, or of a curve [E, steps].
+
+    share: the values lie within 0 and 1, and so do the bounds. A single episode has no interval: low = high = mean.
+    """
     curve = values if values.ndim == 2 else values[:, None]
     last, count = curve[:, -1], len(curve)
-    mean = float(last.mean())
-    half = float(NORMAL_95 * last.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
-    out: dict[str, Any] = {"mean": mean, "low": mean - half, "high": mean + half, "episodes": count}
+    half = float(student(count - 1) * last.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
+    out: dict[str, Any] = {**bounds(float(last.mean()), half, share), "episodes": count}
     if values.ndim == 2:
         out["curve"] = [float(x) for x in curve.mean(0)]
     return out
 
 
-def curve(values: NDArray[np.floating]) -> dict[str, list[float]]:
-    """Mean and normal 95% interval over episodes after each number of steps, of values [E, steps]."""
-    ends = [interval(values[:, k]) for k in range(values.shape[1])]
+def curve(values: NDArray[np.floating], share: bool = True) -> dict[str, list[float]]:
+    """Mean and 95% interval (Student's t) over episodes after each number of steps, of values [E, steps]."""
+    ends = [interval(values[:, k], share) for k in range(values.shape[1])]
     return {name: [end[name] for end in ends] for name in ("mean", "low", "high")}
+
+
+def over_clusters(totals: NDArray[np.floating], counts: NDArray[np.integer]) -> dict[str, float]:
+    """Mean and 95% interval of a share over clusters (tasks or classes), of each one's total and count [G], G > 1.
+
+    A cluster bootstrap: whole clusters are drawn with replacement, always the same draws. Its standard error is widened
+    to that of G - 1 degrees of freedom, since few clusters vary less among themselves than new ones would.
+    """
+    groups = len(counts)
+    drawn = np.random.default_rng(0).multinomial(groups, np.full(groups, 1 / groups), DRAWS)  # [DRAWS, G]
+    means = (drawn @ totals) / (drawn @ counts)
+    half = student(groups - 1) * float(means.std()) * np.sqrt(groups / (groups - 1))
+    return bounds(float(totals.sum() / counts.sum()), half, share=True)

@@ -67,7 +67,7 @@ def test_a_summary_is_of_the_phases_seconds():
 def test_an_interval_is_students():
     assert scaling.interval([3.0]) == {"mean": 3.0, "low": 3.0, "high": 3.0}
     found = scaling.interval([1.0, 2.0, 3.0])
-    half = 4.303 / 3**0.5  # two degrees of freedom, deviation 1
+    half = 4.30265 / 3**0.5  # two degrees of freedom, deviation 1
     assert found == pytest.approx({"mean": 2.0, "low": 2.0 - half, "high": 2.0 + half})
     many = scaling.interval([float(i % 2) for i in range(40)])
     assert 0.3 < many["low"] < many["mean"] < many["high"] < 0.7

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -212,6 +213,17 @@ def test_summary_is_the_mean_of_episodes():
     accuracy = np.array([[(p == s.labels).mean() for p in s.predicted] for s in scored])
     assert found["accuracy"] == metrics.interval(accuracy)
     assert found["loss"]["curve"] == pytest.approx(np.mean([s.loss for s in scored], 0).tolist())
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_the_rate_of_a_baseline_is_chosen_on_other_tasks_than_it_is_scored_on(split, words_csv, monkeypatch):
+    setting, drawn = Setting(words_csv), []
+    sample = sample_episode
+    monkeypatch.setattr(sys.modules["distmeta.evaluate"], "sample_episode", lambda *a: drawn.append(a[3]) or sample(*a))
+    found = setting.methods(split=split)
+    other = {"test": "validation", "validation": "train"}[split]
+    assert found.details["fine_tuned"]["chosen_on"] == found.details["multi_task"]["chosen_on"] == other
+    assert drawn == [split] * 8 + [other] * 24
 
 
 def test_permuted_labels_are_counted_under_their_names():

@@ -41,19 +41,43 @@ def test_leading_axes_are_independent():
             assert value[i] == pytest.approx(float(metrics.scores(stacked[i])[name]))
 
 
-def test_interval_is_mean_and_normal_95():
-    from scipy.stats import norm
+@pytest.mark.parametrize("count", [2, 3, 10, 11, 12, 50])
+def test_an_interval_is_student_s(count):
+    from scipy.stats import t
 
-    values = np.random.default_rng(0).random((50, 3))
-    found = metrics.interval(values)
-    half = norm.ppf(0.975) * values[:, -1].std(ddof=1) / np.sqrt(50)
+    values = np.random.default_rng(0).normal(5, 1, (count, 3))
+    found = metrics.interval(values, share=False)
+    half = t.ppf(0.975, count - 1) * values[:, -1].std(ddof=1) / np.sqrt(count)
     assert found["mean"] == pytest.approx(values[:, -1].mean())
-    assert found["high"] - found["mean"] == pytest.approx(half, rel=1e-6)
-    assert found["mean"] - found["low"] == pytest.approx(half, rel=1e-6)
-    assert found["episodes"] == 50
+    assert found["high"] - found["mean"] == pytest.approx(half, rel=2e-4)
+    assert found["mean"] - found["low"] == pytest.approx(half, rel=2e-4)
+    assert found["episodes"] == count
     assert found["curve"] == pytest.approx(values.mean(0).tolist())
     assert "curve" not in metrics.interval(values[:, 0])
     assert metrics.interval(np.array([0.5]))["low"] == 0.5
+
+
+def test_the_bounds_of_a_share_stay_within_0_and_1():
+    high, low = metrics.interval(np.array([1.0, 1.0, 0.8])), metrics.interval(np.array([0.0, 0.0, 0.2]))
+    assert high["high"] == 1.0 and 0 < high["low"] < high["mean"]
+    assert low["low"] == 0.0 and low["mean"] < low["high"] < 1
+    assert metrics.interval(np.array([1.0, 1.0, 0.8]), share=False)["high"] > 1
+    assert metrics.curve(np.array([[1.0, 1.0], [1.0, 0.8]]))["high"] == [1.0, 1.0]
+
+
+def test_an_interval_over_clusters_covers_new_clusters():
+    """Of tasks that differ, where the interval over episodes of the same few tasks is far too narrow."""
+    rng = np.random.default_rng(0)
+    for groups in (3, 8):
+        inside, narrow = [], []
+        for _ in range(150):
+            hits = rng.binomial(1000, rng.beta(6, 3, groups))  # tasks' own accuracies have mean 2/3
+            found = metrics.over_clusters(hits, np.full(groups, 1000))
+            inside.append(found["low"] <= 2 / 3 <= found["high"])
+            narrow.append(abs(found["mean"] - 2 / 3) < 1.96 * np.sqrt(2 / 9 / 1000 / groups))
+        assert np.mean(inside) > 0.9 and np.mean(narrow) < 0.3
+    again = metrics.over_clusters(hits, np.full(groups, 1000))
+    assert again == found and 0 <= again["low"] <= again["mean"] <= again["high"] <= 1
 
 
 def test_calibration_error_is_the_gap_by_bins():

@@ -16,11 +16,11 @@ from typing import Any
 
 from distmeta.config import Config, load_config
 from distmeta.errors import InputError
+from distmeta.metrics import student
 
 # Of metrics.jsonl, without _s. peers: idle until the slowest rank is done.
 PHASES = ("wait", "inner", "peers", "aggregate", "checkpoint")
 WARM_UP = 3
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 
 
 def bench_scaling(
@@ -139,7 +139,7 @@ def summary(records: Sequence[dict[str, Any]], meta_batch: int) -> dict[str, flo
 def interval(values: Sequence[float]) -> dict[str, float]:
     """Mean and 95% interval over repeats (Student's t); without repeats the interval is the mean."""
     mean, n = statistics.mean(values), len(values)
-    half = 0.0 if n < 2 else T95[min(n - 2, len(T95) - 1)] * statistics.stdev(values) / math.sqrt(n)
+    half = 0.0 if n < 2 else student(n - 1) * statistics.stdev(values) / math.sqrt(n)
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 

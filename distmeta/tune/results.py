@@ -13,6 +13,7 @@ import yaml
 from distmeta import checkpoint as checkpoints
 from distmeta.config import Config, TuneConfig, dump_config, make_config
 from distmeta.learner.journal import records
+from distmeta.report.files import read_json
 from distmeta.tune.runs import best_count, read_record, trial_config, validations
 from distmeta.tune.space import with_params
 
@@ -63,16 +64,22 @@ def collect(sweep_dir: Path, config: Config) -> list[Row]:
         if scored:
             row |= best_count(scored[-1], config.tune.metric)
         row["over_time"] = [[r["step"], best_count(r, config.tune.metric)["value"]] for r in scored]
-        test: dict[str, Any] | None = None
-        if record["status"] == "completed" and (path / "evaluation.json").exists():
-            test = json.loads((path / "evaluation.json").read_text(encoding="utf-8"))["meta_trained"].get("accuracy")
-        if test:
-            # The count was chosen on meta-validation tasks; the interval of the curve's other counts is not kept.
-            row |= {"test_accuracy": test["curve"][row["adapt_steps"]] if scored else test["mean"]}
-            half = test["high"] - test["mean"]
-            row |= {"test_low": row["test_accuracy"] - half, "test_high": row["test_accuracy"] + half}
+        if record["status"] == "completed":
+            row |= meta_tested(path, row["adapt_steps"])
         rows.append(row)
     return rows
+
+
+def meta_tested(run_dir: Path, steps: int | None) -> Row:
+    """Meta-test accuracy and its interval after `steps` inner steps, chosen on meta-validation tasks; None: all."""
+    ours: dict[str, Any] = read_json(run_dir / "evaluation.json").get("meta_trained", {})
+    if "accuracy" not in ours:
+        return {}
+    after = ours["accuracy"]
+    curve = read_json(run_dir / "evaluation_details.json").get("meta_trained", {}).get("curves", {}).get("accuracy")
+    if steps is not None and curve:
+        after = {end: curve[end][steps] for end in ("mean", "low", "high")}
+    return {"test_accuracy": after["mean"], "test_low": after["low"], "test_high": after["high"]}
 
 
 def best_of(rows: list[Row], metric: str) -> Row | None:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from distmeta.algorithms import entry, with_settings
+from distmeta.config.rates import without_rates
 from distmeta.config.sections import Config
 from distmeta.errors import InputError, nearest
 from distmeta.trees import merge, nested
@@ -42,7 +43,8 @@ def recipe_path(source: str) -> Path:
 def load_config(source: str | Path | None = None, overrides: list[str] | None = None) -> Config:
     """The configuration of a recipe or YAML file (default: the recipe `default`) with dotted overrides.
 
-    An algorithm that an override asks for brings its settings, over the file's. Raises InputError, in one line.
+    An algorithm that an override asks for brings its settings, over the file's. A recipe's rates are for the weights
+    that it begins from: with another model.pretrained they are those that fit it. Raises InputError, in one line.
     """
     path = recipe_path(str(source or "default"))
     try:
@@ -55,8 +57,13 @@ def load_config(source: str | Path | None = None, overrides: list[str] | None = 
     for override in parsed:
         if "algorithm" in override:
             content = with_settings(content, entry(override["algorithm"]), over=True)
+    of_base = (content.get("model") or {}).get("pretrained")
+    over: dict[str, Any] = {}
     for override in parsed:
-        content = merge(content, override)
+        over = merge(over, override)
+    if path.parent == RECIPES and of_base is None and (over.get("model") or {}).get("pretrained") is not None:
+        content = without_rates(content)
+    content = merge(content, over)
     content = with_settings(content, entry(content.get("algorithm", "maml")), over=False)
     try:
         return make_config(content, where=str(path))

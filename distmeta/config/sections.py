@@ -13,6 +13,7 @@ from distmeta.config.base import Section
 from distmeta.config.cluster import ClusterConfig
 from distmeta.config.parts import AugmentConfig, PrivacyConfig
 from distmeta.config.pretrain import PretrainConfig
+from distmeta.config.rates import RANDOM, with_rates
 from distmeta.config.serve import ServeConfig
 from distmeta.config.tune import TuneConfig
 from distmeta.errors import nearest
@@ -177,7 +178,10 @@ class TaskConfig(Section):
 class InnerConfig(Section):
     """The inner loop: adaptation on a support set."""
 
-    lr: float = Field(0.1, gt=0, description="(initial) inner learning rate")
+    lr: float = Field(
+        RANDOM[1], gt=0, description="(initial) inner learning rate; null: 0.1, with model.pretrained 0.02 where the "
+        "base is adapted whole, 0.05 for LoRA (optimizer adam: 1e-4, 1e-3; the head alone 1e-2)"
+    )  # fmt: skip
     steps: int = Field(5, ge=0, description="inner steps in training")
     schedule: Literal["constant", "linear", "cosine", "warmup"] = Field(
         "constant", description="of the rate over the inner steps: to 0, or up to lr (warmup)"
@@ -212,7 +216,10 @@ class InnerConfig(Section):
 class OuterConfig(Section):
     """The outer loop: the update of the meta-parameters."""
 
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(
+        RANDOM[0], gt=0, description="outer learning rate; null: 1e-3, with model.pretrained 3e-5 where its own "
+        "weights are learnt, and not LoRA or the head alone"
+    )  # fmt: skip
     rate_lr: float | None = Field(
         None, gt=0, description="of learnt inner rates (inner.learn_lr), whose logarithm is what steps; null: lr"
     )
@@ -325,7 +332,7 @@ class Config(Section):
                 f"algorithm = {name!r}: one of {', '.join(ALGORITHMS)}, or a module's import path such as "
                 f"mypackage.mymodule.{nearest(name, ALGORITHMS)}"
             )
-        return with_settings(given, ALGORITHMS[name], over=False) if name in ALGORITHMS else given
+        return with_rates(with_settings(given, ALGORITHMS[name], over=False) if name in ALGORITHMS else given)
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

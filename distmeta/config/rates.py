@@ -1,0 +1,44 @@
+"""The learning rates of a configuration that leaves them open: those that fit what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# (outer, inner) by what the outer loop trains, from pretrained weights. Weights that know a language lose it at the
+# rates that random ones need; LoRA and a head begin at random, or at nothing.
+PRETRAINED = {"whole": (3e-5, 0.02), "lora": (1e-3, 0.05), "head": (1e-3, 0.1)}
+RANDOM = (1e-3, 0.1)
+INNER_ADAM = {"whole": 1e-4, "lora": 1e-3, "head": 1e-2}  # whose steps are as long as its rate
+
+
+def with_rates(content: dict[str, Any]) -> dict[str, Any]:
+    """`content` with numbers for outer.lr and inner.lr where it has none, or null."""
+    model, inner, outer = (_section(content, name) for name in ("model", "inner", "outer"))
+    pretrained = model.get("pretrained") is not None
+    kind = trained(str(inner.get("adapt", "all")), outer.get("base") == "train")
+    outer_lr, inner_lr = PRETRAINED[kind] if pretrained else RANDOM
+    if pretrained and inner.get("optimizer") == "adam":
+        inner_lr = INNER_ADAM[kind]
+    out = dict(content)
+    for name, section, rate in (("inner", inner, inner_lr), ("outer", outer, outer_lr)):
+        if section.get("lr") is None and isinstance(content.get(name, {}), dict):
+            out[name] = {**section, "lr": rate}
+    return out
+
+
+def without_rates(content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's content without its rates, which are for the weights that the recipe begins from."""
+    return {name: {k: v for k, v in section.items() if k not in ("lr", "rate_lr")}
+            if name in ("inner", "outer") and isinstance(section, dict) else section
+            for name, section in content.items()}  # fmt: skip
+
+
+def trained(adapt: str, base: bool) -> str:
+    """What of the model the outer loop changes: whole, lora or head. base: also what is not adapted."""
+    return "whole" if base or adapt not in ("lora", "head") else adapt
+
+
+def _section(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found: Any = content.get(name)
+    return found if isinstance(found, dict) else found.model_dump() if hasattr(found, "model_dump") else {}

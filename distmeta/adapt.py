@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BATCH_ROWS = 256
-KEPT = ("classes", "vocab_size", "pad_id", "compression")  # of a checkpoint's state, what an adapted model needs too
+KEPT = ("format", "classes", "vocab_size", "pad_id", "compression")  # of a checkpoint's state, what an adapted model needs too
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def load_adapted(path: str | Path) -> AdaptedModel:
     reason = checkpoints.damage(path)
     if reason is not None:
         raise InputError(f"{path}: damaged: {reason}")
-    state = json.loads((path / "adapted.json").read_text(encoding="utf-8"))
+    state = checkpoints.read_state(path / "adapted.json")
     config = checkpoints.read_config(path / "config.yaml")
     labels, losses = state.pop("labels"), state.pop("inner_losses")
     model = build_model(config, state["vocab_size"], state["pad_id"], state["classes"])

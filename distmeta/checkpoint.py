@@ -4,7 +4,7 @@
                   optimizer.safetensors   their optimizer state, "exp_avg/NAME" ...
                                           (large ones in parts by name: meta-00001-of-00002.safetensors ...)
                   base.safetensors        of a compressed model (distmeta.compress): its frozen weights
-                  state.json              step, tasks seen, what the model needs to be built
+                  state.json              format, step, tasks seen, what the model needs to be built
                   config.yaml  tokenizer.json
                   manifest.json           size and SHA-256 of every other file; written last
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+# What the numbers in a checkpoint mean, `format` in state.json. 1, which state.json does not name: text goes through
+# the model with distmeta's own positions and masks, and an answer ends by the first token of a list. 2: by the model's.
+FORMAT = 2
 Keep = Callable[[str, "Tensor"], "Tensor"]  # of a tensor's name and value
 
 
@@ -53,6 +56,11 @@ class Checkpoint:
     @property
     def step(self) -> int:
         return int(self.state["step"])
+
+    @property
+    def format(self) -> int:
+        """What its numbers mean: see FORMAT."""
+        return int(self.state["format"])
 
     @property
     def tokenizer_file(self) -> Path:
@@ -209,10 +217,30 @@ def write_tensors(
 
 
 def write_rest(draft: Path, config: Config, state: dict[str, Any], tokenizer_file: Path) -> None:
-    """What is not tensors."""
+    """What is not tensors. A run that is continued keeps the format that it began with."""
+    state = {"format": format_of_run(draft.parent.parent), **state}
     (draft / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     (draft / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     shutil.copyfile(tokenizer_file, draft / "tokenizer.json")
+
+
+def format_of_run(run_dir: Path) -> int:
+    """The format of the checkpoints that a run has, or of the first that it will write. Raises InputError."""
+    for path in checkpoints_of(run_dir):
+        with contextlib.suppress(OSError, ValueError):
+            return int(read_state(path / "state.json")["format"])
+    return FORMAT
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """state.json, or adapted.json, with its format. Raises InputError for a format that is not known here."""
+    state: dict[str, Any] = {"format": 1, **json.loads(file.read_text(encoding="utf-8"))}
+    if state["format"] not in range(1, FORMAT + 1):
+        raise InputError(
+            f"{file.parent}: written in format {state['format']!r} by a newer distmeta, this one reads formats 1 to "
+            f"{FORMAT}; upgrade distmeta, or open it with the version that wrote it (environment.json of the run)"
+        )
+    return state
 
 
 def resolve(path: str | Path) -> Path:
@@ -243,7 +271,7 @@ def load(path: str | Path, optimizer: bool = False, keep: Keep | None = None) ->
     keep: what becomes of each tensor, read one by one: a rank that has a part of each never has more than one whole.
     """
     path = resolve(path)
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    state = read_state(path / "state.json")
     if (path / "model.safetensors").is_file():
         raise InputError(
             f"{path}: of a pretraining run, which knows no task; `distmeta train ... model.pretrained=RUN/model` "

@@ -144,3 +144,28 @@ def test_write_text_is_whole(tmp_path):
     checkpoint.write_text(tmp_path / "a.json", json.dumps({"a": 2}))
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 2}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def rewrite_state(path, change):
+    """A checkpoint whose state.json is another, with a manifest that fits."""
+    state = change(json.loads((path / "state.json").read_text()))
+    (path / "state.json").write_text(json.dumps(state))
+    (path / "manifest.json").unlink()
+    files = {f.name: {"bytes": f.stat().st_size, "sha256": checkpoint._sha256(f)} for f in path.iterdir()}
+    (path / "manifest.json").write_text(json.dumps({"format": 1, "files": files}))
+
+
+def test_a_checkpoint_that_names_no_format_opens_with_the_first_and_its_run_keeps_it(run, tmp_path):
+    new = checkpoint.load(run)
+    rewrite_state(new.path, lambda state: {k: v for k, v in state.items() if k != "format"})
+    old = checkpoint.load(run)
+    assert (new.format, old.format) == (checkpoint.FORMAT, 1)
+    assert all(torch.equal(old.meta[name], value) for name, value in new.meta.items())
+    assert checkpoint.load(write(run, 3)).format == 1
+    assert checkpoint.load(write(tmp_path / "another", 1)).format == checkpoint.FORMAT
+
+
+def test_a_checkpoint_of_a_format_to_come_is_refused_by_name(run):
+    rewrite_state(checkpoint.resolve(run), lambda state: state | {"format": 99})
+    with pytest.raises(InputError, match="format 99 by a newer distmeta.*upgrade"):
+        checkpoint.load(run)

@@ -237,7 +237,8 @@ def start(run_dir: Path, model: Any, optimizer: torch.optim.AdamW, say: Any) -> 
     path = checkpoints.newest_whole(run_dir, say)
     if path is None:
         return State()
-    state = State(**json.loads((path / "state.json").read_text(encoding="utf-8")))
+    written = checkpoints.read_state(path / "state.json")
+    state = State(**{key: value for key, value in written.items() if key != "format"})
     weights = checkpoints.read_tensors(path, "model")
     moments = checkpoints.read_tensors(path, "optimizer")
     with torch.no_grad():

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BATCH_ROWS = 256
-KEPT = ("format", "classes", "vocab_size", "pad_id", "compression")  # of a checkpoint's state, what an adapted model needs too
+# Of a checkpoint's state, what an adapted model needs too.
+KEPT = ("format", "classes", "vocab_size", "pad_id", "compression")
 
 
 @dataclass(frozen=True)

@@ -100,10 +100,13 @@ def publish(draft: Path, path: Path) -> None:
     write_text(draft / MANIFEST, json.dumps({"format": 1, "files": manifest}, indent=1))
     for file in [*files, draft / MANIFEST]:
         sync(file)
+    earlier = path.with_name(f".old-{path.name}")
+    shutil.rmtree(earlier, ignore_errors=True)
     if path.exists():
-        shutil.rmtree(path)
+        os.replace(path, earlier)
     os.replace(draft, path)
     sync(path.parent)
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -119,16 +122,20 @@ def only_holder(file: Path, timeout_s: float) -> Iterator[None]:
 
     Raises InputError when another process has it for `timeout_s` more seconds.
     """
-    with file.open("a") as lock:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise InputError(f"{file.parent}: another process is training this run (it holds {file})") from None
-                time.sleep(0.2)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        lock = file.open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if file.exists() and os.path.samestat(os.fstat(lock.fileno()), file.stat()):
+                break  # and not the lock of a directory that was removed meanwhile
+        except BlockingIOError:
+            pass
+        lock.close()
+        if time.monotonic() > deadline:
+            raise InputError(f"{file.parent}: another process is training this run (it holds {file})")
+        time.sleep(0.2)
+    with lock:
         yield
 
 

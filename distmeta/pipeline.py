@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from distmeta import checkpoint as checkpoints
 from distmeta.config import Config, dump_config, make_config
+from distmeta.directory import refuse_limit
 from distmeta.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def pipeline(config: Config | dict[str, Any], *, show: bool = False) -> Pipeline
     from distmeta.train import prepare_store, train, write_export
 
     check(config)
+    refuse_limit(config, "pipeline")
     objective = objective_of(config.model, config.pretrain.objective)
     with Display(config, show) as display:
         path = directory(config)
@@ -149,8 +150,7 @@ class Stages:
             self._note(name, {**before, "digest": found, "state": "skipped"})
             return Path(before["output"])
         if not same and place is not None and place.exists():
-            aside = place.with_name(f"{place.name}-{before.get('inputs', 'before')[:8]}")
-            shutil.rmtree(aside, ignore_errors=True)
+            aside = aside_of(place, before.get("inputs", "before")[:8])
             os.replace(place, aside)
             self.say(f"{name}: its inputs have changed; the earlier result is in {aside}")
         self.say(f"{name}: begins" if not same else f"{name}: continues")
@@ -188,20 +188,29 @@ def seal(path: Path) -> str | None:
     return seal(path / "meta.json") if (path / "meta.json").is_file() else None  # of a store or corpus: has its key
 
 
+def aside_of(place: Path, inputs: str) -> Path:
+    """Where a stage's earlier result is moved to: a name that nothing has yet."""
+    aside, number = place.with_name(f"{place.name}-{inputs}"), 1
+    while aside.exists():
+        number += 1
+        aside = place.with_name(f"{place.name}-{inputs}-{number}")
+    return aside
+
+
 def digest(inputs: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(inputs, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def keys(config: Config, wanted: Callable[[str], bool]) -> dict[str, Any]:
     """The configuration's values by dotted key, of those that are wanted."""
-    from distmeta.train import flatten
+    from distmeta.directory import flatten
 
     return {key: value for key, value in flatten(config.model_dump(mode="json")).items() if wanted(key)}
 
 
 def is_of_training(config: Config) -> Callable[[str], bool]:
     """Which keys make the meta-trained weights what they are; the tasks and the language model have digests."""
-    from distmeta.train import is_resumable
+    from distmeta.directory import is_resumable
 
     more = {"outer.steps", "outer.until", "eval.every"}
     if config.eval.every:

@@ -11,7 +11,6 @@ The driver: the corpus, the run directory, Ray. What a rank does is in distmeta.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -20,8 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distmeta import checkpoint as checkpoints
+from distmeta import interrupt
 from distmeta.config import Config, make_config
+from distmeta.directory import refuse_limit, run_directory, write_setting
 from distmeta.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,27 +65,22 @@ def pretrain(config: Config | dict[str, Any], *, resume: bool = False, show: boo
     if isinstance(config, dict):
         config = make_config(config)
     check(config)
+    refuse_limit(config, "pretrain")
     from distmeta.progress import Display
-    from distmeta.train import claim_directory, ray_cluster, write_setting
+    from distmeta.train import ray_cluster
 
     config = as_run(config)
     with Display(config, show) as display:
         display.phase("reading text")
         corpus = prepare_corpus(config, display)
-        run_dir, fresh = claim_directory(config, resume, corpus, may_differ=lambda key: not matters(key))
-        try:
-            with checkpoints.only_holder(run_dir / ".lock", 30):
-                write_setting(run_dir, config, corpus)
-                display.phase("starting Ray")
-                with ray_cluster(config) as cluster:
-                    display.follow(run_dir, "pretraining", config.pretrain.steps)
-                    run_ranks(config, run_dir, corpus, cluster)
-        except InputError:
-            if fresh:
-                shutil.rmtree(run_dir, ignore_errors=True)
-                with contextlib.suppress(OSError):
-                    run_dir.parent.rmdir()  # runs/, if nothing else is in it
-            raise
+        with run_directory(config, resume, corpus, may_differ=lambda key: not matters(key)) as (run_dir, _):
+            interrupt.driving(run_dir)
+            write_setting(run_dir, config, corpus)
+            display.phase("starting Ray")
+            with ray_cluster(config) as cluster:
+                interrupt.check()
+                display.follow(run_dir, "pretraining", config.pretrain.steps)
+                run_ranks(config, run_dir, corpus, cluster)
     return Pretrained(run_dir)
 
 
@@ -135,7 +130,10 @@ def run_ranks(config: Config, run_dir: Path, corpus: Path, cluster: Any) -> None
     size = max(c.fewest, min(c.most, room, config.pretrain.batch_size, int(cluster.gpus // gpus) if gpus else room))
     (run_dir / "error.json").unlink(missing_ok=True)
     try:
-        failure = run_group(pretrain_worker, config, run_dir, {"corpus": str(corpus)}, size, gpus, c.max_failures)
+        failure = interrupt.wait(
+            lambda: run_group(pretrain_worker, config, run_dir, {"corpus": str(corpus)}, size, gpus, c.max_failures),
+            run_dir,
+        )
     finally:
         shutil.rmtree(run_dir / ".ray", ignore_errors=True)
     raise_failure(config, run_dir, failure)

@@ -238,8 +238,10 @@ def text_details(scored: Sequence[TextScored], shown: int = 10) -> dict[str, Any
     for s in scored:
         by_task.setdefault(s.task, []).append(s.metrics())
     per_task = {
-        task: {name: metrics.interval(np.array([found[name][-1] for found in each]), name not in metrics.NO_SHARES)
-               for name in PER_TASK}
+        task: {
+            name: metrics.interval(np.array([found[name][-1] for found in each]), name not in metrics.NO_SHARES)
+            for name in PER_TASK
+        }
         for task, each in sorted(by_task.items())
     }
     worst = min(per_task, key=lambda task: float(per_task[task]["token_f1"]["mean"]))

@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import re
 import shutil
 import socket
-import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,18 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distmeta import checkpoint as checkpoints
-from distmeta.config import Config, dump_config, make_config
+from distmeta import interrupt
+from distmeta.config import Config, make_config
+from distmeta.directory import run_directory, write_setting
 from distmeta.errors import InputError
 
 if TYPE_CHECKING:
     from distmeta.progress import Display
-
-# What may differ between a run and its continuation; all else would make it another run.
-RESUMABLE = ("cluster", "sampling", "run.name", "run.dir", "run.checkpoint_every", "run.keep", "run.timeout_s", "eval",
-             "tune", "pretrain", "outer.steps", "outer.until", "inner.memory", "inner.budget_mb", "inner.task_batch",
-             "inner.buckets", "inner.part_tokens", "inner.prefix_mb",
-             "deepspeed.zero_optimization", "data.path", "data.cache", "data.follow")  # fmt: skip
-
 
 CONNECT_S = 10.0
 
@@ -58,6 +52,11 @@ class Run:
         """The newest whole checkpoint."""
         return checkpoints.resolve(self.path)
 
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the run has come to its end; one that run.max_hours ended has not."""
+        return (self.path / "evaluation.json").is_file() and not (self.path / interrupt.LEAVE).exists()
+
     @cached_property
     def evaluation(self) -> dict[str, Any]:
         """evaluation.json."""
@@ -69,32 +68,30 @@ def train(config: Config | dict[str, Any], *, resume: bool = False, show: bool =
     """Meta-train as `config` says, on a Ray cluster or on one started here; returns when the run has ended.
 
     resume: continue the newest run of that name (or the one in run.dir) from its newest whole checkpoint; without
-    one it begins anew. show: progress on standard error. Raises InputError (nothing was written) or
-    TrainingError.
+    one it begins anew. show: progress on standard error. A run that run.max_hours has ended has no evaluation yet.
+    Raises InputError (nothing was written), TrainingError, or KeyboardInterrupt once the last whole meta-step is saved.
     """
     if isinstance(config, dict):
         config = make_config(config)
     from distmeta.progress import Display
 
+    ends_at = interrupt.deadline(config.run.max_hours, time.monotonic())
     with Display(config, show) as display:
         display.phase("reading tasks")
         store = prepare_store(config, display)
-        run_dir, fresh = claim_directory(config, resume, store)
-        try:
-            with checkpoints.only_holder(run_dir / ".lock", 30):
-                write_setting(run_dir, config, store)
-                display.phase("starting Ray")
-                with ray_cluster(config) as cluster:
-                    display.follow(run_dir)
-                    run_learners(config, run_dir, store, cluster)
-                write_export(run_dir, display)
-                write_report(run_dir, display)
-        except InputError:
-            if fresh:
-                shutil.rmtree(run_dir, ignore_errors=True)
-                with contextlib.suppress(OSError):
-                    run_dir.parent.rmdir()  # runs/, if nothing else is in it
-            raise
+        with run_directory(config, resume, store) as (run_dir, _):
+            interrupt.driving(run_dir)
+            write_setting(run_dir, config, store)
+            display.phase("starting Ray")
+            with ray_cluster(config) as cluster:
+                interrupt.check()
+                display.follow(run_dir)
+                run_learners(config, run_dir, store, cluster, ends_at)
+            if (run_dir / interrupt.LEAVE).exists():
+                display.phase(f"run.max_hours = {config.run.max_hours:g} is over; {interrupt.farewell()}")
+                return Run(run_dir)
+            write_export(run_dir, display)
+            write_report(run_dir, display)
     return Run(run_dir)
 
 
@@ -123,88 +120,6 @@ def prepare_store(config: Config, display: Display | None = None) -> Path:
     if config.eval.every and len(store.groups["validation"].ids) == 0:
         raise InputError("eval.every: the data has no meta-validation tasks; name some, or set eval.every=0")
     return path
-
-
-def claim_directory(
-    config: Config, resume: bool, store: Path, may_differ: Callable[[str], bool] | None = None
-) -> tuple[Path, bool]:
-    """The run's directory, and whether it is new. Raises InputError when it is taken, or cannot be continued."""
-    base = Path(config.cluster.storage or ".")
-    named = base / (config.run.dir or f"runs/{config.run.name}")
-    others = named.parent.glob(f"{named.name}-*") if config.run.dir is None else ()
-    numbered = [path for path in others if path.name.removeprefix(f"{named.name}-").isdecimal()]
-    taken = [path for path in [named, *numbered] if (path / "config.yaml").is_file()]
-    if resume and taken:
-        run_dir = max(taken, key=lambda path: (path / "config.yaml").stat().st_mtime)
-        check_resumable(run_dir, config, store, may_differ)
-        return run_dir.resolve(), False
-    if config.run.dir is not None and is_used(named):
-        raise InputError(f"run.dir = {named}: not empty; --resume continues a run, or give another run.dir")
-    number = 1
-    run_dir = named
-    while is_used(run_dir):
-        number += 1
-        run_dir = named.with_name(f"{named.name}-{number}")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    return run_dir.resolve(), True
-
-
-def is_used(path: Path) -> bool:
-    """Whether something is at `path` that a new run must not touch; not what a driver killed at once has left."""
-    if not path.is_dir():
-        return path.exists()
-    return any(not entry.name.startswith(".") and entry.name != "environment.json" for entry in path.iterdir())
-
-
-def check_resumable(
-    run_dir: Path, config: Config, store: Path, may_differ: Callable[[str], bool] | None = None
-) -> None:
-    """Raises InputError naming the first key whose value makes `config` another run than the one in `run_dir`.
-
-    store: what the run learns from, known by its name. may_differ: keys of which this is not so.
-    """
-    may_differ = may_differ or is_resumable
-    old = checkpoints.read_config(run_dir / "config.yaml")
-    before, now = flatten(old.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
-    for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key) and not may_differ(key):
-            raise InputError(
-                f"--resume: {key} is {now.get(key)!r} but {run_dir} was run with {before.get(key)!r}; "
-                "continue with the same value, or begin another run"
-            )
-    before_store = Path(json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))["store"])
-    if before_store.name != store.name:
-        raise InputError(
-            f"--resume: the data or its tokenizer is not what {run_dir} was run with (task store {store.name} instead "
-            f"of {before_store.name}); bring the data back, or begin another run"
-        )
-
-
-def is_resumable(key: str) -> bool:
-    moved = re.fullmatch(r"data\.sources\..+\.path", key)
-    return moved is not None or any(key == r or key.startswith(r + ".") for r in RESUMABLE)
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return out
-
-
-def write_setting(run_dir: Path, config: Config, store: Path) -> None:
-    """config.yaml and environment.json."""
-    from importlib.metadata import version
-
-    packages = ("torch", "ray", "deepspeed", "transformers", "pyarrow", "tokenizers", "numpy", "safetensors")
-    environment = {
-        "command": sys.argv, "python": platform.python_version(), "platform": platform.platform(),
-        "host": platform.node(), "cores": os.cpu_count(), "store": str(store),
-        "versions": {"distmeta": version("distmeta"), **{name: version(name) for name in packages}},
-    }  # fmt: skip
-    checkpoints.write_text(run_dir / "environment.json", json.dumps(environment, indent=1))
-    checkpoints.write_text(run_dir / "config.yaml", dump_config(config))
 
 
 def write_export(run_dir: Path, display: Any) -> None:
@@ -263,6 +178,7 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"cluster.address = {address}: cannot connect to Ray: {reason}") from None
+    interrupt.catch_again()
     try:
         yield resources(local=address is None)
     finally:
@@ -315,8 +231,8 @@ def first_actors(config: Config) -> int:
     return sum(node["Alive"] for node in ray.nodes()) if actors == "auto" else actors
 
 
-def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster) -> None:
-    """Start samplers and the learner group, and wait for the group's end."""
+def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster, ends_at: float | None = None) -> None:
+    """Start samplers and the learner group, and wait for the group's end, or until `ends_at` (interrupt.wait)."""
     import ray
 
     from distmeta.collect import collecting
@@ -339,9 +255,12 @@ def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster) -
 
         try:
             if c.is_elastic:
-                failure = run_groups(attempt, c, bundle_of(config, gpus), run_dir, config.run.timeout_s, say)
+                failure = interrupt.wait(
+                    lambda: run_groups(attempt, c, bundle_of(config, gpus), run_dir, config.run.timeout_s, say),
+                    run_dir, ends_at,
+                )  # fmt: skip
             else:
-                failure = attempt(c.fewest)
+                failure = interrupt.wait(lambda: attempt(c.fewest), run_dir, ends_at)
         finally:
             for sampler in samplers:
                 ray.kill(sampler)

@@ -11,8 +11,9 @@ ROOT = Path(distmeta.__file__).parent
 ORDER = [
     "errors", "trees", "differences", "inner", "metrics", "text_metrics", "algorithms", "config", "tasks", "models",
     "privacy", "schedule", "plots", "progress", "sampling", "scoring", "scoring_text", "pooled", "checkpoint",
-    "evaluate", "learner", "collect", "adapt", "compress", "card", "export_language", "export", "report", "train",
-    "pretraining", "pretrain", "pipeline", "tune", "submit", "check", "bench", "serve", "cli", "__main__",
+    "directory", "interrupt", "evaluate", "learner", "collect", "adapt", "compress", "card", "export_language",
+    "export", "report", "train", "pretraining", "pretrain", "pipeline", "tune", "submit", "check", "bench", "serve",
+    "cli", "__main__",
 ]  # fmt: skip
 PURE = set(ORDER[: ORDER.index("checkpoint")]) - {"sampling", "progress"}
 

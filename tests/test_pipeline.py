@@ -35,7 +35,7 @@ def in_process(one_rank, monkeypatch):
         started["pretrain"] += 1
         learn_language(config, run_dir, corpus, 0, 1, torch.device("cpu"))
 
-    def train_here(config, run_dir, store, cluster):
+    def train_here(config, run_dir, store, cluster, ends_at=None):
         started["train"] += 1
         learn(config, run_dir, store, [], 0, 1, torch.device("cpu"))
 
@@ -93,7 +93,7 @@ def test_a_stage_that_was_cut_off_goes_on(in_process, tmp_path, monkeypatch):
     whole = ran(tmp_path / "whole")[1]
     here = TRAIN.run_learners
 
-    def cut(config, run_dir, store, cluster):
+    def cut(config, run_dir, store, cluster, ends_at=None):
         here(config, run_dir, store, cluster)
         (run_dir / "evaluation.json").unlink()
         raise KeyboardInterrupt

@@ -11,11 +11,12 @@ from ray.exceptions import ActorDiedError
 
 import distmeta
 from distmeta.config import load_config, make_config
+from distmeta.directory import check_resumable, run_directory
 from distmeta.errors import InputError
 from distmeta.learner.worker import learn
 from distmeta.sampling.sampler import start_samplers
 from distmeta.tasks.build import build_store
-from distmeta.train import TrainingError, check_resumable, claim_directory, ray_cluster, run_group
+from distmeta.train import TrainingError, ray_cluster, run_group
 
 
 @pytest.fixture(scope="module")
@@ -162,26 +163,57 @@ def test_run_directories(tmp_path, monkeypatch):
     tiny, store = small.config(run={"name": "a"}), tmp_path
 
     def claim(config=tiny, resume=False):
-        path, fresh = claim_directory(config, resume, store)
-        assert fresh
-        (path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-        (path / "environment.json").write_text(json.dumps({"store": str(store)}))
+        with run_directory(config, resume, store) as (path, fresh):
+            assert fresh
+            (path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+            (path / "environment.json").write_text(json.dumps({"store": str(store)}))
         return path.name
 
+    def resumed(config):
+        with run_directory(config, True, store) as (path, fresh):
+            return path.name, fresh
+
     assert [claim(), claim(), claim(small.config(run={"name": "a-b"}))] == ["a", "a-2", "a-b"]
-    path, fresh = claim_directory(tiny, True, store)
-    assert (path.name, fresh) == ("a-2", False)  # the newest of that name; a-b is another run
+    assert resumed(tiny) == ("a-2", False)  # the newest of that name; a-b is another run
     own = small.config(run={"dir": "mine"})
     assert claim(own) == "mine"
     with pytest.raises(InputError, match="run.dir = mine: not empty"):
-        claim_directory(own, False, store)
-    assert claim_directory(own, True, store)[0].name == "mine"
+        claim(own)
+    assert resumed(own) == ("mine", False)
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / ".lock").touch()  # a driver killed before it had written its configuration
     assert claim(small.config(run={"dir": "begun"}), resume=True) == "begun"
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="not empty"):
-        claim_directory(small.config(run={"dir": "file"}), False, store)
+        claim(small.config(run={"dir": "file"}))
+
+
+def test_a_directory_is_one_process_s_alone_and_keeps_its_checkpoints(tmp_path, monkeypatch):
+    """Claimed at the same instant: the next number, or a refusal; a refusal takes away what it wrote, and only that."""
+    monkeypatch.chdir(tmp_path)
+    named, placed = small.config(run={"name": "a"}), small.config(run={"dir": "mine"})
+    with run_directory(named, False, tmp_path) as (first, _), run_directory(named, False, tmp_path) as (second, _):
+        assert (first.name, second.name) == ("a", "a-2")
+    with (
+        run_directory(placed, False, tmp_path),
+        pytest.raises(InputError, match="run.dir = mine: not empty"),
+        run_directory(placed, False, tmp_path),
+    ):
+        raise AssertionError("two processes in one directory")
+    for name, late in (("early", False), ("late", True)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".notes").write_text("a person's")
+        with (
+            pytest.raises(InputError, match="a sampler has no store"),
+            run_directory(small.config(run={"dir": name}), False, tmp_path) as (path, _),
+        ):
+            (path / "config.yaml").touch()
+            if late:
+                (path / "checkpoints" / "step-000005").mkdir(parents=True)
+            raise InputError("a sampler has no store")
+        assert (tmp_path / name / ".notes").read_text() == "a person's"
+        assert (tmp_path / name / "config.yaml").exists() == late
+        assert (tmp_path / name / "checkpoints" / "step-000005").exists() == late
 
 
 def test_samplers_at_one_rank(undisturbed, setting, ray_here, one_rank, tmp_path):

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Exit 0: done, 1: failed, 2: unusable input."""
+"""The command line: parse, call, print. Exit 0: done, 1: failed, 2: unusable input, 130: Ctrl-C, 143: SIGTERM."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from distmeta import interrupt
 from distmeta.cli.bench import bench
 from distmeta.cli.jobs import submit
 from distmeta.cli.words import Json, Source, note, split_source
@@ -44,8 +45,9 @@ def train(
     config = load_config(name, overrides + ([f"run.dir={run_dir}"] if run_dir else []))
     run = run_training(config, resume=resume, show=True)
     if as_json:
-        print(json.dumps({"run": str(run.path), "checkpoint": str(run.checkpoint), "evaluation": run.evaluation}))
-    else:
+        evaluation = run.evaluation if run.is_evaluated else None  # null: ended by run.max_hours
+        print(json.dumps({"run": str(run.path), "checkpoint": str(run.checkpoint), "evaluation": evaluation}))
+    elif run.is_evaluated:
         from distmeta.progress import show_results
 
         show_results(run)
@@ -320,26 +322,31 @@ app.command(context_settings={"ignore_unknown_options": True})(submit)
 
 def main() -> None:
     """Entry point of the console script."""
+    interrupt.catch()
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer returns 130 for a KeyboardInterrupt
+    except KeyboardInterrupt:
+        code = 130
     except InputError as error:
         print(f"distmeta: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("distmeta: interrupted; `--resume` continues a training run from its newest checkpoint", file=sys.stderr)
-        sys.exit(130)
+        code = 2
     except Exception as error:
-        _fail(error)
+        code = interrupt.exit_code() or _fail(error)  # an interrupt shows as many kinds of errors
+    if interrupt.exit_code() and code != 0:
+        print(f"distmeta: {interrupt.farewell()}", file=sys.stderr)
+        code = interrupt.exit_code()
+    sys.exit(code)
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception) -> int:
+    """The exit code of an error, which is printed; what is no error for a person is raised again."""
     from distmeta.train import TrainingError
 
     if hasattr(error, "exit_code"):  # typer brings its own copy of click's errors
         if hasattr(error, "show"):
             error.show()
-        sys.exit(error.exit_code)
+        return int(error.exit_code)
     if isinstance(error, TrainingError | ArithmeticError | TimeoutError):
         print(f"distmeta: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
     raise error

@@ -283,6 +283,9 @@ class RunConfig(Section):
     name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=0)
     dir: str | None = Field(None, description="run directory; null: runs/NAME")
+    max_hours: float | None = Field(
+        None, gt=0, description="`train` saves and ends in time before so many hours have passed; null: no limit"
+    )
     checkpoint_every: int = Field(50, ge=1, description="meta-steps between checkpoints")
     keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
     timeout_s: float = Field(600, gt=0, description="longest wait for another rank")

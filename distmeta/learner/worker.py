@@ -27,6 +27,7 @@ from distmeta.config.consistency import check_settings, parse_until
 from distmeta.errors import InputError
 from distmeta.evaluate import evaluate_methods, scorer
 from distmeta.inner import Diverged
+from distmeta.interrupt import EVALUATING, LEAVE
 from distmeta.learner.arrivals import regret, score_arrivals, sentence
 from distmeta.learner.elastic import GROW, PAUSED, STOP
 from distmeta.learner.engine import MetaEngine
@@ -118,7 +119,7 @@ def learn(
     ended = not stopped and not tasks_have_come(stream, config, step + 1)
     if stream is not None and step > 0:
         store = tasks_so_far(stream, config, step)
-    meta, paused, halted, gauges = engine.snapshot(), False, 0.0, Gauges(config, rank)
+    meta, paused, halted, leaves, gauges = engine.snapshot(), False, 0.0, 0.0, Gauges(config, rank)
     auto = config.sampling.actors == "auto" and bool(samplers)
     make_s = seconds_per_episode(samplers[rank % len(samplers)], config.sampling.timeout_s) if auto else 0.0
     busy: list[float] = []  # seconds of the first meta-steps, where the number of samplers is chosen
@@ -137,7 +138,8 @@ def learn(
             inner_s = time.perf_counter() - began
             began = time.perf_counter()
             # The first of the collectives: what it takes is the ranks' wait for the slowest of them.
-            *sums, halted = all_sum([*sums, float(rank == 0 and (run_dir / STOP).exists())])
+            asked = [float(rank == 0 and (run_dir / name).exists()) for name in (STOP, LEAVE)]
+            *sums, halted, leaves = all_sum([*sums, *asked])
             peers_s = time.perf_counter() - began
 
             began = time.perf_counter()
@@ -181,7 +183,7 @@ def learn(
                 ended = not stopped and not tasks_have_come(stream, config, step + 1)
                 seconds["source_s"] = time.perf_counter() - began  # until the tasks of the next meta-step have come
                 began = time.perf_counter()
-            if step % config.run.checkpoint_every == 0 or step == config.outer.steps or stopped or ended:
+            if step % config.run.checkpoint_every == 0 or step == config.outer.steps or stopped or ended or leaves:
                 if journal:
                     journal.sync()
                 record |= privacy.spent(config, store, step)
@@ -202,9 +204,9 @@ def learn(
                     )))  # fmt: skip
             if journal:
                 journal.write({**record, **seconds})
-            if stopped or ended or paused or halted:
+            if stopped or ended or paused or halted or leaves:
                 break
-    if halted:
+    if halted or (leaves and not (stopped or ended) and step < config.outer.steps):
         return
     if paused and not (stopped or ended):  # the checkpoint is on the disk; a group of another size goes on from it
         if rank == 0:
@@ -357,6 +359,9 @@ def finish(
     world: int, device: torch.device, say: Say,
 ) -> None:  # fmt: skip
     """Evaluate on meta-test episodes, divided over the ranks; rank 0 writes json, with the meta-step that it is of."""
+    if rank == 0:
+        (run_dir / LEAVE).unlink(missing_ok=True)  # it came with the last meta-step
+        (run_dir / EVALUATING).touch()
     if model.fast_shards is None:
         result = evaluate_methods(model, meta, store, config, device, rank=rank, world=world, gather=gather, say=say)
     else:

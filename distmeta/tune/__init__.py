@@ -16,12 +16,13 @@ import importlib.util
 import io
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from distmeta import checkpoint as checkpoints
+from distmeta import interrupt
 from distmeta.config import Config, make_config
+from distmeta.directory import refuse_limit, run_directory, write_setting
 from distmeta.errors import InputError
 from distmeta.tune.results import Search, collect, write_results
 from distmeta.tune.space import Params, points, read_space, with_params
@@ -53,33 +54,31 @@ def tune(config: Config | dict[str, Any], *, resume: bool = False, show: bool = 
     trials += [("search", params) for params in points(axes, config)]
 
     from distmeta.progress import Display
-    from distmeta.train import TrainingError, check_room, claim_directory, prepare_store, ray_cluster, write_setting
+    from distmeta.train import TrainingError, check_room, prepare_store, ray_cluster
     from distmeta.tune.report import write as write_report
     from distmeta.tune.search import concurrency, run_search
 
     with Display(config, show) as display:
+        refuse_limit(config, "tune")
         display.phase("reading tasks")
         store = prepare_store(base, display)
         named = config.tune.dir or (f"{config.run.dir}-tune" if config.run.dir else None)
         place = {"run.name": f"{config.run.name}-tune", "run.dir": named}
         claimed = with_params(config, place)
-        sweep_dir, fresh = claim_directory(claimed, resume, store)
-        try:
+        with run_directory(claimed, resume, store) as (sweep_dir, fresh):
+            interrupt.driving(sweep_dir)
             if not fresh:
                 check_same_search(sweep_dir, config)
-            with checkpoints.only_holder(sweep_dir / ".lock", 30):
-                write_setting(sweep_dir, claimed, store)
-                display.phase("starting Ray")
-                # Tune, and Ray's own thread that tells of processes that end, speak there whatever they are told.
-                with contextlib.redirect_stdout(io.StringIO()), ray_cluster(base) as cluster:
-                    check_room(base, cluster)
-                    at_once = concurrency(base, cluster)
-                    display.phase(f"{len(trials)} trials, {at_once} at once, in {sweep_dir}")
-                    run_search(base, axes, trials, at_once, sweep_dir, store, display)
-        except InputError:
-            if fresh:
-                shutil.rmtree(sweep_dir, ignore_errors=True)
-            raise
+            write_setting(sweep_dir, claimed, store)
+            display.phase("starting Ray")
+            # Tune, and Ray's own thread that tells of processes that end, speak there whatever they are told.
+            with contextlib.redirect_stdout(io.StringIO()), ray_cluster(base) as cluster:
+                interrupt.check()
+                check_room(base, cluster)
+                at_once = concurrency(base, cluster)
+                display.phase(f"{len(trials)} trials, {at_once} at once, in {sweep_dir}")
+                run_search(base, axes, trials, at_once, sweep_dir, store, display)
+                interrupt.check()
         rows = collect(sweep_dir, base)
         display.phase("writing results")
         search = write_results(sweep_dir, config, base, rows)

@@ -20,10 +20,11 @@ from ray import tune
 
 from distmeta import checkpoint as checkpoints
 from distmeta.config import Config, make_config
+from distmeta.directory import write_setting
 from distmeta.errors import InputError
 from distmeta.learner.elastic import STOP, release
 from distmeta.learner.journal import records
-from distmeta.train import TrainingError, prepare_store, resources, run_learners, write_setting
+from distmeta.train import TrainingError, prepare_store, resources, run_learners
 from distmeta.tune.runs import (
     ENDED,
     best_count,

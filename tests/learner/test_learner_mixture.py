@@ -8,12 +8,12 @@ import torch
 
 from distmeta import checkpoint
 from distmeta.config import TaskConfig
+from distmeta.directory import check_resumable
 from distmeta.errors import InputError
 from distmeta.evaluate import evaluate
 from distmeta.learner.worker import learn
 from distmeta.tasks.build import build_store
 from distmeta.tasks.mixture import curriculum
-from distmeta.train import check_resumable
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 

@@ -85,7 +85,7 @@ def on_its_own(saved: Checkpoint, model: TaskModel) -> Checkpoint:
         return replace(saved, base=base)
     from transformers import AutoConfig
 
-    published = AutoConfig.from_pretrained(config.model.pretrained)
+    published = AutoConfig.from_pretrained(config.model.pretrained, trust_remote_code=False)
     known = set(AutoConfig.for_model(published.model_type).to_dict())
     form = {k: v for k, v in published.to_diff_dict().items() if k in known and k not in NOT_FORM and v is not None}
     changes = {"pretrained": None, "architecture": published.model_type, "config": form}

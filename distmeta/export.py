@@ -139,6 +139,14 @@ def write(trained: Trained, out: Path) -> Path:
     # Where accelerate is installed, save_pretrained imports DeepSpeed, which then says aloud what it looked for.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     backbone = trained.model.backbone
+    if trained.is_encoder_alone and not trained.is_language:
+        from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING
+
+        if type(backbone.config) not in MODEL_FOR_TEXT_ENCODING_MAPPING:
+            raise InputError(
+                f"export: {backbone.config.model_type}: transformers has no model for its encoder alone; "  # type: ignore[union-attr]
+                "distmeta adapt, predict and serve take the checkpoint"
+            )
     if backbone.config.model_type == "lstm":  # type: ignore[union-attr]
         raise InputError(
             "export: lstm: transformers has no LSTM to load it as; distmeta adapt and evaluate take the checkpoint"
@@ -197,7 +205,9 @@ def stock_model(trained: Trained) -> nn.Module:
         torch.manual_seed(trained.config.run.seed)
         try:
             if model.pretrained is not None:
-                plain = kind.from_pretrained(model.pretrained, use_safetensors=True, dtype=torch.float32)
+                plain = kind.from_pretrained(
+                    model.pretrained, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
+                )
             else:
                 plain = kind.from_config(hf_config)
         except (OSError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,9 @@ def whole_model(trained: Trained) -> Any:
         {name.removeprefix("backbone."): v for name, v in values.items() if name.startswith("backbone.")}, strict=False
     )
     tied = set(getattr(whole, "_tied_weights_keys", None) or ())
-    absent = [name for name in loaded.missing_keys if name not in tied and "lm_head" not in name]
+    absent = [
+        name for name in loaded.missing_keys if name not in tied and not re.search("lm_head|final_logits_bias", name)
+    ]
     if absent or loaded.unexpected_keys:
         raise InputError(
             f"export: {whole.config.model_type}: its weights do not fit transformers' model, such as "

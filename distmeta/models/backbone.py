@@ -44,7 +44,7 @@ def build_language_model(config: ModelConfig, vocab_size: int, pad_id: int, seed
     auto = AutoModelForSeq2SeqLM if both else AutoModelForCausalLM
     known = type(hf_config) in (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if both else MODEL_FOR_CAUSAL_LM_MAPPING)
     model = build(auto, config, vocab_size, pad_id, seed) if known else None
-    if model is None or not (both or is_causal(model.base_model)):
+    if model is None or not (both or decodes(model.base_model, config.pretrained is None)):
         key = f"pretrained = {config.pretrained}" if config.pretrained else f"architecture = {config.architecture}"
         raise InputError(
             f"model.{key}: task.family=text_to_text needs a decoder or an encoder-decoder, such as gpt2, llama, qwen2 "
@@ -63,7 +63,7 @@ def build(kind: Any, config: ModelConfig, vocab_size: int, pad_id: int, seed: in
         try:
             model, loading = kind.from_pretrained(
                 config.pretrained, config=hf_config, use_safetensors=True, dtype=torch.float32,
-                attn_implementation="eager", output_loading_info=True,
+                attn_implementation="eager", output_loading_info=True, trust_remote_code=False,
             )  # fmt: skip
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"model.pretrained = {config.pretrained}: {_first_line(error)}") from None
@@ -81,7 +81,7 @@ def build(kind: Any, config: ModelConfig, vocab_size: int, pad_id: int, seed: in
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                model = kind.from_config(hf_config, attn_implementation="eager")
+                model = kind.from_config(hf_config, attn_implementation="eager", trust_remote_code=False)
             except (ValueError, TypeError, RuntimeError) as error:
                 raise InputError(f"model.config: {_first_line(error)}") from None
     return model.eval()
@@ -109,7 +109,7 @@ def _pretrained_config(name: str) -> Any:
             f"model.pretrained = {name}: the directory has no config.json; give a Hugging Face model directory"
         )
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"model.pretrained = {name}: {_first_line(error)}") from None
 
@@ -154,15 +154,13 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def is_causal(model: nn.Module) -> bool:
-    """Whether a token sees only those before it (decoders), which decides the mask and the pooled token."""
-    hf_config = model.config
-    if getattr(hf_config, "is_encoder_decoder", False):
-        return False
-    if getattr(hf_config, "is_decoder", False):
-        return True
-    layers = (m for m in model.modules() if isinstance(getattr(m, "is_causal", None), bool))
-    return any(m.is_causal for m in layers)
+def decodes(model: nn.Module, fresh: bool) -> bool:
+    """Whether a token sees only those before it: what comes of changing the last one."""
+    from distmeta.models import calls
+
+    ids, keep = calls.trial(model.config, 8)
+    with calls.shaken(model, fresh):
+        return calls.sees_only_before(calls.ordinary_states(model, ids, keep, accepted_inputs(model)))
 
 
 def set_attention(model: nn.Module, order: str) -> str:
@@ -180,19 +178,21 @@ def set_attention(model: nn.Module, order: str) -> str:
     return kernel
 
 
-def first_position(model: nn.Module) -> int:
-    """The position id of the first token: RoBERTa and its kin count from the one after their pad token's id."""
-    hf_config: Any = model.config
-    return int(hf_config.pad_token_id) + 1 if hf_config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-
-
 def positions(model: nn.Module) -> int | None:
     """The longest text, in tokens, that the model has positions for; None where its configuration sets no limit."""
     for key in ("max_position_embeddings", "n_positions"):
         limit = getattr(model.config, key, None)
-        if isinstance(limit, int):
-            return limit - first_position(model)
+        if isinstance(limit, int) and limit > 0:
+            return limit - _first_position(model, limit)
     return None
+
+
+def _first_position(model: nn.Module, limit: int) -> int:
+    """Places of the table of positions before that of the first token: up to its padding's (RoBERTa and its kin)."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and "position" in path and module.num_embeddings == limit:
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
 
 
 def accepted_inputs(model: nn.Module) -> frozenset[str]:

@@ -54,7 +54,7 @@ def check_positions(config: Config, limit: int | None) -> None:
 
 def check_context(model: TaskModel, config: Config, limit: int | None) -> None:
     """Raises InputError where the model cannot read a support set, or not one so long."""
-    if not model.causal or not model.layers.can_prune:
+    if not model.causal or not model.keeps_context(8):
         raise InputError(
             "model.head = context needs a decoder that keeps keys and values, such as gpt2, llama or qwen2; set "
             "model.pretrained or model.architecture to one, or choose another algorithm"
@@ -64,4 +64,9 @@ def check_context(model: TaskModel, config: Config, limit: int | None) -> None:
         raise InputError(
             f"model.head = context: {model.classes} classes of {config.task.shots} texts of {config.model.max_tokens} "
             f"tokens may take {need} positions, the model has {limit}; lower task.shots or model.max_tokens"
+        )
+    if not model.keeps_context(need):
+        raise InputError(
+            f"model.head = context: the model's sliding window is shorter than the {need} tokens of a support set and "
+            "one text; lower task.shots or model.max_tokens, or choose a model without one, such as gpt2 or llama"
         )

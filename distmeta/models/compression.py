@@ -293,7 +293,7 @@ def load_int8(folder: str | Path, *, kernels: bool = False) -> Any:
     file = Path(folder) / INT8_FILE
     if not file.is_file():
         raise InputError(f"{folder}: no {INT8_FILE}; make it with `distmeta export RUN --out DIR --quantise int8`")
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     tensors = load_file(file)
     model: Any = getattr(transformers, config.architectures[0])(config).eval().requires_grad_(False)
     model.load_state_dict(restore(tensors), strict=False)

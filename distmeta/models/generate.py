@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from distmeta.models import context
-from distmeta.models.batch import TextBatch
+from distmeta.models.batch import TextBatch, to_batch
 from distmeta.models.language import LanguageModel
 
 Params = Mapping[str, Tensor]
@@ -54,7 +54,8 @@ def generate(model: LanguageModel, params: Params, batch: TextBatch, end_id: int
     batch is one of `LanguageModel.batches`; its answers are not looked at. Also the mean log-probability of the tokens
     of each answer, its end included, [N]. What follows an answer's end is `end_id`.
     """
-    step = _encoder_decoder(model, params, batch) if model.seq2seq else _decoder(model, params, batch)
+    steps = _encoder_decoder if model.seq2seq else _decoder if model.keeps_keys or context.KEPT in params else _again
+    step = steps(model, params, batch)
     rows = batch.labels.numel()
     running = torch.ones(rows, dtype=torch.bool, device=batch.labels.device)
     total, count = torch.zeros(2, rows, device=batch.labels.device).unbind(0)
@@ -109,15 +110,42 @@ def _decoder(model: LanguageModel, params: Params, batch: TextBatch) -> Any:
     return step
 
 
+def _again(model: LanguageModel, params: Params, batch: TextBatch) -> Any:
+    """As `_decoder`, where keys and values cannot be kept as they are (a sliding window): rows are run anew."""
+    tasks, rows = batch.labels.shape
+    begin = batch.labels.flatten()
+    ids = batch.input_ids.masked_fill(batch.keep == 0, 0)[:, : int(begin.max())].clone()
+    size = begin.clone()
+
+    def step(token: Tensor | None) -> Tensor:
+        nonlocal ids, size
+        if token is not None:
+            ids = torch.nn.functional.pad(ids, (0, 1)).scatter(1, size.unsqueeze(1), token.unsqueeze(1))
+            size = size + 1
+        keep = (torch.arange(ids.shape[1], device=ids.device) < size.unsqueeze(1)).long()
+        part = {
+            "input_ids": ids.view(tasks, rows, -1).cpu().numpy(),
+            "attention_mask": keep.view(tasks, rows, -1).cpu().numpy(),
+            "labels": batch.labels.cpu(), "store_rows": batch.store_rows, "total": batch.total,
+        }  # fmt: skip
+        whole = to_batch(part, ids.device, causal=True)
+        states = model._with(params, lambda embed: model._last_states(whole))
+        last = states.gather(1, (size - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1]))
+        return model.scores(params, last.view(tasks, rows, 1, -1)).flatten(0, 2)
+
+    return step
+
+
 def _encoder_decoder(model: LanguageModel, params: Params, batch: TextBatch) -> Any:
     """As `_decoder`. The encoder runs once; the decoder runs the answer so far again, which is short."""
     tasks, rows = batch.labels.shape
     own = {name: value for name, value in params.items() if name.startswith("backbone.")}
+    mask = model.attention_mask(batch)
 
     def call(run: Any) -> Any:
         return functional_call(model, own, (None,), {"run": run}, tie_weights=False)
 
-    encoded = call(lambda: model.backbone.get_encoder()(input_ids=batch.input_ids, attention_mask=batch.mask))  # type: ignore[operator]
+    encoded = call(lambda: model.backbone.get_encoder()(input_ids=batch.input_ids, attention_mask=mask))  # type: ignore[operator]
     so_far = torch.full((tasks * rows, 1), model.start_id, device=batch.labels.device)
 
     def step(token: Tensor | None) -> Tensor:
@@ -126,7 +154,7 @@ def _encoder_decoder(model: LanguageModel, params: Params, batch: TextBatch) -> 
             so_far = torch.cat([so_far, token.unsqueeze(1)], 1)
         states = call(
             lambda: model._states_of(
-                encoder_outputs=encoded, attention_mask=batch.mask, decoder_input_ids=so_far, use_cache=False
+                encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=so_far, use_cache=False
             )
         )
         return model.scores(params, states[:, -1:].reshape(tasks, rows, 1, -1)).flatten(0, 2)

@@ -21,7 +21,7 @@ from torch.func import functional_call
 from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
-from distmeta.models import context
+from distmeta.models import calls, context
 from distmeta.models.batch import TextBatch, to_batch
 from distmeta.models.task_model import Params, TaskModel
 
@@ -37,10 +37,12 @@ class LanguageModel(TaskModel):
     def __init__(self, model: Any, config: Config) -> None:
         output = model.get_output_embeddings()
         self._output = output.weight, getattr(output, "bias", None)
+        self._shape_scores(model)
         self.seq2seq = bool(model.config.is_encoder_decoder)
         start = getattr(model.config, "decoder_start_token_id", None)
         self.start_id = int(start if start is not None else model.config.pad_token_id or 0)
         self.reads_support = config.model.head == "context"
+        self._support_length = (config.task.shots + 1) * config.model.max_tokens
         backbone = model if self.seq2seq else model.base_model
         if self.seq2seq:
             for stack in (model.get_encoder(), model.get_decoder()):  # one module, so that it is replaced as one
@@ -48,6 +50,31 @@ class LanguageModel(TaskModel):
             model.set_output_embeddings(nn.Identity())  # logits are then the states that the output layer reads
         super().__init__(backbone, 1, config)
         self.classes_differ = False
+        self.keeps_keys = not self.seq2seq and self.keeps_context(self._trial_length)
+        if self.reads_support and not self.seq2seq:
+            self.check_support()
+
+    def _shape_scores(self, model: Any) -> None:
+        """What a family does to its scores beside a linear layer: a scale, a soft cap (Gemma 2), an offset (BART)."""
+        hf_config = model.config
+        self.score_cap = getattr(hf_config, "final_logit_softcapping", None)
+        self.score_scale = (getattr(hf_config, "logit_scale", None) or 1.0) / (
+            getattr(hf_config, "logits_scaling", None) or 1.0
+        )
+        self._offset = (getattr(model, "final_logits_bias", None),)  # held as `_output` is, until there is a module
+        if self._offset[0] is not None:  # [1, V]; the states are not as wide
+            del model._buffers["final_logits_bias"]
+            model.register_buffer("final_logits_bias", torch.zeros(1, 1), persistent=False)
+
+    def check_support(self) -> None:
+        """Raises InputError where a support set and a row after it are longer than the model reads in context."""
+        if not self.keeps_context(self._support_length):
+            kind = self.backbone.config.model_type  # type: ignore[union-attr]
+            raise InputError(
+                f"in context, {kind} does not give its ordinary states over {self._support_length} tokens (a sliding "
+                "window is shorter, or its keys and values cannot be kept); lower task.shots or model.max_tokens, or "
+                "choose another model, such as gpt2 or llama"
+            )
 
     def _add_head(self, generator: torch.Generator) -> None:
         weight, bias = self._output
@@ -57,6 +84,9 @@ class LanguageModel(TaskModel):
             self.output_weight = nn.Parameter(weight.detach())
         self.output_bias = nn.Parameter(bias.detach()) if bias is not None else None
         del self._output
+        (offset,) = self._offset
+        del self._offset
+        self.register_buffer("score_offset", offset[0].clone() if offset is not None else None, persistent=False)
         self.in_context = None  # is said by the parameters, for this model
 
     def _roles(self, config: Config) -> tuple[Params, Params]:
@@ -66,6 +96,18 @@ class LanguageModel(TaskModel):
                 "all, or a regular expression of parameter names"
             )
         return super()._roles(config)
+
+    def _ordinary(self, backbone: nn.Module) -> Tensor:
+        if not self.seq2seq:
+            return super()._ordinary(backbone)
+        self.causal = False
+        return torch.empty(0)  # build_language_model compares its scores
+
+    def _choose_way(self, expected: Tensor) -> tuple[calls.Way, float]:
+        return (calls.WAYS[1], 0.0) if self.seq2seq else super()._choose_way(expected)
+
+    def _try_task_axis(self) -> bool:
+        return self.seq2seq or super()._try_task_axis()
 
     def _lowest(self, names: Any) -> int:
         names = list(names)
@@ -123,10 +165,10 @@ class LanguageModel(TaskModel):
     def _last_states(self, batch: TextBatch) -> Tensor:
         if not self.seq2seq:
             return super()._last_states(batch)
-        given: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.mask, "use_cache": False}
+        given: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": self.attention_mask(batch)}
         if batch.answer is None:
             raise ValueError("an encoder-decoder needs a batch of its own making (LanguageModel.batches)")
-        return self._states_of(decoder_input_ids=shifted(batch.answer, self.start_id), **given)
+        return self._states_of(decoder_input_ids=shifted(batch.answer, self.start_id), use_cache=False, **given)
 
     def _states_of(self, **given: Any) -> Tensor:
         """States that the output layer reads, of an encoder-decoder."""
@@ -165,7 +207,12 @@ class LanguageModel(TaskModel):
         out: Tensor = states @ (weight.mT if weight.dim() == 2 else weight.mT.unsqueeze(1))
         if bias is not None:
             out = out + (bias if bias.dim() == 1 else bias[:, None, None])
-        return out
+        if self.score_scale != 1.0:
+            out = out * self.score_scale
+        if self.score_cap is not None:
+            out = self.score_cap * torch.tanh(out / self.score_cap)
+        offset: Any = self.score_offset
+        return out if offset is None else out + offset
 
     def loss_and_hits(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor]:
         """Each task's part of its mean, over rows, of the mean cross-entropy of an answer's tokens, [T]; and of the
@@ -187,6 +234,8 @@ class LanguageModel(TaskModel):
         """What a decoder keeps of the support set (distmeta.models.context): parameters that answer in context."""
         if self.seq2seq:
             raise InputError("an encoder-decoder does not read a support set in context; use a decoder, such as gpt2")
+        if not self.keeps_keys:
+            self.check_support()
         found: Params = self._with(params, lambda embed: context.read_rows(self._run, embed, support))
         return found
 
@@ -214,36 +263,49 @@ def shifted(answer: Tensor, first: int) -> Tensor:
 def build_language_model(config: Config, vocab_size: int, pad_id: int) -> LanguageModel:
     """The language model that a configuration describes. Raises InputError."""
     whole = backbones.build_language_model(config.model, vocab_size, pad_id, config.run.seed)
-    expected = try_out(whole)
-    model = LanguageModel(whole, config)
-    # Some families do more between their last states and their scores than a linear layer (soft caps, scales).
-    if not torch.allclose(tried := try_out_parts(model), expected, 1e-4, 1e-4):
-        raise InputError(
-            f"model: {whole.config.model_type} makes its scores by more than a linear layer of its last states (they "
-            f"differ by {float((tried - expected).abs().max()):.1g}); choose another family, such as gpt2 or llama"
-        )
+    limit = backbones.positions(whole.base_model)
+    length = calls.trial_length(whole, min(config.model.max_tokens, limit or config.model.max_tokens))
+    ids, keep = calls.trial(whole.config, length)
+    with calls.shaken(whole, config.model.pretrained is None):
+        expected = ordinary_scores(whole, ids, keep)
+        model = LanguageModel(whole, config)
+        model.way, model.difference = choose_way(model, ids, keep, expected)
     return model
 
 
-def try_out(whole: Any) -> Tensor:
-    """The scores of a whole language model on a small batch, [2, 3, V]."""
-    ids = small_ids(whole)
+def ordinary_scores(whole: Any, ids: Tensor, keep: Tensor) -> Tensor:
+    """The scores of a whole language model, [3, L, V] or, of an encoder-decoder, those of its first 3 places."""
     more = {"decoder_input_ids": ids[:, :3]} if whole.config.is_encoder_decoder else {}
-    with torch.no_grad():
-        scores: Tensor = whole(input_ids=ids, use_cache=False, **more).logits[:, -3:]
+    try:
+        with torch.no_grad():
+            scores: Tensor = whole(input_ids=ids, attention_mask=keep, **more).logits
+    except Exception as error:  # whatever a family's own code makes of being called
+        raise InputError(
+            f"model: {whole.config.model_type} fails at {ids.shape[1]} tokens of text alone, with transformers' own "
+            f"call: {calls.reason(error)}"
+        ) from None
     return scores
 
 
-def try_out_parts(model: LanguageModel) -> Tensor:
-    """The same by the parts that are used here."""
-    ids = small_ids(model.backbone)
-    with torch.no_grad():
-        if model.seq2seq:
-            states = model._states_of(input_ids=ids, decoder_input_ids=ids[:, :3], use_cache=False)
-        else:
-            states = model.backbone(input_ids=ids, use_cache=False).last_hidden_state[:, -3:]
+def choose_way(model: LanguageModel, ids: Tensor, keep: Tensor, expected: Tensor) -> tuple[calls.Way, float]:
+    """How the model is called so that its scores are the whole model's. Raises InputError."""
+    batch = model._trial_batch(ids.shape[1])
+
+    def run(way: calls.Way) -> Tensor:
+        model.way = way
+        if not model.seq2seq:
+            return model.scores({}, TaskModel._last_states(model, batch))
+        mask = model.attention_mask(batch)
+        states = model._states_of(input_ids=ids, attention_mask=mask, decoder_input_ids=ids[:, :3], use_cache=False)
         return model.scores({}, states)
 
-
-def small_ids(model: Any) -> Tensor:
-    return torch.arange(1, 9).view(2, 4) % int(model.config.vocab_size)
+    kind = str(model.backbone.config.model_type)  # type: ignore[union-attr]
+    if model.seq2seq:
+        return calls.choose(kind, run, expected, None, (calls.WAYS[1], calls.WAYS[3]))
+    try:
+        return calls.choose(kind, run, expected, keep, (model.way,))
+    except InputError as error:
+        raise InputError(
+            f"model: {kind} makes its scores by more than a linear layer of its last states ({error}); choose another "
+            "family, such as gpt2 or llama"
+        ) from None

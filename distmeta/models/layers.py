@@ -19,6 +19,13 @@ from torch import Tensor, nn
 
 from distmeta.errors import InputError
 
+# Query and value projections, or the joint one: the first of these that names a layer. The second takes the names of
+# less common families (query_proj, q_head, Wq, q_b_proj, in_proj).
+AUTO_TARGETS = (
+    r"(query|value|q_proj|v_proj|c_attn|q_lin|v_lin|\.q|\.v|qkv)$",
+    r"(?i)\.(w?[qv]|qkv|query|value|in|att)(_(a|b))?(_?(proj|head|lin|linear|layer))?$",
+)
+
 
 class _Affine(nn.Module):
     """y = x W (+ b) (+ scale x A B): W [I, O] or [T, I, O] after `_matrix`, LoRA (Hu et al., arXiv 2106.09685)."""
@@ -116,7 +123,7 @@ def give_task_axis(backbone: nn.Module) -> None:
     """Let the layers of a Hugging Face model take fast weights with a task axis. Names and values stay."""
     for module in backbone.modules():
         kind = type(module).__name__
-        if type(module) is nn.Linear:
+        if type(module) is nn.Linear or (isinstance(module, nn.Linear) and "__init__" not in type(module).__dict__):
             module.__class__ = TaskLinear
         elif kind == "Conv1D":
             module.__class__ = TaskConv1D
@@ -145,17 +152,14 @@ def add_lora(backbone: nn.Module, rank: int, alpha: float, targets: str, seed: i
     expression searched in the layer's path; "auto" takes the query and value projections, or the joint one.
     Raises InputError when nothing matches.
     """
-    pattern = r"(query|value|q_proj|v_proj|c_attn|q_lin|v_lin|\.q|\.v|qkv)$" if targets == "auto" else targets
-    found = [
-        (path, module)
-        for path, module in backbone.named_modules()
-        if isinstance(module, TaskLinear | TaskConv1D) and re.search(pattern, path)
-    ]
+    linear = [(path, m) for path, m in backbone.named_modules() if isinstance(m, TaskLinear | TaskConv1D)]
+    found: list[tuple[str, Any]] = []
+    for pattern in AUTO_TARGETS if targets == "auto" else (targets,):
+        found = found or [(path, module) for path, module in linear if re.search(pattern, path)]
     if not found:
-        some = [path for path, module in backbone.named_modules() if isinstance(module, TaskLinear | TaskConv1D)]
-        raise InputError(
-            f"model.lora_targets = {targets}: matches no linear layer of this model; its layers are named as {some[:6]}"
-        )
+        some = sorted({re.sub(r"\.\d+\.", ".*.", path) for path, _ in linear})
+        named = f"its layers are named as {some[:12]}" if some else "it has none that LoRA could be added to"
+        raise InputError(f"model.lora_targets = {targets}: matches no linear layer of this model; {named}")
     generator = torch.Generator().manual_seed(seed)
     for _, module in found:
         inputs, outputs = module._matrix().shape

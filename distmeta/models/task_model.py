@@ -19,7 +19,7 @@ from torch.func import functional_call
 from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
-from distmeta.models import context
+from distmeta.models import calls, context
 from distmeta.models.batch import TextBatch, to_batch
 from distmeta.models.fast_shards import FastShards
 from distmeta.models.layers import add_lora, give_task_axis, without_task_axis
@@ -53,16 +53,21 @@ class TaskModel(nn.Module):
         self.prototype_head = config.model.head == "prototype"
         self.unit_length = config.model.distance == "cosine"
         self.in_context = config.model.context if config.model.head == "context" else None
-        self.causal = backbones.is_causal(backbone)
+        self._inputs = backbones.accepted_inputs(backbone)
+        limit = backbones.positions(backbone) or config.model.max_tokens
+        self._trial_length = calls.trial_length(backbone, min(limit, config.model.max_tokens))
+        self._fresh = config.model.pretrained is None
+        self.autocast: torch.dtype | None = None  # float32 while calls and layers are tried out below
+        with calls.shaken(backbone, self._fresh):
+            expected = self._ordinary(backbone)
+            give_task_axis(backbone)
+            self.way, self.difference = self._choose_way(expected)
         self.pooling = config.model.pooling
         if self.pooling == "auto":
             self.pooling = "last" if self.causal else "mean"
-        self._inputs = backbones.accepted_inputs(backbone)
         # transformers 5.24 renames it
         self._cache_name = "cache" if "cache" in self._inputs else "past_key_values"
-        self._first_position = backbones.first_position(backbone)
         width = int(backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
-        give_task_axis(backbone)
         if config.inner.adapt == "lora":
             m = config.model
             add_lora(backbone, m.lora_rank, m.lora_alpha, m.lora_targets, config.run.seed)
@@ -80,11 +85,13 @@ class TaskModel(nn.Module):
         self.adapted: Params = self.fast | {name: torch.zeros(()) for name in computed}
         fixed = {f"backbone.{name}" for name in without_task_axis(backbone)}
         self.takes_task_axis = not (fixed & set(self.fast))
-        self.autocast: torch.dtype | None = None  # float32 while the layers are tried out below
         self.fast_shards: FastShards | None = None  # where all parameters are parts, for a group that adapts together
+        if self.takes_task_axis and "positions" not in self.way and self.fast.keys() - {"head_weight", "head_bias"}:
+            self.takes_task_axis = self._try_task_axis()
         self.layers = Layers(backbone)
         self.entry = 0 if self.in_context else self._lowest(self.fast)
-        self._check_layers()
+        with calls.shaken(backbone, self._fresh):
+            self._check_layers()
         self.layers.checkpointed = config.model.activation_checkpointing
         self.entry_is_pooled = self.entry == max(1, len(self.layers))
         self.prefix_shared = tuple(name for name in self.shared if self._lowest([name]) < self.entry)
@@ -142,20 +149,83 @@ class TaskModel(nn.Module):
         """Try on a small batch what `Layers` may leave out of this architecture."""
         pooled = self.entry == max(1, len(self.layers))
         inside = [self.entry] if self.entry > 0 and not pooled else []
-        if self.pooling == "mean":
+        # A decoder's own mask may be left out where no row is padded, and the first row then sees all others.
+        if self.pooling == "mean" or (self.pooling == "first" and self.causal and "mask2" in self.way):
             self.layers.can_prune = False
         if not (inside or self.layers.can_prune):
             return
-        ids = torch.arange(1, 9).view(2, 4) % int(self.backbone.config.vocab_size)  # type: ignore[union-attr, arg-type]
-        part = {
-            "input_ids": ids.unsqueeze(0).numpy(), "attention_mask": np.array([[[1, 1, 1, 1], [1, 1, 1, 0]]]),
-            "labels": np.zeros((1, 2)), "store_rows": np.zeros((1, 2)), "total": 2,
-        }  # fmt: skip
-        batch = to_batch(part, next(self.backbone.parameters()).device, self.causal)
+        batch = self._trial_batch()
         rows = torch.zeros_like(batch.last) if self.pooling == "first" else batch.last
         check(self.layers, lambda: self._last_states(batch), rows, inside)
         if inside and not self.layers.can_enter:
             self.entry = 0
+
+    def _ordinary(self, backbone: nn.Module) -> Tensor:
+        """The states of the ordinary call on a trial's rows; they tell whether the model is `causal`."""
+        device = next(backbone.parameters()).device
+        ids, keep = (x.to(device) for x in calls.trial(backbone.config, self._trial_length))
+        states = calls.ordinary_states(backbone, ids, keep, self._inputs)
+        self.causal = calls.sees_only_before(states)
+        return states
+
+    def _choose_way(self, expected: Tensor) -> tuple[calls.Way, float]:
+        batch = self._trial_batch()
+
+        def run(way: calls.Way) -> Tensor:
+            self.way = way
+            return TaskModel._last_states(self, batch)
+
+        kind = self.backbone.config.model_type  # type: ignore[union-attr]
+        return calls.choose(str(kind), run, expected, batch.keep)
+
+    def _trial_batch(self, length: int | None = None, rows: int = 3) -> TextBatch:
+        ids, keep = calls.trial(self.backbone.config, length or self._trial_length)
+        none = np.zeros((1, rows))
+        part = {
+            "input_ids": ids[:rows].unsqueeze(0).numpy(), "attention_mask": keep[:rows].unsqueeze(0).numpy(),
+            "labels": none, "store_rows": none, "total": rows,
+        }  # fmt: skip
+        return to_batch(part, next(self.backbone.parameters()).device, self.causal)
+
+    def _try_task_axis(self) -> bool:
+        """Whether tasks with weights of their own give what they give together, in a model that makes its positions."""
+        batch = self._trial_batch()
+        order = torch.tensor([0, 2, 2, 0], device=batch.keep.device)
+        fast = {name: value.expand(2, *value.shape) for name, value in self.fast.items() if "backbone." in name}
+        stripped = {name.removeprefix("backbone."): value for name, value in fast.items()}
+        try:
+            with torch.no_grad():
+                expected = self._last_states(batch)[order]
+                states = functional_call(
+                    self.backbone, stripped, (), self._arguments(batch.of_rows(order)), tie_weights=False
+                ).last_hidden_state
+        except Exception:  # a family's own code, on weights of another shape
+            return False
+        rows = batch.keep[order].bool()
+        return calls.difference(states[rows], expected[rows]) <= calls.SAME
+
+    def keeps_context(self, length: int) -> bool:
+        """Whether rows of `length` tokens have the same states when their second half reads kept keys and values."""
+        if not self.causal:
+            return False
+        length = calls.trial_length(self.backbone, length)
+        half, short = length // 2, length // 2 - min(calls.gap(length), length // 2 - 1)
+        batch = self._trial_batch(length)
+        embed: Any = self.backbone.get_input_embeddings()  # type: ignore[operator]
+        try:
+            with torch.no_grad(), calls.shaken(self.backbone, self._fresh):
+                whole = TaskModel._last_states(self, batch)
+                embedded = embed(batch.input_ids)
+                kept = torch.ones(2, half, device=embedded.device)
+                kept[1, short:] = 0
+                support = context.keep_states(self._run, embedded[[0, 2], :half], kept)
+                after = torch.stack([embedded[0, half:], embedded[2, short : short + length - half]])
+                states = context.states_after(self._run, support, after, torch.ones_like(after[..., 0]), 1)
+        except Exception:  # whatever a family's own code makes of being called in another way
+            return False
+        seen = length - calls.gap(length) - short  # of the padded row
+        expected = torch.cat([whole[0, half:], whole[2, short : short + seen]])
+        return calls.difference(torch.cat([states[0], states[1, :seen]]), expected) <= calls.SAME
 
     @property
     def starts(self) -> bool:
@@ -184,17 +254,7 @@ class TaskModel(nn.Module):
 
     def _last_states(self, batch: TextBatch) -> Tensor:
         """The backbone's last hidden states, [N, L, D]."""
-        given: dict[str, Any] = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.mask,
-            "position_ids": batch.positions,
-            "use_cache": False,
-        }
-        if self._first_position:
-            given["position_ids"] = batch.positions + self._first_position
-        if "token_type_ids" in self._inputs and not self.causal:
-            given["token_type_ids"] = torch.zeros_like(batch.input_ids)
-        given = {k: v for k, v in given.items() if k in self._inputs}
+        given = self._arguments(batch)
         if self.autocast is None:
             states: Tensor = self.backbone(**given).last_hidden_state
             return states
@@ -202,6 +262,20 @@ class TaskModel(nn.Module):
         with torch.autocast(batch.input_ids.device.type, self.autocast, cache_enabled=False):
             states = self.backbone(**given).last_hidden_state
         return states.float()
+
+    def _arguments(self, batch: TextBatch) -> dict[str, Any]:
+        """What the backbone is called with, by `way`."""
+        given: dict[str, Any] = {
+            "input_ids": batch.input_ids, "attention_mask": self.attention_mask(batch), "use_cache": False,
+        }  # fmt: skip
+        if "positions" in self.way:
+            given["position_ids"] = batch.positions
+        if "types" in self.way and not self.causal:
+            given["token_type_ids"] = torch.zeros_like(batch.input_ids)
+        return {k: v for k, v in given.items() if k in self._inputs}
+
+    def attention_mask(self, batch: TextBatch) -> Tensor | None:
+        return batch.mask if "mask4" in self.way else batch.keep.long()
 
     def features(self, params: Mapping[str, Tensor], batch: TextBatch) -> Tensor:
         """Pooled features by task, [T, n, D]; at unit length where the distance is the cosine's."""

@@ -158,7 +158,7 @@ def _from_transformers(source: str) -> tuple[Tokenizer, dict[str, str]]:
     from transformers import AutoTokenizer
 
     try:
-        auto = AutoTokenizer.from_pretrained(source)
+        auto = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         tokenizer = Tokenizer.from_str(auto.backend_tokenizer.to_str())
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__

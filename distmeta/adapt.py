@@ -111,7 +111,7 @@ class AdaptedModel:
             about = {**self.state, "labels": self.labels, "inner_losses": self.inner_losses}
             (draft / "adapted.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
             (draft / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
-            shutil.copyfile(self.tokenizer_file, draft / "tokenizer.json")
+            checkpoints.copy_tokenizer(self.tokenizer_file, draft)
             base = self.tokenizer_file.parent / "base.safetensors"
             if base.is_file():  # of a compressed checkpoint, or of a model that was adapted from one
                 shutil.copyfile(base, draft / base.name)
@@ -378,6 +378,6 @@ def common(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _tokenizer(file: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
+    from distmeta.tasks.tokenizer import load_tokenizer
 
-    return Tokenizer.from_file(str(file))
+    return load_tokenizer(file)

@@ -228,7 +228,15 @@ def write_rest(draft: Path, config: Config, state: dict[str, Any], tokenizer_fil
     state = {"format": format_of_run(draft.parent.parent), **state}
     (draft / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     (draft / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    shutil.copyfile(tokenizer_file, draft / "tokenizer.json")
+    copy_tokenizer(tokenizer_file, draft)
+
+
+def copy_tokenizer(file: Path, draft: Path) -> None:
+    """A tokenizer, and what names its ends, which lies beside it where it is a pretrained one."""
+    shutil.copyfile(file, draft / "tokenizer.json")
+    names = file.with_name("tokenizer_config.json")
+    if names.is_file():
+        shutil.copyfile(names, draft / names.name)
 
 
 def format_of_run(run_dir: Path) -> int:

@@ -37,7 +37,7 @@ from distmeta.export_language import write_language
 from distmeta.models.compression import parse_prune, restore, save_int8
 from distmeta.models.task_model import TaskModel
 from distmeta.privacy import guarantee
-from distmeta.tasks.tokenizer import as_transformers
+from distmeta.tasks.tokenizer import as_transformers, load_tokenizer
 
 LORA = ("lora_A", "lora_B")
 PRIVATE = ("meta_trained", "no_adaptation")  # methods that know meta-train tasks by the meta-parameters alone
@@ -281,12 +281,8 @@ def described(trained: Trained) -> dict[str, Any]:
 
 def stock_tokenizer(trained: Trained, backbone: nn.Module) -> Any:
     """The checkpoint's tokenizer as transformers'."""
-    from tokenizers import Tokenizer
-
     takes_types = "token_type_ids" in trained.model._inputs and not trained.model.causal
-    return as_transformers(
-        Tokenizer.from_file(str(trained.tokenizer_file)), trained.config.model.max_tokens, takes_types
-    )
+    return as_transformers(load_tokenizer(trained.tokenizer_file), trained.config.model.max_tokens, takes_types)
 
 
 def tokenizer_class(folder: Path, tokenizer: Any) -> str:

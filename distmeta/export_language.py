@@ -14,6 +14,7 @@ from distmeta.card import model_card
 from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
 from distmeta.models.layers import merge_lora
+from distmeta.tasks.tokenizer import load_tokenizer, special_ids
 
 if TYPE_CHECKING:
     from distmeta.export import Trained
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 def write_language(trained: Trained, tokenizer: Any, described: dict[str, Any], out: Path) -> Path:
     """Fill `out`, whole or not at all, with what AutoModelForCausalLM or AutoModelForSeq2SeqLM loads."""
     whole = whole_model(trained)
+    special = special_ids(load_tokenizer(trained.tokenizer_file))
+    ends: Any = list(special.ends) if len(special.ends) > 1 else special.end
+    for config in (whole.generation_config, whole.config):  # so that a plain generate() stops where answers end
+        config.eos_token_id, config.pad_token_id = ends, special.pad
+        if tokenizer.bos_token_id is not None:
+            config.bos_token_id = tokenizer.bos_token_id
 
     def fill(draft: Path) -> None:
         whole.save_pretrained(draft)

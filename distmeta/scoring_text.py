@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from distmeta.sampling.collate import collate
 from distmeta.sampling.episode import Episode, Rows
 from distmeta.scoring import WORST_LOSS, adaptation, group_episodes, load_group, stack, tasks_at_once
 from distmeta.tasks.records import Encoder, Record, parse
-from distmeta.tasks.tokenizer import special_ids
+from distmeta.tasks.tokenizer import load_tokenizer, special_ids
 from distmeta.text_metrics import corpus_scores, text_scores
 
 if TYPE_CHECKING:
@@ -108,9 +109,7 @@ def score_texts(
         with torch.no_grad():
             totals = [_totals(model, {**shared, **values}, query) for values in path]
             wanted = path[:1] + path[1:][-1:]
-            said = [
-                answers(model, {**shared, **values}, query, rows, tokenizer, config, store.end_id) for values in wanted
-            ]
+            said = [answers(model, {**shared, **values}, query, rows, tokenizer, config) for values in wanted]
         for t, episode in enumerate(group):
             loss, token_loss, hits = np.array([found[t] for found in totals]).T
             words = tuple(tuple(found[t]) for found in said)
@@ -134,19 +133,18 @@ def answers(
     records: Sequence[Sequence[Record]],
     tokenizer: Tokenizer,
     config: Config,
-    end_id: int,
 ) -> list[list[str]]:
     """What the model says to each row, by task, [T][n], in the order of the batches.
 
     Where all of a task's rows have options, the one whose tokens are likeliest on average (Min et al. 2022,
     arXiv 2110.15943, section 4.2); else by greedy decoding.
     """
-    most = config.model.answer_tokens
+    most, ends = config.model.answer_tokens, special_ids(tokenizer).ends
     said: list[list[str]] = [[] for _ in records]
     if not all(record.options for task in records for record in task):
         for batch in query:
-            tokens, _ = generate(model, params, replace(batch, states=None), end_id, most)
-            words = in_words(tokenizer, tokens.tolist(), end_id)
+            tokens, _ = generate(model, params, replace(batch, states=None), ends, most)
+            words = in_words(tokenizer, tokens.tolist(), ends)
             n = batch.labels.shape[1]
             for t, of_task in enumerate(said):
                 of_task += words[t * n : (t + 1) * n]
@@ -196,8 +194,8 @@ def write(
     out: list[tuple[str, float]] = [("", 0.0)] * len(records)
     parts = collate([rows], config.inner.buckets, special_ids(tokenizer).pad, part_tokens=4096)
     for part, batch in zip(parts, model.batches(parts, device), strict=True):
-        tokens, confidence = generate(model, params, batch, encoder.end, config.model.answer_tokens)
-        words = in_words(tokenizer, tokens.tolist(), encoder.end)
+        tokens, confidence = generate(model, params, batch, encoder.ends, config.model.answer_tokens)
+        words = in_words(tokenizer, tokens.tolist(), encoder.ends)
         for place, *found in zip(part["rows"][0].tolist(), words, confidence.exp().tolist(), strict=True):
             out[place] = found[0], found[1]
     return out
@@ -219,17 +217,15 @@ def as_rows(prompts: Sequence[list[int]], ends: Sequence[list[int]]) -> Rows:
     return Rows(np.array(flat, np.int32), offsets, begins, np.arange(len(lengths)))
 
 
-def in_words(tokenizer: Tokenizer, tokens: Sequence[list[int]], end_id: int) -> list[str]:
-    """The text before each row's end token."""
-    cut = [row[: row.index(end_id)] if end_id in row else row for row in tokens]
+def in_words(tokenizer: Tokenizer, tokens: Sequence[list[int]], ends: Sequence[int]) -> list[str]:
+    """The text before each row's first end token, any of `ends`."""
+    cut = [list(takewhile(lambda token: token not in ends, row)) for row in tokens]
     return [text.strip() for text in tokenizer.decode_batch(cut, skip_special_tokens=True)]
 
 
 @lru_cache(maxsize=4)
 def read_tokenizer(file: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(file))
+    return load_tokenizer(file)
 
 
 def text_details(scored: Sequence[TextScored], shown: int = 10) -> dict[str, Any]:

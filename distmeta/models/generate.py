@@ -5,7 +5,7 @@ Letters: T tasks, n rows of a task, N = T n, P tokens of the longest prompt, S o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,12 +47,14 @@ class Growing:
 
 
 @torch.no_grad()
-def generate(model: LanguageModel, params: Params, batch: TextBatch, end_id: int, most: int) -> tuple[Tensor, Tensor]:
-    """The likeliest next token, again and again, until `end_id` or `most` tokens: int64 [N, <= most].
+def generate(
+    model: LanguageModel, params: Params, batch: TextBatch, ends: Sequence[int], most: int
+) -> tuple[Tensor, Tensor]:
+    """The likeliest next token, again and again, until any of `ends` or `most` tokens: int64 [N, <= most].
 
     params: running values by name, a task axis where the model takes one, a support set read in context or not. The
     batch is one of `LanguageModel.batches`; its answers are not looked at. Also the mean log-probability of the tokens
-    of each answer, its end included, [N]. What follows an answer's end is `end_id`.
+    of each answer, its end included, [N]. What follows an answer's end is the first of `ends`.
     """
     steps = _encoder_decoder if model.seq2seq else _decoder if model.keeps_keys or context.KEPT in params else _again
     step = steps(model, params, batch)
@@ -60,12 +62,13 @@ def generate(model: LanguageModel, params: Params, batch: TextBatch, end_id: int
     running = torch.ones(rows, dtype=torch.bool, device=batch.labels.device)
     total, count = torch.zeros(2, rows, device=batch.labels.device).unbind(0)
     tokens: list[Tensor] = []
+    stops = torch.tensor(ends, device=batch.labels.device)
     for _ in range(most):
         scores = step(tokens[-1] if tokens else None).log_softmax(-1)
         best, token = scores.max(-1)
         total, count = total + best * running, count + running
-        tokens.append(torch.where(running, token, end_id))
-        running = running & (token != end_id)
+        tokens.append(torch.where(running, token, ends[0]))
+        running = running & ~torch.isin(token, stops)
         if not running.any():
             break
     return torch.stack(tokens, 1), total / count

@@ -105,7 +105,7 @@ def build_corpus(
                 f"pretrain.validation_share = {p.validation_share}: of {counts['kept']} texts none is left to "
                 f"{'train on' if rows['train'] == 0 else 'validate'}; set another share, or 0"
             )
-        tokenizer.save(str(work / "tokenizer.json"))
+        tokenizers.save_tokenizer(tokenizer, work)
         meta = {"key": key, "objective": objective, "counts": dict(counts), "rows": rows}
         (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 

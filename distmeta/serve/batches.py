@@ -39,6 +39,7 @@ from distmeta.sampling.collate import collate
 from distmeta.sampling.episode import Episode, Rows
 from distmeta.scoring import tasks_at_once
 from distmeta.serve.tasks import Refused, Task, digest, digest_of_checkpoint
+from distmeta.tasks.tokenizer import load_tokenizer
 
 MOST_ROWS = 32  # of a task in a batch of several; a request with more goes in parts
 PART_TOKENS = 4096  # of a micro-batch on a CPU; 16 times as many on a GPU
@@ -64,7 +65,7 @@ class Base:
         self.checkpoint, self.step = digest_of_checkpoint(saved.path), saved.step
         self.state, self.kept = saved.state, kept_state(saved)
         self.tokenizer_file, self.pad_id = saved.tokenizer_file, int(saved.state["pad_id"])
-        self.tokenizer = Tokenizer.from_file(str(saved.tokenizer_file))
+        self.tokenizer = load_tokenizer(saved.tokenizer_file)
         self._cutting = Tokenizer.from_str(self.tokenizer.to_str())
         self._cutting.no_padding()
         self._cutting.enable_truncation(self.config.model.max_tokens)

@@ -152,7 +152,7 @@ def _key(
     facts = {
         "format": FORMAT,
         **({"sources": {n: of(*s) for n, s in sources.items()}} if data.sources else of(*sources.get("", (data, [])))),
-        "tokenizer": tokenizer.fingerprint(ready) if ready else [model.tokenizer, model.vocab_size],
+        "tokenizer": tokenizer.fingerprint(ready, ends=text) if ready else [model.tokenizer, model.vocab_size],
         "max_tokens": model.max_tokens,
         "family": [task.family, task.ways, *([model.answer_tokens, task.instructions] if text else [])],
         "labels": labels,
@@ -269,7 +269,7 @@ def _write(
     for left in [*work.glob("*.spool"), *work.glob("*.sorted")]:
         left.unlink()
     ready.enable_truncation(model.max_tokens)
-    ready.save(str(work / "tokenizer.json"))
+    tokenizer.save_tokenizer(ready, work)
     meta = {
         "key": key, "family": task.family, "columns": width, "rows": len(order),
         "vocab_size": special.vocab_size, "pad_id": special.pad, "cls_id": special.cls, "sep_id": special.sep,

@@ -111,14 +111,21 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, model: ModelConfig) -> None:
         self._prompts, self._answers = (type(tokenizer).from_str(tokenizer.to_str()) for _ in range(2))
-        self.end = tokenizers.special_ids(tokenizer).end
+        special = tokenizers.special_ids(tokenizer)
+        self.end, self.ends = special.end, special.ends
         self._prompts.no_padding()
         self._answers.no_padding()
         self._prompts.no_truncation()
         # A tokenizer that ends a text by a token of its own needs no other boundary before the answer.
         ends = self._prompts.encode("a").ids[-1:] != self._prompts.encode("a", add_special_tokens=False).ids[-1:]
         self.boundary = [] if ends else self._prompts.encode("\n", add_special_tokens=False).ids
-        self._prompts.enable_truncation(model.max_tokens - model.answer_tokens - len(self.boundary))
+        room = model.max_tokens - model.answer_tokens - len(self.boundary)
+        if room <= self._prompts.num_special_tokens_to_add(False):
+            raise InputError(
+                f"model.max_tokens = {model.max_tokens}: model.answer_tokens = {model.answer_tokens} and the boundary "
+                "before the answer leave no token for the prompt; raise model.max_tokens, or lower model.answer_tokens"
+            )
+        self._prompts.enable_truncation(room)
         self._answers.enable_truncation(model.answer_tokens - 1)
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:

@@ -1,8 +1,9 @@
 """Tokenizers of the `tokenizers` library: a pretrained one as it is, or one trained on the meta-train text.
 
 A trained tokenizer has [PAD] [UNK] [CLS] [SEP] [MASK] and the template [CLS] text [SEP]. A pretrained one
-keeps its own special tokens and template. The pad token is recorded as the tokenizer's padding, so that its
-one JSON file says everything that is needed to use it again.
+keeps its own special tokens and template. The pad token is recorded as the tokenizer's padding; what else a
+pretrained directory names (its end, every token that ends an answer, its chat template) is kept beside it in
+tokenizer_config.json.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # Where a pretrained directory does not name them, in this order; a decoder pads with its end token.
 PAD_NAMES = ["[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>"]
 END_NAMES = ["[SEP]", "</s>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<eos>", "<sep>"]  # of an answer
+NAMED = ("pad_token", "eos_token", "bos_token", "unk_token", "cls_token", "sep_token", "mask_token", "chat_template")
 CLS_NAMES, SEP_NAMES = ["[CLS]", "<s>", "<cls>"], ["[SEP]", "</s>", "<sep>"]
 
 
@@ -44,7 +46,8 @@ class SpecialIds:
     pad: int
     cls: int | None
     sep: int | None
-    end: int  # of an answer; the pad token where the tokenizer names none
+    end: int  # of an answer that is learnt: the named eos_token
+    ends: tuple[int, ...]  # any of them ends an answer that is generated; `end` is the first
 
 
 def train_tokenizer(texts: Iterable[str], level: str, vocab_size: int) -> Tokenizer:
@@ -146,13 +149,29 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise InputError(f"{file}: not a tokenizer that can be read: {error}") from None
         named = _named_tokens(file.parent)
+        if path.is_dir():
+            _check_fits(tokenizer, str(source))
     else:
         tokenizer, named = _from_transformers(str(source))
     _set_padding(tokenizer, named, str(source))
+    tokenizer.__dict__["named"] = named
     return tokenizer
 
 
-def _from_transformers(source: str) -> tuple[Tokenizer, dict[str, str]]:
+def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+    """Write tokenizer.json, and tokenizer_config.json where a pretrained directory named its tokens."""
+    tokenizer.save(str(directory / "tokenizer.json"))
+    if named := named_tokens(tokenizer):
+        (directory / "tokenizer_config.json").write_text(json.dumps(named, indent=1), encoding="utf-8")
+
+
+def named_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Special tokens by role, the chat template, and all ends (eos_token_id), as the directory names them."""
+    named: dict[str, Any] = tokenizer.__dict__.get("named", {})
+    return named
+
+
+def _from_transformers(source: str) -> tuple[Tokenizer, dict[str, Any]]:
     if source.startswith(("/", ".", "~")) and not Path(source).exists():
         raise InputError(f"model.pretrained = {source}: no such directory; a Hugging Face directory, or a hub id")
     from transformers import AutoTokenizer
@@ -163,27 +182,62 @@ def _from_transformers(source: str) -> tuple[Tokenizer, dict[str, str]]:
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise InputError(f"model.pretrained = {source}: no tokenizer can be loaded: {reason}") from None
-    names = ("pad_token", "eos_token")
-    return tokenizer, {name: str(getattr(auto, name)) for name in names if getattr(auto, name, None)}
+    _check_fits(tokenizer, source)
+    named = {name: getattr(auto, name) for name in NAMED if isinstance(getattr(auto, name, None), str)}
+    ends = _ends(source)
+    return tokenizer, named | ({"eos_token_id": ends} if ends else {})
 
 
-def _named_tokens(directory: Path) -> dict[str, str]:
-    """pad_token and eos_token as the directory's configuration files name them."""
-    found: dict[str, str] = {}
+def _check_fits(tokenizer: Tokenizer, source: str) -> None:
+    """Raises InputError for a tokenizer that is not of these weights, such as the empty one transformers makes up."""
+    config = _json_of(source, "config.json")
+    words, rows = tokenizer.get_vocab_size(), config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    if isinstance(rows, int) and words < rows / 2:
+        raise InputError(
+            f"model.pretrained = {source}: its tokenizer has {words:,} tokens and its embedding {rows:,}, so that most "
+            "text would be unknown; save the model's own tokenizer beside its weights (tokenizer.save_pretrained)"
+        )
+
+
+def _json_of(source: str | Path, name: str) -> dict[str, Any]:
+    """A JSON file of a directory or a hub id; {} where there is none."""
+    try:
+        if not Path(source).is_dir():
+            from transformers.utils import cached_file
+
+            source = Path(cached_file(str(source), name)).parent  # type: ignore[arg-type]
+        content = json.loads((Path(source) / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _ends(source: str | Path) -> list[int]:
+    """Every token that ends what the model generates, by its generation_config, else by its config."""
+    ends = _json_of(source, "generation_config.json").get("eos_token_id")
+    ends = _json_of(source, "config.json").get("eos_token_id") if ends is None else ends
+    return [ends] if isinstance(ends, int) else [end for end in ends or [] if isinstance(end, int)]
+
+
+def _named_tokens(directory: Path) -> dict[str, Any]:
+    """What the directory's configuration files name: see `named_tokens`."""
+    found: dict[str, Any] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        try:
-            content = json.loads((directory / file).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        for name in ("pad_token", "eos_token"):
+        content = _json_of(directory, file)
+        for name in NAMED:
             token: Any = content.get(name)
             token = token.get("content") if isinstance(token, dict) else token
             if isinstance(token, str):
                 found[name] = token
-    return found
+        found |= {"eos_token_id": content["eos_token_id"]} if isinstance(content.get("eos_token_id"), list) else {}
+    template = directory / "chat_template.jinja"
+    if template.is_file():
+        found["chat_template"] = template.read_text(encoding="utf-8")
+    ends = _ends(directory)
+    return found | ({"eos_token_id": ends} if ends else {})
 
 
-def _set_padding(tokenizer: Tokenizer, named: dict[str, str], source: str) -> None:
+def _set_padding(tokenizer: Tokenizer, named: dict[str, Any], source: str) -> None:
     recorded = tokenizer.padding["pad_token"] if tokenizer.padding else None
     for token in (named.get("pad_token"), recorded, named.get("eos_token"), *PAD_NAMES):
         number = tokenizer.token_to_id(token) if token else None
@@ -203,8 +257,14 @@ def special_ids(tokenizer: Tokenizer) -> SpecialIds:
     assert padding is not None, "train_tokenizer and load_tokenizer set it"
     size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     pad = padding["pad_id"]
-    end = first(END_NAMES)
-    return SpecialIds(size, pad, first(CLS_NAMES), first(SEP_NAMES), pad if end is None else end)
+    named = named_tokens(tokenizer)
+    stops = [i for i in named.get("eos_token_id", []) if tokenizer.id_to_token(i) is not None]
+    end = first([named["eos_token"]] if "eos_token" in named else [])
+    if end is None:
+        end = next(iter(stops), first(END_NAMES))
+    if end is None:
+        end = pad
+    return SpecialIds(size, pad, first(CLS_NAMES), first(SEP_NAMES), end, tuple(dict.fromkeys((end, *stops))))
 
 
 def as_transformers(tokenizer: Tokenizer, max_tokens: int, takes_types: bool, ends: bool = False) -> Any:
@@ -214,8 +274,9 @@ def as_transformers(tokenizer: Tokenizer, max_tokens: int, takes_types: bool, en
     """
     from transformers import PreTrainedTokenizerFast
 
-    padding = tokenizer.padding
+    padding, named = tokenizer.padding, dict(named_tokens(tokenizer))
     assert padding is not None, "train_tokenizer and load_tokenizer set it"
+    template, _ = named.pop("chat_template", None), named.pop("eos_token_id", None)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
@@ -226,16 +287,26 @@ def as_transformers(tokenizer: Tokenizer, max_tokens: int, takes_types: bool, en
         "bos_token": ("<s>", "[CLS]") if ends else (),
     }  # fmt: skip
     tokens = {key: next((t for t in found if t in special), None) for key, found in names.items()}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=padding["pad_token"], padding_side="right", truncation_side="right",
+    tokens |= {key: token for key, token in named.items() if tokenizer.token_to_id(token) is not None}
+    tokens["pad_token"] = padding["pad_token"]
+    stock = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, padding_side="right", truncation_side="right",
         model_max_length=max_tokens,
         model_input_names=["input_ids", *(["token_type_ids"] if takes_types else []), "attention_mask"],
         **{key: token for key, token in tokens.items() if token is not None},
     )  # fmt: skip
+    stock.chat_template = template
+    return stock
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
-    return hashlib.blake2b(tokenizer.to_str().encode(), digest_size=16).hexdigest()
+def fingerprint(tokenizer: Tokenizer, ends: bool = False) -> str:
+    """A name for what the tokenizer does; with the ends of answers where they are not the ones that END_NAMES gives."""
+    content = tokenizer.to_str()
+    special = special_ids(tokenizer)
+    unnamed = next((i for i in map(tokenizer.token_to_id, END_NAMES) if i is not None), special.pad)
+    if ends and special.ends != (unnamed,):
+        content += json.dumps(special.ends)
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def encode(

@@ -151,7 +151,7 @@ def test_greedy_answers_are_those_of_transformers(kind):
     stacked = {name: value.unsqueeze(0).expand(2, *value.shape) for name, value in model.fast.items()}
     seen = 0
     for part, batch in zip(collate(tasks, 2, PAD), batches, strict=True):
-        found, confidence = generate(model, {**model.shared, **stacked}, batch, END, 6)
+        found, confidence = generate(model, {**model.shared, **stacked}, batch, [END], 6)
         assert ((confidence < 0) & confidence.isfinite()).all()
         for row, place in zip(found.tolist(), np.ndindex(part["rows"].shape), strict=True):
             prompt, _ = parts_of(tasks[place[0]])[part["rows"][place]]
@@ -172,7 +172,7 @@ def test_in_context_is_one_long_sequence(kind):
     read = model.read_support(params, model.batches(collate(support, 2, PAD), "cpu"))
     (batch,) = model.batches(collate(query, 1, PAD), "cpu")
     losses, _, _ = model.by_row({**params, **read}, batch)
-    words, _ = generate(model, {**params, **read}, batch, END, 5)
+    words, _ = generate(model, {**params, **read}, batch, [END], 5)
     whole = whole_model(kind, model)
     (order,) = collate(query, 1, PAD)
     # The support set is read in the order of its parts, shortest rows first.

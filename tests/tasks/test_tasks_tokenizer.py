@@ -12,7 +12,16 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from distmeta.errors import InputError
-from distmeta.tasks.tokenizer import SPECIAL, encode, load_tokenizer, special_ids, train_tokenizer
+from distmeta.tasks.tokenizer import (
+    SPECIAL,
+    as_transformers,
+    encode,
+    fingerprint,
+    load_tokenizer,
+    save_tokenizer,
+    special_ids,
+    train_tokenizer,
+)
 
 TEXTS = ["The kettle, it boils!", "屋里很暖和，真好。", "old kettle boils boils", "ＡＢＣ　e\u0301\n\t🙂"] * 3
 
@@ -104,4 +113,30 @@ def test_unusable_tokenizers_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"neither a pad nor an end token"):
         tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
         tokenizer.save(str(tmp_path / "tokenizer.json"))
+        load_tokenizer(tmp_path)
+
+
+def test_an_answer_ends_with_the_named_token_and_generation_with_any_of_the_models(tmp_path: Path) -> None:
+    """As SmolLM2's: the vocabulary has <|endoftext|> too, which is not what ends an answer."""
+    folder = pretrained(tmp_path / "m", {"eos_token": "<|im_end|>", "bos_token": "<s>", "chat_template": "{{ x }}"})
+    words = ["<|endoftext|>", "a", "<|im_end|>", "<s>", "<|eot|>"]
+    Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="a")).save(str(folder / "tokenizer.json"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [4, 2, 99]}))
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": 0, "vocab_size": 5}))
+    tokenizer = load_tokenizer(folder)
+    special = special_ids(tokenizer)
+    assert (special.end, special.ends) == (2, (2, 4))
+
+    save_tokenizer(tokenizer, tmp_path)  # as a store and a checkpoint keep it
+    assert special_ids(load_tokenizer(tmp_path / "tokenizer.json")) == special
+    stock = as_transformers(load_tokenizer(tmp_path / "tokenizer.json"), 8, False)
+    assert (stock.eos_token, stock.bos_token, stock.chat_template) == ("<|im_end|>", "<s>", "{{ x }}")
+    (tmp_path / "tokenizer_config.json").unlink()  # a checkpoint of before keeps the end that it was trained with
+    assert special_ids(load_tokenizer(tmp_path / "tokenizer.json")).ends == (0,)
+    assert fingerprint(tokenizer, ends=True) != fingerprint(load_tokenizer(tmp_path / "tokenizer.json"), ends=True)
+
+
+def test_a_tokenizer_that_is_not_of_the_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 30522}))
+    with pytest.raises(InputError, match=r"its tokenizer has \d tokens and its embedding 30,522.*beside its weights"):
         load_tokenizer(tmp_path)

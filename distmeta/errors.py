@@ -13,6 +13,10 @@ class InputError(ValueError):
     """
 
 
+class ProgramError(RuntimeError):
+    """A mistake of the program, which another attempt would meet again; the message is one line."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """ " Did you mean 'x'?" for the closest of `choices`, or an empty string when none is close."""
     found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

@@ -324,14 +324,9 @@ def raise_failure(config: Config, run_dir: Path, failure: Exception | None) -> N
         told = json.loads(error_file.read_text(encoding="utf-8"))
         raise (InputError if told["kind"] == "input" else TrainingError)(told["message"])
     if failure is not None:
+        from distmeta.learner.causes import explain
+
         raise TrainingError(
-            f"the learner group failed {config.cluster.max_failures + 1} times; the last cause: {_cause(failure)}. "
-            f"Checkpoints so far are in {run_dir}; --resume continues from the newest"
+            f"the learner group failed {config.cluster.max_failures + 1} times; the last cause: "
+            f"{explain(str(failure))}. Checkpoints so far are in {run_dir}; --resume continues from the newest"
         ) from failure
-
-
-def _cause(error: Exception) -> str:
-    """The last line of the traceback that a worker died of."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    found = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Diverged|Timeout)\b", line)]
-    return (found or lines or ["unknown"])[-1]

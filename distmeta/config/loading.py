@@ -53,7 +53,7 @@ def load_config(source: str | Path | None = None, overrides: list[str] | None = 
         raise InputError(f"{path}: not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}; a configuration is a mapping of sections")
-    parsed, alone = [_parse_override(override) for override in overrides or []], content
+    parsed, alone = [parse_override(override) for override in overrides or []], content
     for override in parsed:
         if "algorithm" in override:
             content = with_settings(content, entry(override["algorithm"]), over=True)
@@ -86,7 +86,8 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _parse_override(override: str) -> dict[str, Any]:
+def parse_override(override: str) -> dict[str, Any]:
+    """`section.key=value` as nested dictionaries. Raises InputError."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"{override}: an override is section.key=value, such as inner.lr=0.05")

@@ -12,7 +12,7 @@ import torch
 
 from distmeta import checkpoint as checkpoints
 from distmeta.config import Config, make_config
-from distmeta.errors import InputError
+from distmeta.errors import InputError, ProgramError
 from distmeta.learner.elastic import PLACEMENT
 
 
@@ -38,7 +38,7 @@ def run_rank(
     config = make_config(settings["config"])
     if rank == 0:
         note_placement(run_dir)
-    lasting: tuple[type[Exception], ...] = (InputError, *diverged)
+    lasting: tuple[type[Exception], ...] = (InputError, ProgramError, *diverged)
     # Learners outlive a driver that is killed, by seconds: those of its successor wait for their end.
     alone = checkpoints.only_holder(run_dir / ".learner.lock", config.run.timeout_s / 2)
     try:

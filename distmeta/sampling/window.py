@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distmeta.errors import InputError
+from distmeta.errors import InputError, ProgramError
 from distmeta.sampling.episode import Episode
 
 Mixture = dict[str, float] | None
@@ -137,7 +137,9 @@ class EpisodeWindow:
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, InputError):  # its one line, without the sampler's traceback
                 raise error.cause from None
-            raise
+            if isinstance(error.cause, (OSError, MemoryError, ray.exceptions.RayError)):
+                raise  # of the node, not of the program: another attempt may do
+            raise ProgramError(_mistake(str(error))) from error
         piece.reference = None
         return episodes  # type: ignore[no-any-return]
 
@@ -162,3 +164,10 @@ class EpisodeWindow:
             f"{names or 'all have come late'}; is there room in the cluster for "
             f"sampling.actors x cluster.cpus_per_sampler CPUs?"
         )
+
+
+def _mistake(traceback: str) -> str:
+    """The place and the last line of a sampler's traceback."""
+    lines = [line.strip() for line in traceback.splitlines() if line.strip()]
+    places = [line for line in lines if line.startswith("File ")]
+    return f"a sampler failed: {lines[-1]}" + (f" ({places[-1]})" if places else "")

@@ -20,9 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from distmeta import checkpoint as checkpoints
-from distmeta.config import ServeConfig, load_config
+from distmeta.checkpoint import read_config
+from distmeta.config import ServeConfig, make_config
+from distmeta.config.loading import parse_override
 from distmeta.errors import InputError
 from distmeta.serve.metrics import SHARED
+from distmeta.trees import merge
 
 TOKEN = "DISTMETA_TOKEN"
 SHORTEST_TOKEN = 16
@@ -147,7 +150,11 @@ def limits_of(checkpoint: Path, overrides: Sequence[str]) -> ServeConfig:
         if not override.startswith("serve."):
             keys = ", ".join(f"serve.{key}" for key in ServeConfig.model_fields)
             raise InputError(f"{override}: a checkpoint's configuration stays; what can be given is {keys}")
-    return load_config(checkpoint / "config.yaml", list(overrides)).serve
+    # By read_config: load_config would import the algorithm that the file names.
+    content = read_config(checkpoint / "config.yaml").model_dump(mode="json")
+    for override in overrides:
+        content = merge(content, parse_override(override))
+    return make_config(content, where="the command line" if overrides else str(checkpoint)).serve
 
 
 def default_directory(checkpoint: Path) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
-from distmeta.errors import InputError
+from distmeta.errors import InputError, ProgramError
 from distmeta.sampling import Episode, EpisodeWindow, Sampler, SamplerTimeout, start_samplers
 from distmeta.tasks import TaskStore, build_store, open_store
 
@@ -175,3 +175,15 @@ def test_arrays_come_from_the_object_store_without_a_copy(ray: Any, store: TaskS
     ((group, _),) = EpisodeWindow([list(range(64))], samplers, split="train", window=64, timeout_s=60)
     tokens = group[0].support.tokens
     assert tokens.dtype == np.int32 and not tokens.flags.writeable and not tokens.flags.owndata
+
+
+@pytest.mark.parametrize(("error", "raised"), [(TypeError, ProgramError), (KeyError, ProgramError), (OSError, OSError)])
+def test_a_mistake_of_the_program_in_a_sampler_is_told_apart_from_a_fault(ray: Any, error: Any, raised: Any) -> None:
+    class Mistaken:
+        def sample(self, indices: list[int], split: str) -> None:
+            raise error("no such thing")
+
+    sampler = ray.remote(Mistaken).options(num_cpus=0).remote()
+    with pytest.raises(raised, match="no such thing"):
+        next(iter(EpisodeWindow([[0]], [sampler], split="train", window=1, timeout_s=60)))
+    ray.kill(sampler)

@@ -57,6 +57,16 @@ def test_limits_come_from_the_checkpoint_and_the_command_line(source):
         limits_of(source, ["serve.tasks=0"])
 
 
+def test_what_a_checkpoint_names_is_not_imported(source, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.yaml").write_text(
+        (source / "config.yaml").read_text().replace("algorithm: maml", "algorithm: nowhere.to_be_seen")
+    )
+    assert "nowhere.to_be_seen" in (tmp_path / "theirs" / "config.yaml").read_text()
+    assert limits_of(tmp_path / "theirs", []).seconds == 60
+    assert limits_of(tmp_path / "theirs", ["serve.seconds=2.5"]).seconds == 2.5
+
+
 def test_tasks_are_beside_what_they_were_adapted_from(source, tmp_path):
     assert default_directory(source) == source.parent.parent / "tasks"
     assert default_directory(tmp_path / "small") == tmp_path / "small-tasks"

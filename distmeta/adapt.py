@@ -297,7 +297,8 @@ def tokenise(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], 
 def read_texts(path: str, column: str) -> Iterator[str]:
     """Texts to predict: from a data file, from lines of text, or from standard input ("-"). Raises InputError.
 
-    A line that is a JSON object gives its `column`; any other line is a text.
+    A line that is a JSON object gives its `column`; any other line is a text. None may be empty, so that predictions
+    pair with lines.
     """
     import sys
 
@@ -307,11 +308,15 @@ def read_texts(path: str, column: str) -> Iterator[str]:
         for batch in read_examples(find_sources(path), DataConfig(text=column, label=column), "classes"):
             yield from batch.column("text").to_pylist()
         return
-    stream = sys.stdin if path == "-" else _open(path)
-    for number, line in enumerate(stream, 1):
-        line = line.rstrip("\n")
-        if not line.strip():
-            continue
+    stream = getattr(sys.stdin, "buffer", sys.stdin) if path == "-" else _open(path)
+    for number, raw in enumerate(stream, 1):
+        try:
+            line = raw if isinstance(raw, str) else raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path}, line {number}: not UTF-8 ({error.reason}); convert it, as `iconv -f latin1 -t utf-8` does"
+            ) from None
+        line = line.rstrip("\r\n")
         if line.lstrip().startswith("{"):
             try:
                 row = json.loads(line)
@@ -320,13 +325,17 @@ def read_texts(path: str, column: str) -> Iterator[str]:
             if not isinstance(row.get(column), str):
                 raise InputError(f"{path}, line {number}: no text in '{column}'; it has {', '.join(row)}")
             line = row[column]
+        if not line.strip():
+            raise InputError(f"{path}, line {number}: the text is empty; remove the line")
+        if any("\ud800" <= letter <= "\udfff" for letter in line):
+            raise InputError(f"{path}, line {number}: the text is not valid Unicode (half of a surrogate pair)")
         yield line
 
 
-def _open(path: str) -> Iterable[str]:
+def _open(path: str) -> Iterable[bytes]:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
-    return Path(path).read_text(encoding="utf-8").splitlines()
+    return Path(path).open("rb")
 
 
 def _pairs(support: Sequence[Mapping[str, Any]] | str | Path, config: Config, where: str) -> Iterator[tuple[str, str]]:

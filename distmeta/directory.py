@@ -16,6 +16,7 @@ from typing import Any
 
 from distmeta import checkpoint as checkpoints
 from distmeta.config import Config, dump_config
+from distmeta.config.paths import absolute
 from distmeta.errors import InputError
 
 # What may differ between a run and its continuation; all else would make it another run.
@@ -128,6 +129,8 @@ def check_resumable(
     """
     may_differ = may_differ or is_resumable
     old = checkpoints.read_config(run_dir / "config.yaml")
+    with contextlib.suppress(InputError):  # a model that is no longer there differs by its name
+        old = absolute(old)
     before, now = flatten(old.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key) and not may_differ(key):

@@ -188,7 +188,9 @@ def evaluate(
     if data is not None:
         path = data if isinstance(data, str) else list(data)
         config = config.model_copy(
-            update={"data": config.data.model_copy(update={"path": path, "splits": None, "sources": None})}
+            update={
+                "data": config.data.model_copy(update={"path": path, "splits": None, "sources": None, "follow": None})
+            }
         )
     store = _store_of(saved, config, only="test" if data is not None else None)
     if split not in store.groups or len(store.groups[split].ids) == 0:

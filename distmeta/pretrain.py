@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from distmeta import interrupt
 from distmeta.config import Config, make_config
+from distmeta.config.paths import absolute
 from distmeta.directory import refuse_limit, run_directory, write_setting
 from distmeta.errors import InputError
 
@@ -64,6 +65,7 @@ def pretrain(config: Config | dict[str, Any], *, resume: bool = False, show: boo
     """
     if isinstance(config, dict):
         config = make_config(config)
+    config = absolute(config)
     check(config)
     refuse_limit(config, "pretrain")
     from distmeta.progress import Display

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from distmeta import checkpoint as checkpoints
 from distmeta import interrupt
 from distmeta.config import Config, make_config
+from distmeta.config.paths import absolute
 from distmeta.directory import run_directory, write_setting
 from distmeta.errors import InputError
 
@@ -72,6 +73,7 @@ def train(config: Config | dict[str, Any], *, resume: bool = False, show: bool =
     """
     if isinstance(config, dict):
         config = make_config(config)
+    config = absolute(config)
     from distmeta.progress import Display
 
     ends_at = interrupt.deadline(config.run.max_hours, time.monotonic())

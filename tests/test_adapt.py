@@ -186,7 +186,7 @@ def test_what_is_no_adapted_model_is_one_line(domain, tmp_path):
 def test_texts_are_read_from_files_and_standard_input(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"text": "two, three", "label": "x"}\n')
     (tmp_path / "a.csv").write_text('text,other\none,1\n"two, three",2\n')
-    (tmp_path / "a.txt").write_text('one\n\n{"text": "two, three"}\n')
+    (tmp_path / "a.txt").write_text('one\n{"text": "two, three"}\n')
     for name in ("a.jsonl", "a.csv", "a.txt"):
         assert list(read_texts(str(tmp_path / name), "text")) == ["one", "two, three"], name
     monkeypatch.setattr("sys.stdin", io.StringIO((tmp_path / "a.txt").read_text()))

@@ -19,6 +19,8 @@ from distmeta.config.tune import TuneConfig
 from distmeta.errors import nearest
 from distmeta.trees import merge
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class ModelConfig(Section):
     """What adapts."""
@@ -61,6 +63,15 @@ class ModelConfig(Section):
     lora_rank: int = Field(8, ge=1)
     lora_alpha: float = Field(16.0, gt=0, description="LoRA output is scaled by alpha / rank")
     lora_targets: str = Field("auto", description="regular expression of linear module names; auto: query and value")
+
+    @field_validator("lora_targets")
+    @classmethod
+    def _is_expression(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return value
 
 
 class SourceConfig(Section):
@@ -188,7 +199,7 @@ class InnerConfig(Section):
     )
     optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     momentum: float = Field(0.9, ge=0, lt=1, description="of optimizer momentum")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of optimizer adam")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of optimizer adam")
     learn_lr: Literal["none", "scalar", "per_step", "per_layer", "per_layer_step", "per_parameter"] = "none"
     proximal: float = Field(
         0.0, ge=0, description="strength of the pull to the initial weights, lam/2 |theta - theta_0|^2 (iMAML)"
@@ -229,7 +240,7 @@ class OuterConfig(Section):
         "DeepSpeed's, for state in the host's memory, compiled at their first use",
     )
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of all optimizers but sgd and rmsprop")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of all optimizers but sgd and rmsprop")
     eps: float = Field(1e-8, gt=0, description="of all optimizers but sgd and cpu_lion")
     momentum: float = Field(0.0, ge=0, lt=1, description="of optimizers sgd and rmsprop")
     schedule: Literal["constant", "cosine", "linear", "plateau"] = Field(
@@ -281,7 +292,7 @@ class EvalConfig(Section):
 
 class RunConfig(Section):
     name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**64, description="of initial weights, episodes, dropout and noise")
     dir: str | None = Field(None, description="run directory; null: runs/NAME")
     max_hours: float | None = Field(
         None, gt=0, description="`train` saves and ends in time before so many hours have passed; null: no limit"

@@ -138,6 +138,11 @@ def choose_columns(
             chosen[role] = getattr(data, role)
         elif role in data.model_fields_set:
             raise missing(role, getattr(data, role))
+    for role in ("task", "split", *chosen):
+        if list(there).count(getattr(data, role)) > 1:
+            name = getattr(data, role)
+            raise InputError(f"{source.name}: {list(there).count(name)} columns are named '{name}' (data.{role}); "
+                             "rename all but one")  # fmt: skip
     if one_task:
         return chosen
     if data.task in there:
@@ -169,6 +174,7 @@ Batches = Iterator[tuple[dict[str, pa.Array], "np.ndarray[Any, Any]"]]
 
 def _read_jsonl(source: Source, choose: Choose) -> Batches:
     columns: dict[str, str] = {}
+    there: dict[str, None] = {}  # the names of all rows so far, in order
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     for number, line in _lines(source):
@@ -179,9 +185,16 @@ def _read_jsonl(source: Source, choose: Choose) -> Batches:
             raise InputError(f"{where}: does not parse as JSON: {error}") from None
         if not isinstance(row, dict):
             raise InputError(f"{where}: holds a {type(row).__name__}; each line is one JSON object")
-        columns = columns or choose(list(row))
+        if not row.keys() <= there.keys():
+            there |= dict.fromkeys(row)
+            now = choose(list(there))
+            if begun := sorted(set(now) - set(columns) - {"options", "instruction"} if columns else ()):
+                raise InputError(
+                    f"{where}: the first row with '{now[begun[0]]}' (data.{begun[0]}); give all rows of the file one"
+                )
+            columns = now
         for role, column in columns.items():
-            if column not in row:
+            if column not in row and role not in ("options", "instruction"):
                 raise InputError(f"{where}: no '{column}' (data.{role}).{nearest(column, row)}")
         rows.append(row)
         numbers.append(number)
@@ -218,7 +231,7 @@ def _from_python(
 ) -> tuple[dict[str, pa.Array], np.ndarray[Any, Any]]:
     arrays = {}
     for role, column in columns.items():
-        values = [row[column] for row in rows]
+        values = [row.get(column) for row in rows]
         if role in records.LISTS:  # checked where the record is made
             arrays[role] = values
             continue

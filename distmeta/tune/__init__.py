@@ -22,6 +22,7 @@ from typing import Any
 from distmeta import checkpoint as checkpoints
 from distmeta import interrupt
 from distmeta.config import Config, make_config
+from distmeta.config.paths import absolute
 from distmeta.directory import refuse_limit, run_directory, write_setting
 from distmeta.errors import InputError
 from distmeta.tune.results import Search, collect, write_results

@@ -1,0 +1,65 @@
+"""What a configuration names on this machine, by absolute paths: Ray Train changes the directory of its workers."""
+
+from __future__ import annotations
+
+import glob
+import os
+from typing import Any
+
+from distmeta.config.sections import Config
+from distmeta.errors import InputError
+
+
+def absolute(config: Config) -> Config:
+    """`config` with every local file and directory that it names, and that exists, as an absolute path.
+
+    Hub ids, URIs and what does not exist stay as they are. Raises InputError for a model.pretrained that can only be a
+    path, and does not exist.
+    """
+    data, pretrained = config.data, config.model.pretrained
+    if pretrained is not None and _is_path(pretrained) and not os.path.exists(os.path.expanduser(pretrained)):
+        raise InputError(
+            f"model.pretrained = {pretrained}: no such directory; give the directory of a Hugging Face model, such as "
+            "RUN/model of `distmeta pretrain`, or a hub id (NAME or OWNER/NAME)"
+        )
+    sources = data.sources and {
+        name: one.model_copy(update={"path": _all(one.path), "splits": _of_splits(one.splits)})
+        for name, one in data.sources.items()
+    }
+    changes: dict[str, dict[str, Any]] = {
+        "model": {"pretrained": _all(pretrained)},
+        "pretrain": {"path": _all(config.pretrain.path)},
+        "data": {"path": _all(data.path), "sources": sources, "splits": _of_splits(data.splits)},
+        "cluster": {"storage": _made(config.cluster.storage)},
+    }
+    changes["data"]["cache"] = _made(data.cache)
+    return config.model_copy(update={s: getattr(config, s).model_copy(update=keys) for s, keys in changes.items()})
+
+
+def _is_path(name: str) -> bool:
+    """Whether no hub id is written so."""
+    return name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1
+
+
+def _all(path: Any) -> Any:
+    if isinstance(path, list):
+        return [_all(one) for one in path]
+    if path is None or "://" in path:
+        return path
+    there = os.path.expanduser(path)
+    return os.path.abspath(there) if glob.has_magic(there) or os.path.exists(there) else path
+
+
+def _of_splits(splits: Any) -> Any:
+    """JSON_FILE or JSON_FILE#KEY."""
+    if not isinstance(splits, str):
+        return splits
+    file, mark, key = splits.partition("#")
+    return f"{_all(file)}{mark}{key}"
+
+
+def _made(directory: str | None) -> str | None:
+    """A directory that is made where there is none."""
+    if directory is None or "://" in directory:
+        return directory
+    return os.path.abspath(os.path.expanduser(directory))

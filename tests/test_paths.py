@@ -1,0 +1,72 @@
+"""What is named on this machine means the same from any directory; what cannot be used is refused before it is used."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distmeta.adapt import read_texts
+from distmeta.config import DataConfig, load_config
+from distmeta.config.paths import absolute
+from distmeta.errors import InputError
+from distmeta.tasks.readers import find_sources, read_examples
+
+
+def test_what_exists_is_absolute_and_the_rest_is_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "splits.json").write_text("{}")
+    keys = ["model.pretrained=lm", "data.path=[a/*.csv, 's3://b/c.csv']", "data.splits=splits.json#k"]
+    config = absolute(load_config(None, [*keys, "cluster.storage=shared"]))
+    assert config.model.pretrained == str(tmp_path / "lm")
+    assert config.data.path == [str(tmp_path / "a/*.csv"), "s3://b/c.csv"]
+    assert config.data.splits == f"{tmp_path}/splits.json#k" and config.cluster.storage == f"{tmp_path}/shared"
+    assert absolute(config) == config
+    assert absolute(load_config(None, ["model.pretrained=owner/name"])).model.pretrained == "owner/name"
+
+
+def test_a_path_to_no_model_is_said_to_be_one():
+    with pytest.raises(InputError, match="runs/lm/model: no such directory"):
+        absolute(load_config(None, ["model.pretrained=runs/lm/model"]))
+
+
+@pytest.mark.parametrize(
+    "override", ["outer.betas=[0.9, 1.5]", "inner.betas=[0.9, 1.0]", "model.lora_targets=(query", f"run.seed={2**64}"]
+)
+def test_values_that_fail_late_are_refused_by_name(override):
+    with pytest.raises(InputError, match=override.split("=")[0]):
+        load_config(None, [override])
+
+
+def read(path, **keys):
+    data = DataConfig(**keys)
+    return [row for batch in read_examples(find_sources(str(path)), data, "domain") for row in batch.to_pylist()]
+
+
+def test_a_split_that_begins_later_is_refused_and_not_dropped(tmp_path):
+    rows = [{"text": "a", "label": "x", "task": "t"}, {"text": "b", "label": "y", "task": "u", "split": "test"}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match="line 2: the first row with 'split'"):
+        read(file)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    columns = [pa.array(["a"]), pa.array(["x"]), pa.array(["t"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(columns, ["text", "label", "task", "text"]), tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match="2 columns are named 'text'"):
+        read(tmp_path / "rows.parquet")
+
+
+def test_only_a_line_feed_ends_a_line_of_texts(tmp_path):
+    file = tmp_path / "texts.txt"
+    file.write_bytes("\ufeffone\x0ctwo\r\nthree\x0bfour\x85five\u2028six\n".encode())
+    assert list(read_texts(str(file), "text")) == ["one\x0ctwo", "three\x0bfour\x85five\u2028six"]
+
+
+@pytest.mark.parametrize("line", [b"", b"  ", b'{"text": ""}', b'{"text": "\\ud83d"}', b"caf\xe9"])
+def test_a_line_that_is_no_text_is_refused_by_its_number(tmp_path, line):
+    (tmp_path / "texts.txt").write_bytes(b"one\n" + line + b"\nthree\n")
+    with pytest.raises(InputError, match="line 2: "):
+        list(read_texts(str(tmp_path / "texts.txt"), "text"))

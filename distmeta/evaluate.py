@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from distmeta import checkpoint as checkpoints
+from distmeta import health
 from distmeta.algorithms.rates import inner_loop
 from distmeta.config import Config
 from distmeta.errors import InputError
@@ -99,6 +100,9 @@ def evaluate_methods(
         say(f"the inner loop diverged in {lost} of {count} episodes, whose rows count as wrong; use a smaller inner.lr")
     methods = {"meta_trained": summarise(trained)}
     more: dict[str, Any] = {"settings": about, "meta_trained": details_of(trained) | {"curves": curves(trained)}}
+    about |= {"tasks": len(store.groups[split].ids), "rows": store.groups[split].examples}
+    classes = None if text else config.ways or len(store.labels)
+    more["warnings"] = health.of_evaluation(methods["meta_trained"], more["meta_trained"], classes)
     if not config.eval.baselines:
         return Evaluation(methods, more)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from distmeta import health
 from distmeta.config import Config
 
 if TYPE_CHECKING:
@@ -163,7 +164,15 @@ def show_results(run: Run) -> None:
     Console().print(evaluation_table(run.evaluation))
     last = run.metrics[-1]
     print(verdict(run.evaluation))
+    for line in closing(json.loads((run.path / "evaluation_details.json").read_text(encoding="utf-8"))):
+        print(line)
     print(f"{last['step']} meta-steps, {last['tasks_seen']} episodes; results in {_relative(run.path)}")
+
+
+def closing(details: dict[str, Any]) -> list[str]:
+    """What goes below the table of an evaluation: what it reaches, and its warnings, each once."""
+    lines = [reach(details), *(health.sentence(warning) for warning in details.get("warnings", []))]
+    return list(dict.fromkeys(line for line in lines if line))
 
 
 def show_pretraining(run: Pretrained) -> None:
@@ -250,6 +259,22 @@ def evaluation_table(
         low = worst.get(name)
         table.add_row(name, *row, shown, *([f"{low['mean']:.3f} {low['task']}" if low else ""] if worst else []))
     return table
+
+
+def reach(details: dict[str, Any]) -> str:
+    """One sentence: what the result says of tasks that were not scored; empty where the details do not tell."""
+    over, about = details.get("meta_trained", {}).get("over_tasks"), details.get("settings", {})
+    if over:
+        unit = "tasks" if "tasks" in over else "classes"
+        return (
+            f"Over {over[unit]} {unit}, as new ones would differ (cluster bootstrap): {over['mean']:.3f} "
+            f"[{over['low']:.3f}, {over['high']:.3f}]."
+        )
+    if about.get("tasks") == 1:
+        names = list(details["meta_trained"].get("per_task", {}))
+        name = f" ({names[0]})" if names else ""
+        return f"{about['rows']} rows of one task{name}: this says nothing about other tasks."
+    return ""
 
 
 def headline(methods: dict[str, Any]) -> str:

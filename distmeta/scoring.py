@@ -300,7 +300,8 @@ def details(scored: Sequence[Scored], fixed_labels: bool, from_sources: bool = F
     all episodes that it was in, and its rows. per_domain: accuracy, precision, recall and F1 of each data source, or of
     each task. Where all episodes share their labels (fixed_labels) the same per_task, and the confusion matrix. Where
     there are several tasks or sources: the mean over them, each counting once, and the worst_task (or source) by
-    accuracy, which as the lowest of many is lower than it would be on new episodes.
+    accuracy, which as the lowest of many is lower than it would be on new episodes. over_tasks: accuracy with its
+    interval over tasks (classes, where these are an episode's own), by a cluster bootstrap; where there are several.
     """
     confidence = np.concatenate([s.confidence[-1] for s in scored])
     right = np.concatenate([s.predicted[-1] == s.labels for s in scored])
@@ -313,6 +314,14 @@ def details(scored: Sequence[Scored], fixed_labels: bool, from_sources: bool = F
     if fixed_labels:
         out["per_task"] = by_name(scored, [s.task for s in scored])
         out["confusion"] = confusion_by_name(scored)
+    if fixed_labels:
+        each = [(of["accuracy"]["mean"], of["accuracy"]["episodes"]) for of in out["per_task"].values()]
+    else:
+        each = [(of["recall"], of["rows"]) for of in out["per_class"].values() if of["rows"]]
+    if len(each) > 1:
+        means, counts = np.array(each).T
+        unit = "tasks" if fixed_labels else "classes"
+        out["over_tasks"] = {**metrics.over_clusters(means * counts, counts.astype(np.int64)), unit: len(each)}
     if fixed_labels or from_sources:
         accuracy = {name: of["accuracy"] for name, of in out.get("per_task", out["per_domain"]).items()}
         over = metrics.interval(np.array([found["mean"] for found in accuracy.values()]))

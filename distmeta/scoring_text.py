@@ -247,7 +247,12 @@ def text_details(scored: Sequence[TextScored], shown: int = 10) -> dict[str, Any
         {"task": s.task, "input": s.records[0].input, "accepted": list(s.records[0].answers), "said": s.said[-1][0]}
         for s in scored[:shown]
     ]
+    over = {}
+    if len(per_task) > 1:
+        means, counts = np.array([(of["token_f1"]["mean"], of["token_f1"]["episodes"]) for of in per_task.values()]).T
+        over["over_tasks"] = {**metrics.over_clusters(means * counts, counts.astype(np.int64)), "tasks": len(per_task)}
     return {
+        **over,
         "diverged": sum(not np.isfinite(s.loss[-1]) for s in scored),
         "corpus": corpus_scores(said, accepted),
         "worst_task": {"task": worst, **per_task[worst]["token_f1"]},

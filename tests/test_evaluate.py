@@ -18,6 +18,7 @@ from distmeta.inner import InnerLoop
 from distmeta.learner.worker import learn
 from distmeta.models.build import build_model
 from distmeta.pooled import train_pooled
+from distmeta.progress import closing
 from distmeta.sampling.episode import sample_episode
 from distmeta.scoring import (
     WORST_LOSS,
@@ -224,6 +225,31 @@ def test_the_rate_of_a_baseline_is_chosen_on_other_tasks_than_it_is_scored_on(sp
     other = {"test": "validation", "validation": "train"}[split]
     assert found.details["fine_tuned"]["chosen_on"] == found.details["multi_task"]["chosen_on"] == other
     assert drawn == [split] * 8 + [other] * 24
+
+
+def test_an_interval_over_tasks_is_wider_than_over_episodes_of_the_same_tasks():
+    rng = np.random.default_rng(0)
+    right = [0.95, 0.6, 0.8]
+    scored = []
+    for i in range(60):
+        labels = rng.integers(0, 2, 20)
+        predicted = np.where(rng.random(20) < right[i % 3], labels, 1 - labels)[None]
+        scored.append(Scored(f"t{i % 3}", ("a", "b"), labels, predicted, np.array([0.5]), np.ones((1, 20))))
+    over, within = details(scored, True)["over_tasks"], summarise(scored)["accuracy"]
+    assert over["tasks"] == 3 and over["mean"] == pytest.approx(within["mean"])
+    assert over["high"] - over["low"] > 3 * (within["high"] - within["low"])
+    assert over["low"] >= 0 and over["high"] <= 1
+    assert "over_tasks" not in details(scored[::3], True)
+    assert details(scored, False)["over_tasks"]["classes"] == 2
+
+
+def test_one_task_is_said_to_tell_nothing_about_others():
+    settings = {"settings": {"tasks": 1, "rows": 60}, "meta_trained": {"per_task": {"books": {}}}}
+    warning = {"what": "the inner loop does nothing", "key": "inner.lr"}
+    assert closing({**settings, "warnings": [warning, warning]}) == [
+        "60 rows of one task (books): this says nothing about other tasks.",
+        "warning: the inner loop does nothing; change inner.lr",
+    ]
 
 
 def test_permuted_labels_are_counted_under_their_names():

@@ -155,11 +155,13 @@ def evaluate(
         return
     from rich.console import Console
 
-    from distmeta.progress import class_table, evaluation_table
+    from distmeta.progress import class_table, closing, evaluation_table
 
     console = Console()
     title = f"{split} tasks, mean and 95% interval over episodes"
     console.print(evaluation_table(result.methods, title, result.details), class_table(result.details))
+    for line in closing(result.details):
+        print(line)
 
 
 @app.command()

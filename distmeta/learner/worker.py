@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from distmeta import checkpoint as checkpoints
-from distmeta import privacy
+from distmeta import health, privacy
 from distmeta.algorithms import load_algorithm
 from distmeta.algorithms.rates import initial_log_rates, inner_loop, mean_rate
 from distmeta.config import Config
@@ -106,6 +106,7 @@ def learn(
     engine, step, tasks_seen, stopped, last, validations = start(config, run_dir, model, device, say)
     cache = state_cache(model, config, store)
     journal = Journal(run_dir, step, last) if rank == 0 else None
+    watch = health.Watch(None if config.task.family == "text_to_text" else classes, say)
     if rank == 0:  # a group that died between writing a checkpoint and this left one too many
         checkpoints.prune(run_dir, config.run.keep, step)
     mine = episodes_of_rank(config, config.outer.meta_batch_size, rank, world)
@@ -204,6 +205,7 @@ def learn(
                     )))  # fmt: skip
             if journal:
                 journal.write({**record, **seconds})
+                watch.see(record)
             if stopped or ended or paused or halted or leaves:
                 break
     if halted or (leaves and not (stopped or ended) and step < config.outer.steps):
@@ -212,7 +214,7 @@ def learn(
         if rank == 0:
             (run_dir / PAUSED).touch()
         return
-    finish(model, meta, store, config, run_dir, step, rank, world, device, say)
+    finish(model, meta, store, config, run_dir, step, rank, world, device, say, watch.warnings)
 
 
 def tasks_have_come(stream: Stream | None, config: Config, step: int) -> bool:
@@ -356,7 +358,7 @@ def save(
 
 def finish(
     model: TaskModel, meta: Params, store: TaskStore, config: Config, run_dir: Path, step: int, rank: int,
-    world: int, device: torch.device, say: Say,
+    world: int, device: torch.device, say: Say, warnings: list[health.Sign] | None = None,
 ) -> None:  # fmt: skip
     """Evaluate on meta-test episodes, divided over the ranks; rank 0 writes json, with the meta-step that it is of."""
     if rank == 0:
@@ -368,6 +370,7 @@ def finish(
         result = evaluate_methods(model, meta, store, config, device, score=score_in_group, say=say)
     if rank == 0:
         result.details["settings"]["meta_step"] = step
+        result.details["warnings"] = [*(warnings or []), *result.details["warnings"]]
         for epsilon in privacy.spent(config, store, step).values():
             result.details["privacy"] = privacy.guarantee(config, epsilon)
             say(privacy.sentence(result.details["privacy"]))

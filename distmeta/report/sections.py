@@ -11,8 +11,8 @@ import numpy as np
 
 from distmeta.card import built_in
 from distmeta.config import Config, dump_config
+from distmeta.progress import closing, verdict
 from distmeta.progress import headline as compared_by
-from distmeta.progress import verdict
 from distmeta.report import figures
 from distmeta.report.files import RunFiles
 from distmeta.report.page import Block, Code, Folded, Picture, Section, Table, Text
@@ -40,7 +40,7 @@ def headline(run: RunFiles) -> Section:
     caption = f"Mean and 95% interval over {methods['meta_trained'][metrics[0]]['episodes']} episodes"
     if about:
         caption += f" of {about['split']} tasks, after {about['inner_steps']} inner steps, seed {about['seed']}"
-    blocks: list[Block] = [Text(verdict(methods), strong=True)]
+    blocks: list[Block] = [Text(verdict(methods), strong=True), *(Text(line) for line in closing(run.details))]
     blocks += [Table(caption + ".", ["method", *metrics], rows, marked=[list(methods).index("meta_trained")])]
     lost = run.details.get("meta_trained", {}).get("diverged", 0)
     if lost:

@@ -43,6 +43,7 @@ def tune(config: Config | dict[str, Any], *, resume: bool = False, show: bool = 
     """
     if isinstance(config, dict):
         config = make_config(config)
+    config = absolute(config)
     if config.outer.privacy is not None:
         raise InputError("outer.privacy: a search trains on the same tasks again and again, which is not counted: null")
     axes = read_space(config)

@@ -49,9 +49,7 @@ def sentence(warning: Sign) -> str:
     return f"warning: {warning['what']}; change {warning['key']}"
 
 
-def of_records(
-    records: list[Mapping[str, Any]], classes: int | None, first_loss: float | None = None
-) -> list[Sign]:
+def of_records(records: list[Mapping[str, Any]], classes: int | None, first_loss: float | None = None) -> list[Sign]:
     """Signs in consecutive records. first_loss: the mean of the run's first steps, where it is known."""
     out = []
     step, loss = records[-1]["step"], mean(r["outer_loss"] for r in records)

@@ -78,7 +78,7 @@ def test_scores_and_greedy_answers_are_those_of_the_ordinary_call(kind):
     part = collate([rows], 1, PAD)[0]
     batch = model.batches([part], "cpu")[0]
     scores = model.logits({}, batch)[0]
-    answers, _ = generate(model, {}, batch, END, 4)
+    answers, _ = generate(model, {}, batch, [END], 4)
     for place, row in enumerate(part["store_rows"].flatten().tolist()):
         text = torch.tensor(tokens[rows.offsets[row] : rows.offsets[row + 1]]).long()
         prompt, answer = text[None, : begin[row]], text[None, begin[row] :]

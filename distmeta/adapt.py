@@ -25,7 +25,7 @@ from distmeta.evaluate import load_model
 from distmeta.inner import adapt as adapt_weights
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
-from distmeta.models.build import build_model
+from distmeta.models.build import build_model, check_format
 from distmeta.models.compression import restore
 from distmeta.models.language import LanguageModel
 from distmeta.models.prefix import fixed_prefix
@@ -260,6 +260,7 @@ def load_adapted(path: str | Path) -> AdaptedModel:
     config = checkpoints.read_config(path / "config.yaml")
     labels, losses = state.pop("labels"), state.pop("inner_losses")
     model = build_model(config, state["vocab_size"], state["pad_id"], state["classes"])
+    check_format(path, state["format"], model)
     model.load_state_dict(restore(checkpoints.read_tensors(path, "base")), strict=False)
     set_attention(model.backbone, "first_order")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -22,7 +22,7 @@ from distmeta import health
 from distmeta.algorithms.rates import inner_loop
 from distmeta.config import Config
 from distmeta.errors import InputError
-from distmeta.models.build import build_model
+from distmeta.models.build import build_model, check_format
 from distmeta.models.task_model import TaskModel
 from distmeta.pooled import train_pooled
 from distmeta.sampling.episode import Episode, sample_episode
@@ -232,6 +232,7 @@ def load_model(saved: checkpoints.Checkpoint) -> TaskModel:
     model = build_model(
         saved.config, state["vocab_size"], state["pad_id"], state["classes"], labels=len(state["labels"])
     )
+    check_format(saved.path, saved.format, model)
     model.load_state_dict(saved.base, strict=False)
     return model
 

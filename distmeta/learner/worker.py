@@ -38,7 +38,7 @@ from distmeta.learner.journal import Journal, Log
 from distmeta.learner.process import run_rank
 from distmeta.learner.ranks import all_sum, episodes_of_rank, gather
 from distmeta.learner.saver import Saver
-from distmeta.models.build import build_model
+from distmeta.models.build import build_model, check_format
 from distmeta.models.fast_shards import FastShards
 from distmeta.models.sharding import persistence_threshold, shard_frozen
 from distmeta.models.task_model import TaskModel
@@ -252,6 +252,7 @@ def start(
     if found is None:
         return make_engine(values, config, model, device), 0, 0, False, None, []
     saved = checkpoints.load(found, optimizer=True, keep=model.fast_shards.keep if model.fast_shards else None)
+    check_format(found, saved.format, model)
     engine = make_engine({name: saved.meta[name] for name in values}, config, model, device)
     engine.load_optimizer_state(saved.optimizer, saved.step)
     say(f"continuing from {found.name}")

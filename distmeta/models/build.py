@@ -5,6 +5,7 @@ from __future__ import annotations
 from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
+from distmeta.models import calls
 from distmeta.models.fast_shards import FastShards
 from distmeta.models.language import build_language_model
 from distmeta.models.task_model import TaskModel
@@ -37,6 +38,19 @@ def build_model(
         model.fast = {name: dict(model.named_parameters())[name] for name in model.fast}
         model.adapted = dict(model.fast)
     return model
+
+
+def check_format(path: object, number: int, model: TaskModel) -> None:
+    """Raises InputError where a checkpoint of format 1 was trained with another call of its model than is made now.
+
+    Then positions went from 0 to every model, but to RoBERTa's three kinds from their own, and masks had no window.
+    """
+    kind = str(model.backbone.config.model_type)  # type: ignore[union-attr]
+    if number == 1 and model.way != calls.WAYS[0] and kind not in ("roberta", "xlm-roberta", "camembert"):
+        raise InputError(
+            f"{path}: an earlier distmeta trained it, which gave {kind} other positions or masks than the model's own, "
+            "so that its scores cannot be given again; meta-train it again, or open it with the version that wrote it"
+        )
 
 
 def check_positions(config: Config, limit: int | None) -> None:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from distmeta.errors import InputError
 from distmeta.models.backbone import build_backbone
 from distmeta.models.batch import to_batches
-from distmeta.models.build import build_model
+from distmeta.models.build import build_model, check_format
 from distmeta.sampling.collate import collate
 
 
@@ -152,3 +152,16 @@ def test_a_head_that_nothing_meta_learnt_adapts_is_refused():
         small.config(model={"distance": "cosine"})
     with pytest.raises(InputError, match="inner.adapt = head: a prototype head"):
         small.config(inner={"adapt": "head"}, model={"head": "prototype"})
+
+
+def test_a_checkpoint_trained_with_another_call_of_its_model_is_refused_and_no_other(words_csv):
+    """Format 1 gave positions from 0 to all but RoBERTa's kinds."""
+    for kind, more, refused in (("bert", {}, False), ("roberta", {}, False), ("mpnet", {}, True)):
+        sizes = {**small.BACKBONES["bert"], "max_position_embeddings": 40, **more}
+        model = build_model(small.config(words_csv, model={"architecture": kind, "config": sizes}), 60, 1, 2)
+        check_format("RUN", 2, model)
+        if not refused:
+            check_format("RUN", 1, model)
+            continue
+        with pytest.raises(InputError, match=f"RUN: an earlier distmeta trained it, which gave {kind} other positions"):
+            check_format("RUN", 1, model)

@@ -5,6 +5,7 @@ Letters: E episodes, n query rows, C classes.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 
 NORMAL_95 = 1.959964  # two-sided 95% quantile of the normal distribution
 T95 = (12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600, 2.26216)  # Student's t, 1 to 9 degrees
-NO_SHARES = ("loss", "perplexity")  # metrics that may exceed 1
+SHARE = (0.0, 1.0)
+LIMITS = {"loss": (0.0, math.inf), "perplexity": (1.0, math.inf)}  # of metrics that are no shares
 DRAWS = 2000  # of a bootstrap
 CALIBRATION_BINS = 15
 
@@ -79,31 +81,35 @@ def student(degrees: int) -> float:
     return z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2) + third
 
 
-def bounds(mean: float, half: float, share: bool) -> dict[str, float]:
-    """mean, low and high; of a share within 0 and 1, where any mean of shares lies."""
-    low, high = mean - half, mean + half
-    return {"mean": mean, "low": min(mean, max(0.0, low)), "high": max(mean, min(1.0, high))} if share else {
-        "mean": mean, "low": low, "high": high
-    }  # fmt: skip
+def limits(metric: str) -> tuple[float, float]:
+    """The least and the most that a metric can be, and so a mean of it."""
+    return LIMITS.get(metric, SHARE)
 
 
-def interval(values: NDArray[np.floating], share: bool = True) -> dict[str, Any]:
+def bounds(mean: float, half: float, within: tuple[float, float] = SHARE) -> dict[str, float]:
+    """mean, low and high, within the least and the most that any mean can be."""
+    least, most = within
+    return {"mean": mean, "low": min(mean, max(least, mean - half)), "high": max(mean, min(most, mean + half))}
+
+
+def interval(values: NDArray[np.floating], within: tuple[float, float] = SHARE) -> dict[str, Any]:
     """Mean and 95% interval (Student's t) over episodes, of values [E] at the last step, or of a curve [E, steps].
 
-    share: the values lie within 0 and 1, and so do the bounds. A single episode has no interval: low = high = mean.
+    within: the least and the most that a value can be, and so the bounds. A single episode has no interval: low = high
+    = mean.
     """
     curve = values if values.ndim == 2 else values[:, None]
     last, count = curve[:, -1], len(curve)
     half = float(student(count - 1) * last.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
-    out: dict[str, Any] = {**bounds(float(last.mean()), half, share), "episodes": count}
+    out: dict[str, Any] = {**bounds(float(last.mean()), half, within), "episodes": count}
     if values.ndim == 2:
         out["curve"] = [float(x) for x in curve.mean(0)]
     return out
 
 
-def curve(values: NDArray[np.floating], share: bool = True) -> dict[str, list[float]]:
+def curve(values: NDArray[np.floating], within: tuple[float, float] = SHARE) -> dict[str, list[float]]:
     """Mean and 95% interval (Student's t) over episodes after each number of steps, of values [E, steps]."""
-    ends = [interval(values[:, k], share) for k in range(values.shape[1])]
+    ends = [interval(values[:, k], within) for k in range(values.shape[1])]
     return {name: [end[name] for end in ends] for name in ("mean", "low", "high")}
 
 
@@ -117,4 +123,4 @@ def over_clusters(totals: NDArray[np.floating], counts: NDArray[np.integer]) -> 
     drawn = np.random.default_rng(0).multinomial(groups, np.full(groups, 1 / groups), DRAWS)  # [DRAWS, G]
     means = (drawn @ totals) / (drawn @ counts)
     half = student(groups - 1) * float(means.std()) * np.sqrt(groups / (groups - 1))
-    return bounds(float(totals.sum() / counts.sum()), half, share=True)
+    return bounds(float(totals.sum() / counts.sum()), half)

@@ -278,13 +278,13 @@ def row_features(
 def summarise(scored: Sequence[Any]) -> dict[str, Any]:
     """Each metric's mean, 95% interval over episodes, and mean after 0..K inner steps."""
     found = by_episode(scored)
-    return {name: metrics.interval(values, name not in metrics.NO_SHARES) for name, values in found.items()}
+    return {name: metrics.interval(values, metrics.limits(name)) for name, values in found.items()}
 
 
 def curves(scored: Sequence[Any]) -> dict[str, dict[str, list[float]]]:
     """Each metric's mean and 95% interval (mean, low, high) after 0..K inner steps, by that number."""
     found = by_episode(scored)
-    return {name: metrics.curve(values, name not in metrics.NO_SHARES) for name, values in found.items()}
+    return {name: metrics.curve(values, metrics.limits(name)) for name, values in found.items()}
 
 
 def by_episode(scored: Sequence[Any]) -> dict[str, NDArray[np.float64]]:

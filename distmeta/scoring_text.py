@@ -235,7 +235,7 @@ def text_details(scored: Sequence[TextScored], shown: int = 10) -> dict[str, Any
         by_task.setdefault(s.task, []).append(s.metrics())
     per_task = {
         task: {
-            name: metrics.interval(np.array([found[name][-1] for found in each]), name not in metrics.NO_SHARES)
+            name: metrics.interval(np.array([found[name][-1] for found in each]), metrics.limits(name))
             for name in PER_TASK
         }
         for task, each in sorted(by_task.items())

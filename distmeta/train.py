@@ -83,6 +83,7 @@ def train(config: Config | dict[str, Any], *, resume: bool = False, show: bool =
         with run_directory(config, resume, store) as (run_dir, _):
             interrupt.driving(run_dir)
             write_setting(run_dir, config, store)
+            write_tasks(run_dir, config, store, display)
             display.phase("starting Ray")
             with ray_cluster(config) as cluster:
                 interrupt.check()
@@ -121,6 +122,18 @@ def prepare_store(config: Config, display: Display | None = None) -> Path:
     if config.eval.every and len(store.groups["validation"].ids) == 0:
         raise InputError("eval.every: the data has no meta-validation tasks; name some, or set eval.every=0")
     return path
+
+
+def write_tasks(run_dir: Path, config: Config, store: Path, display: Display) -> None:
+    """tasks.json: which tasks and classes train, validate and test, with their rows; and the texts in two splits."""
+    from distmeta.tasks import summary
+    from distmeta.tasks.store import open_store
+
+    found = summary.summary(open_store(store)) | ({"follows": True} if config.data.follow else {})
+    checkpoints.write_text(run_dir / summary.FILE, json.dumps(found, indent=1, ensure_ascii=False))
+    display.phase(summary.headline(found))
+    if found["repeated"]:
+        display.phase(f"warning: {summary.sentence(found['repeated'])}")
 
 
 def write_export(run_dir: Path, display: Any) -> None:

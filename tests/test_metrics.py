@@ -46,7 +46,7 @@ def test_an_interval_is_student_s(count):
     from scipy.stats import t
 
     values = np.random.default_rng(0).normal(5, 1, (count, 3))
-    found = metrics.interval(values, share=False)
+    found = metrics.interval(values, (0, np.inf))
     half = t.ppf(0.975, count - 1) * values[:, -1].std(ddof=1) / np.sqrt(count)
     assert found["mean"] == pytest.approx(values[:, -1].mean())
     assert found["high"] - found["mean"] == pytest.approx(half, rel=2e-4)
@@ -57,11 +57,18 @@ def test_an_interval_is_student_s(count):
     assert metrics.interval(np.array([0.5]))["low"] == 0.5
 
 
+def test_no_bound_is_below_what_the_metric_can_be():
+    spread = np.array([1.01, 1.02, 9.0])
+    assert metrics.interval(spread, metrics.limits("perplexity"))["low"] == 1.0
+    assert metrics.interval(spread, metrics.limits("loss"))["low"] == 0.0
+    assert metrics.curve(np.stack([spread, spread], 1), metrics.limits("perplexity"))["low"] == [1.0, 1.0]
+
+
 def test_the_bounds_of_a_share_stay_within_0_and_1():
     high, low = metrics.interval(np.array([1.0, 1.0, 0.8])), metrics.interval(np.array([0.0, 0.0, 0.2]))
     assert high["high"] == 1.0 and 0 < high["low"] < high["mean"]
     assert low["low"] == 0.0 and low["mean"] < low["high"] < 1
-    assert metrics.interval(np.array([1.0, 1.0, 0.8]), share=False)["high"] > 1
+    assert metrics.interval(np.array([1.0, 1.0, 0.8]), metrics.limits("loss"))["high"] > 1
     assert metrics.curve(np.array([[1.0, 1.0], [1.0, 0.8]]))["high"] == [1.0, 1.0]
 
 

@@ -67,6 +67,10 @@ def made(place, **changes):
                 "per_task": {HOSTILE: {"accuracy": {**other, "episodes": 5}}, "good": {"accuracy": score}},
             },
         },
+        "tasks.json": {
+            "splits": {name: {"rows": 6, "tasks": {HOSTILE: 6}} for name in ("train", "validation", "test")},
+            "repeated": {"test in train": 2},
+        },
         **changes,
     }  # fmt: skip
     place.mkdir(parents=True, exist_ok=True)
@@ -158,13 +162,14 @@ def test_the_same_run_gives_the_same_page(page):
         ("evaluation_details.json", {"By task", "By class"}),
         ("metrics.jsonl", {"Learning curves", "Where the time went"}),
         ("environment.json", {"Environment"}),
+        ("tasks.json", {"Splits"}),
     ],
 )
 def test_what_has_no_data_is_left_out_with_a_reason(tmp_path, absent, titles):
     run = read_run(made(tmp_path / "run", **{absent: None}))
     page = Page("run", state(run), sections(run))
     assert {section.title for section in page.absent} == titles and all(section.reason for section in page.absent)
-    assert len(page.there) + len(page.absent) == 10
+    assert len(page.there) + len(page.absent) == 11
     assert ("unfinished, 6 of 20 meta-steps" in page.about) == (absent == "evaluation.json")
 
 
@@ -174,7 +179,8 @@ def test_a_run_that_has_only_begun_and_one_that_ended_early(tmp_path):
     text = report.write(run).read_text()
     shown, told = text.split("Not in this report")
     assert "unfinished, 0 of 20" in shown
-    assert re.findall(r"<h2 id=.*?>(.*?)</h2>", shown) == ["What was run", "Environment", "How to reproduce it"]
+    titles = ["What was run", "Splits", "Environment", "How to reproduce it"]
+    assert re.findall(r"<h2 id=.*?>(.*?)</h2>", shown) == titles
     assert "<li>Where the time went: no meta-step is recorded yet (no metrics.jsonl)</li>" in told
     (run / "error.json").write_text(json.dumps({"kind": "input", "message": "outer loss nan <b>"}))
     assert "ended early at meta-step 0 of 20: outer loss nan &lt;b&gt;" in report.write(run).read_text()

@@ -35,6 +35,7 @@ def train(
     source: Source = None,
     run_dir: Annotated[str | None, typer.Option(help="run directory; default runs/NAME")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue from the newest whole checkpoint")] = False,
+    seeds: Annotated[str | None, typer.Option(help="such as 0,1,2: a run for each, then a table over them")] = None,
     as_json: Json = False,
 ) -> None:
     """Meta-train. Without arguments: the built-in product reviews, about a minute on two cores."""
@@ -42,6 +43,11 @@ def train(
     from distmeta.train import train as run_training
 
     name, overrides = split_source(source)
+    if seeds is not None:
+        from distmeta.cli.seeds import train_seeds
+
+        train_seeds(name, overrides, run_dir, seeds, resume, as_json)
+        return
     config = load_config(name, overrides + ([f"run.dir={run_dir}"] if run_dir else []))
     run = run_training(config, resume=resume, show=True)
     if as_json:

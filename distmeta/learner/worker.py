@@ -55,6 +55,7 @@ from distmeta.scoring import (
 from distmeta.tasks.mixture import curriculum
 from distmeta.tasks.store import TaskStore, open_store
 from distmeta.tasks.stream import Stream
+from distmeta.tasks.summary import read, signs
 
 Params = dict[str, Tensor]
 Say = Callable[[str], None]
@@ -371,7 +372,7 @@ def finish(
         result = evaluate_methods(model, meta, store, config, device, score=score_in_group, say=say)
     if rank == 0:
         result.details["settings"]["meta_step"] = step
-        result.details["warnings"] = [*(warnings or []), *result.details["warnings"]]
+        result.details["warnings"] = [*signs(read(run_dir)), *(warnings or []), *result.details["warnings"]]
         for epsilon in privacy.spent(config, store, step).values():
             result.details["privacy"] = privacy.guarantee(config, epsilon)
             say(privacy.sentence(result.details["privacy"]))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from distmeta import health
 from distmeta.card import built_in
 from distmeta.config import Config, dump_config
 from distmeta.progress import closing, verdict
@@ -16,6 +17,7 @@ from distmeta.progress import headline as compared_by
 from distmeta.report import figures
 from distmeta.report.files import RunFiles
 from distmeta.report.page import Block, Code, Folded, Picture, Section, Table, Text
+from distmeta.tasks import summary
 
 SHOWN = 20  # tasks that are listed before the rest is folded away
 MOST_CLASSES = 30  # of a confusion matrix that can still be read
@@ -25,7 +27,8 @@ NOT_EVALUATED = "the run has not been evaluated (no evaluation.json)"
 def sections(run: RunFiles) -> list[Section]:
     evaluated = [headline, adaptation, tasks, classes]
     first, *rest = [part(run) for part in evaluated]
-    return [first, what(run), learning(run), rest[0], rates(run), *rest[1:], time(run), environment(run), again(run)]
+    about = [what(run), splits(run), learning(run)]
+    return [first, *about, rest[0], rates(run), *rest[1:], time(run), environment(run), again(run)]
 
 
 def headline(run: RunFiles) -> Section:
@@ -59,6 +62,23 @@ def what(run: RunFiles) -> Section:
         rows.append(["episodes seen", str(run.records[-1].get("tasks_seen", ""))])
     whole = Folded("The whole configuration (config.yaml)", [Code(dump_config(config))])
     return Section("What was run", [Table("Key settings", [], rows), whole])
+
+
+def splits(run: RunFiles) -> Section:
+    """Which tasks or classes are in which split."""
+    title, found = "Splits", summary.read(run.path)
+    if not found:
+        return Section(title, reason=f"there is no {summary.FILE}")
+    unit = summary.unit_of(found)
+    rows = []
+    for name, of in found["splits"].items():
+        shown = ", ".join(f"{task} ({n})" for task, n in list(of[unit].items())[:SHOWN])
+        more = f" and {len(of[unit]) - SHOWN} more (all in {summary.FILE})" if len(of[unit]) > SHOWN else ""
+        rows.append([name, str(len(of[unit])), str(of["rows"]), shown + more])
+    caption = f"The {unit} of each split, with their rows" + ("; more arrived later." if "follows" in found else ".")
+    blocks: list[Block] = [Table(caption, ["split", unit, "rows", "names"], rows)]
+    blocks += [Text(health.sentence(sign)) for sign in summary.signs(found)]
+    return Section(title, blocks)
 
 
 def setting(config: Config) -> list[list[str]]:

@@ -1,0 +1,91 @@
+"""What each split of a store holds, and the texts that stand in two of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from distmeta.health import Sign, sign
+from distmeta.tasks.splits import SPLITS
+from distmeta.tasks.store import TaskStore
+
+PAIRS = (("validation", "train"), ("test", "train"), ("test", "validation"))
+FILE = "tasks.json"  # in the run directory
+PART = 1 << 18  # rows that are compared at once
+
+
+def summary(store: TaskStore) -> dict[str, Any]:
+    """{splits, repeated}: by split its rows, and those of each task and each class; then the texts in two splits.
+
+    repeated: by "test in train" and so on, how many rows of the first split have a text that stands in the second too.
+    """
+    splits: dict[str, dict[str, Any]] = {}
+    for split in SPLITS:
+        groups = store.groups[split]
+        names = store.labels if store.family == "classes" else store.tasks
+        each = {names[i]: int(n) for i, n in zip(groups.ids.tolist(), groups.count.sum(1).tolist(), strict=True)}
+        unit = "classes" if store.family == "classes" else "tasks"
+        splits[split] = {"rows": groups.examples, unit: each}
+        if store.family == "domain":
+            counts = groups.count.sum(0).tolist()
+            splits[split]["classes"] = {name: int(n) for name, n in zip(store.labels, counts, strict=True)}
+    return {"splits": splits, "repeated": repeated(store)}
+
+
+def unit_of(found: dict[str, Any]) -> str:
+    """What the splits of a summary divide: tasks or classes."""
+    return "tasks" if "tasks" in found["splits"]["train"] else "classes"
+
+
+def repeated(store: TaskStore) -> dict[str, int]:
+    """Rows of a split whose text, in any case and without space around it, stands in another; no row is left out."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = {split: store.texts_of(split) for split in SPLITS}
+
+    def parts(split: str) -> Any:
+        for at in range(0, len(texts[split]), PART):
+            yield pc.utf8_lower(pc.utf8_trim_whitespace(texts[split].slice(at, PART)))
+
+    def unique(arrays: Any) -> Any:
+        return pc.unique(pa.chunked_array([pc.unique(array) for array in arrays], texts["train"].type))
+
+    counts = {}
+    for one, other in PAIRS:
+        of_one = unique(parts(one))
+        in_both = unique(part.filter(pc.is_in(part, value_set=of_one)) for part in parts(other))
+        counts[f"{one} in {other}"] = sum(pc.sum(pc.is_in(part, value_set=in_both)).as_py() for part in parts(one))
+    return {pair: count for pair, count in counts.items() if count}
+
+
+def read(run_dir: Path) -> dict[str, Any]:
+    """What `summary` said of a run's tasks; empty where the run has no such file, as those of before have not."""
+    try:
+        found: dict[str, Any] = json.loads((run_dir / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def signs(found: dict[str, Any]) -> list[Sign]:
+    """The texts in two splits as a sign, as distmeta.health has them."""
+    said = sentence(found.get("repeated", {}))
+    return [sign(said, "the data, or how data.split divides it")] if said else []
+
+
+def sentence(counts: dict[str, int]) -> str:
+    """One line about the texts in two splits; empty where there are none."""
+    if not counts:
+        return ""
+    rows = ", ".join(f"{n:,} row{'s' if n > 1 else ''} of {pair}" for pair, n in counts.items())
+    return f"texts stand in two splits: {rows}"
+
+
+def headline(found: dict[str, Any]) -> str:
+    """One line: how many tasks or classes, and how many rows, each split has."""
+    unit = unit_of(found)
+    each = (f"{name} {len(of[unit]):,} ({of['rows']:,} rows)" for name, of in found["splits"].items())
+    later = "; more arrive (data.follow)" if found.get("follows") else ""
+    return f"{unit}: {', '.join(each)}{later}"

@@ -1,0 +1,35 @@
+"""What tasks.json says of the splits."""
+
+import pytest
+
+from distmeta.config import make_config
+from distmeta.tasks import summary
+from distmeta.tasks.build import build_store
+from distmeta.tasks.store import open_store
+
+
+def store_of(path, lines):
+    path.write_text("\n".join(["text,label,task,split", *lines]) + "\n")
+    config = make_config({"data": {"path": str(path), "cache": str(path.parent / "cache")}})
+    return open_store(build_store(config.data, config.task, config.model))
+
+
+def rows(task, split):
+    texts = [f"{task} word{i}" for i in range(4)]
+    return [f"{text},yes,{task},{split}" for text in texts] + [f"not {text},no,{task},{split}" for text in texts]
+
+
+@pytest.mark.parametrize("part", [1, summary.PART])
+def test_tasks_and_rows_of_each_split_and_texts_in_two(part, tmp_path, monkeypatch):
+    monkeypatch.setattr(summary, "PART", part)
+    clean = [*rows("a", "train"), *rows("b", "validation"), *rows("c", "test")]
+    found = summary.summary(store_of(tmp_path / "clean.csv", clean))
+    assert found["repeated"] == {} and summary.signs(found) == []
+    assert found["splits"]["train"] == {"rows": 8, "tasks": {"a": 8}, "classes": {"no": 4, "yes": 4}}
+    assert found["splits"]["test"]["tasks"] == {"c": 8}
+    assert summary.headline(found) == "tasks: train 1 (8 rows), validation 1 (8 rows), test 1 (8 rows)"
+    shared = [*clean, "A WORD1 ,yes,c,test", "a word2,no,c,test", "b word1,no,c,test"]
+    found = summary.summary(store_of(tmp_path / "shared.csv", shared))
+    assert found["repeated"] == {"test in train": 2, "test in validation": 1}
+    said = "texts stand in two splits: 2 rows of test in train, 1 row of test in validation"
+    assert summary.sentence(found["repeated"]) == said and summary.signs(found)[0]["what"] == said

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from distmeta.sampling.episode import Rows
 from distmeta.scoring import split_meta, stack
 from distmeta.scoring_text import choose, support_rows, write
 from distmeta.tasks.records import Record, make, parse
+from distmeta.tasks.texts import fault
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -66,8 +67,11 @@ class AdaptedModel:
         """For each text {"label": ..., "confidence": p, "probabilities": {label: p}}, in order.
 
         Family text_to_text: {"text": the answer, "confidence": p}, p of the answer among the task's options, or where
-        it has none the geometric mean of its tokens' probabilities.
+        it has none the geometric mean of its tokens' probabilities. Raises InputError for what is no text, or empty.
         """
+        for number, text in enumerate(texts):
+            if reason := fault(text):
+                raise InputError(f"text {number} {reason}")
         if isinstance(self.model, LanguageModel):
             return self._answer(self.model, texts)
         out = []
@@ -295,56 +299,14 @@ def tokenise(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], 
     return Rows(tokens, offsets, np.asarray(labels, np.int64), np.arange(len(lengths)))
 
 
-def read_texts(path: str, column: str) -> Iterator[str]:
-    """Texts to predict: from a data file, from lines of text, or from standard input ("-"). Raises InputError.
-
-    A line that is a JSON object gives its `column`; any other line is a text. None may be empty, so that predictions
-    pair with lines.
-    """
-    import sys
-
-    from distmeta.tasks.readers import find_sources, read_examples
-
-    if path != "-" and Path(path).suffix != ".txt":
-        for batch in read_examples(find_sources(path), DataConfig(text=column, label=column), "classes"):
-            yield from batch.column("text").to_pylist()
-        return
-    stream = getattr(sys.stdin, "buffer", sys.stdin) if path == "-" else _open(path)
-    for number, raw in enumerate(stream, 1):
-        try:
-            line = raw if isinstance(raw, str) else raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path}, line {number}: not UTF-8 ({error.reason}); convert it, as `iconv -f latin1 -t utf-8` does"
-            ) from None
-        line = line.rstrip("\r\n")
-        if line.lstrip().startswith("{"):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}, line {number}: not JSON: {error}") from None
-            if not isinstance(row.get(column), str):
-                raise InputError(f"{path}, line {number}: no text in '{column}'; it has {', '.join(row)}")
-            line = row[column]
-        if not line.strip():
-            raise InputError(f"{path}, line {number}: the text is empty; remove the line")
-        if any("\ud800" <= letter <= "\udfff" for letter in line):
-            raise InputError(f"{path}, line {number}: the text is not valid Unicode (half of a surrogate pair)")
-        yield line
-
-
-def _open(path: str) -> Iterable[bytes]:
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
-    return Path(path).open("rb")
-
-
 def _pairs(support: Sequence[Mapping[str, Any]] | str | Path, config: Config, where: str) -> Iterator[tuple[str, str]]:
     text, label = config.data.text, config.data.label
     if isinstance(support, str | Path):
         from distmeta.tasks.readers import find_sources, read_examples
 
-        for batch in read_examples(find_sources(str(support)), DataConfig(text=text, label=label), "classes"):
+        for batch in read_examples(
+            find_sources(str(support)), DataConfig(text=text, label=label), "classes", settable=False
+        ):
             columns = batch.to_pydict()
             yield from zip(columns["text"], columns["label"], strict=True)
         return
@@ -354,8 +316,8 @@ def _pairs(support: Sequence[Mapping[str, Any]] | str | Path, config: Config, wh
         for column in (text, label):
             if column not in row:
                 raise InputError(f"support, example {number}: no '{column}'; it has {', '.join(map(str, row))}")
-        if not isinstance(row[text], str) or not row[text].strip():
-            raise InputError(f"support, example {number}: '{text}' is {row[text]!r}, not a text")
+        if reason := fault(row[text]):
+            raise InputError(f"support, example {number}: '{text}' {reason}")
         yield row[text], str(row[label])
 
 
@@ -365,7 +327,7 @@ def _records(support: Sequence[Mapping[str, Any]] | str | Path, config: Config) 
     if isinstance(support, str | Path):
         from distmeta.tasks.readers import find_sources, read_records
 
-        for batch in read_records(find_sources(str(support)), data, one_task=True):
+        for batch in read_records(find_sources(str(support)), data, one_task=True, settable=False):
             yield from map(parse, batch.column("text").to_pylist())
         return
     if not support:

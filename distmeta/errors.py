@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Iterable
 
 
@@ -15,6 +16,15 @@ class InputError(ValueError):
 
 class ProgramError(RuntimeError):
     """A mistake of the program, which another attempt would meet again; the message is one line."""
+
+
+def cut(text: str, most: int) -> str:
+    """A text on one line, of at most `most` characters: what is too long ends at a word, with "..."."""
+    line = " ".join(text.split())
+    if len(line) <= most:
+        return line
+    shortened = textwrap.shorten(line, most, placeholder=" ...")
+    return shortened if shortened != "..." else f"{line[: most - 3]}..."
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

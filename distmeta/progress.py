@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from distmeta import health
 from distmeta.config import Config
+from distmeta.errors import cut
 
 if TYPE_CHECKING:
     from distmeta.pretrain import Pretrained
@@ -294,7 +295,7 @@ def class_table(details: dict[str, Any], most: int = 20) -> Any:
         for column in ("task", "input", "said", "accepted"):
             answers.add_column(column)
         for one in details["meta_trained"]["answers"][:5]:
-            answers.add_row(one["task"], one["input"][:120], one["said"], " | ".join(one["accepted"][:3]))
+            answers.add_row(one["task"], cut(one["input"], 120), one["said"], " | ".join(one["accepted"][:3]))
         return answers
     per_class = details["meta_trained"]["per_class"]
     title = "meta-trained model, by class, over the query examples of all episodes"

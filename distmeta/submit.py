@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from distmeta.config import Config
-from distmeta.errors import InputError
+from distmeta.errors import InputError, cut
 
 EXCLUDED = (".git", ".venv", "venv", "runs", "checkpoints", "__pycache__")  # never of use to a job, often large
 WRITERS = ("train", "tune", "pretrain", "pipeline")  # verbs with a run directory
@@ -121,7 +121,7 @@ def _gist(text: str) -> str:
     """The line of a server's traceback that says what is wrong."""
     lines = [line.strip() for line in text.replace("\\n", "\n").splitlines() if line.strip()]
     found = [line for line in lines if "Error:" in line or "already exists" in line or "does not exist" in line]
-    return (found or lines or ["no reason given"])[-1][:300]
+    return cut((found or lines or ["no reason given"])[-1], 300)
 
 
 def check_files(request: Request, config: Config | None) -> list[str]:

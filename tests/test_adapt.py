@@ -1,6 +1,5 @@
 """From a few labelled examples to an adapted model on disk, and its predictions."""
 
-import io
 import json
 import re
 from pathlib import Path
@@ -13,7 +12,7 @@ from small import checkpoint_of
 
 import distmeta
 from distmeta import checkpoint
-from distmeta.adapt import adapt, load_adapted, read_texts
+from distmeta.adapt import adapt, load_adapted
 from distmeta.errors import InputError
 from distmeta.evaluate import load_model
 from distmeta.export import export
@@ -183,19 +182,20 @@ def test_what_is_no_adapted_model_is_one_line(domain, tmp_path):
         load_adapted(adapted)
 
 
-def test_texts_are_read_from_files_and_standard_input(tmp_path, monkeypatch):
-    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"text": "two, three", "label": "x"}\n')
-    (tmp_path / "a.csv").write_text('text,other\none,1\n"two, three",2\n')
-    (tmp_path / "a.txt").write_text('one\n{"text": "two, three"}\n')
-    for name in ("a.jsonl", "a.csv", "a.txt"):
-        assert list(read_texts(str(tmp_path / name), "text")) == ["one", "two, three"], name
-    monkeypatch.setattr("sys.stdin", io.StringIO((tmp_path / "a.txt").read_text()))
-    assert list(read_texts("-", "text")) == ["one", "two, three"]
-    (tmp_path / "b.txt").write_text('fine\n{"text": 3}\n')
-    (tmp_path / "c.txt").write_text("fine\n{half\n")
-    for name, expected in [("b.txt", "line 2: no text in 'text'"), ("c.txt", "line 2"), ("d.txt", "no such file")]:
-        with pytest.raises(InputError, match=expected):
-            list(read_texts(str(tmp_path / name), "text"))
+def test_what_has_no_text_is_refused(tmp_path, words_csv):
+    for architecture in ("bert", "gpt2"):
+        source = checkpoint_of(tmp_path / architecture, words_csv, architecture=architecture)
+        adapted = adapt(source, SUPPORT, steps=0)
+        assert adapted.predict([]) == []
+        for text, reason in ((" ", "not a text"), (3, "is 3, not a text"), ("half \ud83d", "surrogate")):
+            with pytest.raises(InputError, match=f"^text 1 .*{reason}"):
+                adapted.predict(["fine", text])
+
+
+def test_a_file_without_the_run_s_column_says_what_to_rename(domain, tmp_path):
+    (tmp_path / "a.csv").write_text("body,label\nred,yes\nblue,no\n")
+    with pytest.raises(InputError, match="no column 'text'.*the run's is 'text': rename one of them"):
+        adapt(domain, tmp_path / "a.csv")
 
 
 def test_the_two_verbs(domain, tmp_path):
@@ -205,9 +205,10 @@ def test_the_two_verbs(domain, tmp_path):
     done = small.cli("adapt", str(domain), "--support", "support.jsonl", "--out", "out", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["labels"] == ["no", "yes"]
-    predicted = small.cli("predict", "out", "--input", "-", cwd=tmp_path, stdin="\n".join(TEXTS))
+    predicted = small.cli("predict", "out", "--input", "-", cwd=tmp_path, stdin="\n\n".join(TEXTS))
     assert predicted.returncode == 0, predicted.stderr
-    assert [json.loads(line) for line in predicted.stdout.splitlines()] == load_adapted(tmp_path / "out").predict(TEXTS)
+    printed = [json.loads(line) for line in predicted.stdout.splitlines()]
+    assert printed[::2] == load_adapted(tmp_path / "out").predict(TEXTS) and printed[1::2] == [None] * 4
     again = small.cli("adapt", str(domain), "--support", "support.jsonl", "--out", "out", cwd=tmp_path)
     assert again.returncode == 2 and len(again.stderr.strip().splitlines()) == 1
 

@@ -196,14 +196,17 @@ def adapt(
 @app.command()
 def predict(
     adapted: Annotated[str, typer.Argument(metavar="ADAPTED")],
-    texts: Annotated[str, typer.Option("--input", help="data file, .txt with a text a line, or - for standard input")],
+    source: Annotated[str, typer.Option("--input", help="data file, .txt with a text a line, or - for standard input")],
 ) -> None:
-    """Labels, or answers, of texts by an adapted model: one JSON line each."""
-    from distmeta.adapt import load_adapted, read_texts
+    """Labels, or answers, of texts by an adapted model: one JSON line each, null for a blank line."""
+    from distmeta.adapt import load_adapted
+    from distmeta.tasks.texts import read_inputs
 
     model = load_adapted(adapted)
-    for prediction in model.predict(list(read_texts(texts, model.text_column))):
-        print(json.dumps(prediction, ensure_ascii=False))
+    texts = list(read_inputs(source, model.text_column))
+    predictions = iter(model.predict([text for text in texts if text is not None]))
+    for text in texts:
+        print(json.dumps(None if text is None else next(predictions), ensure_ascii=False))
 
 
 @app.command()

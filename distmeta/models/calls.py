@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distmeta.errors import InputError
+from distmeta.errors import InputError, cut
 
 Way = tuple[str, ...]
 # mask4: additive, [N, 1, L, L]; mask2: 1 for a token, [N, L]; what is not named is left to the model.
@@ -136,4 +136,4 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 def reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {cut(lines[0], 200)}" if lines else type(error).__name__

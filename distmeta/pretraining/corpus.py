@@ -137,7 +137,7 @@ def _texts(config: Config) -> tuple[Any, Iterable[pa.Array]]:
     if p.path is not None:
         with _named_as_here():
             sources = find_sources(p.path, TEXT_KINDS)
-        return [p.text, *(source.digest() for source in sources)], read_texts(sources, p.text)
+        return [p.text, *(source.digest() for source in sources)], read_texts(sources, p.text, "pretrain.text")
     store = open_store(build_store(config.data, config.task, config.model))
     texts = store.texts_of("train")
     return store.key, (texts.slice(at, BATCH) for at in range(0, len(texts), BATCH))

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from distmeta.config import ServeConfig
-from distmeta.errors import nearest
+from distmeta.errors import cut, nearest
 from distmeta.serve.tasks import Refused
+from distmeta.tasks.texts import fault, shown
 
 CLASSES = {"text": True, "label": True}  # columns of a row, and whether it needs them
 TEXT_TO_TEXT = {"input": True, "target": True, "options": False, "instruction": False}
@@ -20,7 +21,7 @@ def parse(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is not JSON: {' '.join(str(error).split())[:200]}") from None
+        raise Refused(400, f"the body is not JSON: {cut(str(error), 200)}") from None
     if not isinstance(found, dict):
         raise Refused(400, f"the body is a JSON {type(found).__name__}; give an object")
     return found
@@ -36,7 +37,7 @@ def support_of(
     for number, row in enumerate(rows):
         where = f"support, example {number}"
         if not isinstance(row, dict):
-            raise Refused(400, f"{where} is {_shown(row)}; give an object with {', '.join(columns)}")
+            raise Refused(400, f"{where} is {shown(row)}; give an object with {', '.join(columns)}")
         _known(where, row, columns)
         for column, needed in columns.items():
             if row.get(column) is None and needed:
@@ -44,7 +45,7 @@ def support_of(
             _value(f"{where}, '{column}'", row.get(column), column in ("target", "options"), limits)
     steps = body.get("steps")
     if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or not 0 <= steps <= limits.steps):
-        raise Refused(400, f"steps is {_shown(steps)}; a whole number from 0 to {limits.steps} (serve.steps)")
+        raise Refused(400, f"steps is {shown(steps)}; a whole number from 0 to {limits.steps} (serve.steps)")
     return rows, steps
 
 
@@ -59,7 +60,7 @@ def inputs_of(body: dict[str, Any], limits: ServeConfig) -> list[str]:
 
 def _list(name: str, value: Any, most: int, what: str) -> list[Any]:
     if not isinstance(value, list) or not value:
-        raise Refused(400, f"{name} is {_shown(value)}; give a list with something in it")
+        raise Refused(400, f"{name} is {shown(value)}; give a list with something in it")
     if len(value) > most:
         raise Refused(413, f"{name} has {len(value)} {what.split(' (')[0]}, the limit is {most} ({what.split(' (')[1]}")
     return value
@@ -74,28 +75,17 @@ def _value(where: str, value: Any, listed: bool, limits: ServeConfig) -> None:
 
 
 def _text(where: str, value: Any, limits: ServeConfig) -> None:
-    if not isinstance(value, str) or not value.strip():
-        raise Refused(400, f"{where} is {_shown(value)}, not a text")
+    if reason := fault(value):
+        raise Refused(400, f"{where} {reason}")
     if len(value) > limits.characters:
         raise Refused(413, f"{where} has {len(value)} characters, the limit is {limits.characters} (serve.characters)")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise Refused(400, f"{where} has half of a surrogate pair, which is no character") from None
 
 
 def _known(where: str, given: dict[str, Any], allowed: Iterable[str]) -> None:
     allowed = list(allowed)
     for key in given:
         if key not in allowed:
-            raise Refused(400, f"{where} has {_shown(key)}; allowed are {', '.join(allowed)}.{nearest(key, allowed)}")
-
-
-def _shown(value: Any) -> str:
-    """A value within a line; of a list or an object, which may be deep, its kind."""
-    if isinstance(value, list | dict):
-        return f"a list of {len(value)}" if isinstance(value, list) else "an object"
-    return "missing" if value is None else json.dumps(value)[:60]
+            raise Refused(400, f"{where} has {shown(key)}; allowed are {', '.join(allowed)}.{nearest(key, allowed)}")
 
 
 def _no_number(name: str) -> None:

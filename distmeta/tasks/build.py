@@ -25,7 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
-from distmeta.errors import InputError
+from distmeta.errors import InputError, cut
 from distmeta.tasks import mixture, questions, records, reviews, splits, tokenizer
 from distmeta.tasks.readers import read_examples
 from distmeta.tasks.sources import Source, find_sources
@@ -73,7 +73,9 @@ def build_store(
     key = _key(data, task, model, sources, seed, ready, labels, only)
 
     def fill(work: Path) -> None:
-        spool = spool_examples(_batches(sources, data, task.family, seed), work, progress)
+        spool = spool_examples(
+            _batches(sources, data, task.family, seed, settable=tokenizer_file is None), work, progress
+        )
         _write(spool, work, key, data, task, model, ready, labels, only, progress)
 
     return built(cache_directory(data) / key, fill)
@@ -161,16 +163,17 @@ def _key(
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-def _batches(sources: Sources, data: DataConfig, family: str, seed: int) -> Iterator[Any]:
+def _batches(sources: Sources, data: DataConfig, family: str, seed: int, settable: bool) -> Iterator[Any]:
     if data.sources is not None:
         role = "task" if family == "domain" else "label"
         each = (
-            mixture.named_batches(read_examples(files, own, family), n, role) for n, (own, files) in sources.items()
+            mixture.named_batches(read_examples(files, own, family, settable), n, role)
+            for n, (own, files) in sources.items()
         )
         return chain.from_iterable(each)
     if sources:
         own, files = sources[""]
-        return read_examples(files, own, family)
+        return read_examples(files, own, family, settable)
     columns = ["text", "label", *(["task"] if family != "classes" else []), *([] if data.splits else ["split"])]
     table = questions.make_questions(seed) if family == "text_to_text" else reviews.make_reviews(seed)
     return iter(table.select(columns).to_batches())
@@ -237,7 +240,7 @@ def _write(
             content, text_ends = gather(spool.text, spool.offsets, rows)
             if not sizes.all():
                 bad = content[text_ends[np.argmin(sizes)] :].tobytes().decode()
-                raise InputError(f"the tokenizer makes no token of the text {bad[:40]!r}; remove this example")
+                raise InputError(f"the tokenizer makes no token of the text {cut(bad, 40)!r}; remove this example")
             cell = cells[rows]
             for name, values in (
                 ("tokens", flat), ("token_ends", tokens + np.cumsum(sizes)),

@@ -8,12 +8,11 @@ name the line that does not parse, and tokenising costs more than either.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,28 +21,33 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from distmeta.config import DataConfig
-from distmeta.errors import InputError, nearest
+from distmeta.errors import InputError, cut, nearest
 from distmeta.tasks import records
-from distmeta.tasks.sources import Source, find_sources
+from distmeta.tasks.sources import Source, find_sources, not_utf8
 
 __all__ = ["find_sources", "read_examples"]
 
 BATCH = 8192
 
 
-def read_examples(sources: Sequence[Source], data: DataConfig, family: str) -> Iterator[pa.RecordBatch]:
+def read_examples(
+    sources: Sequence[Source], data: DataConfig, family: str, settable: bool = True
+) -> Iterator[pa.RecordBatch]:
     """Batches with the string columns text, label, task (family domain) and split (where the data has one).
 
     Either all batches have a split column or none. Raises InputError for the first row that cannot be used.
     In family text_to_text the text is a record, as distmeta.tasks.records writes it, and the label the same for all.
+    settable: whether who reads can name other columns; those of a run that has ended stay.
     """
     if family == "text_to_text":
-        yield from read_records(sources, data)
+        yield from read_records(sources, data, settable=settable)
         return
     has_split: bool | None = None
     for source in sources:
         rows = 0
-        choose = partial(choose_columns, source=source, data=data, family=family, has_split=has_split)
+        choose = partial(
+            choose_columns, source=source, data=data, family=family, has_split=has_split, settable=settable
+        )
         for arrays, numbers in READ[source.kind](source, choose):
             if has_split is None:
                 has_split = "split" in arrays or (source.split is not None and data.splits is None)
@@ -60,13 +64,21 @@ def read_examples(sources: Sequence[Source], data: DataConfig, family: str) -> I
             raise InputError(f"{source.name}: holds no examples")
 
 
-def read_records(sources: Sequence[Source], data: DataConfig, one_task: bool = False) -> Iterator[pa.RecordBatch]:
+def read_records(
+    sources: Sequence[Source], data: DataConfig, one_task: bool = False, settable: bool = True
+) -> Iterator[pa.RecordBatch]:
     """`read_examples` of family text_to_text. one_task: all rows are of one, which needs no column to name it."""
     has_split: bool | None = None
     for source in sources:
         rows = 0
         choose = partial(
-            choose_columns, source=source, data=data, family="text_to_text", has_split=has_split, one_task=one_task
+            choose_columns,
+            source=source,
+            data=data,
+            family="text_to_text",
+            has_split=has_split,
+            one_task=one_task,
+            settable=settable,
         )
         read = records.LAYOUTS.get(data.layout)
         for arrays, numbers in read(source) if read else READ[source.kind](source, choose):
@@ -90,15 +102,19 @@ def read_records(sources: Sequence[Source], data: DataConfig, one_task: bool = F
             raise InputError(f"{source.name}: holds no examples")
 
 
-def read_texts(sources: Sequence[Source], column: str) -> Iterator[pa.Array]:
-    """Texts alone, as they are, nulls among them: lines of .txt files, a column of others. Raises InputError."""
+def read_texts(sources: Sequence[Source], column: str, key: str = "") -> Iterator[pa.Array]:
+    """Texts alone, as they are, nulls among them: lines of .txt files, a column of others. Raises InputError.
+
+    key: the setting that names the column, if who reads can set it.
+    """
+    named, mend = (f" ({key})", f"set {key} to one of them.") if key else ("", f"rename one of them to '{column}'.")
     for source in sources:
 
         def choose(there: Sequence[str], source: Source = source) -> dict[str, str]:
             if source.kind != "txt" and column not in there:
                 raise InputError(
-                    f"{source.name}: no column '{column}' (data.text); its columns are {', '.join(there)}; "
-                    f"set data.text to one of them.{nearest(column, there)}"
+                    f"{source.name}: no column '{column}'{named}; its columns are {', '.join(there)}; "
+                    f"{mend}{nearest(column, there)}"
                 )
             return {"text": column}
 
@@ -107,7 +123,7 @@ def read_texts(sources: Sequence[Source], column: str) -> Iterator[pa.Array]:
             text = text.dictionary_decode() if pa.types.is_dictionary(text.type) else text
             if not (pa.types.is_string(text.type) or pa.types.is_large_string(text.type) or
                     pa.types.is_string_view(text.type) or pa.types.is_null(text.type)):  # fmt: skip
-                raise InputError(f"{source.name}: column '{column}' (data.text) holds {text.type}, not text")
+                raise InputError(f"{source.name}: column '{column}'{named} holds {text.type}, not text")
             yield text.cast(pa.large_string())
 
 
@@ -118,10 +134,13 @@ def choose_columns(
     family: str,
     has_split: bool | None = None,
     one_task: bool = False,
+    settable: bool = True,
 ) -> dict[str, str]:
     """Which column of a file plays which role. Raises InputError for a missing one."""
 
     def missing(role: str, name: str, mend: str = "") -> InputError:
+        if not settable:
+            mend = f"the run's is '{name}': rename one of them."
         mend = mend or f"set data.{role} to one of them."
         return InputError(
             f"{source.name}: no column '{name}' (data.{role}); its columns are {', '.join(there)}; "
@@ -177,7 +196,9 @@ def _read_jsonl(source: Source, choose: Choose) -> Batches:
     there: dict[str, None] = {}  # the names of all rows so far, in order
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
-    for number, line in _lines(source):
+    for number, line in source.lines():
+        if not line.strip():
+            continue
         where = f"{source.name} line {number}"
         try:
             row = json.loads(line)
@@ -205,22 +226,10 @@ def _read_jsonl(source: Source, choose: Choose) -> Batches:
         yield _from_python(rows, columns, source, numbers)
 
 
-def _lines(source: Source) -> Iterator[tuple[int, str]]:
-    with source.open() as stream:
-        raw: IO[bytes] = io.BufferedReader(stream, 1 << 20)
-        for number, line in enumerate(raw, 1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(f"{source.name} line {number}: not UTF-8 ({error.reason})") from None
-            if text.strip():
-                yield number, text
-
-
 def _read_lines(source: Source, choose: Choose) -> Batches:
     """A text a line; empty lines count in the numbers."""
     choose([])
-    lines = _lines(source)
+    lines = ((number, line) for number, line in source.lines() if line.strip())
     while batch := list(islice(lines, BATCH)):
         numbers, texts = zip(*batch)
         yield {"text": pa.array(texts, pa.large_string())}, np.array(numbers)
@@ -240,7 +249,7 @@ def _from_python(
             at, value = next((i, v) for i, v in enumerate(values) if v is not None and type(v) not in allowed)
             kinds = "text or whole numbers" if int in allowed else "text"
             raise InputError(
-                f"{source.name} line {numbers[at]}: '{column}' (data.{role}) is {json.dumps(value)[:40]}; "
+                f"{source.name} line {numbers[at]}: '{column}' (data.{role}) is {cut(json.dumps(value), 40)}; "
                 f"it must hold {kinds}"
             )
         try:
@@ -268,7 +277,8 @@ def _read_csv(source: Source, choose: Choose) -> Batches:
             reader = pacsv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert)
             yield from _numbered(reader, columns)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{source.name}: {' '.join(str(error).split())[:200]}") from None
+        reason = not_utf8("invalid bytes") if "invalid UTF8" in str(error) else cut(str(error), 200)
+        raise InputError(f"{source.name}: {reason}") from None
 
 
 def _read_parquet(source: Source, choose: Choose) -> Batches:
@@ -281,7 +291,7 @@ def _read_parquet(source: Source, choose: Choose) -> Batches:
             names = _class_names(file.schema_arrow, columns.get("label"))
             yield from _numbered(file.iter_batches(BATCH, columns=only), columns, names)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{source.name}: not readable Parquet: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(f"{source.name}: not readable Parquet: {cut(str(error), 200)}") from None
 
 
 def _read_arrow(source: Source, choose: Choose) -> Batches:
@@ -297,7 +307,7 @@ def _read_arrow(source: Source, choose: Choose) -> Batches:
             columns = choose(schema.names)
             yield from _numbered(batches, columns, _class_names(schema, columns.get("label")))
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{source.name}: not readable Arrow: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(f"{source.name}: not readable Arrow: {cut(str(error), 200)}") from None
 
 
 READ: dict[str, Callable[[Source, Choose], Batches]] = {

@@ -22,9 +22,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from distmeta.config import ModelConfig
-from distmeta.errors import InputError
+from distmeta.errors import InputError, cut
 from distmeta.tasks import tokenizer as tokenizers
-from distmeta.tasks.sources import Source
+from distmeta.tasks.sources import Source, not_utf8
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -86,7 +86,7 @@ def make(row: Mapping[str, Any], columns: Mapping[str, str]) -> Record:
     for role in ("input", "instruction"):
         value = row.get(role)
         if value is not None and not isinstance(value, str):
-            raise InputError(f"'{columns[role]}' (data.{role}) is {json.dumps(value)[:40]}; it must hold text")
+            raise InputError(f"'{columns[role]}' (data.{role}) is {cut(json.dumps(value), 40)}; it must hold text")
         found[role] = value or ""
     if not found["input"].strip():
         raise InputError(f"'{columns.get('input', 'input')}' (data.input) is empty")
@@ -95,7 +95,8 @@ def make(row: Mapping[str, Any], columns: Mapping[str, str]) -> Record:
         several = list(value) if isinstance(value, list | tuple | np.ndarray) else [] if value is None else [value]
         if not all(isinstance(one, str | int) for one in several):
             raise InputError(
-                f"'{columns[role]}' (data.{role}) is {json.dumps(value)[:40]}; it must hold text, or a list of texts"
+                f"'{columns[role]}' (data.{role}) is {cut(json.dumps(value), 40)}; it must hold text, or a list of "
+                "texts"
             )
         found[role] = tuple(str(one) for one in several)
         if role == "target" and not (found[role] and all(one.strip() for one in found[role])):
@@ -158,6 +159,8 @@ def _natural_instructions(source: Source) -> Arrays:
     with source.open() as stream:
         try:
             content = json.loads(stream.read())
+        except UnicodeDecodeError as error:
+            raise InputError(f"{source.name}: {not_utf8(error.reason)}") from None
         except ValueError as error:
             raise InputError(f"{source.name}: does not parse as JSON: {error}") from None
     if not isinstance(content, dict) or "Instances" not in content or "Definition" not in content:
@@ -180,19 +183,20 @@ def _natural_instructions(source: Source) -> Arrays:
 
 
 def _crossfit(source: Source) -> Arrays:
-    inputs, answers = [], []
-    with source.open() as stream:
-        lines = stream.read().decode("utf-8-sig").splitlines()
-    for number, line in enumerate(lines, 1):
+    inputs, answers, numbers = [], [], []
+    for number, line in source.lines():
+        if not line.strip():
+            continue
         left, tab, right = line.rpartition("\t")
         if not tab:
             raise InputError(f"{source.name} line {number}: no tab between input and answer")
         inputs.append(left)
         answers.append(right)
+        numbers.append(number)
     task = re.sub(r"(_\d+_\d+)?_(train|dev|test)$", "", _stem(source))
     names = pa.array([task] * len(inputs), pa.large_string())
     if inputs:
-        yield {"input": inputs, "target": answers, "task": names}, np.arange(1, len(inputs) + 1)
+        yield {"input": inputs, "target": answers, "task": names}, np.array(numbers)
 
 
 def _stem(source: Source) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import fnmatch
 import glob
 import hashlib
+import io
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from distmeta.errors import InputError
+from distmeta.errors import InputError, cut
 
 KINDS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv",
@@ -39,6 +41,11 @@ class Source:
         """A sequential, decompressed input stream."""
         return self.filesystem.open_input_stream(self.path, compression="detect")
 
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """As `lines`, of this file."""
+        with self.open() as stream:
+            yield from lines(io.BufferedReader(stream, 1 << 20), self.name)
+
     def digest(self) -> str:
         """Of the content for a local file; of path, size and time of change for a remote one."""
         hashed = hashlib.blake2b(self.kind.encode(), digest_size=16)
@@ -51,6 +58,30 @@ class Source:
             info = self.filesystem.get_file_info(self.path)
             hashed.update(f"{self.name}\0{info.size}\0{info.mtime_ns}".encode())
         return hashed.hexdigest()
+
+
+def lines(stream: Iterable[Any], name: str) -> Iterator[tuple[int, str]]:
+    """The number, from 1, and the text of each line of a stream of bytes or text, blank ones too, without its end.
+
+    A line ends at a line feed alone, before which a carriage return goes: form feeds and the line separators of Unicode
+    are characters of a text. Raises InputError for what is not UTF-8, and for a stream that breaks off.
+    """
+    raw = iter(stream)
+    for number in itertools.count(1):
+        try:
+            line = next(raw, None)
+            if line is None:
+                return
+            text = line if isinstance(line, str) else line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{name} line {number}: {not_utf8(error.reason)}") from None
+        except (OSError, EOFError, pa.ArrowException) as error:
+            raise InputError(f"{name} line {number}: the file breaks off here: {cut(str(error), 200)}") from None
+        yield number, text.removesuffix("\n").removesuffix("\r")
+
+
+def not_utf8(reason: str) -> str:
+    return f"not UTF-8 ({reason}); convert it, as `iconv -f latin1 -t utf-8` does"
 
 
 def filesystem_of(path: str) -> tuple[Any, str]:
@@ -68,7 +99,7 @@ def filesystem_of(path: str) -> tuple[Any, str]:
     except ImportError as error:
         raise InputError(f"data.path = {path}: this filesystem needs a package: {error}") from None
     except (ValueError, OSError) as error:
-        raise InputError(f"data.path = {path}: {' '.join(str(error).split())}") from None
+        raise InputError(f"data.path = {path}: {cut(str(error), 200)}") from None
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
 
 

@@ -30,7 +30,7 @@ from tokenizers import (
     trainers,
 )
 
-from distmeta.errors import InputError
+from distmeta.errors import InputError, cut
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # Where a pretrained directory does not name them, in this order; a decoder pads with its end token.
@@ -180,7 +180,7 @@ def _from_transformers(source: str) -> tuple[Tokenizer, dict[str, Any]]:
         auto = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         tokenizer = Tokenizer.from_str(auto.backend_tokenizer.to_str())
     except Exception as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = cut(str(error), 160) or type(error).__name__
         raise InputError(f"model.pretrained = {source}: no tokenizer can be loaded: {reason}") from None
     _check_fits(tokenizer, source)
     named = {name: getattr(auto, name) for name in NAMED if isinstance(getattr(auto, name, None), str)}

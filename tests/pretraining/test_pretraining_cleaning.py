@@ -99,7 +99,7 @@ def test_lines_files_and_columns_are_read(tmp_path):
         ("a.txt", b"fine\n\xff\xfe\n", r"a.txt line 2: not UTF-8"),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a.jsonl line 2: does not parse as JSON"),
         ("a.jsonl", b'{"text": "x"}\n{"text": 3}\n', r"a.jsonl line 2: 'text' .* is 3; it must hold text"),
-        ("a.csv", b"review,label\nx,1\n", r"no column 'text' .*review"),
+        ("a.csv", b"review,label\nx,1\n", r"no column 'text'; .*review"),
         ("a.txt", b"", "the file is empty"),
     ],
 )

@@ -159,7 +159,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "b.csv": (lambda p: p.write_text("text,label,task\nx y,a,t\nz,,t\n"), r"row 2: column 'label' .* empty"),
     "c.csv": (lambda p: p.write_text("text,label,task\nx,a,t\nz,b\n"), r"c.csv: .*Expected 3 columns, got 2"),
     "d.csv": (lambda p: p.write_text("text,label,task\n"), r"d.csv: holds no examples"),
-    "e.csv": (lambda p: p.write_bytes(b"text,label,task\n\xff\xfe,a,t\n"), r"e.csv: .*UTF8"),
+    "e.csv": (lambda p: p.write_bytes(b"text,label,task\n\xff\xfe,a,t\n"), r"e.csv: not UTF-8 .*iconv"),
     "a.parquet": (
         lambda p: write_as(p, [{"text": 1.5, "label": "a", "task": "t"}]),
         r"holds double, not text",

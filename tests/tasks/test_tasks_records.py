@@ -58,6 +58,18 @@ def in_crossfit(folder):
     return folder, {"layout": "crossfit"}
 
 
+def test_crossfit_lines_end_at_line_feeds_alone(tmp_path):
+    lines = [f"in{i} a\x0cb\u2028c\tout{i}" for i in range(40)]
+    for split in ("train", "test"):
+        content = "\ufeff" + "\r\n\r\n".join(f"{line} {split}" for line in lines)
+        (tmp_path / f"task-{split}_16_100_{split}.tsv").write_bytes(content.encode())
+    store, _ = store_of(tmp_path, layout="crossfit")
+    assert store.rows == 80 and parse(store.text(0)).input.endswith("a\x0cb\u2028c")
+    (tmp_path / "latin_16_100_train.tsv").write_bytes(b"caf\xe9\ta\n")
+    with pytest.raises(InputError, match="line 1: not UTF-8"):
+        store_of(tmp_path, layout="crossfit")
+
+
 def in_metaicl(folder):
     path = folder / "all.jsonl"
     rows = [

@@ -38,12 +38,22 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"distmeta.{_HOME[name]}"), name)
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 class _Package(types.ModuleType):
-    """`distmeta.train` is the function, also after the module of that name was imported."""
+    """`distmeta.train` is the function, also after the module of that name was imported.
+
+    `import distmeta.train as t` gives what stands for distmeta.train too: the function, and the module's names on it.
+    """
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOME and isinstance(value, types.ModuleType)):
             super().__setattr__(name, value)
+            return
+        names = {key: found for key, found in vars(value).items() if not key.startswith("_")}
+        vars(names[name]).update(names)
 
 
 sys.modules[__name__].__class__ = _Package

@@ -145,6 +145,8 @@ def adapt(
     support: rows with the run's text and label (or input and target) columns, or a file of them in any format that
     training reads. steps: inner steps; None: as the run evaluates. Raises InputError.
     """
+    if steps is not None and steps < 0:
+        raise InputError(f"steps = {steps}: 0 or more inner steps; leave it out for as many as the run evaluates with")
     saved = checkpoints.load(checkpoint)
     config = saved.config
     where = "support" if not isinstance(support, str | Path) else str(support)

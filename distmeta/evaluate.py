@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,14 +20,15 @@ from torch import Tensor
 from distmeta import checkpoint as checkpoints
 from distmeta import health
 from distmeta.algorithms.rates import inner_loop
-from distmeta.config import Config
-from distmeta.errors import InputError
+from distmeta.config import Config, with_changes
+from distmeta.errors import InputError, nearest
 from distmeta.models.build import build_model, check_format
 from distmeta.models.task_model import TaskModel
 from distmeta.pooled import train_pooled
 from distmeta.sampling.episode import Episode, sample_episode
 from distmeta.scoring import Scored, curves, details, score_episodes, score_prototypes, split_meta, summarise
 from distmeta.scoring_text import in_context, reads_in_context, score_texts, text_details
+from distmeta.tasks.splits import SPLITS
 
 if TYPE_CHECKING:
     from distmeta.tasks.store import TaskStore
@@ -185,10 +186,11 @@ def evaluate(
     """
     saved = checkpoints.load(checkpoint)
     asked = {"episodes": episodes, "baselines": baselines, "steps": steps}
-    config = _with(saved.config, "eval", **asked)
+    check_split(split)
+    config = with_changes(saved.config, "eval", **asked)
     if ways is not None:
         check_ways(ways, config)
-    config = _with(config, "task", ways=ways, shots=shots)
+    config = with_changes(config, "task", ways=ways, shots=shots)
     if data is not None:
         path = data if isinstance(data, str) else list(data)
         config = config.model_copy(
@@ -196,7 +198,7 @@ def evaluate(
                 "data": config.data.model_copy(update={"path": path, "splits": None, "sources": None, "follow": None})
             }
         )
-    store = _store_of(saved, config, only="test" if data is not None else None)
+    store = _store_of(saved, config, only=split if data is not None else None)
     if split not in store.groups or len(store.groups[split].ids) == 0:
         there = [name for name, groups in store.groups.items() if len(groups.ids)]
         raise InputError(f"split = {split}: the data has no such tasks; it has {', '.join(there)}")
@@ -207,10 +209,10 @@ def evaluate(
     return evaluate_methods(model, meta, store, config, device, split=split, say=say)
 
 
-def _with(config: Config, section: str, **asked: Any) -> Config:
-    """The configuration with what is asked for of a section; None: as it is."""
-    changes = {key: value for key, value in asked.items() if value is not None}
-    return config.model_copy(update={section: getattr(config, section).model_copy(update=changes)})
+def check_split(split: str) -> None:
+    """Raises InputError unless `split` is a split's name."""
+    if split not in SPLITS:
+        raise InputError(f"split = {split}: one of {', '.join(SPLITS)}.{nearest(split, SPLITS)}")
 
 
 def check_ways(ways: int, config: Config) -> None:
@@ -237,7 +239,7 @@ def load_model(saved: checkpoints.Checkpoint) -> TaskModel:
     return model
 
 
-def _store_of(saved: checkpoints.Checkpoint, config: Config, only: Literal["test"] | None) -> TaskStore:
+def _store_of(saved: checkpoints.Checkpoint, config: Config, only: str | None) -> TaskStore:
     from distmeta.tasks.build import build_store
     from distmeta.tasks.families import check_feasible
     from distmeta.tasks.store import open_store

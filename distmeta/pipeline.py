@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distmeta import checkpoint as checkpoints
-from distmeta.config import Config, dump_config, make_config
+from distmeta.config import Config, ConfigSource, config_of, dump_config
 from distmeta.config.paths import absolute
 from distmeta.directory import refuse_limit
 from distmeta.errors import InputError
@@ -64,11 +64,12 @@ class Pipeline:
         return Run(self.path / "train")
 
 
-def pipeline(config: Config | dict[str, Any], *, show: bool = False) -> Pipeline:
-    """Run the stages that are not done, in run.dir; returns when all are. Raises InputError or TrainingError."""
-    if isinstance(config, dict):
-        config = make_config(config)
-    config = absolute(config)
+def pipeline(config: ConfigSource | None = None, *, show: bool = False) -> Pipeline:
+    """Run the stages that are not done, in run.dir; returns when all are. Raises InputError or TrainingError.
+
+    config: as of `train`; None: the recipe `pipeline`.
+    """
+    config = absolute(config_of("pipeline" if config is None else config))
     from distmeta import pretrain as pretraining  # the function, as the package gives it
     from distmeta.evaluate import evaluate
     from distmeta.pretrain import check, matters, prepare_corpus

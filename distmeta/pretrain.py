@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distmeta import interrupt
-from distmeta.config import Config, make_config
+from distmeta.config import Config, ConfigSource, config_of
 from distmeta.config.paths import absolute
 from distmeta.directory import refuse_limit, run_directory, write_setting
 from distmeta.errors import InputError
@@ -57,15 +57,14 @@ class Pretrained:
         return found
 
 
-def pretrain(config: Config | dict[str, Any], *, resume: bool = False, show: bool = False) -> Pretrained:
+def pretrain(config: ConfigSource | None = None, *, resume: bool = False, show: bool = False) -> Pretrained:
     """Train a language model as config.pretrain and config.model say; returns when the run has ended.
 
-    resume: continue the newest run of that name (or the one in run.dir) from its newest whole checkpoint; without one
-    it begins anew. show: progress on standard error. Raises InputError (nothing was written) or TrainingError.
+    config: as of `train`. resume: continue the newest run of that name (or the one in run.dir) from its newest whole
+    checkpoint; without one it begins anew. show: progress on standard error. Raises InputError (nothing was written) or
+    TrainingError.
     """
-    if isinstance(config, dict):
-        config = make_config(config)
-    config = absolute(config)
+    config = absolute(config_of(config))
     check(config)
     refuse_limit(config, "pretrain")
     from distmeta.progress import Display

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from distmeta import checkpoint as checkpoints
 from distmeta import interrupt
-from distmeta.config import Config, make_config
+from distmeta.config import Config, ConfigSource, config_of
 from distmeta.config.paths import absolute
 from distmeta.directory import run_directory, write_setting
 from distmeta.errors import InputError
@@ -64,16 +64,15 @@ class Run:
         return found
 
 
-def train(config: Config | dict[str, Any], *, resume: bool = False, show: bool = False) -> Run:
+def train(config: ConfigSource | None = None, *, resume: bool = False, show: bool = False) -> Run:
     """Meta-train as `config` says, on a Ray cluster or on one started here; returns when the run has ended.
 
+    config: a Config, nested dictionaries, or the name of a recipe or YAML file; None: the recipe `default`.
     resume: continue the newest run of that name (or the one in run.dir) from its newest whole checkpoint; without
     one it begins anew. show: progress on standard error. A run that run.max_hours has ended has no evaluation yet.
     Raises InputError (nothing was written), TrainingError, or KeyboardInterrupt once the last whole meta-step is saved.
     """
-    if isinstance(config, dict):
-        config = make_config(config)
-    config = absolute(config)
+    config = absolute(config_of(config))
     from distmeta.progress import Display
 
     ends_at = interrupt.deadline(config.run.max_hours, time.monotonic())

@@ -182,6 +182,11 @@ def test_what_is_no_adapted_model_is_one_line(domain, tmp_path):
         load_adapted(adapted)
 
 
+def test_fewer_steps_than_none_are_refused(domain):
+    with pytest.raises(InputError, match="steps = -1: 0 or more"):
+        adapt(domain, SUPPORT, steps=-1)
+
+
 def test_what_has_no_text_is_refused(tmp_path, words_csv):
     for architecture in ("bert", "gpt2"):
         source = checkpoint_of(tmp_path / architecture, words_csv, architecture=architecture)

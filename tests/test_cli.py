@@ -20,6 +20,18 @@ def test_import_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+def test_the_package_offers_its_public_names_and_their_modules():
+    code = (
+        "import distmeta; assert sorted(dir(distmeta)) == sorted([*distmeta.__all__, '__version__'])\n"
+        "import distmeta.train as t, distmeta.evaluate as e\n"
+        "from distmeta.train import TrainingError, train\n"
+        "assert t is distmeta.train is t.train is train and t.TrainingError is TrainingError\n"
+        "assert e.Evaluation is distmeta.Evaluation and e.evaluate is distmeta.evaluate"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_is_quick():
     run("--help")  # compiles what is not compiled yet
     best = min(_timed("--help") for _ in range(3))

@@ -379,6 +379,41 @@ def write_classes(path, classes=12, rows=8):
     return path
 
 
+def test_what_cannot_be_evaluated_is_refused_by_name(tmp_path, words_csv):
+    source = small.checkpoint_of(tmp_path / "step-000001", words_csv)
+    for asked, reason in (
+        ({"episodes": 0}, "^episodes = 0: .*greater than or equal to 2"), ({"episodes": 1}, "^episodes = 1: "),
+        ({"episodes": "many"}, "^episodes = 'many'"), ({"steps": -1}, "^steps = -1: "), ({"shots": 0}, "^shots = 0: "),
+        ({"ways": 3}, "^ways = 3: "), ({"shots": 100}, "shots"), ({"split": "tset"}, "tset: one of .*mean 'test'"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=reason) as caught:
+            evaluate(source, **{"episodes": 4, **asked})
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_all_tasks_of_other_data_count_as_the_split_that_is_asked_for(split, tmp_path, words_csv):
+    source = small.checkpoint_of(tmp_path / "step-000001", words_csv)
+    about = evaluate(source, str(words_csv), 4, split=split, baselines=False).details["settings"]
+    assert about["split"] == split and about["tasks"] == 10
+
+
+def test_a_run_that_followed_a_directory_is_evaluated_on_all_of_another(tmp_path, words_csv):
+    source = small.checkpoint_of(tmp_path / "step-000001", words_csv)
+    saved = checkpoint.load(source)
+    follows = saved.config.model_copy(update={"data": saved.config.data.model_copy(update={"follow": 1.0})})
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    head, *rest = words_csv.read_text().splitlines()
+    for number in range(2):
+        (parts / f"{number}.csv").write_text("\n".join([head, *rest[number::2]]) + "\n")
+    of_run = dataclasses.replace(saved, config=follows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "load", lambda *a, **k: of_run)
+        about = evaluate(source, str(parts), 4, baselines=False).details["settings"]
+    assert about["rows"] == len(rest)
+
+
 def test_a_prototype_head_is_evaluated_at_other_ways_and_shots(tmp_path):
     """As scoring such episodes by hand; of the test classes that the run had, which its ways divided."""
     task = {"family": "classes", "ways": 4, "shots": 2, "queries": 4}

@@ -6,8 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distmeta.adapt import read_texts
-from distmeta.config import DataConfig, load_config
+from distmeta.config import DataConfig, config_of, load_config
 from distmeta.config.paths import absolute
 from distmeta.errors import InputError
 from distmeta.tasks.readers import find_sources, read_examples
@@ -59,14 +58,11 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
         read(tmp_path / "rows.parquet")
 
 
-def test_only_a_line_feed_ends_a_line_of_texts(tmp_path):
-    file = tmp_path / "texts.txt"
-    file.write_bytes("\ufeffone\x0ctwo\r\nthree\x0bfour\x85five\u2028six\n".encode())
-    assert list(read_texts(str(file), "text")) == ["one\x0ctwo", "three\x0bfour\x85five\u2028six"]
-
-
-@pytest.mark.parametrize("line", [b"", b"  ", b'{"text": ""}', b'{"text": "\\ud83d"}', b"caf\xe9"])
-def test_a_line_that_is_no_text_is_refused_by_its_number(tmp_path, line):
-    (tmp_path / "texts.txt").write_bytes(b"one\n" + line + b"\nthree\n")
-    with pytest.raises(InputError, match="line 2: "):
-        list(read_texts(str(tmp_path / "texts.txt"), "text"))
+def test_a_configuration_is_named_in_python_by_a_recipe_a_file_or_sections(tmp_path):
+    (tmp_path / "mine.yaml").write_text("outer: {steps: 7}")
+    assert config_of(None) == config_of("default") == load_config("default")
+    assert config_of(tmp_path / "mine.yaml").outer.steps == config_of({"outer": {"steps": 7}}).outer.steps == 7
+    assert config_of(load_config("intents")) == config_of("intents")
+    for wrong, reason in (("nothing", "no recipe of that name"), ({"outre": 1}, "outre.*'outer'"), (3, "is int; give")):
+        with pytest.raises(InputError, match=reason):
+            config_of(wrong)

@@ -1,7 +1,17 @@
 """The configuration of a run: its sections with their defaults, what does not go together, and how it is read."""
 
 from distmeta.config.cluster import ClusterConfig
-from distmeta.config.loading import RECIPES, dump_config, load_config, make_config, recipe_names, recipe_path
+from distmeta.config.loading import (
+    RECIPES,
+    ConfigSource,
+    config_of,
+    dump_config,
+    load_config,
+    make_config,
+    recipe_names,
+    recipe_path,
+    with_changes,
+)
 from distmeta.config.parts import AugmentConfig, PrivacyConfig
 from distmeta.config.pretrain import PretrainConfig
 from distmeta.config.sections import (
@@ -24,6 +34,7 @@ __all__ = [
     "AugmentConfig",
     "ClusterConfig",
     "Config",
+    "ConfigSource",
     "DataConfig",
     "EvalConfig",
     "InnerConfig",
@@ -37,9 +48,11 @@ __all__ = [
     "SourceConfig",
     "TaskConfig",
     "TuneConfig",
+    "config_of",
     "dump_config",
     "load_config",
     "make_config",
     "recipe_names",
     "recipe_path",
+    "with_changes",
 ]

@@ -18,6 +18,7 @@ from distmeta.config.sections import Config
 from distmeta.errors import InputError, nearest
 from distmeta.trees import merge, nested
 
+ConfigSource = Config | dict[str, Any] | str | Path  # what a caller in Python names a configuration by
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -71,6 +72,36 @@ def load_config(source: str | Path | None = None, overrides: list[str] | None = 
         # The file is at fault if it is refused without the overrides too.
         make_config(with_settings(alone, entry(alone.get("algorithm", "maml")), over=False), where=str(path))
         return make_config(content, where="the command line")
+
+
+def config_of(source: ConfigSource | None) -> Config:
+    """The configuration that a caller in Python names: one that is made, nested dictionaries, a recipe or YAML file.
+
+    None: the recipe `default`. Raises InputError.
+    """
+    if isinstance(source, Config):
+        return source
+    if source is None or isinstance(source, str | Path):
+        return load_config(source)
+    if isinstance(source, dict):
+        return make_config(source)
+    raise InputError(
+        f"configuration: is {type(source).__name__}; give a Config, a dictionary of sections such as "
+        "{'outer': {'steps': 100}}, or the name of a recipe or a YAML file"
+    )
+
+
+def with_changes(config: Config, section: str, **changes: Any) -> Config:
+    """`config` with keys of a section changed to what is not None, each checked. Raises InputError."""
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if not changes:
+        return config
+    old = getattr(config, section)
+    try:
+        new = type(old).model_validate({**old.model_dump(), **changes})
+    except ValidationError as error:
+        raise InputError(_one_line(error)) from None
+    return config.model_copy(update={section: new})
 
 
 def make_config(content: dict[str, Any], where: str = "configuration") -> Config:

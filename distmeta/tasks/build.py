@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -57,7 +57,7 @@ def build_store(
     seed: int = 0,
     tokenizer_file: Path | None = None,
     labels: list[str] | None = None,
-    only: Literal["train", "test"] | None = None,
+    only: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """The directory of the task store for this data, built unless it is there.

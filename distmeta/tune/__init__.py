@@ -21,7 +21,7 @@ from typing import Any
 
 from distmeta import checkpoint as checkpoints
 from distmeta import interrupt
-from distmeta.config import Config, make_config
+from distmeta.config import Config, ConfigSource, config_of
 from distmeta.config.paths import absolute
 from distmeta.directory import refuse_limit, run_directory, write_setting
 from distmeta.errors import InputError
@@ -35,15 +35,13 @@ RESUMABLE = ("trials", "max_concurrent", "retries", "trackers", "dir")
 __all__ = ["Search", "tune"]
 
 
-def tune(config: Config | dict[str, Any], *, resume: bool = False, show: bool = False) -> Search:
+def tune(config: ConfigSource | None = None, *, resume: bool = False, show: bool = False) -> Search:
     """Search as `config.tune` says, each trial a meta-training run; returns when all have ended.
 
-    resume: continue the newest search of that name (or the one in tune.dir). show: progress on standard error. Raises
-    InputError before anything was started, or TrainingError when no trial could be scored.
+    config: as of `train`. resume: continue the newest search of that name (or the one in tune.dir). show: progress on
+    standard error. Raises InputError before anything was started, or TrainingError when no trial could be scored.
     """
-    if isinstance(config, dict):
-        config = make_config(config)
-    config = absolute(config)
+    config = absolute(config_of(config))
     if config.outer.privacy is not None:
         raise InputError("outer.privacy: a search trains on the same tasks again and again, which is not counted: null")
     axes = read_space(config)

@@ -15,6 +15,7 @@ that was damaged later does not match the manifest. Nothing here unpickles.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -70,13 +71,15 @@ class Checkpoint:
 def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
     """Fill a new directory and give it its name in one step; its manifest is the last file written.
 
-    An existing directory of that name is replaced. A crash leaves at most a directory named `.tmp-NAME`.
+    An existing directory of that name is replaced, but for one that another process has written meanwhile: then
+    raises InputError. A crash leaves at most a directory named `.tmp-NAME-PROCESS`.
     """
-    draft = draft_of(path)
+    replace = path.is_dir() and any(path.iterdir())
+    draft = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     begin(draft)
     try:
         fill(draft)
-        publish(draft, path)
+        publish(draft, path, replace)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -93,8 +96,11 @@ def begin(draft: Path) -> None:
     draft.mkdir(parents=True)
 
 
-def publish(draft: Path, path: Path) -> None:
-    """Give a filled directory its manifest, the last file written, and then its name."""
+def publish(draft: Path, path: Path, replace: bool = True) -> None:
+    """Give a filled directory its manifest, the last file written, and then its name.
+
+    Raises InputError when the name is taken, unless it is to `replace`.
+    """
     files = sorted(file for file in draft.rglob("*") if file.is_file())
     manifest = {str(f.relative_to(draft)): {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
     write_text(draft / MANIFEST, json.dumps({"format": 1, "files": manifest}, indent=1))
@@ -102,9 +108,14 @@ def publish(draft: Path, path: Path) -> None:
         sync(file)
     earlier = path.with_name(f".old-{path.name}")
     shutil.rmtree(earlier, ignore_errors=True)
-    if path.exists():
+    if replace and path.exists():
         os.replace(path, earlier)
-    os.replace(draft, path)
+    try:
+        os.replace(draft, path)  # the system does so where there is nothing, or an empty directory
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise InputError(f"{path}: another process has just written it; give another directory") from None
     sync(path.parent)
     shutil.rmtree(earlier, ignore_errors=True)
 

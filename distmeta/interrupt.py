@@ -21,7 +21,8 @@ MARGIN_S = 120.0  # before run.max_hours is over: for the meta-step at hand, its
 
 _caught: list[int] = []  # signals so far
 _installed: list[bool] = []
-_run_dir: list[Path] = []  # of the training run that this process drives
+_run_dir: list[Path] = []  # of the run that this process drives
+_kept: list[str] = []  # of a verb that is no single run: what `farewell` says
 
 
 def catch() -> None:
@@ -67,8 +68,15 @@ def driving(run_dir: Path) -> None:
         (run_dir / name).unlink(missing_ok=True)
 
 
+def keeping(what: str) -> None:
+    """Note what `farewell` is to say of a verb that is no single run: what is kept, and how to go on."""
+    _kept[:] = [what]
+
+
 def farewell() -> str:
     """What a person reads who has ended this process: what is kept, and how to go on."""
+    if _kept:
+        return f"interrupted; {_kept[0]}"
     if not _run_dir:
         return "interrupted; nothing was written"
     from distmeta.checkpoint import checkpoints_of

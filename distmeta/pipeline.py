@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distmeta import checkpoint as checkpoints
+from distmeta import interrupt
 from distmeta.config import Config, ConfigSource, config_of, dump_config
 from distmeta.config.paths import absolute
 from distmeta.directory import refuse_limit
@@ -85,6 +86,7 @@ def pipeline(config: ConfigSource | None = None, *, show: bool = False) -> Pipel
     with Display(config, show) as display:
         path = directory(config)
         with checkpoints.only_holder(path / ".lock", 30):
+            interrupt.keeping(f"what was done is kept in {path}; the same command continues the pipeline")
             checkpoints.write_text(path / "config.yaml", dump_config(config))
             stages = Stages(path, display.phase)
             corpus = stages.do(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from distmeta import interrupt
 from distmeta.config import Config, ConfigSource, config_of
 from distmeta.config.paths import absolute
-from distmeta.directory import refuse_limit, run_directory, write_setting
+from distmeta.directory import run_directory, write_setting
 from distmeta.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ class Pretrained:
         """The Hugging Face directory, for model.pretrained."""
         return self.path / "model"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has come to its end; one that run.max_hours ended has not."""
+        return (self.path / "pretraining.json").is_file() and not (self.path / interrupt.LEAVE).exists()
+
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, one a step."""
@@ -61,12 +67,13 @@ def pretrain(config: ConfigSource | None = None, *, resume: bool = False, show: 
     """Train a language model as config.pretrain and config.model say; returns when the run has ended.
 
     config: as of `train`. resume: continue the newest run of that name (or the one in run.dir) from its newest whole
-    checkpoint; without one it begins anew. show: progress on standard error. Raises InputError (nothing was written) or
-    TrainingError.
+    checkpoint; without one it begins anew. show: progress on standard error. A run that run.max_hours has ended has no
+    model yet. Raises InputError (nothing was written), TrainingError, or KeyboardInterrupt once the last whole step is
+    saved.
     """
     config = absolute(config_of(config))
     check(config)
-    refuse_limit(config, "pretrain")
+    ends_at = interrupt.deadline(config.run.max_hours, time.monotonic())
     from distmeta.progress import Display
     from distmeta.train import ray_cluster
 
@@ -81,7 +88,9 @@ def pretrain(config: ConfigSource | None = None, *, resume: bool = False, show: 
             with ray_cluster(config) as cluster:
                 interrupt.check()
                 display.follow(run_dir, "pretraining", config.pretrain.steps)
-                run_ranks(config, run_dir, corpus, cluster)
+                run_ranks(config, run_dir, corpus, cluster, ends_at)
+            if (run_dir / interrupt.LEAVE).exists():
+                display.phase(f"run.max_hours = {config.run.max_hours:g} is over; {interrupt.farewell()}")
     return Pretrained(run_dir)
 
 
@@ -120,8 +129,11 @@ def prepare_corpus(config: Config, display: Display | None = None) -> Path:
     return build_corpus(config.model_copy(update={"data": data}), objective, display.counted if display else None)
 
 
-def run_ranks(config: Config, run_dir: Path, corpus: Path, cluster: Any) -> None:
-    """Start the ranks, and wait for their end. Of a range of ranks: as many as there is room for at the start."""
+def run_ranks(config: Config, run_dir: Path, corpus: Path, cluster: Any, ends_at: float | None = None) -> None:
+    """Start the ranks, and wait for their end, or until `ends_at` (interrupt.wait).
+
+    Of a range of ranks there are as many as there is room for at the start.
+    """
     from distmeta.pretraining.worker import pretrain_worker
     from distmeta.train import check_room, raise_failure, run_group
 
@@ -133,8 +145,8 @@ def run_ranks(config: Config, run_dir: Path, corpus: Path, cluster: Any) -> None
     try:
         failure = interrupt.wait(
             lambda: run_group(pretrain_worker, config, run_dir, {"corpus": str(corpus)}, size, gpus, c.max_failures),
-            run_dir,
-        )
+            run_dir, ends_at,
+        )  # fmt: skip
     finally:
         shutil.rmtree(run_dir / ".ray", ignore_errors=True)
     raise_failure(config, run_dir, failure)

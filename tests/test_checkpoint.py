@@ -70,6 +70,23 @@ def test_a_write_that_fails_leaves_what_was_there(run, monkeypatch):
     assert len(list((run / "checkpoints").iterdir())) == 2
 
 
+def test_of_two_processes_that_write_one_new_directory_the_first_is_kept(tmp_path, monkeypatch):
+    """Neither draft is the other's, and what was written first is not replaced."""
+    out = tmp_path / "out"
+
+    def fill(draft):
+        (draft / "file").write_text("second")
+        with monkeypatch.context() as other:  # a process that begins and ends meanwhile
+            other.setattr(os, "getpid", lambda: 1)
+            checkpoint.write_directory(out, lambda draft: (draft / "file").write_text("first"))
+        assert (draft / "file").read_text() == "second"
+
+    with pytest.raises(InputError, match="another process has just written it"):
+        checkpoint.write_directory(out, fill)
+    assert (out / "file").read_text() == "first" and checkpoint.damage(out) is None
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
 def test_the_manifest_is_written_last(run, monkeypatch):
     """Whatever is there when the process dies, a directory without a manifest is not whole."""
     order = []

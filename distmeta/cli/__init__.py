@@ -74,8 +74,9 @@ def pretrain(
     config = load_config(name, overrides + ([f"run.dir={run_dir}"] if run_dir else []))
     run = run_pretraining(config, resume=resume, show=True)
     if as_json:
-        print(json.dumps({"run": str(run.path), "model": str(run.model), **run.summary}))
-    else:
+        summary = {"model": str(run.model), **run.summary} if run.is_finished else {"model": None}  # by run.max_hours
+        print(json.dumps({"run": str(run.path), **summary}))
+    elif run.is_finished:
         from distmeta.progress import show_pretraining
 
         show_pretraining(run)

@@ -295,7 +295,7 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**64, description="of initial weights, episodes, dropout and noise")
     dir: str | None = Field(None, description="run directory; null: runs/NAME")
     max_hours: float | None = Field(
-        None, gt=0, description="`train` saves and ends in time before so many hours have passed; null: no limit"
+        None, gt=0, description="`train` and `pretrain` save and end before so many hours have passed; null: no limit"
     )
     checkpoint_every: int = Field(50, ge=1, description="meta-steps between checkpoints")
     keep: int = Field(2, ge=1, description="newest checkpoints that are kept")

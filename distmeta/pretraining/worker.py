@@ -26,6 +26,7 @@ from distmeta import checkpoint as checkpoints
 from distmeta.config import Config, PretrainConfig
 from distmeta.errors import InputError
 from distmeta.export import tokenizer_class
+from distmeta.interrupt import EVALUATING, LEAVE
 from distmeta.learner.journal import Journal, Log
 from distmeta.learner.process import run_rank
 from distmeta.learner.ranks import all_sum, share
@@ -102,11 +103,17 @@ def learn(config: Config, run_dir: Path, corpus_path: Path, rank: int, world: in
             held_out = mean_loss(model, batches, "validation", config, rank, world, device)
             record["validation"] = {"loss": held_out, "perplexity": perplexity(held_out)}
         record["seconds"] = time.perf_counter() - began
+        (leaves,) = all_sum([float(rank == 0 and (run_dir / LEAVE).exists())])
         if journal:
             journal.write(record)
-            if step % config.run.checkpoint_every == 0 or step == p.steps:
+            if step % config.run.checkpoint_every == 0 or step == p.steps or leaves:
                 journal.sync()
                 save(run_dir, config, corpus, model, optimizer, State(step, tokens_seen, before, record))
+        if leaves and step < p.steps:
+            return
+    if rank == 0:
+        (run_dir / LEAVE).unlink(missing_ok=True)  # it came with the last step
+        (run_dir / EVALUATING).touch()
     after = validate()
     if rank == 0:
         save_model(run_dir / "model", model, tokenizer)

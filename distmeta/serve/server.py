@@ -8,10 +8,8 @@ import ipaddress
 import json
 import logging
 import os
-import signal
 import socket
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distmeta import checkpoint as checkpoints
+from distmeta import interrupt
 from distmeta.checkpoint import read_config
 from distmeta.config import ServeConfig, make_config
 from distmeta.config.loading import parse_override
@@ -56,53 +55,55 @@ def serve(
     token_file: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve a run's newest checkpoint, or the one given, until SIGTERM or SIGINT. Returns when all has ended.
+    """Serve a run's newest checkpoint, or the one given, until SIGTERM or SIGINT.
 
     overrides: serve.KEY=VALUE. host: other than loopback only with a token, from `token_file` or DISTMETA_TOKEN. tasks:
-    directory of adapted tasks, which other servers may share; None: `tasks` in the run. Raises InputError.
+    directory of adapted tasks, which other servers may share; None: `tasks` in the run. Raises InputError, or
+    KeyboardInterrupt once all has ended.
     """
     checkpoint = checkpoints.resolve(source)
     limits = limits_of(checkpoint, overrides)
     token = read_token(token_file, host)
     directory = Path(tasks) if tasks is not None else default_directory(checkpoint)
-    check_writable(directory)
     check_port(host, port)
+    check_writable(directory)
     options = Options(str(checkpoint.resolve()), str(directory.resolve()), limits, token)
     with tempfile.TemporaryDirectory(prefix="distmeta-serve-") as shared:
         _run(options, host, port, replicas, shared, say)
 
 
 def _run(options: Options, host: str, port: int, replicas: int, shared: str, say: Callable[[str], None]) -> None:
-    ended = threading.Event()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray import serve as ray_serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     cores = os.cpu_count() or 1
+    interrupt.catch()
     # Always a Ray of its own, which asks all that comes to it but HTTP for Ray's own token, and ends with this process.
     ray.init(
         address="local", num_cpus=max(cores, replicas) + 1, include_dashboard=False, log_to_driver=False,
         logging_level="ERROR", object_store_memory=200 * 2**20,
     )  # fmt: skip
-    for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets its own
-        signal.signal(number, lambda *_: ended.set())
+    interrupt.catch_again()
+    interrupt.keeping(f"tasks are kept in {options.directory}; the same command serves them again")
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     try:
+        interrupt.check()
         ray_serve.start(
             proxy_location="HeadOnly", logging_config=quiet,
             http_options={"host": host, "port": port, "request_timeout_s": options.limits.seconds + GRACE_S},
         )  # fmt: skip
         target = ray_serve.RunTarget(deployment(options, replicas, cores, shared).bind(options), logging_config=quiet)
         ray_serve.run_many([target], wait_for_applications_running=False)
-        wait_until_healthy(host, port, ended)
+        wait_until_healthy(host, port)
         say(
             f"{options.checkpoint} at http://{shown(host)}:{port}, tasks in {options.directory}; "
             "SIGTERM or Ctrl-C ends it"
         )
-        while not ended.wait(timeout=CHECK_S):
-            wait_until_healthy(host, port, ended)
-        say("ending")
+        while True:
+            time.sleep(CHECK_S)
+            wait_until_healthy(host, port)
     finally:
         with contextlib.redirect_stderr(io.StringIO()):  # Ray calls the end of its own controller a failure
             ray_serve.shutdown()
@@ -220,13 +221,14 @@ def check_port(host: str, port: int) -> None:
             time.sleep(0.5)
 
 
-def wait_until_healthy(host: str, port: int, ended: threading.Event) -> None:
-    """Returns when the service answers, or has been told to end. Raises TimeoutError, InputError."""
+def wait_until_healthy(host: str, port: int) -> None:
+    """Returns when the service answers. Raises TimeoutError, InputError."""
     from ray import serve as ray_serve
 
     address = f"http://{shown({'0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host))}:{port}/health"
     until = time.monotonic() + START_S
-    while not ended.is_set():
+    while True:
+        interrupt.check()
         try:
             with urllib.request.urlopen(address, timeout=5) as answer:
                 if json.load(answer)["status"] == "ok":
@@ -239,7 +241,7 @@ def wait_until_healthy(host: str, port: int, ended: threading.Event) -> None:
                 raise InputError(f"the service does not start ({name}): {last_error(reasons)}")
         if time.monotonic() > until:
             raise TimeoutError(f"{address} did not answer for {START_S:.0f} seconds")
-        ended.wait(timeout=0.3)
+        time.sleep(0.3)
 
 
 def shown(host: str) -> str:

@@ -66,7 +66,9 @@ def tune(config: ConfigSource | None = None, *, resume: bool = False, show: bool
         place = {"run.name": f"{config.run.name}-tune", "run.dir": named}
         claimed = with_params(config, place)
         with run_directory(claimed, resume, store) as (sweep_dir, fresh):
-            interrupt.driving(sweep_dir)
+            interrupt.keeping(
+                f"trials so far are kept in {sweep_dir}; the same command with --resume continues the search"
+            )
             if not fresh:
                 check_same_search(sweep_dir, config)
             write_setting(sweep_dir, claimed, store)

@@ -9,9 +9,10 @@ import small
 import torch
 
 import distmeta
-from distmeta import checkpoint
+from distmeta import checkpoint, interrupt
 from distmeta.config import dump_config
 from distmeta.errors import InputError
+from distmeta.learner.journal import Journal
 from distmeta.models.build import build_model
 from distmeta.pretraining.batches import NOT_PREDICTED, Batches, predicted, summed_loss
 from distmeta.pretraining.corpus import build_corpus, open_corpus
@@ -59,6 +60,23 @@ def _one_thread():
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     return run_alone(configured(), tmp_path_factory.mktemp("masked") / "run")
+
+
+def test_a_run_that_is_asked_to_leave_saves_that_step_and_ends_with_the_same_bytes(undisturbed, tmp_path, monkeypatch):
+    def write(journal, record):
+        recorded(journal, record)
+        if record["step"] in (5, 18):
+            (tmp_path / interrupt.LEAVE).touch()
+
+    recorded = Journal.write
+    monkeypatch.setattr(Journal, "write", write)
+    for last in (6, 19):  # the request is seen in the step after, and 6 and 19 are no multiples of checkpoint_every
+        run_alone(configured(), tmp_path)
+        assert checkpoint.step_of(checkpoint.newest_whole(tmp_path)) == last == records(tmp_path)[-1]["step"]
+        assert not (tmp_path / "model").exists()
+        interrupt.driving(tmp_path)
+    run_alone(configured(), tmp_path)
+    assert records(tmp_path) == records(undisturbed) and weights(tmp_path) == weights(undisturbed)
 
 
 @pytest.fixture(scope="module")

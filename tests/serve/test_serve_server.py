@@ -126,7 +126,9 @@ def test_a_server_answers_and_ends(source, tmp_path):
             silent.sendall(b"POST /tasks HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
             assert request(port, "GET", f"/tasks/{handle}", token=TOKEN, timeout=20)[0] == 200
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=90) == 0
+        assert process.wait(timeout=90) == 143
+        (told,) = [line for line in (tmp_path / "log").read_text().splitlines() if "interrupted" in line]
+        assert str(default_directory(source)) in told
         assert (default_directory(source) / f"{handle}.safetensors").is_file()
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.1", port), timeout=5).close()
@@ -165,6 +167,6 @@ def test_a_killed_server_comes_back_with_its_tasks(source, tmp_path):
         text = request(port, "GET", "/metrics", token=TOKEN)[1].decode()
         assert 'distmeta_requests_total{endpoint="predict",status="200"} 20.0' in text
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=90) == 0
+        assert process.wait(timeout=90) == 130
     finally:
         process.kill()

@@ -1,11 +1,13 @@
-"""Do faults leave a trace? Short runs under seeded schedules of faults, compared byte for byte with one left in peace.
+"""Do faults leave a trace? Short runs under seeded faults, compared byte for byte with one left in peace.
 
-    python benchmarks/chaos.py                       # 5 runs of 22 faults each
-    python benchmarks/chaos.py --runs 1 --faults 11  # one of each kind
+    python benchmarks/chaos.py --out chaos.json            # 2 runs of 28 faults from inside, 4 of about 25 from outside
+    python benchmarks/chaos.py --out chaos.json --most 1   # the next of these runs alone; goes on from what is in --out
 
-The schedule is that of tests/faults/schedule.py: SIGKILL of a sampler, of a learner rank (at a step, before, in and
-after its checkpoint), of the driver; a full disk at a checkpoint (the error that the system would give); a slow sampler
-and a slow learner; a truncated and a bit-flipped checkpoint. Each fault is fired exactly once, and counted.
+From inside, by the schedule of tests/faults/schedule.py: SIGKILL of a sampler, of a learner rank (at a step, before, in
+and after its checkpoint), of the driver; SIGINT and SIGTERM of the driver at a step; a rank that refuses late; a full
+disk at a checkpoint (the error that the system would give); a slow sampler and a slow learner; a truncated and a
+bit-flipped checkpoint. From outside, by tests/faults/outside.py: Ctrl-C, Ctrl-C twice and SIGTERM at random moments,
+double starts, and starts that are refused at every stage. Each fault is counted where it was fired.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
 
+import outside  # noqa: E402
 import schedule  # noqa: E402
 import small  # noqa: E402
 
@@ -41,52 +44,73 @@ def content(run: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--faults", type=int, default=22, help="of each run")
-    parser.add_argument("--steps", type=int, default=40, help="meta-steps of each run")
-    parser.add_argument("--seed", type=int, default=0, help="of the first schedule; the others follow")
+    parser.add_argument("--inside", type=int, default=2, help="runs with faults from inside")
+    parser.add_argument("--faults", type=int, default=28, help="of each of these")
+    parser.add_argument("--outside", type=int, default=4, help="runs with faults from outside")
+    parser.add_argument("--rounds", type=int, default=5, help="of each of these: starts that a signal ends")
+    parser.add_argument("--most", type=int, help="runs that are done now; default: all")
     parser.add_argument("--timeout-s", type=float, default=1200, help="of one driver, from its start to its end")
     parser.add_argument("--work", type=Path, help="where the runs go (default: a temporary directory)")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    work = Path(tempfile.mkdtemp(prefix="chaos-", dir=given.work))
-    data = small.write_domains(work / "words.csv")
+    runs = json.loads(given.out.read_text())["runs"] if given.out.exists() else []
+    todo = [("inside", seed) for seed in range(given.inside)] + [("outside", seed) for seed in range(given.outside)]
+    todo = [one for one in todo if one not in [(run["faults_from"], run["seed"]) for run in runs]]
+    for side, seed in todo[: given.most]:
+        work = Path(tempfile.mkdtemp(prefix="chaos-", dir=given.work))
+        runs.append((inside if side == "inside" else outside_of)(work, seed, given))
+        print(json.dumps(runs[-1]), flush=True)
+        total, bad = sum(run["fired"] for run in runs), [run for run in runs if run["traces"]]
+        result = {**measure.setting({"runs": "seed of each"}), "faults": total, "with_traces": len(bad), "runs": runs}
+        measure.write_json(given.out, result)
+        print(f"{total} faults in {len(runs)} runs, {len(bad)} runs with a trace")
+        if runs[-1]["traces"]:
+            sys.exit(f"the run is in {work}")
+        shutil.rmtree(work)
+
+
+def inside(work: Path, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """Two ranks and two samplers, 40 meta-steps."""
     config = small.config(
-        data, cluster={"workers": 2, "max_failures": 1000}, sampling={"actors": 2}, run={"name": "tiny"},
-        outer={"steps": given.steps},
+        small.write_domains(work / "words.csv"), cluster={"workers": 2, "max_failures": 1000}, sampling={"actors": 2},
+        run={"name": "tiny"}, outer={"steps": 40}, eval={"baselines": False},
     )  # fmt: skip
     quiet = schedule.run_to_end(work / "undisturbed", config, [], given.timeout_s)
-    expected = content(quiet.run)
-    print(f"undisturbed: {quiet.seconds:.0f} s", flush=True)
-    runs = []
-    for number in range(given.runs):
-        seed = given.seed + number
-        faults = schedule.make_schedule(seed, given.faults, given.steps, config.run.checkpoint_every, 2)
-        found = schedule.run_to_end(work / f"run-{number}", config, faults, given.timeout_s)
-        here = content(found.run)
-        runs.append({
-            "seed": seed, "scheduled": len(faults), "fired": len(found.fired),
-            "kinds": Counter(line.split(", step")[0] for line in found.fired), "seconds": found.seconds,
-            "drivers": found.drivers, "differs": [name for name in expected if here[name] != expected[name]],
-            "most_checkpoints": found.most_checkpoints, "allowed_checkpoints": config.run.keep + 1,
-        })  # fmt: skip
-        print(json.dumps(runs[-1]), flush=True)
-    total = sum(run["fired"] for run in runs)
-    bad = [
-        run
-        for run in runs
-        if run["differs"] or run["fired"] != run["scheduled"] or run["most_checkpoints"] > run["allowed_checkpoints"]
-    ]
-    result = {
-        **measure.setting({"schedules": given.seed}), "steps": given.steps, "faults": total,
-        "undisturbed_s": quiet.seconds, "runs": runs, "traces": len(bad),
+    faults = schedule.make_schedule(seed, given.faults, config.outer.steps, config.run.checkpoint_every, 2)
+    found = schedule.run_to_end(work / "disturbed", config, faults, given.timeout_s)
+    traces = differences(quiet.run, found.run)
+    if len(found.fired) != len(faults):
+        traces.append(f"{len(faults)} faults were due")
+    if found.most_checkpoints > config.run.keep + 1:
+        traces.append(f"{found.most_checkpoints} checkpoints at once")
+    kinds = Counter(line.split(", step")[0] for line in found.fired)
+    return described("inside", seed, kinds, found.drivers, quiet.seconds, found.seconds, traces)
+
+
+def outside_of(work: Path, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """One rank that samples by itself, 300 meta-steps; of odd seeds two ranks and a sampler."""
+    config = small.config(
+        small.write_domains(work / "words.csv"), cluster={"workers": 1 + seed % 2}, sampling={"actors": seed % 2},
+        run={"checkpoint_every": 20}, outer={"steps": 300}, eval={"baselines": False},
+    )  # fmt: skip
+    quiet = outside.run_to_end(work / "undisturbed", config, work / "words.csv", seed, 0)
+    found = outside.run_to_end(work / "disturbed", config, work / "words.csv", seed, given.rounds)
+    traces = [*found.wrong, *differences(quiet.run, found.run)]
+    return described("outside", seed, found.fired, found.rounds + 1, quiet.seconds, found.seconds, traces)
+
+
+def differences(quiet: Path, disturbed: Path) -> list[str]:
+    expected, here = content(quiet), content(disturbed)
+    return [f"other {name}" for name in expected if here[name] != expected[name]]
+
+
+def described(
+    side: str, seed: int, kinds: Counter[str], drivers: int, quiet_s: float, seconds: float, traces: list[str]
+) -> dict[str, Any]:
+    return {
+        "faults_from": side, "seed": seed, "fired": sum(kinds.values()), "kinds": dict(sorted(kinds.items())),
+        "drivers": drivers, "undisturbed_s": quiet_s, "seconds": seconds, "traces": traces,
     }  # fmt: skip
-    if given.out:
-        measure.write_json(given.out, result)
-    print(f"{total} faults in {len(runs)} runs, {len(bad)} runs with a trace")
-    if bad:
-        sys.exit(f"the runs are in {work}")
-    shutil.rmtree(work)
 
 
 if __name__ == "__main__":

@@ -108,8 +108,8 @@ def refuse_limit(config: Config, verb: str) -> None:
     """Raises InputError where run.max_hours is set for a verb that has no time limit."""
     if config.run.max_hours is not None:
         raise InputError(
-            f"run.max_hours = {config.run.max_hours:g} limits `distmeta train` and `pretrain`; `distmeta {verb}` has no "
-            "time limit: leave run.max_hours out"
+            f"run.max_hours = {config.run.max_hours:g} limits `distmeta train` and `pretrain`; `distmeta {verb}` has "
+            "no time limit: leave run.max_hours out"
         )
 
 

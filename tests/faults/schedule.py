@@ -24,12 +24,15 @@ from typing import Any
 
 import numpy as np
 
-AT_STEPS = ("kill sampler", "slow sampler", "kill learner", "slow learner", "kill driver")
+AT_DRIVER = ("kill driver", "interrupt driver", "terminate driver", "refuse learner")  # each ends a driver
+AT_STEPS = ("kill sampler", "slow sampler", "kill learner", "slow learner", *AT_DRIVER)
 AT_CHECKPOINTS = (
     "kill learner before its checkpoint", "kill learner in its checkpoint", "kill learner after its checkpoint",
     "full disk", "truncate checkpoint", "flip a bit of the checkpoint",
 )  # fmt: skip
 KINDS = AT_STEPS + AT_CHECKPOINTS
+SIGNALS = {"kill driver": signal.SIGKILL, "interrupt driver": signal.SIGINT, "terminate driver": signal.SIGTERM}
+ENDS = (-signal.SIGKILL, 130, 143, 2)  # how a driver ends that one of these has hit
 SLOW_S = 0.5
 
 
@@ -49,7 +52,7 @@ def make_schedule(seed: int, count: int, steps: int, checkpoint_every: int, rank
     kinds = [KINDS[i] for _ in range(-(-count // len(KINDS))) for i in rng.permutation(len(KINDS))][:count]
     out: list[Fault] = []
     for kind in kinds:
-        any_rank = kind in ("kill learner", "slow learner", "kill learner before its checkpoint")
+        any_rank = kind in ("kill learner", "slow learner", "refuse learner", "kill learner before its checkpoint")
         while True:
             step = int(rng.choice(saved)) if kind in AT_CHECKPOINTS else int(rng.integers(1, steps + 1))
             fault = Fault(kind, int(rng.integers(ranks)) if any_rank else 0, step)
@@ -96,6 +99,7 @@ def rank() -> int:
 def install() -> None:
     """Runs in every Ray worker at its start."""
     from distmeta import checkpoint
+    from distmeta.errors import InputError
     from distmeta.sampling import sampler, window
 
     firing = Firing(Path(os.environ["DISTMETA_FAULTS"]))
@@ -117,8 +121,11 @@ def install() -> None:
             firing.kill("kill learner", step, mine)
             if firing.claim("slow learner", step, mine):
                 time.sleep(SLOW_S)
-            if mine == 0 and firing.claim("kill driver", step):
-                os.kill(int((firing.place / "driver.pid").read_text()), signal.SIGKILL)
+            if firing.claim("refuse learner", step, mine):
+                raise InputError(f"meta-step {step}: what a rank finds out late")
+            for kind, number in SIGNALS.items():
+                if mine == 0 and firing.claim(kind, step):
+                    os.kill(int((firing.place / "driver.pid").read_text()), number)
             yield episodes, wait_s
 
     ranks: list[int] = []  # known once the learner runs: checkpoints are written by threads, which have no context
@@ -168,8 +175,11 @@ def drive(place: Path) -> None:
     import ray
 
     import distmeta
+    from distmeta import interrupt
     from distmeta.config import load_config
+    from distmeta.errors import InputError
 
+    interrupt.catch()
     (place / "driver.pid").write_text(str(os.getpid()))
     config = load_config(place / "tiny.yaml")
     os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -177,8 +187,14 @@ def drive(place: Path) -> None:
         address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
         runtime_env={"worker_process_setup_hook": "schedule.install", "env_vars": {"DISTMETA_FAULTS": str(place)}},
     )  # fmt: skip
-    distmeta.train(config, resume=True)
-    ray.shutdown()
+    interrupt.catch_again()
+    try:
+        distmeta.train(config, resume=True)
+    except (InputError, KeyboardInterrupt) as error:
+        print(repr(error))
+        sys.exit(interrupt.exit_code() or 2)
+    finally:
+        ray.shutdown()
 
 
 # --- outside: a run to its end ---
@@ -224,7 +240,8 @@ def run_to_end(place: Path, config: Any, faults: list[Fault], timeout_s: float =
         fired = [file.read_text().strip() for file in sorted((place / "fired").iterdir())]
         if process.returncode == 0:
             return Outcome(run, drivers, fired, most, time.monotonic() - began)
-        if process.returncode != -signal.SIGKILL or drivers > 1 + sum(line.startswith("kill driver") for line in fired):
+        hit = sum(line.startswith(AT_DRIVER) for line in fired)
+        if process.returncode not in ENDS or drivers > hit:
             tail = (place / f"driver-{drivers}.log").read_text()[-2000:]
             raise RuntimeError(f"{place}: driver {drivers} ended with {process.returncode}: {tail}")
 

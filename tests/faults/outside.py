@@ -27,9 +27,9 @@ SIGNALS = {"Ctrl-C": (130,), "SIGTERM": (143,), "Ctrl-C twice": (130,)}
 REFUSED = 2
 LATEST_S = 25.0  # after its start a process gets its signal, or after the first step of those that are to learn,
 SOON_S = 5.0  # this
-LEARNS_S = 100.0  # how long that step may take to come
-END_S = 90.0  # how long it may take to save and to end
-GONE_S = 30.0  # how long what it had started may take to end
+LEARNS_S = 150.0  # how long that step may take to come
+END_S = 200.0  # how long it may take to save and to end
+GONE_S = 60.0  # how long what it had started may take to end
 # By the stage that refuses it: the words of a command on the run in {run}, with the data in {data}.
 REFUSALS = {
     "configuration": "train tiny.yaml --resume inner.lrate=1",

@@ -55,7 +55,8 @@ class Display:
         if self._thread is None:
             self._end_bar()  # that of a preparation
         if self.show:
-            self.console.print(f"[{time.monotonic() - self._began:5.1f} s] {what}", highlight=False, markup=False)
+            since = time.monotonic() - self._began
+            self.console.print(f"[{since:5.1f} s] {what}", highlight=False, markup=False, soft_wrap=True)
 
     def counted(self, what: str, done: int, total: int | None) -> None:
         """Progress of a long preparation: a bar on a terminal, else a line now and then."""
@@ -85,12 +86,12 @@ class Display:
         self._what, self._steps = what, steps or self.config.outer.steps
         if self.show:
             self.phase(f"run directory {_relative(run_dir)}")
-            self._thread = threading.Thread(target=self._watch, args=(run_dir,), daemon=True)
+            log = Tail(run_dir / "log.txt", from_end=True)
+            records = Tail(run_dir / "metrics.jsonl", from_end=False)
+            self._thread = threading.Thread(target=self._watch, args=(log, records), daemon=True)
             self._thread.start()
 
-    def _watch(self, run_dir: Path) -> None:
-        log = Tail(run_dir / "log.txt", from_end=True)
-        records = Tail(run_dir / "metrics.jsonl", from_end=False)
+    def _watch(self, log: Tail, records: Tail) -> None:
         if sys.stderr.isatty():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -103,10 +104,10 @@ class Display:
         last_line = time.monotonic()
         while not self._stop.is_set():
             self._stop.wait(POLL_S)
-            for line in log.lines():
-                self.phase(line)
+            said = log.lines()  # read first and shown last: what is said of a meta-step follows its record
             new = [json.loads(line) for line in records.lines()]
             if not new:
+                self._say(said)
                 continue
             if self._bar is not None:
                 self._bar.update(task, completed=new[-1]["step"], line=describe(new[-1]))
@@ -116,6 +117,11 @@ class Display:
             for record in new:
                 if "validation" in record:
                     self.phase(describe_validation(record))
+            self._say(said)
+
+    def _say(self, lines: list[str]) -> None:
+        for line in lines:
+            self.phase(line)
 
 
 class TrialBars:

@@ -66,6 +66,8 @@ def test_a_summary_is_of_the_phases_seconds():
 
 def test_an_interval_is_students():
     assert scaling.interval([3.0]) == {"mean": 3.0, "low": 3.0, "high": 3.0}
+    assert "±" not in scaling.spread(scaling.interval([3.0]), ".3g", ".2g", 1)  # nothing is known of how it varies
+    assert scaling.spread(scaling.interval([2.0, 4.0]), ".3g", ".2g", 2) == "3 ± 13"
     found = scaling.interval([1.0, 2.0, 3.0])
     half = 4.30265 / 3**0.5  # two degrees of freedom, deviation 1
     assert found == pytest.approx({"mean": 2.0, "low": 2.0 - half, "high": 2.0 + half})

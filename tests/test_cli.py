@@ -6,6 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
+
+import distmeta
+from distmeta.cli import app
+from distmeta.config import load_config
+from distmeta.errors import InputError
 
 CLI = [sys.executable, "-m", "distmeta.cli"]
 
@@ -23,10 +29,10 @@ def test_import_is_light():
 def test_the_package_offers_its_public_names_and_their_modules():
     code = (
         "import distmeta; assert sorted(dir(distmeta)) == sorted([*distmeta.__all__, '__version__'])\n"
-        "import distmeta.train as t, distmeta.evaluate as e\n"
+        "import distmeta.train as t, distmeta.pipeline as p\n"
         "from distmeta.train import TrainingError, train\n"
         "assert t is distmeta.train is t.train is train and t.TrainingError is TrainingError\n"
-        "assert e.Evaluation is distmeta.Evaluation and e.evaluate is distmeta.evaluate"
+        "assert p.Pipeline is distmeta.Pipeline and p.pipeline is distmeta.pipeline"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -53,6 +59,8 @@ def _seconds(*words):
         (["config", "inner.stpes=3"], "Did you mean 'steps'?"),
         (["config", "outer.steps=many"], "outer.steps = 'many'"),
         (["config", "algorithm=mamll"], "Did you mean 'maml'?"),
+        (["config", "architecture=gpt2"], "Did you mean model.architecture?"),
+        (["config", "inner.meta_batch_size=3"], "Did you mean outer.meta_batch_size?"),
         (["config", "no-such-recipe"], "no recipe of that name"),
         (["config", "absent.yaml"], "absent.yaml: no such file"),
         (["config", "deepspeed.zero_optimization.stage=7"], "stage"),
@@ -74,6 +82,30 @@ def test_an_unknown_verb_or_option_is_no_traceback():
     for words in (["tarin"], ["config", "--jsno"]):
         done = run(*words)
         assert done.returncode == 2 and "Traceback" not in done.stderr and words[-1] in done.stderr
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_lines(tmp_path):
+    (tmp_path / "twice.yaml").write_text("inner:\n  lr: 0.1\n  steps: 2\n  lr: 0.2\n")
+    (tmp_path / "section.yaml").write_text("inner: {lr: 0.1}\nouter: {steps: 2}\ninner: {steps: 3}\n")
+    for name, reason in (("twice", "line 4: the key 'lr' stands in line 2"), ("section", "line 3: the key 'inner'")):
+        with pytest.raises(InputError, match=reason):
+            load_config(tmp_path / f"{name}.yaml")
+
+
+def test_data_in_the_place_of_a_recipe_is_told_where_it_belongs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ok.csv").write_text("text,label,task\n")
+    (tmp_path / "folder").mkdir()
+    for name in ("ok.csv", "folder"):
+        with pytest.raises(InputError, match=f"give data.path={name}$"):
+            load_config(name)
+
+
+def test_the_version_and_help_by_one_letter():
+    shown = CliRunner().invoke(app, ["--version"])
+    assert shown.exit_code == 0 and shown.stdout.strip() == f"distmeta {distmeta.__version__}"
+    for words in (["-h"], ["train", "-h"]):
+        assert "Usage" in CliRunner().invoke(app, words).stdout
 
 
 def test_json_is_one_document_and_config_round_trips(tmp_path):

@@ -146,18 +146,23 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 def table(result: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    out = Table(title=f"scaling of {result['recipe']}, {result['repeats']} repeats, means and 95% intervals", box=None)
+    said = f"{result['repeats']} repeats, means and 95% intervals" if result["repeats"] > 1 else "one repeat"
+    out = Table(title=f"scaling of {result['recipe']}, {said}", box=None)
     for heading in ("mode", "ranks", "samplers", "tasks/s", "efficiency", "step", *PHASES):
         out.add_column(heading, justify="left" if heading == "mode" else "right", no_wrap=True)
     for p in result["points"]:
         rate, efficiency = p["tasks_per_s"], p["efficiency"]
         out.add_row(
             p["mode"], str(p["workers"]), str(p["samplers"]),
-            f"{rate['mean']:.3g} ± {rate['high'] - rate['mean']:.2g}",
-            f"{efficiency['mean']:.3f} ± {efficiency['high'] - efficiency['mean']:.3f}",
+            spread(rate, ".3g", ".2g", result["repeats"]), spread(efficiency, ".3f", ".3f", result["repeats"]),
             f"{p['step_s']:.3g} s", *(f"{p['share'][name]:.1%}" for name in PHASES),
         )  # fmt: skip
     return out
+
+
+def spread(of: dict[str, float], mean: str, half: str, repeats: int) -> str:
+    """A mean and half its interval, in these formats; the mean alone where one repeat says nothing of how it varies."""
+    return f"{of['mean']:{mean}}" + (f" ± {of['high'] - of['mean']:{half}}" if repeats > 1 else "")
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

@@ -16,10 +16,10 @@ from distmeta.cli.words import Json, Source, note, split_source
 from distmeta.errors import InputError
 
 app = typer.Typer(
-    help="Meta-train language models that learn a new task from a few examples.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(bench, name="bench")
 
@@ -28,6 +28,23 @@ Pruned = Annotated[
     typer.Option(metavar="KIND:SHARE", help="magnitude, units or heads, and the share that goes; repeatable"),
 ]
 Quantised = Annotated[str | None, typer.Option(help="int8: a byte for each weight of the matrices")]
+
+
+def show_version(asked: bool) -> None:
+    if asked:
+        from distmeta import __version__
+
+        print(f"distmeta {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and exit", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Meta-train language models that learn a new task from a few examples."""
 
 
 @app.command()

@@ -31,6 +31,8 @@ def recipe_path(source: str) -> Path:
     if source in recipe_names():
         return RECIPES / f"{source}.yaml"
     path = Path(source)
+    if path.exists() and path.suffix not in (".yaml", ".yml"):
+        raise InputError(f"{source}: is neither a recipe nor a .yaml file; to train on it, give data.path={source}")
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
             return path
@@ -48,12 +50,7 @@ def load_config(source: str | Path | None = None, overrides: list[str] | None = 
     that it begins from: with another model.pretrained they are those that fit it. Raises InputError, in one line.
     """
     path = recipe_path(str(source or "default"))
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}; a configuration is a mapping of sections")
+    content = read_yaml(path)
     parsed, alone = [parse_override(override) for override in overrides or []], content
     for override in parsed:
         if "algorithm" in override:
@@ -72,6 +69,35 @@ def load_config(source: str | Path | None = None, overrides: list[str] | None = 
         # The file is at fault if it is refused without the overrides too.
         make_config(with_settings(alone, entry(alone.get("algorithm", "maml")), over=False), where=str(path))
         return make_config(content, where="the command line")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping of a YAML file. Raises InputError, also for a key that stands in it twice."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text) or {}
+        check_keys(yaml.compose(text, Loader=yaml.SafeLoader), path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}; a configuration is a mapping of sections")
+    return content
+
+
+def check_keys(node: yaml.Node | None, path: Path) -> None:
+    """Raises InputError where a mapping has a key twice, of which YAML would silently take the last."""
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            check_keys(child, path)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        line, name = key.start_mark.line + 1, str(key.value)
+        if name in lines:
+            raise InputError(f"{path} line {line}: the key '{name}' stands in line {lines[name]} already; keep one")
+        lines[name] = line
+        check_keys(value, path)
 
 
 def config_of(source: ConfigSource | None) -> Config:
@@ -133,8 +159,10 @@ def _one_line(error: ValidationError) -> str:
     first, *rest = error.errors()
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = _keys_beside(first["loc"])
-        line = f"unknown key '{key}'; allowed here: {', '.join(known)}.{nearest(str(first['loc'][-1]), known)}"
+        known, last = _keys_beside(first["loc"]), str(first["loc"][-1])
+        elsewhere = [f"{name}.{last}" for name in Config.model_fields if last in _keys_beside((name, last))]
+        hint = f" Did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(last, known)
+        line = f"unknown key '{key}'; allowed here: {', '.join(known)}.{hint}"
     else:
         reason = first["msg"].removeprefix("Value error, ")
         line = f"{key} = {first['input']!r}: {reason}" if key else reason
@@ -144,9 +172,9 @@ def _one_line(error: ValidationError) -> str:
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
     model: Any = Config
     for part in location[:-1]:
-        if part in model.model_fields:  # else the name of a source, whose keys are those of all sources
+        if part in getattr(model, "model_fields", ()):  # else the name of a source, whose keys are those of all sources
             model = _section_of(model.model_fields[part].annotation)
-    return list(model.model_fields)
+    return list(getattr(model, "model_fields", ()))
 
 
 def _section_of(annotation: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch import nn
 
 from distmeta.config import ModelConfig
 from distmeta.errors import InputError, nearest
+
+# What architectures call the width of their feed-forward layers.
+WIDTHS = ("intermediate_size", "n_inner", "d_ff", "ffn_dim", "ffn_hidden_size")
 
 
 def build_backbone(config: ModelConfig, vocab_size: int, pad_id: int, seed: int) -> nn.Module:
@@ -114,6 +118,11 @@ def _pretrained_config(name: str) -> Any:
         raise InputError(f"model.pretrained = {name}: {_first_line(error)}") from None
 
 
+def _name_in(known: Set[str], key: str) -> str:
+    """The architecture's own name of the feed-forward layers' width, the one size that transformers does not map."""
+    return next((name for name in WIDTHS if name in known), key) if key in WIDTHS and key not in known else key
+
+
 def _fresh_config(config: ModelConfig, vocab_size: int, pad_id: int) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -124,7 +133,8 @@ def _fresh_config(config: ModelConfig, vocab_size: int, pad_id: int) -> Any:
         )
     default = AutoConfig.for_model(config.architecture)
     known = set(default.to_dict()) | set(default.attribute_map)
-    for key in config.config:
+    sizes = {_name_in(known, key): value for key, value in config.config.items()}
+    for key in sizes:
         if key not in known:
             raise InputError(
                 f"model.config.{key}: not a setting of architecture {config.architecture}.{nearest(key, known)}"
@@ -138,7 +148,7 @@ def _fresh_config(config: ModelConfig, vocab_size: int, pad_id: int) -> Any:
     if default.is_encoder_decoder:
         given["decoder_start_token_id"] = pad_id
     try:
-        return AutoConfig.for_model(config.architecture, **{**given, **config.config, "vocab_size": vocab_size})
+        return AutoConfig.for_model(config.architecture, **{**given, **sizes, "vocab_size": vocab_size})
     except Exception as error:  # each architecture validates in its own way
         raise InputError(f"model.config: {_first_line(error)}") from None
 

@@ -5,8 +5,9 @@ import small
 import torch
 from safetensors.torch import load_file, save_file
 
+from distmeta.config import make_config
 from distmeta.errors import InputError
-from distmeta.models.backbone import build_backbone
+from distmeta.models.backbone import WIDTHS, build_backbone, model_config
 from distmeta.models.batch import to_batches
 from distmeta.models.build import build_model, check_format
 from distmeta.sampling.collate import collate
@@ -165,3 +166,11 @@ def test_a_checkpoint_trained_with_another_call_of_its_model_is_refused_and_no_o
             continue
         with pytest.raises(InputError, match=f"RUN: an earlier distmeta trained it, which gave {kind} other positions"):
             check_format("RUN", 1, model)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "t5", "opt", "llama"])
+def test_a_recipe_s_sizes_are_those_of_any_architecture(architecture):
+    """One name for the width of the feed-forward layers, which each architecture calls otherwise."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    made = model_config(make_config({"model": {"architecture": architecture, "config": sizes}}).model, 50, 0)
+    assert 24 in [getattr(made, name) for name in WIDTHS if hasattr(made, name)] and made.hidden_size == 8

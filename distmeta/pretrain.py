@@ -120,12 +120,14 @@ def matters(key: str) -> bool:
 def prepare_corpus(config: Config, display: Display | None = None) -> Path:
     """The corpus of the run, cleaned and tokenised unless it is in the cache. Raises InputError."""
     from distmeta.pretraining.corpus import build_corpus
-    from distmeta.pretraining.model import objective_of
+    from distmeta.pretraining.model import check_model, objective_of
+    from distmeta.tasks.build import cache_directory
 
     data = config.data
     if config.cluster.storage and not (data.cache or os.environ.get("DISTMETA_CACHE")):
         data = data.model_copy(update={"cache": f"{config.cluster.storage}/cache"})  # ranks read it on other nodes
     objective = objective_of(config.model, config.pretrain.objective)
+    check_model(config.model, objective, cache_directory(data))
     return build_corpus(config.model_copy(update={"data": data}), objective, display.counted if display else None)
 
 

@@ -98,7 +98,8 @@ def train(config: ConfigSource | None = None, *, resume: bool = False, show: boo
 
 def prepare_store(config: Config, display: Display | None = None) -> Path:
     """The token cache of the run's tasks, built if need be, and checked against what episodes ask of it."""
-    from distmeta.tasks.build import build_store
+    from distmeta.models.trial import check_model
+    from distmeta.tasks.build import build_store, cache_directory
     from distmeta.tasks.families import check_feasible
     from distmeta.tasks.store import open_store
 
@@ -110,10 +111,7 @@ def prepare_store(config: Config, display: Display | None = None) -> Path:
     path = build_store(data, config.task, config.model, progress=display.counted if display else None)
     store = open_store(path)
     check_feasible(store, config.task)
-    if config.model.pretrained is None and config.model.architecture not in ("bert", "lstm"):
-        from distmeta.models.backbone import model_config
-
-        model_config(config.model, store.vocab_size, store.pad_id)  # refused here, and not once all is started
+    check_model(config, cache_directory(data))  # refused here, and not once all is started
     if config.outer.privacy is not None:
         from distmeta.privacy import spent
 

@@ -32,4 +32,4 @@ def small_config(kind: str) -> dict:
     sizes = {key: value for key, value in SIZES.items() if names.get(key, key) in there}
     own = {names.get(key, key): value for key, value in sizes.items()}
     special = ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "decoder_start_token_id")
-    return {**own, **{key: 2 for key in special[1:] if key in there}, **KINDS[kind]}
+    return {**own, **{key: 2 for key in special[1:] if key in there}, **KINDS.get(kind, {})}

@@ -17,15 +17,16 @@ from distmeta.errors import InputError, nearest
 WIDTHS = ("intermediate_size", "n_inner", "d_ff", "ffn_dim", "ffn_hidden_size")
 
 
-def build_backbone(config: ModelConfig, vocab_size: int, pad_id: int, seed: int) -> nn.Module:
+def build_backbone(config: ModelConfig, vocab_size: int, pad_id: int, seed: int, copy: Any = None) -> nn.Module:
     """The transformer without a task head, in float32 and evaluation mode.
 
     From `config.pretrained` (a directory or hub id, safetensors only, no remote code), else initialised from
-    `config.architecture` and `config.config` with `seed`. Raises InputError.
+    `config.architecture` and `config.config` with `seed`; or from the transformers configuration `copy`. Raises
+    InputError.
     """
     from transformers import AutoModel
 
-    model = build(AutoModel, config, vocab_size, pad_id, seed)
+    model = build(AutoModel, config, vocab_size, pad_id, seed, copy)
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     if getattr(model, "pooler", None) is not None:
@@ -34,7 +35,7 @@ def build_backbone(config: ModelConfig, vocab_size: int, pad_id: int, seed: int)
     return backbone
 
 
-def build_language_model(config: ModelConfig, vocab_size: int, pad_id: int, seed: int) -> Any:
+def build_language_model(config: ModelConfig, vocab_size: int, pad_id: int, seed: int, copy: Any = None) -> Any:
     """As `build_backbone`, a decoder or an encoder-decoder with its output layer over the vocabulary."""
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -43,11 +44,11 @@ def build_language_model(config: ModelConfig, vocab_size: int, pad_id: int, seed
         AutoModelForSeq2SeqLM,
     )
 
-    hf_config = model_config(config, vocab_size, pad_id)
+    hf_config = model_config(config, vocab_size, pad_id) if copy is None else copy
     both = hf_config.is_encoder_decoder
     auto = AutoModelForSeq2SeqLM if both else AutoModelForCausalLM
     known = type(hf_config) in (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if both else MODEL_FOR_CAUSAL_LM_MAPPING)
-    model = build(auto, config, vocab_size, pad_id, seed) if known else None
+    model = build(auto, config, vocab_size, pad_id, seed, copy) if known else None
     if model is None or not (both or decodes(model.base_model, config.pretrained is None)):
         key = f"pretrained = {config.pretrained}" if config.pretrained else f"architecture = {config.architecture}"
         raise InputError(
@@ -57,13 +58,13 @@ def build_language_model(config: ModelConfig, vocab_size: int, pad_id: int, seed
     return model
 
 
-def build(kind: Any, config: ModelConfig, vocab_size: int, pad_id: int, seed: int) -> Any:
+def build(kind: Any, config: ModelConfig, vocab_size: int, pad_id: int, seed: int, copy: Any = None) -> Any:
     """A model of one of transformers' automatic classes, such as AutoModel, in float32 and evaluation mode."""
     from safetensors import SafetensorError
 
-    hf_config = model_config(config, vocab_size, pad_id)
+    hf_config = model_config(config, vocab_size, pad_id) if copy is None else copy
     _set_dropout(hf_config, config.dropout)
-    if config.pretrained is not None:
+    if config.pretrained is not None and copy is None:
         try:
             model, loading = kind.from_pretrained(
                 config.pretrained, config=hf_config, use_safetensors=True, dtype=torch.float32,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
@@ -12,18 +14,25 @@ from distmeta.models.task_model import TaskModel
 
 
 def build_model(
-    config: Config, vocab_size: int, pad_id: int, classes: int, shards: FastShards | None = None, labels: int = 0
+    config: Config,
+    vocab_size: int,
+    pad_id: int,
+    classes: int,
+    shards: FastShards | None = None,
+    labels: int = 0,
+    copy: Any = None,
 ) -> TaskModel:
     """The model that a configuration describes, for a tokenizer's vocabulary and C classes. Raises InputError.
 
     labels: classes of the whole data, over which algorithm=multi_task classifies.
-    shards: where its parameters go, each rank keeping its part of every one; all ranks build it together.
+    shards: where its parameters go, each rank keeping its part of every one; all ranks build it together. copy: a
+    transformers configuration in the place of config.model's, for a model to be tried (distmeta.models.trial).
     """
     if config.task.family == "text_to_text":
-        language = build_language_model(config, vocab_size, pad_id)
+        language = build_language_model(config, vocab_size, pad_id, copy)
         check_positions(config, backbones.positions(language.backbone))
         return language
-    backbone = backbones.build_backbone(config.model, vocab_size, pad_id, config.run.seed)
+    backbone = backbones.build_backbone(config.model, vocab_size, pad_id, config.run.seed, copy)
     if shards is not None:
         shards.take_large(backbone, "backbone")
         backbone.to(shards.device)

@@ -31,6 +31,10 @@ SHORT = 24  # tokens that tell masks and positions apart, where no window is nea
 CHEAP = 2e9  # numbers times tokens of a trial that need not be shortened
 
 
+class NoCall(InputError):
+    """transformers' own call fails."""
+
+
 def trial(hf_config: Any, length: int) -> tuple[Tensor, Tensor]:
     """Token ids and which are kept, [3, L]: a full row, one with the same first half, and one with padding."""
     generator = torch.Generator().manual_seed(0)
@@ -79,7 +83,7 @@ def ordinary_states(backbone: nn.Module, ids: Tensor, keep: Tensor, inputs: froz
         with torch.no_grad():
             states: Tensor = backbone(**{k: v for k, v in arguments.items() if k in inputs}).last_hidden_state
     except Exception as error:  # whatever a family's own code makes of being called
-        raise InputError(
+        raise NoCall(
             f"model: {kind} fails at {ids.shape[1]} tokens of text alone, with transformers' own call: {reason(error)}"
         ) from None
     if states.shape[:2] != ids.shape:

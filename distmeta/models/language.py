@@ -260,9 +260,9 @@ def shifted(answer: Tensor, first: int) -> Tensor:
     return torch.cat([torch.full_like(answer[:, :1], first), before], 1)
 
 
-def build_language_model(config: Config, vocab_size: int, pad_id: int) -> LanguageModel:
-    """The language model that a configuration describes. Raises InputError."""
-    whole = backbones.build_language_model(config.model, vocab_size, pad_id, config.run.seed)
+def build_language_model(config: Config, vocab_size: int, pad_id: int, copy: Any = None) -> LanguageModel:
+    """The language model that a configuration describes, or that of `copy`. Raises InputError."""
+    whole = backbones.build_language_model(config.model, vocab_size, pad_id, config.run.seed, copy)
     limit = backbones.positions(whole.base_model)
     length = calls.trial_length(whole, min(config.model.max_tokens, limit or config.model.max_tokens))
     ids, keep = calls.trial(whole.config, length)
@@ -280,7 +280,7 @@ def ordinary_scores(whole: Any, ids: Tensor, keep: Tensor) -> Tensor:
         with torch.no_grad():
             scores: Tensor = whole(input_ids=ids, attention_mask=keep, **more).logits
     except Exception as error:  # whatever a family's own code makes of being called
-        raise InputError(
+        raise calls.NoCall(
             f"model: {whole.config.model_type} fails at {ids.shape[1]} tokens of text alone, with transformers' own "
             f"call: {calls.reason(error)}"
         ) from None

@@ -169,11 +169,12 @@ class TaskModel(nn.Module):
         return states
 
     def _choose_way(self, expected: Tensor) -> tuple[calls.Way, float]:
-        batch = self._trial_batch()
+        batch, full = self._trial_batch(), self._trial_batch(rows=2)  # without padding there may be no mask, or another
 
         def run(way: calls.Way) -> Tensor:
             self.way = way
-            return TaskModel._last_states(self, batch)
+            states = TaskModel._last_states(self, batch)
+            return torch.cat([TaskModel._last_states(self, full)[:1], states[1:]])
 
         kind = self.backbone.config.model_type  # type: ignore[union-attr]
         return calls.choose(str(kind), run, expected, batch.keep)

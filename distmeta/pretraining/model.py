@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from distmeta.config import ModelConfig
 from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
+from distmeta.models import calls, trial
 
 
 def objective_of(config: ModelConfig, asked: str) -> str:
@@ -59,6 +61,33 @@ def build_language_model(config: ModelConfig, objective: str, vocab_size: int, p
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+def check_model(config: ModelConfig, objective: str, cache: Path) -> None:
+    """Raises InputError, with the family's name and why, for a model that cannot be pretrained; tried on a small copy
+    of it (distmeta.models.trial). cache: a directory."""
+    trial.once(cache, config, {"objective": objective}, lambda: try_model(config, objective))
+
+
+def try_model(config: ModelConfig, objective: str) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    hf_config = backbones.model_config(config, trial.WORDS, trial.PAD)
+    trial.refuse_by_name(config, hf_config)
+    kind = AutoModelForMaskedLM if objective == "masked" else AutoModelForCausalLM
+
+    def build(copy: Any) -> None:
+        model = backbones.build(kind, config, trial.WORDS, trial.PAD, 0, copy)
+        limit = backbones.positions(model)
+        length = min(config.max_tokens, calls.SHORT if limit is None else limit, calls.SHORT)
+        ids, keep = calls.trial(model.config, length)
+        try:
+            with torch.no_grad():
+                model(input_ids=ids, attention_mask=keep)
+        except Exception as error:  # whatever a family's own code makes of being called
+            raise calls.NoCall(f"model: {hf_config.model_type} fails at text alone: {calls.reason(error)}") from None
+
+    trial.try_copy(hf_config, config, build)
 
 
 def parameters(model: nn.Module) -> dict[str, torch.Tensor]:

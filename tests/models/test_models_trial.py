@@ -1,0 +1,101 @@
+"""What distmeta cannot run is refused in the driver, in one line that names the family and why."""
+
+import json
+
+import pytest
+import small
+
+from distmeta.config import make_config
+from distmeta.errors import InputError
+from distmeta.models import trial
+from distmeta.models.backbone import build_backbone
+from distmeta.pretraining import model as pretraining
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+TEXT = {"task": {"family": "text_to_text"}}
+
+
+def of(kind, sizes=None, **sections):
+    return make_config({"model": {"architecture": kind, "config": sizes or {}}, **sections})
+
+
+@pytest.mark.parametrize(("kind", "sections", "line"), [
+    ("clip", {}, r"model\.architecture = clip: clip reads more than text \(vision_config\)"),
+    ("gemma3", TEXT, r"gemma3 reads more than text \(vision_config\)"),
+    ("vit", {}, "model.architecture = vit: vit takes no token ids"),
+    ("fsmt", {}, "model.architecture = fsmt: fsmt cannot be run here"),
+    ("bert", TEXT, "model.architecture = bert: task.family=text_to_text needs a decoder or an encoder-decoder"),
+])  # fmt: skip
+def test_what_cannot_be_run_is_refused_by_name(tmp_path, monkeypatch, kind, sections, line):
+    monkeypatch.setattr(trial, "MOST", 2e7)
+    sizes = {"fsmt": {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2}, "vit": SMALL}.get(kind, {})
+    with pytest.raises(InputError, match=line) as refused:
+        trial.check_model(of(kind, sizes, **sections), tmp_path)
+    assert "\n" not in str(refused.value)
+    assert not any(tmp_path.rglob("*"))
+
+
+def test_quantised_weights_are_refused_by_name(tmp_path):
+    build_backbone(small.config().model, 40, 0, 0).config.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**content, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(InputError, match=r"its weights are quantised \(gptq\)"):
+        trial.check_model(make_config({"model": {"pretrained": str(tmp_path)}}), tmp_path / "cache")
+
+
+def test_names_that_nothing_has_are_refused_with_the_nearest(tmp_path):
+    with pytest.raises(InputError, match="matches no parameter. Did you mean 'encoder'"):
+        trial.check_model(of("bert", inner={"adapt": "encodr"}), tmp_path)
+    trial.check_model(of("bert", inner={"adapt": r"layer\.11"}), tmp_path)  # the copy has two layers
+    model = {"architecture": "bert", "lora_targets": "nothing"}
+    with pytest.raises(InputError, match=r"lora_targets = nothing: matches no linear layer.*encoder\.layer"):
+        trial.check_model(make_config({"model": model, "inner": {"adapt": "lora"}}), tmp_path)
+
+
+def test_what_has_passed_is_not_tried_again_for_the_same_configuration_and_versions(tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr(trial, "try_model", lambda config: tried.append(config.model.architecture))
+    for _ in range(2):
+        trial.check_model(of("bert"), tmp_path)
+    trial.check_model(of("bert", {"hidden_size": 48}), tmp_path)
+    assert len(tried) == 2
+    monkeypatch.setattr(trial, "version", lambda name: "another")
+    trial.check_model(of("bert"), tmp_path)
+    assert len(tried) == 3
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "try_model", lambda config: None)
+    (tmp_path / "models").write_text("a file where a directory should be")
+    trial.check_model(of("bert"), tmp_path)
+
+
+def test_a_copy_has_two_layers_of_different_kinds_and_few_words():
+    from transformers import AutoConfig
+
+    full = AutoConfig.for_model("gemma3_text", pad_token_id=0, eos_token_id=[1, 106_000])
+    copy = trial.small_copy(full, 2)
+    assert copy.num_hidden_layers == 2
+    assert copy.layer_types == ["sliding_attention", "full_attention"]
+    assert copy.vocab_size == trial.WORDS
+    assert copy.hidden_size == full.hidden_size
+    assert full.num_hidden_layers > 2  # is as it was
+
+
+def test_what_cannot_be_pretrained_is_refused_before_the_text_is_read(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise ValueError("no such call")
+
+    monkeypatch.setattr(pretraining.calls, "trial", fails)
+    with pytest.raises(InputError, match="gpt2 cannot be run here"):
+        pretraining.check_model(of("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}).model, "causal", tmp_path)
+
+
+def test_training_refuses_before_ray_is_started(tmp_path, monkeypatch):
+    import importlib
+
+    train = importlib.import_module("distmeta.train")
+    monkeypatch.setattr(train, "ray_cluster", None)
+    with pytest.raises(InputError, match="vit takes no token ids"):
+        train.train({"model": {"architecture": "vit", "config": SMALL}, "run": {"dir": str(tmp_path / "run")}})
+    assert not (tmp_path / "run").exists()

@@ -165,8 +165,8 @@ def write_setting(run_dir: Path, config: Config, store: Path) -> None:
 
     packages = ("torch", "ray", "deepspeed", "transformers", "pyarrow", "tokenizers", "numpy", "safetensors")
     environment = {
-        "command": sys.argv, "python": platform.python_version(), "platform": platform.platform(),
-        "host": platform.node(), "cores": os.cpu_count(), "store": str(store),
+        "command": sys.argv, "directory": os.getcwd(), "python": platform.python_version(),
+        "platform": platform.platform(), "host": platform.node(), "cores": os.cpu_count(), "store": str(store),
         "versions": {"distmeta": version("distmeta"), **{name: version(name) for name in packages}},
     }  # fmt: skip
     checkpoints.write_text(run_dir / "environment.json", json.dumps(environment, indent=1))

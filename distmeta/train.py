@@ -79,7 +79,10 @@ def train(config: ConfigSource | None = None, *, resume: bool = False, show: boo
     with Display(config, show) as display:
         display.phase("reading tasks")
         store = prepare_store(config, display)
-        with run_directory(config, resume, store) as (run_dir, _):
+        with run_directory(config, resume, store) as (run_dir, is_new):
+            if not is_new and has_ended(run_dir, config):
+                display.phase(f"{run_dir} has ended; there is nothing to continue")
+                return Run(run_dir)
             interrupt.driving(run_dir)
             write_setting(run_dir, config, store)
             write_tasks(run_dir, config, store, display)
@@ -94,6 +97,20 @@ def train(config: ConfigSource | None = None, *, resume: bool = False, show: boo
             write_export(run_dir, display)
             write_report(run_dir, display)
     return Run(run_dir)
+
+
+def has_ended(run_dir: Path, config: Config) -> bool:
+    """Whether the run in `run_dir` has come to its end, and `config` asks for no more of it."""
+    if not Run(run_dir).is_evaluated or (run_dir / "error.json").exists() or config.data.follow is not None:
+        return False
+    newest = checkpoints.newest_whole(run_dir, lambda line: None)
+    before = checkpoints.read_config(run_dir / "config.yaml")
+    if newest is None or (before.outer, before.eval) != (config.outer, config.eval):
+        return False
+    state = checkpoints.read_state(newest / "state.json")
+    details = json.loads((run_dir / "evaluation_details.json").read_text(encoding="utf-8"))
+    is_last = state["step"] >= config.outer.steps or bool(state.get("stopped"))
+    return is_last and details["settings"].get("meta_step") == state["step"]
 
 
 def prepare_store(config: Config, display: Display | None = None) -> Path:

@@ -1,14 +1,21 @@
 """What is named on this machine means the same from any directory; what cannot be used is refused before it is used."""
 
+import importlib
 import json
+import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distmeta.config import DataConfig, config_of, load_config
+import distmeta
+from distmeta import checkpoint, report
+from distmeta.adapt import adapt
+from distmeta.config import DataConfig, config_of, load_config, with_changes
 from distmeta.config.paths import absolute
 from distmeta.errors import InputError
+from distmeta.evaluate import evaluate
 from distmeta.tasks.readers import find_sources, read_examples
 
 
@@ -66,3 +73,35 @@ def test_a_configuration_is_named_in_python_by_a_recipe_a_file_or_sections(tmp_p
     for wrong, reason in (("nothing", "no recipe of that name"), ({"outre": 1}, "outre.*'outer'"), (3, "is int; give")):
         with pytest.raises(InputError, match=reason):
             config_of(wrong)
+
+
+def test_a_run_is_used_from_any_directory_and_from_another_place(undisturbed, words_csv, tmp_path, monkeypatch):
+    copy = tmp_path / "elsewhere" / "copy"
+    shutil.copytree(undisturbed.run, copy)
+    monkeypatch.chdir(tmp_path)
+    of_copy = evaluate("elsewhere/copy", str(words_csv), 4, baselines=False).methods
+    assert of_copy["meta_trained"]["accuracy"]["episodes"] == 4
+    assert report.write("elsewhere/copy") == Path("elsewhere/copy/report.html")
+    rows = [{"text": "red", "label": "yes"}, {"text": "blue", "label": "no"}]
+    assert adapt("elsewhere/copy", rows).labels == ["no", "yes"]
+
+
+def test_a_run_that_has_ended_is_not_begun_again(undisturbed, tmp_path, monkeypatch, capsys):
+    """Without Ray, from another directory; a run of which more is asked is continued."""
+    copy = tmp_path / "copy"
+    shutil.copytree(undisturbed.run, copy)
+    monkeypatch.chdir(tmp_path)
+    of_run = checkpoint.read_config(copy / "config.yaml")
+    config = of_run.model_copy(update={"run": of_run.run.model_copy(update={"dir": "copy"})})
+
+    def begun(*words):
+        raise RuntimeError("begun")
+
+    monkeypatch.setattr(importlib.import_module("distmeta.train"), "ray_cluster", begun)
+    run = distmeta.train(config, resume=True, show=True)
+    assert run.path == copy and run.evaluation == json.loads((undisturbed.run / "evaluation.json").read_text())
+    assert "has ended; there is nothing to continue" in capsys.readouterr().err
+    for changes in ({"outer": {"steps": 21}}, {"eval": {"episodes": 9}}):
+        section, keys = next(iter(changes.items()))
+        with pytest.raises(RuntimeError, match="begun"):
+            distmeta.train(with_changes(config, section, **keys), resume=True)

@@ -207,6 +207,13 @@ def test_a_real_run_has_its_report(undisturbed):
     }
 
 
+def test_its_command_runs_from_any_directory(tmp_path, monkeypatch):
+    run = made(tmp_path / "a run", **{"environment.json": {"command": ["distmeta", "train"], "directory": "/there"}})
+    monkeypatch.chdir(tmp_path)
+    text = report.write("a run").read_text()
+    assert f"&#39;{run.resolve()}/config.yaml&#39; --run-dir again" in text and "As it was started, in /there:" in text
+
+
 def test_a_search(tmp_path):
     sweep = made(tmp_path / "sweep", **{"evaluation.json": None, "evaluation_details.json": None})
     for number, (lr, value) in enumerate([(0.5, 0.7), (0.02, 0.8), (0.1, None)]):

@@ -17,7 +17,7 @@ def absolute(config: Config) -> Config:
     path, and does not exist.
     """
     data, pretrained = config.data, config.model.pretrained
-    if pretrained is not None and _is_path(pretrained) and not os.path.exists(os.path.expanduser(pretrained)):
+    if pretrained is not None and is_path(pretrained) and not os.path.exists(os.path.expanduser(pretrained)):
         raise InputError(
             f"model.pretrained = {pretrained}: no such directory; give the directory of a Hugging Face model, such as "
             "RUN/model of `distmeta pretrain`, or a hub id (NAME or OWNER/NAME)"
@@ -36,7 +36,7 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update={s: getattr(config, s).model_copy(update=keys) for s, keys in changes.items()})
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether no hub id is written so."""
     return name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1
 

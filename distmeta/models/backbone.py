@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from distmeta.config import ModelConfig
+from distmeta.config.paths import is_path
 from distmeta.errors import InputError, nearest
 
 # What architectures call the width of their feed-forward layers.
@@ -109,6 +110,8 @@ def model_config(config: ModelConfig, vocab_size: int, pad_id: int) -> Any:
 def _pretrained_config(name: str) -> Any:
     from transformers import AutoConfig
 
+    if is_path(name) and not os.path.isdir(name):
+        raise InputError(f"model.pretrained = {name}: no such directory, and its weights are not in the checkpoint")
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
         raise InputError(
             f"model.pretrained = {name}: the directory has no config.json; give a Hugging Face model directory"

@@ -258,10 +258,13 @@ def environment(run: RunFiles) -> Section:
 
 def again(run: RunFiles) -> Section:
     blocks: list[Block] = [Text("From its configuration, which holds every setting and seed:")]
-    blocks.append(Code(shlex.join(["distmeta", "train", str(run.path / "config.yaml"), "--run-dir", "again"])))
+    blocks.append(
+        Code(shlex.join(["distmeta", "train", str(run.path.resolve() / "config.yaml"), "--run-dir", "again"]))
+    )
     given = command(run.environment)
     if given:
-        blocks += [Text("As it was started:"), Code(given)]
+        where = f", in {run.environment['directory']}" if "directory" in run.environment else ""
+        blocks += [Text(f"As it was started{where}:"), Code(given)]
     return Section("How to reproduce it", blocks)
 
 

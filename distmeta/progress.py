@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from distmeta import health
+from distmeta import health, tables
 from distmeta.config import Config
 from distmeta.errors import cut
 
@@ -166,9 +166,7 @@ class TrialBars:
 
 def show_results(run: Run) -> None:
     """The closing table, on standard output."""
-    from rich.console import Console
-
-    Console().print(evaluation_table(run.evaluation))
+    tables.show(evaluation_table(run.evaluation), less=LESS)
     last = run.metrics[-1]
     print(verdict(run.evaluation))
     for line in closing(json.loads((run.path / "evaluation_details.json").read_text(encoding="utf-8"))):
@@ -229,6 +227,9 @@ CLASS_COLUMNS = ("accuracy", "precision", "recall", "f1", "accuracy")
 TEXT_COLUMNS = ("token_f1", "exact_match", "rouge_l", "bleu", "perplexity", "loss")
 
 
+LESS = ("recall", "precision", "loss", "BLEU", "ROUGE-L", "worst task", "F1")  # left out first where it is narrow
+
+
 def describe(record: dict[str, Any]) -> str:
     accuracy = f"  accuracy {record['query_accuracy']:.3f}" if "query_accuracy" in record else ""
     seconds = sum(record.get(k, 0) for k in ("wait_s", "inner_s", "aggregate_s", "checkpoint_s", "seconds"))
@@ -254,10 +255,11 @@ def evaluation_table(
     table.add_column("method", no_wrap=True)
     first, *others, by_steps = TEXT_COLUMNS if "token_f1" in methods["meta_trained"] else CLASS_COLUMNS
     for column in (first, *others, "by inner steps" if by_steps == first else f"{by_steps} by inner steps"):
-        table.add_column(column.replace("_", " ").replace("f1", "F1").replace("rouge l", "ROUGE-L"), justify="right")
+        heading = column.replace("_", " ").replace("f1", "F1").replace("rouge l", "ROUGE-L").replace("bleu", "BLEU")
+        table.add_column(heading, justify="right", no_wrap=True)
     worst = {name: found["worst_task"] for name, found in (details or {}).items() if "worst_task" in found}
     if worst:
-        table.add_column("worst task", justify="right")
+        table.add_column("worst task", justify="right", no_wrap=True)
     for name, scores in methods.items():
         main, curve = scores[first], scores[by_steps].get("curve", [])
         shown = " ".join(f"{x:.2f}" for x in (curve if len(curve) <= 8 else curve[:: max(1, len(curve) // 6)]))
@@ -309,9 +311,9 @@ def class_table(details: dict[str, Any], most: int = 20) -> Any:
         per_class = dict(sorted(per_class.items(), key=lambda item: item[1]["f1"])[:most])
         title += f"; the {most} hardest"
     table = Table(title=title)
-    table.add_column("class", no_wrap=True)
+    table.add_column("class")
     for column in ("precision", "recall", "F1"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for name, scores in per_class.items():
         table.add_row(name, *(f"{scores[k]:.3f}" for k in ("precision", "recall", "f1")))
     return table

@@ -142,11 +142,10 @@ def tune(
     if as_json:
         print(json.dumps({"search": str(search.path), "best": str(best), "trials": search.trials}))
     else:
-        from rich.console import Console
-
+        from distmeta.tables import show
         from distmeta.tune.results import table
 
-        Console(width=None if sys.stdout.isatty() else 150).print(table(search))
+        show(table(search), less=("seconds", "meta-steps"))
         print(f"the best as a recipe: distmeta train {best}")
 
 
@@ -177,13 +176,11 @@ def evaluate(
     if as_json:
         print(json.dumps(result.methods))
         return
-    from rich.console import Console
+    from distmeta.progress import LESS, class_table, closing, evaluation_table
+    from distmeta.tables import show
 
-    from distmeta.progress import class_table, closing, evaluation_table
-
-    console = Console()
     title = f"{split} tasks, mean and 95% interval over episodes"
-    console.print(evaluation_table(result.methods, title, result.details), class_table(result.details))
+    show(evaluation_table(result.methods, title, result.details), class_table(result.details), less=LESS)
     for line in closing(result.details):
         print(line)
 
@@ -313,9 +310,9 @@ def check(
     if as_json:
         print(json.dumps(checks.report(found)))
     else:
-        from rich.console import Console
+        from distmeta.tables import show
 
-        Console().print(checks.table(found))
+        show(checks.table(found))
     if not all(finding.agrees for finding in found):
         sys.exit(1)
 

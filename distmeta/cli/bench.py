@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 
 from distmeta.cli.words import Json, Source, note, split_source
 from distmeta.errors import InputError
+from distmeta.tables import show
 
 bench = typer.Typer(help="Measure on your own configuration.", no_args_is_help=True)
 
@@ -35,9 +35,7 @@ def inner(
     if as_json:
         print(json.dumps(result))
         return
-    from rich.console import Console
-
-    Console().print(table(result), *sentences(result), sep="\n")
+    show(table(result), *sentences(result), less=("low-high",))
 
 
 @bench.command()
@@ -60,9 +58,7 @@ def sampling(
     if as_json:
         print(json.dumps(result))
         return
-    from rich.console import Console
-
-    Console().print(table(result), sentence(result), sep="\n")
+    show(table(result), sentence(result))
 
 
 @bench.command()
@@ -95,9 +91,7 @@ def scaling(
     if as_json:
         print(json.dumps(result))
         return
-    from rich.console import Console
-
-    Console(width=140 if not sys.stdout.isatty() else None).print(table(result))
+    show(table(result), less=("checkpoint", "aggregate", "peers"))
 
 
 def numbers(flag: str, text: str, kind: Any, count: int | None = None) -> list[Any]:

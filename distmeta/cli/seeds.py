@@ -34,9 +34,9 @@ def train_seeds(
     if as_json:
         print(json.dumps({"seeds": numbers, "runs": [str(run.path) for run in runs], "evaluation": scores}))
     elif scores:
-        from rich.console import Console
+        from distmeta.tables import show
 
-        Console().print(table(scores, numbers))
+        show(table(scores, numbers), less=("recall", "precision"))
 
 
 def parse(text: str, overrides: Sequence[str]) -> list[int]:

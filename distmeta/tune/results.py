@@ -143,9 +143,10 @@ def table(search: Search) -> Any:
     shown = Table(title=f"meta-validation {search.metric} at the best number of adaptation steps, 95% interval")
     shown.add_column("trial", no_wrap=True)
     for key in keys:
-        shown.add_column(key, justify="right")
-    for column in (search.metric, "adapt steps", "meta-steps", "seconds", "ended"):
-        shown.add_column(column, justify="right")
+        shown.add_column(key, justify="right", no_wrap=True)
+    for column in (search.metric, "adapt steps", "meta-steps", "seconds"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    shown.add_column("ended")
     best = search.best
     for row in rows:
         name = f"{row['number']}" + ("" if row["kind"] == "search" else f" ({row['kind']} rates)")

@@ -1,0 +1,69 @@
+"""Tables on standard output that can be read at any width, and in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+WIDE = 1000  # columns of what is no terminal: nothing wraps there
+TEXT = 22  # columns that a column of text needs, which wraps
+
+
+def show(*parts: Any, less: Sequence[str] = (), console: Console | None = None) -> None:
+    """Print rich tables, and lines, on standard output.
+
+    Where a terminal is too narrow for a table, the columns headed `less` are left out in turn, and said to be; a table
+    that is too wide even so becomes a block of lines for each row.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    console = console or Console(width=None if sys.stdout.isatty() else WIDE)
+    for part in parts:
+        if not isinstance(part, Table):
+            console.print(part, soft_wrap=True, markup=False, highlight=False)
+            continue
+        left_out = [name for name in less if _leave_out(part, name, console)]
+        if _needs(part, console) <= console.width:
+            console.print(part)
+        else:
+            _as_blocks(part, console)
+        if left_out:
+            line = f"not shown at {console.width} columns: {', '.join(left_out)}"
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _needs(table: Table, console: Console) -> int:
+    """The columns of a terminal within which the table can be read."""
+    wide = console.options.update(max_width=WIDE)
+    total, between = 1, 3 if table.box else 2
+    for column in table.columns:
+        widest = max(console.measure(cell or "", options=wide).maximum for cell in [column.header, *column.cells])
+        total += between + (widest if column.no_wrap else min(widest, TEXT))
+    return total
+
+
+def _leave_out(table: Table, name: str, console: Console) -> bool:
+    """Takes the column from a table that is too wide, if it has it."""
+    at = next((i for i, column in enumerate(table.columns) if str(column.header) == name), None)
+    if at is None or _needs(table, console) <= console.width:
+        return False
+    del table.columns[at]
+    return True
+
+
+def _as_blocks(table: Table, console: Console) -> None:
+    if table.title:
+        console.print(table.title, style="italic", highlight=False)
+    heads = [str(column.header) for column in table.columns]
+    width = max(map(len, heads[1:]), default=0)
+    for first, *rest in zip(*(column.cells for column in table.columns), strict=True):
+        console.print(first, style="bold", highlight=False)
+        for head, cell in zip(heads[1:], rest, strict=True):
+            if cell:
+                console.print(f"  {head:{width}}  {cell}", highlight=False)

@@ -6,9 +6,10 @@ An adapted model is a directory like a checkpoint: safetensors, JSON and a manif
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from distmeta.sampling.collate import collate
 from distmeta.sampling.episode import Rows
 from distmeta.scoring import split_meta, stack
 from distmeta.scoring_text import choose, support_rows, write
+from distmeta.tasks import counts
 from distmeta.tasks.records import Record, make, parse
 from distmeta.tasks.texts import fault
 
@@ -56,12 +58,21 @@ class AdaptedModel:
     tokenizer_file: Path
     state: dict[str, Any]
     inner_losses: list[float]  # support loss after 0..K inner steps
+    warnings: tuple[str, ...] = ()  # of the support set and of what adaptation came to, a line each
 
     @property
     def text_column(self) -> str:
         """The column that inputs to predict are in."""
         data = self.config.data
         return data.input if self.config.task.family == "text_to_text" else data.text
+
+    def unknown(self, texts: Sequence[str]) -> str:
+        """One line where many words of the texts are not in the vocabulary; else empty."""
+        lost = counts.Counts()
+        tokenizer = _tokenizer(self.tokenizer_file)
+        lost.add(tokenizer.encode_batch_fast(list(texts)), counts.unknown_id(tokenizer))
+        many = lost.unknown > counts.WORTH_SAYING * lost.tokens
+        return counts.unknown_words(asdict(lost)) + ", and count as one word" if many else ""
 
     def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """For each text {"label": ..., "confidence": p, "probabilities": {label: p}}, in order.
@@ -156,9 +167,23 @@ def adapt(
     model, fast, shared, rates = on_device(saved, device)
     params, losses = fit(model, fast, shared, rates, [found], config, int(saved.state["pad_id"]), steps)[0]
     state = kept_state(saved) | found.about
-    return AdaptedModel(
-        config, found.labels, model, {**without_pooled(shared), **params}, saved.tokenizer_file, state, losses
-    )
+    warnings = tuple(remarks(found, losses, tokenizer))
+    adapted = {**without_pooled(shared), **params}
+    return AdaptedModel(config, found.labels, model, adapted, saved.tokenizer_file, state, losses, warnings)
+
+
+def remarks(support: Support, losses: Sequence[float], tokenizer: Tokenizer) -> Iterator[str]:
+    """What is wrong with an adaptation, a line each: a loss at chance, ln C, at its end; words that are unknown."""
+    chance = math.log(len(support.labels)) if len(support.labels) > 1 else math.inf
+    if len(losses) > 1 and losses[-1] >= 0.98 * chance:
+        yield (
+            f"the support loss ends at {losses[-1]:.3f}, which is chance (ln {len(support.labels)} = {chance:.3f}): "
+            "the task was not learnt; give more examples, more --steps, or change inner.lr in training"
+        )
+    tokens, number = support.rows.tokens, counts.unknown_id(tokenizer)
+    lost = {"tokens": len(tokens), "unknown": 0 if number is None else int((tokens == number).sum())}
+    if lost["unknown"] > counts.WORTH_SAYING * lost["tokens"]:
+        yield f"{counts.unknown_words(lost)}, and count as one word"
 
 
 @dataclass(frozen=True)

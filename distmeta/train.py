@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distmeta import checkpoint as checkpoints
-from distmeta import interrupt
+from distmeta import health, interrupt
 from distmeta.config import Config, ConfigSource, config_of
 from distmeta.config.paths import absolute
 from distmeta.directory import run_directory, write_setting
@@ -146,8 +146,8 @@ def write_tasks(run_dir: Path, config: Config, store: Path, display: Display) ->
     found = summary.summary(open_store(store)) | ({"follows": True} if config.data.follow else {})
     checkpoints.write_text(run_dir / summary.FILE, json.dumps(found, indent=1, ensure_ascii=False))
     display.phase(summary.headline(found))
-    if found["repeated"]:
-        display.phase(f"warning: {summary.sentence(found['repeated'])}")
+    for sign in summary.signs(found):
+        display.phase(health.sentence(sign))
 
 
 def write_export(run_dir: Path, display: Any) -> None:

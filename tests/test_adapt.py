@@ -232,3 +232,18 @@ def test_nothing_that_is_loaded_can_run_code():
         for number, line in enumerate(file.read_text().splitlines(), 1):
             code = re.sub(r"\.eval\(", ".", line)  # a model's evaluation mode
             assert not forbidden.search(code), f"{file}:{number}: {line}"
+
+
+def test_a_task_that_is_not_learnt_and_unknown_words_are_told(domain, tmp_path, capsys):
+    from distmeta.cli import predict
+
+    adapted = adapt(domain, SUPPORT, steps=0)
+    assert adapted.warnings == () and adapted.unknown(TEXTS) == ""
+    same = rows(*((text, label) for text in ("hot", "so") for label in ("yes", "no")))  # nothing tells them apart
+    line = adapt(domain, same).warnings[0]
+    assert re.search(r"support loss ends at 0\.\d+, which is chance \(ln 2 = 0.693\).*not learnt.*inner\.lr", line)
+    strange = rows(("zyx wvu tsr", "yes"), ("qpo nml", "no"))
+    assert "unknown words: 5 of 9 tokens (56%) are not in the vocabulary" in adapt(domain, strange).warnings[-1]
+    (tmp_path / "in.txt").write_text("zyx wvu tsr\n")
+    predict(str(adapted.save(tmp_path / "adapted")), str(tmp_path / "in.txt"))
+    assert "warning: unknown words: 3 of 5 tokens" in capsys.readouterr().err

@@ -201,6 +201,8 @@ def adapt(
     adapted = fit(checkpoint, support, steps=steps)
     adapted.save(out)
     report = {"out": str(out), "labels": adapted.labels, "support_loss": adapted.inner_losses}
+    for line in adapted.warnings:
+        print(f"warning: {line}", file=sys.stderr)
     if as_json:
         print(json.dumps(report))
     else:
@@ -219,7 +221,10 @@ def predict(
 
     model = load_adapted(adapted)
     texts = list(read_inputs(source, model.text_column))
-    predictions = iter(model.predict([text for text in texts if text is not None]))
+    there = [text for text in texts if text is not None]
+    if line := model.unknown(there):
+        print(f"warning: {line}", file=sys.stderr)
+    predictions = iter(model.predict(there))
     for text in texts:
         print(json.dumps(None if text is None else next(predictions), ensure_ascii=False))
 

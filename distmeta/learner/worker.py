@@ -372,6 +372,7 @@ def finish(
         result = evaluate_methods(model, meta, store, config, device, score=score_in_group, say=say)
     if rank == 0:
         result.details["settings"]["meta_step"] = step
+        result.details["encoding"] = store.encoding
         result.details["warnings"] = [*signs(read(run_dir)), *(warnings or []), *result.details["warnings"]]
         for epsilon in privacy.spent(config, store, step).values():
             result.details["privacy"] = privacy.guarantee(config, epsilon)

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError, cut
 from distmeta.tasks import mixture, questions, records, reviews, splits, tokenizer
+from distmeta.tasks.counts import MOST_UNKNOWN, Counts, unknown_words
 from distmeta.tasks.readers import read_examples
 from distmeta.tasks.sources import Source, find_sources
 from distmeta.tasks.splits import SPLITS
@@ -231,10 +233,11 @@ def _write(
         done = tokens = characters = 0
         lines_in_order = spooled_texts(spool, order)
         begins: Any = None  # of the answers
+        lost = Counts()
         for flat, sizes, *begins in (
-            records.encode(ready, lines_in_order, model, task.instructions)
+            records.encode(ready, lines_in_order, model, task.instructions, lost)
             if text
-            else tokenizer.encode(ready, lines_in_order, model.max_tokens)
+            else tokenizer.encode(ready, lines_in_order, model.max_tokens, lost)
         ):
             rows = order[done : done + len(sizes)]
             content, text_ends = gather(spool.text, spool.offsets, rows)
@@ -252,6 +255,12 @@ def _write(
             tokens, characters, done = tokens + len(flat), characters + len(content), done + len(rows)
             if progress:
                 progress("tokenising", done, len(order))
+
+    if model.pretrained is not None and lost.unknown > MOST_UNKNOWN * lost.tokens:
+        raise InputError(
+            f"model.pretrained = {model.pretrained}: {unknown_words(asdict(lost))} of its tokenizer; "
+            "give a model of the data's language, or check that the tokenizer is the model's own"
+        )
 
     ready_made = {name: _mapped(work / f"{name}.sorted") for name in SORTED}
     ends = pa.Array.from_buffers(pa.int64(), len(order) + 1, [None, ready_made["token_ends"]])
@@ -277,7 +286,8 @@ def _write(
         "key": key, "family": task.family, "columns": width, "rows": len(order),
         "vocab_size": special.vocab_size, "pad_id": special.pad, "cls_id": special.cls, "sep_id": special.sep,
         "end_id": special.end,
-        "max_tokens": model.max_tokens, "left_out": [n for n, s in zip(names, split, strict=True) if s < 0],
+        "max_tokens": model.max_tokens, "encoding": asdict(lost),
+        "left_out": [n for n, s in zip(names, split, strict=True) if s < 0],
         "source": data.path or "built-in reviews", "sources": sorted(data.sources or []),
     }  # fmt: skip
     (work / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from distmeta.config import ModelConfig
 from distmeta.errors import InputError, cut
 from distmeta.tasks import tokenizer as tokenizers
+from distmeta.tasks.counts import Counts, unknown_id
 from distmeta.tasks.sources import Source, not_utf8
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class Encoder:
         self._prompts, self._answers = (type(tokenizer).from_str(tokenizer.to_str()) for _ in range(2))
         special = tokenizers.special_ids(tokenizer)
         self.end, self.ends = special.end, special.ends
+        self._unknown = unknown_id(tokenizer)
         self._prompts.no_padding()
         self._answers.no_padding()
         self._prompts.no_truncation()
@@ -129,8 +131,12 @@ class Encoder:
         self._prompts.enable_truncation(room)
         self._answers.enable_truncation(model.answer_tokens - 1)
 
-    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        return [e.ids + self.boundary for e in self._prompts.encode_batch_fast(list(texts))]
+    def prompts(self, texts: Sequence[str], counts: Counts | None = None) -> list[list[int]]:
+        """Cut at their ends where they are too long. counts: what that loses is added to it."""
+        encodings = self._prompts.encode_batch_fast(list(texts))
+        if counts is not None:
+            counts.add(encodings, self._unknown)
+        return [e.ids + self.boundary for e in encodings]
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         found = self._answers.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -138,13 +144,17 @@ class Encoder:
 
 
 def encode(
-    tokenizer: Tokenizer, batches: Iterable[list[str]], model: ModelConfig, instructions: bool
+    tokenizer: Tokenizer,
+    batches: Iterable[list[str]],
+    model: ModelConfig,
+    instructions: bool,
+    counts: Counts | None = None,
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]]:
     """For each batch of records: their token ids in one array, how many each has, and how many before its answer."""
     encoder = Encoder(tokenizer, model)
     for lines in batches:
         made = [parse(line) for line in lines]
-        prompts = encoder.prompts([record.prompt(instructions) for record in made])
+        prompts = encoder.prompts([record.prompt(instructions) for record in made], counts)
         answers = encoder.answers([record.answers[0] for record in made])
         begins = np.fromiter(map(len, prompts), np.int32, len(made))
         lengths = begins + np.fromiter(map(len, answers), np.int64, len(made))

@@ -68,6 +68,7 @@ class TaskStore:
     groups: dict[str, Groups] = field(repr=False)  # by split
     sources: dict[str, dict[str, Groups]] = field(repr=False)  # by split and data source; {} without data.sources
     left_out: list[str] = field(repr=False)  # names that data.splits does not mention
+    encoding: dict[str, int] = field(repr=False)  # tasks.counts.Counts; {} in stores of before
     _texts: Any = field(repr=False)
 
     @property
@@ -133,6 +134,7 @@ def open_store(path: str | Path) -> TaskStore:
         groups=by_split,
         sources={word: _by_source(groups, named, meta.get("sources", [])) for word, groups in by_split.items()},
         left_out=meta["left_out"],
+        encoding=meta.get("encoding", {}),
         _texts=rows.column("text"),
     )
 

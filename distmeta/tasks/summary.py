@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distmeta.health import Sign, sign
+from distmeta.tasks import counts
 from distmeta.tasks.splits import SPLITS
 from distmeta.tasks.store import TaskStore
 
@@ -16,8 +17,9 @@ PART = 1 << 18  # rows that are compared at once
 
 
 def summary(store: TaskStore) -> dict[str, Any]:
-    """{splits, repeated}: by split its rows, and those of each task and each class; then the texts in two splits.
+    """{splits, repeated, encoding}: by split its rows, and those of each task and class; then the texts in two splits.
 
+    encoding: rows, those cut to max_tokens, tokens, unknown ones.
     repeated: by "test in train" and so on, how many rows of the first split have a text that stands in the second too.
     """
     splits: dict[str, dict[str, Any]] = {}
@@ -28,9 +30,10 @@ def summary(store: TaskStore) -> dict[str, Any]:
         unit = "classes" if store.family == "classes" else "tasks"
         splits[split] = {"rows": groups.examples, unit: each}
         if store.family == "domain":
-            counts = groups.count.sum(0).tolist()
-            splits[split]["classes"] = {name: int(n) for name, n in zip(store.labels, counts, strict=True)}
-    return {"splits": splits, "repeated": repeated(store)}
+            totals = groups.count.sum(0).tolist()
+            splits[split]["classes"] = {name: int(n) for name, n in zip(store.labels, totals, strict=True)}
+    lost = {"encoding": {**store.encoding, "max_tokens": store.max_tokens}} if store.encoding else {}
+    return {"splits": splits, "repeated": repeated(store), **lost}
 
 
 def unit_of(found: dict[str, Any]) -> str:
@@ -52,12 +55,12 @@ def repeated(store: TaskStore) -> dict[str, int]:
     def unique(arrays: Any) -> Any:
         return pc.unique(pa.chunked_array([pc.unique(array) for array in arrays], texts["train"].type))
 
-    counts = {}
+    rows = {}
     for one, other in PAIRS:
         of_one = unique(parts(one))
         in_both = unique(part.filter(pc.is_in(part, value_set=of_one)) for part in parts(other))
-        counts[f"{one} in {other}"] = sum(pc.sum(pc.is_in(part, value_set=in_both)).as_py() for part in parts(one))
-    return {pair: count for pair, count in counts.items() if count}
+        rows[f"{one} in {other}"] = sum(pc.sum(pc.is_in(part, value_set=in_both)).as_py() for part in parts(one))
+    return {pair: count for pair, count in rows.items() if count}
 
 
 def read(run_dir: Path) -> dict[str, Any]:
@@ -70,9 +73,11 @@ def read(run_dir: Path) -> dict[str, Any]:
 
 
 def signs(found: dict[str, Any]) -> list[Sign]:
-    """The texts in two splits as a sign, as distmeta.health has them."""
+    """The texts in two splits, those cut to fit and unknown words as signs, as distmeta.health has them."""
     said = sentence(found.get("repeated", {}))
-    return [sign(said, "the data, or how data.split divides it")] if said else []
+    lost = found.get("encoding", {})
+    out = [sign(said, "the data, or how data.split divides it")] if said else []
+    return out + counts.signs(lost, lost.get("max_tokens", 0))
 
 
 def sentence(counts: dict[str, int]) -> str:

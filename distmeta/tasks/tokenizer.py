@@ -31,6 +31,7 @@ from tokenizers import (
 )
 
 from distmeta.errors import InputError, cut
+from distmeta.tasks.counts import Counts, unknown_id
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # Where a pretrained directory does not name them, in this order; a decoder pads with its end token.
@@ -310,17 +311,21 @@ def fingerprint(tokenizer: Tokenizer, ends: bool = False) -> str:
 
 
 def encode(
-    tokenizer: Tokenizer, batches: Iterable[list[str]], max_tokens: int
+    tokenizer: Tokenizer, batches: Iterable[list[str]], max_tokens: int, counts: Counts | None = None
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
     """For each batch of texts: all its token ids in one array, and the number of them in each text.
 
-    Texts are cut at `max_tokens`, special tokens included.
+    Texts are cut at `max_tokens`, special tokens included. counts: what that loses is added to it.
     """
+    unknown = unknown_id(tokenizer)
     plain = Tokenizer.from_str(tokenizer.to_str())
     plain.no_padding()
     plain.enable_truncation(max_tokens)
     for texts in batches:
-        ids = [encoding.ids for encoding in plain.encode_batch_fast(texts)]
+        encodings = plain.encode_batch_fast(texts)
+        if counts is not None:
+            counts.add(encodings, unknown)
+        ids = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         flat = np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum()))
         yield flat, lengths

@@ -17,9 +17,9 @@ VOCABULARY, PAD, END = 60, 1, 2
 LENGTHS = (20, 7, 13, 4)  # beyond every window
 
 
-def configured(kind, **sections):
+def configured(kind, other=None, **sections):
     return make_config({
-        "model": {"architecture": kind, "config": architectures.small_config(kind), "max_tokens": 24,
+        "model": {"architecture": kind, "config": architectures.small_config(kind, other), "max_tokens": 24,
                   "answer_tokens": 6, **sections.pop("model", {})},
         "task": {"shots": 2, "queries": 2}, "outer": {"meta_batch_size": 2}, **sections,
     })  # fmt: skip
@@ -46,10 +46,10 @@ def apart(found, expected):
 
 
 @torch.no_grad()
-def feature_difference(kind):
+def feature_difference(kind, other=None):
     """The model, and the largest relative difference of its features from the ordinary call's."""
-    model = build_model(configured(kind), VOCABULARY, PAD, 2)
-    plain = backbones.build_backbone(configured(kind).model, VOCABULARY, PAD, 0)
+    model = build_model(configured(kind, other), VOCABULARY, PAD, 2)
+    plain = backbones.build_backbone(configured(kind, other).model, VOCABULARY, PAD, 0)
     shake(plain)
     model.backbone.load_state_dict(plain.state_dict())
     differences = []
@@ -73,10 +73,10 @@ def test_features_are_those_of_the_ordinary_call(kind):
 
 
 @torch.no_grad()
-def score_difference(kind):
+def score_difference(kind, other=None):
     """The largest relative difference of the answers' scores from the ordinary call's, and whether each generated
     token is the likeliest there."""
-    config = configured(kind, task={"family": "text_to_text", "shots": 2, "queries": 2})
+    config = configured(kind, other, task={"family": "text_to_text", "shots": 2, "queries": 2})
     model = build_model(config, VOCABULARY, PAD, 1)
     whole = backbones.build_language_model(config.model, VOCABULARY, PAD, config.run.seed)
     begin = np.array([length - 3 for length in (20, 9, 13, 5)])

@@ -1,5 +1,7 @@
 """What tasks.json says of the splits."""
 
+import json
+
 import pytest
 
 from distmeta.config import make_config
@@ -33,3 +35,23 @@ def test_tasks_and_rows_of_each_split_and_texts_in_two(part, tmp_path, monkeypat
     assert found["repeated"] == {"test in train": 2, "test in validation": 1}
     said = "texts stand in two splits: 2 rows of test in train, 1 row of test in validation"
     assert summary.sentence(found["repeated"]) == said and summary.signs(found)[0]["what"] == said
+
+
+def test_texts_that_are_cut_to_fit_and_unknown_words_are_counted(tmp_path):
+    lines = [*rows("a", "train"), *rows("b", "validation"), *rows("c", "test")]
+    lines += [f"{'a word1 ' * 40},yes,a,train", f"{' '.join(f'new{i}' for i in range(80))},yes,c,test"]
+    store = store_of(tmp_path / "long.csv", lines)
+    found = summary.summary(store)
+    lost = found["encoding"]
+    assert (lost["rows"], lost["cut"]) == (len(lines), 2)
+    cut, unknown = (sign["what"] for sign in summary.signs(found))
+    assert cut == f"texts are cut to fit: 2 of {len(lines)} rows are longer than {store.max_tokens} tokens"
+    assert unknown.startswith(f"unknown words: {lost['unknown']} of {lost['tokens']} tokens")
+
+
+def test_a_store_of_before_has_no_counts(tmp_path):
+    store = store_of(tmp_path / "clean.csv", [*rows("a", "train"), *rows("b", "validation"), *rows("c", "test")])
+    file = store.path / "meta.json"
+    meta = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in meta.items() if key != "encoding"}))
+    assert summary.signs(summary.summary(open_store(store.path))) == []

@@ -1,0 +1,62 @@
+"""What encoding lost of texts: those that were cut to fit, and tokens that are not in the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from distmeta.health import Sign, sign
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+WORTH_SAYING = 0.2  # of all tokens, unknown
+MOST_UNKNOWN = 0.5
+
+
+@dataclass
+class Counts:
+    """Of encoded texts: rows, those cut to fit, tokens, and those that the vocabulary does not know."""
+
+    rows: int = 0
+    cut: int = 0
+    tokens: int = 0
+    unknown: int = 0
+
+    def add(self, encodings: Iterable[Any], unknown_id: int | None) -> None:
+        for encoding in encodings:
+            ids = encoding.ids
+            self.rows += 1
+            self.cut += bool(encoding.overflowing)
+            self.tokens += len(ids)
+            self.unknown += ids.count(unknown_id) if unknown_id is not None else 0
+
+
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The token that stands for what the vocabulary lacks; None where there is none, as with byte-level pairs."""
+    name = getattr(tokenizer.model, "unk_token", None)
+    if name is None and type(tokenizer.model).__name__ == "Unigram":
+        name = "<unk>"
+    number: int | None = tokenizer.token_to_id(name) if name is not None else None
+    return number
+
+
+def signs(counts: Mapping[str, int], max_tokens: int) -> list[Sign]:
+    """As distmeta.health has them, of `Counts` as a dictionary, which is empty for a store of before."""
+    out = []
+    if counts.get("cut"):
+        out.append(sign(
+            f"texts are cut to fit: {counts['cut']:,} of {counts['rows']:,} rows are longer than {max_tokens} tokens",
+            "model.max_tokens (raise)",
+        ))  # fmt: skip
+    if counts and counts["unknown"] > WORTH_SAYING * counts["tokens"]:
+        out.append(sign(unknown_words(counts), "model.vocab_size (raise), or model.tokenizer (bpe)"))
+    return out
+
+
+def unknown_words(counts: Mapping[str, int]) -> str:
+    share = counts["unknown"] / counts["tokens"]
+    return (
+        f"unknown words: {counts['unknown']:,} of {counts['tokens']:,} tokens ({share:.0%}) are not in the vocabulary"
+    )

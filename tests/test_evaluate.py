@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import small
 import torch
+from typer.testing import CliRunner
 
 from distmeta import checkpoint, metrics
 from distmeta.algorithms.rates import initial_log_rates
+from distmeta.cli import app
 from distmeta.errors import InputError
 from distmeta.evaluate import evaluate, evaluate_methods, load_model
 from distmeta.inner import InnerLoop
@@ -387,6 +389,14 @@ def test_what_cannot_be_evaluated_is_refused_by_name(tmp_path, words_csv):
         with pytest.raises(InputError, match=reason) as caught:
             evaluate(source, **{"episodes": 4, **asked})
         assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_evaluates_at_other_steps(tmp_path, words_csv):
+    source = small.checkpoint_of(tmp_path / "step-000001", words_csv)
+    for steps in (0, 3):
+        words = ["evaluate", str(source), "--episodes", "4", "--steps", str(steps), "--json"]
+        shown = CliRunner().invoke(app, words)
+        assert len(json.loads(shown.stdout)["meta_trained"]["accuracy"]["curve"]) == steps + 1
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

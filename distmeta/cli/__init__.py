@@ -159,6 +159,7 @@ def evaluate(
         int | None, typer.Option(min=2, help="classes of an episode, with a prototype head; default: as trained")
     ] = None,
     shots: Annotated[int | None, typer.Option(min=1, help="examples of each class; default: as trained")] = None,
+    steps: Annotated[int | None, typer.Option(min=0, help="inner steps; default: as the run evaluates")] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="also what was not meta-trained")
     ] = False,
@@ -169,7 +170,10 @@ def evaluate(
     from distmeta.evaluate import evaluate as score
 
     paths: Any = data[0] if data and len(data) == 1 else data
-    result = score(checkpoint, paths, episodes, split=split, ways=ways, shots=shots, baselines=baselines, say=note)
+    result = score(
+        checkpoint, paths, episodes, split=split, ways=ways, shots=shots, steps=steps,
+        baselines=baselines, say=note,
+    )  # fmt: skip
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         result.save(out)

@@ -1,6 +1,6 @@
 """Do faults leave a trace? Short runs under seeded faults, compared byte for byte with one left in peace.
 
-    python benchmarks/chaos.py --out chaos.json            # 2 runs of 28 faults from inside, 4 of about 25 from outside
+    python benchmarks/chaos.py --out chaos.json            # 1 run of 28 faults from inside, 2 of about 40 from outside
     python benchmarks/chaos.py --out chaos.json --most 1   # the next of these runs alone; goes on from what is in --out
 
 From inside, by the schedule of tests/faults/schedule.py: SIGKILL of a sampler, of a learner rank (at a step, before, in
@@ -44,9 +44,9 @@ def content(run: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inside", type=int, default=2, help="runs with faults from inside")
+    parser.add_argument("--inside", type=int, default=1, help="runs with faults from inside")
     parser.add_argument("--faults", type=int, default=28, help="of each of these")
-    parser.add_argument("--outside", type=int, default=4, help="runs with faults from outside")
+    parser.add_argument("--outside", type=int, default=2, help="runs with faults from outside")
     parser.add_argument("--rounds", type=int, default=5, help="of each of these: starts that a signal ends")
     parser.add_argument("--most", type=int, help="runs that are done now; default: all")
     parser.add_argument("--timeout-s", type=float, default=1200, help="of one driver, from its start to its end")
@@ -88,10 +88,10 @@ def inside(work: Path, seed: int, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def outside_of(work: Path, seed: int, given: argparse.Namespace) -> dict[str, Any]:
-    """One rank that samples by itself, 300 meta-steps; of odd seeds two ranks and a sampler."""
+    """One rank that samples by itself, 200 meta-steps; of odd seeds two ranks and a sampler."""
     config = small.config(
         small.write_domains(work / "words.csv"), cluster={"workers": 1 + seed % 2}, sampling={"actors": seed % 2},
-        run={"checkpoint_every": 20}, outer={"steps": 300}, eval={"baselines": False},
+        run={"checkpoint_every": 20}, outer={"steps": 200}, eval={"baselines": False},
     )  # fmt: skip
     quiet = outside.run_to_end(work / "undisturbed", config, work / "words.csv", seed, 0)
     found = outside.run_to_end(work / "disturbed", config, work / "words.csv", seed, given.rounds)

@@ -5,11 +5,12 @@ The command line installs `catch`. Work that can end well on request is waited f
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,6 +36,20 @@ def catch_again() -> None:
     """As before, where `catch` was called: Ray puts handlers of its own in their place."""
     if _installed and threading.current_thread() is threading.main_thread():
         _install()
+
+
+@contextlib.contextmanager
+def while_ray_starts() -> Iterator[None]:
+    """What Ray's handlers make of a SIGTERM while ray.init has put them in place is an interrupt like any other."""
+    try:
+        yield
+    except SystemExit as error:
+        if not _installed or error.code not in (signal.SIGTERM, 1):
+            raise
+        _caught.append(signal.SIGTERM)
+        raise KeyboardInterrupt from None
+    finally:
+        catch_again()
 
 
 def _install() -> None:

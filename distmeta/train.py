@@ -198,15 +198,18 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
     if address is None:
         workers, samplers = config.cluster.most, 4 if config.sampling.actors == "auto" else config.sampling.actors
         need = workers * config.cluster.cpus_per_worker + samplers * config.cluster.cpus_per_sampler
-        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, int(need + 1)), include_dashboard=False, **quiet)
+        with interrupt.while_ray_starts():
+            ray.init(
+                address="local", num_cpus=max(os.cpu_count() or 1, int(need + 1)), include_dashboard=False, **quiet
+            )  # fmt: skip
     else:
         check_reachable(address)
         try:
-            ray.init(address=address, **quiet)
+            with interrupt.while_ray_starts():
+                ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"cluster.address = {address}: cannot connect to Ray: {reason}") from None
-    interrupt.catch_again()
     try:
         yield resources(local=address is None)
     finally:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -47,6 +48,21 @@ def test_a_signal_that_a_library_swallows_is_noticed_later():
         os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         interrupt.check()
+
+
+def test_a_sigterm_that_ray_s_own_handler_gets_while_it_starts_ends_alike(monkeypatch, capsys):
+    def verb(**_):
+        with interrupt.while_ray_starts():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as ray.init does
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    monkeypatch.setattr(cli, "app", verb)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 143
+    assert capsys.readouterr().err == "distmeta: interrupted; nothing was written\n"
+    assert signal.getsignal(signal.SIGTERM) is interrupt._interrupt
 
 
 def learner(run_dir, steps=1000):

@@ -81,11 +81,11 @@ def _run(options: Options, host: str, port: int, replicas: int, shared: str, say
     cores = os.cpu_count() or 1
     interrupt.catch()
     # Always a Ray of its own, which asks all that comes to it but HTTP for Ray's own token, and ends with this process.
-    ray.init(
-        address="local", num_cpus=max(cores, replicas) + 1, include_dashboard=False, log_to_driver=False,
-        logging_level="ERROR", object_store_memory=200 * 2**20,
-    )  # fmt: skip
-    interrupt.catch_again()
+    with interrupt.while_ray_starts():
+        ray.init(
+            address="local", num_cpus=max(cores, replicas) + 1, include_dashboard=False, log_to_driver=False,
+            logging_level="ERROR", object_store_memory=200 * 2**20,
+        )  # fmt: skip
     interrupt.keeping(f"tasks are kept in {options.directory}; the same command serves them again")
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     try:

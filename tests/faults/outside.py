@@ -202,7 +202,7 @@ def run_to_end(place: Path, config: Any, data: Path, seed: int, rounds: int) -> 
     for number in range(rounds):
         starts = 2 if number % 3 == 0 else 1
         signals = [names[(number + seed + i) % 3] for i in range(starts)]
-        refused = [stages[(4 * (number - 1) + i) % len(stages)] for i in range(4)] if number else []
+        refused = [stages[(8 * (number - 1) + i) % len(stages)] for i in range(8)] if number else []
         over = faults.round(signals, refused, learns=number % 2 == 1)
         kept = run / "kept.txt"
         if number and run.is_dir() and not kept.exists():

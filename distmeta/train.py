@@ -73,8 +73,11 @@ def train(config: ConfigSource | None = None, *, resume: bool = False, show: boo
     Raises InputError (nothing was written), TrainingError, or KeyboardInterrupt once the last whole meta-step is saved.
     """
     config = absolute(config_of(config))
+    from distmeta.config.consistency import check_used
     from distmeta.progress import Display
 
+    if not resume:
+        check_used(config)
     ends_at = interrupt.deadline(config.run.max_hours, time.monotonic())
     with Display(config, show) as display:
         display.phase("reading tasks")
@@ -196,6 +199,7 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
+        check_gpus(config)
         workers, samplers = config.cluster.most, 4 if config.sampling.actors == "auto" else config.sampling.actors
         need = workers * config.cluster.cpus_per_worker + samplers * config.cluster.cpus_per_sampler
         with interrupt.while_ray_starts():
@@ -214,6 +218,21 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
         yield resources(local=address is None)
     finally:
         ray.shutdown()
+
+
+def check_gpus(config: Config) -> None:
+    """Raises InputError where a cluster that is started here would have too few GPUs."""
+    c = config.cluster
+    if not c.gpus_per_worker:
+        return
+    import torch
+
+    there = torch.cuda.device_count()
+    if c.fewest * c.gpus_per_worker > there:
+        raise InputError(
+            f"cluster.gpus_per_worker = {c.gpus_per_worker:g} for cluster.workers = {c.shown}: this machine has "
+            f"{there} GPUs that torch can use; leave it out, or name a cluster that has them (cluster.address)"
+        )
 
 
 def check_reachable(address: str) -> None:

@@ -1,13 +1,16 @@
 """Unusable data at `distmeta train`: exit code 2, one line, before Ray is started, and nothing is left."""
 
+import re
 import time
 
 import pytest
 import small
 
+from distmeta.algorithms import ALGORITHMS, load_algorithm
 from distmeta.config import load_config, make_config
+from distmeta.config.consistency import check_used, learns_only_fast
 from distmeta.errors import InputError
-from distmeta.train import check_reachable, prepare_store
+from distmeta.train import check_gpus, check_reachable, prepare_store
 
 GOOD = [f"word{i} number {i},class{i % 6}" for i in range(120)]
 CLASSES = ["task.family=classes", "task.ways=2", "task.shots=2", "task.queries=3"]
@@ -58,6 +61,48 @@ def test_a_directory_that_is_no_checkpoint_is_one_line(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("distmeta: .: not a run (no checkpoints/) and not a checkpoint")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"outer": {"rate_lr": 0.1}}, "outer.rate_lr = 0.1"),
+        ({"outer": {"momentum": 0.9}}, "outer.momentum = 0.9"),
+        ({"inner": {"momentum": 0.5}}, "inner.momentum = 0.5"),
+        ({"algorithm": "reptile", "inner": {"adapt": "head"}}, "outer.base = auto"),
+        ({"algorithm": "reptile", "inner": {"adapt": "lora"}, "outer": {"base": "train"}}, "outer.base = train"),
+    ],
+)  # fmt: skip
+def test_what_a_new_run_would_leave_without_effect_is_refused_and_one_that_exists_is_read(sections, key):
+    config = small.config(None, **sections)  # what a checkpoint has is read
+    with pytest.raises(InputError, match=f"^{re.escape(key)} .* set .*out"):
+        check_used(config)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"outer": {"rate_lr": 0.1}, "inner": {"learn_lr": "scalar"}},
+        {"outer": {"momentum": 0.9, "optimizer": "sgd"}},
+        {"outer": {"momentum": 0.0}, "inner": {"momentum": 0.9}},  # as they are by themselves
+        {"inner": {"momentum": 0.5, "optimizer": "momentum"}},
+        {"algorithm": "reptile"},
+        {"algorithm": "reptile", "inner": {"adapt": "lora"}, "outer": {"base": "freeze"}},
+        {"algorithm": "fomaml", "inner": {"adapt": "head"}},
+    ],
+)
+def test_what_has_an_effect_is_accepted(sections):
+    check_used(small.config(None, **sections))
+
+
+def test_modules_and_algorithms_say_the_same_of_what_they_learn():
+    for name in ALGORITHMS:
+        assert learns_only_fast(name) == getattr(load_algorithm(name), "LEARNS_ONLY_FAST", False)
+
+
+def test_gpus_that_there_are_not_are_refused_before_ray_starts():
+    with pytest.raises(InputError, match="cluster.gpus_per_worker = 64 .* this machine has"):
+        check_gpus(small.config(None, cluster={"gpus_per_worker": 64}))
 
 
 def test_tokens_lie_where_all_nodes_see_them(tmp_path, monkeypatch):

@@ -26,17 +26,21 @@ IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
 
 
 class Entry(NamedTuple):
-    """A module, the configuration keys without which it would be another algorithm, and keys with another default."""
+    """A module, the configuration keys without which it would be another algorithm, and keys with another default.
+
+    learns_only_fast: as LEARNS_ONLY_FAST in the module, which is not imported for it.
+    """
 
     module: str
     settings: Mapping[str, Any] = MappingProxyType({})
     defaults: Mapping[str, Any] = MappingProxyType({})
+    learns_only_fast: bool = False
 
 
 ALGORITHMS: dict[str, Entry] = {
     "maml": Entry("distmeta.algorithms.maml"),
     "fomaml": Entry("distmeta.algorithms.fomaml"),
-    "reptile": Entry("distmeta.algorithms.reptile", {"inner.learn_lr": "none"}),
+    "reptile": Entry("distmeta.algorithms.reptile", {"inner.learn_lr": "none"}, learns_only_fast=True),
     "anil": Entry("distmeta.algorithms.anil", {"inner.adapt": "head", "outer.base": "train", "model.head": "linear"}),
     "boil": Entry("distmeta.algorithms.boil", {"inner.adapt": "^backbone[.]", "model.head": "linear"}),
     "meta_sgd": Entry("distmeta.algorithms.meta_sgd", {"inner.learn_lr": "per_parameter"}),

@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from distmeta.algorithms import ALGORITHMS
+from distmeta.algorithms import ALGORITHMS, load_algorithm
+from distmeta.errors import InputError
 
 if TYPE_CHECKING:
     from distmeta.config import Config
@@ -219,6 +220,38 @@ def check_algorithm(config: Config) -> None:
             "inner.schedule does not go with inner.learn_lr=per_parameter: set one of scalar, per_step, per_layer, "
             "per_layer_step, or inner.schedule=constant"
         )
+
+
+def check_used(config: Config) -> None:
+    """Raises InputError for what a new run would leave without effect; one that exists is read as it is."""
+    inner, outer = config.inner, config.outer
+    trains_base = outer.base == "train" or (outer.base == "auto" and config.model.pretrained is None)
+    for unused, key, value, mend in (
+        (outer.rate_lr is not None and inner.learn_lr == "none", "outer.rate_lr", outer.rate_lr,
+         "is for learnt inner rates, and inner.learn_lr is none: set inner.learn_lr, or leave outer.rate_lr out"),
+        (changed(outer, "momentum") and outer.optimizer not in ("sgd", "rmsprop"),
+         "outer.momentum", outer.momentum,
+         f"is of outer.optimizer=sgd and rmsprop, and not of {outer.optimizer}: set one of these, or leave it out"),
+        (changed(inner, "momentum") and inner.optimizer != "momentum" and config.algorithm in ALGORITHMS,
+         "inner.momentum", inner.momentum,
+         f"is of inner.optimizer=momentum, and not of {inner.optimizer}: set that, or leave inner.momentum out"),
+        (learns_only_fast(config.algorithm) and inner.adapt != "all" and trains_base, "outer.base", outer.base,
+         f"trains the base, of which inner.adapt={inner.adapt} leaves a part out, and algorithm = {config.algorithm} "
+         "learns nothing but what the inner loop adapts: set inner.adapt=all, or outer.base=freeze"),
+    ):  # fmt: skip
+        if unused:
+            raise InputError(f"{key} = {value} {mend}")
+
+
+def changed(section: Any, key: str) -> bool:
+    return bool(getattr(section, key) != type(section).model_fields[key].default)
+
+
+def learns_only_fast(algorithm: str) -> bool:
+    """Whether it learns nothing but what the inner loop adapts, as its module says."""
+    if algorithm in ALGORITHMS:
+        return ALGORITHMS[algorithm].learns_only_fast
+    return bool(getattr(load_algorithm(algorithm), "LEARNS_ONLY_FAST", False))
 
 
 def check_settings(config: Config, settings: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from .adapt import Graph
 from .budget import Budget
 from .lists import Sum, Tensors, along, dots, times, wide, zeros_like
 from .loop import InnerLoop
-from .problem import Problem, gradient
+from .problem import Problem, generator_state, gradient, refuse_other_draws
 
 
 class Matrix(Protocol):
@@ -33,10 +33,13 @@ def solve(
 
     The derivative of shared is the direct one minus d/dshared <g, x> / lam.
     """
-    graphs = _graphs(problem, inner, theta)
+    graphs, device = _graphs(problem, inner, theta), theta[0].device
 
     def product(vector: Tensors, check: bool = False) -> products.Product:
-        return products.exact(problem, theta, vector, inner.steps, graphs, retain=True, check=check)
+        before = None if graphs else generator_state(device)  # else the loss is taken anew for each product
+        out = products.exact(problem, theta, vector, inner.steps, graphs, retain=True, check=check)
+        refuse_other_draws(problem, before, device)
+        return out
 
     x = (_neumann if inner.solver == "neumann" else _conjugate_gradient)(product, problem, inner, cotangent)
     shared = Sum(of_shared)

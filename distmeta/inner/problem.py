@@ -114,6 +114,15 @@ def listed(batches: Any) -> list[Any]:
     return batches if isinstance(batches, list) else [batches]
 
 
+def refuse_other_draws(problem: Problem, before: Tensor | None, device: torch.device) -> None:
+    """Raises ValueError where the loss has drawn random numbers since `before`, its generator's state then."""
+    if before is not None and problem.seed is None and not torch.equal(before, generator_state(device)):
+        raise ValueError(
+            "the loss draws random numbers (dropout?) and steps are recomputed: give InnerLoop(seed=...), so "
+            'that both times see the same, or keep all graphs with memory="unroll"'
+        )
+
+
 @contextmanager
 def seeded(seed: int | None, key: tuple[object, ...], device: torch.device) -> Iterator[None]:
     """Random numbers from (seed, key); afterwards the generators are as before. No host synchronisation."""

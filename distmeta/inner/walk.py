@@ -47,6 +47,7 @@ from .problem import (
     generator_state,
     gradient,
     listed,
+    refuse_other_draws,
     start_values,
 )
 from .rates import Rates
@@ -178,11 +179,8 @@ def _descend(
     before = generator_state(device) if problem.seed is None and again else None
     descent = descend(problem, inner, rates, theta, inner.steps, frozenset(keep), budget)
     recomputed = any(not step.graphs for step in descent.steps)
-    if before is not None and recomputed and not torch.equal(before, generator_state(device)):
-        raise ValueError(
-            "the loss draws random numbers (dropout?) and steps are recomputed: give InnerLoop(seed=...), so "
-            'that both times see the same, or keep all graphs with memory="unroll"'
-        )
+    if recomputed:
+        refuse_other_draws(problem, before, device)
     return descent
 
 

@@ -28,7 +28,7 @@ from distmeta.trees import merge
 
 TOKEN = "DISTMETA_TOKEN"
 SHORTEST_TOKEN = 16
-PORT_S = 20.0  # to wait for a port that a server killed just now still holds
+PORT_S = 5.0  # to wait for a port that a server killed just now still holds
 START_S = 300.0
 CHECK_S = 15.0  # between looks at the service's health
 GRACE_S = 10.0  # that requests have to end in, after SIGTERM

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from typing import Any
 
@@ -144,3 +145,14 @@ def test_the_generator_is_left_as_it_was() -> None:
     before = torch.get_rng_state()
     meta_gradient(dropout_loss, mlp_params(), regression(6), regression(5), InnerLoop(steps=2, seed=1))
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("order", ["exact", "finite_difference", "implicit"])
+def test_dropout_without_a_seed_is_refused_where_the_loss_is_taken_anew(order: Any) -> None:
+    params, support, query = mlp_params(), regression(6), regression(5)
+    walk = InnerLoop(steps=2, lr=0.05, proximal=1.0, memory="walk")
+    with pytest.raises(ValueError, match="draws random numbers"):
+        meta_gradient(dropout_loss, params, support, query, walk, order=order)
+    meta_gradient(dropout_loss, params, support, query, dataclasses.replace(walk, seed=1), order=order)
+    if order != "finite_difference":  # which has no graphs to keep
+        meta_gradient(dropout_loss, params, support, query, dataclasses.replace(walk, memory="unroll"), order=order)

@@ -275,7 +275,7 @@ def _read_csv(source: Source, choose: Choose) -> Batches:
         )
         with source.open() as stream:
             reader = pacsv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert)
-            yield from _numbered(reader, columns)
+            yield from _numbered(source, reader, columns)
     except (pa.ArrowInvalid, OSError) as error:
         reason = not_utf8("invalid bytes") if "invalid UTF8" in str(error) else cut(str(error), 200)
         raise InputError(f"{source.name}: {reason}") from None
@@ -289,7 +289,7 @@ def _read_parquet(source: Source, choose: Choose) -> Batches:
             columns = choose(file.schema_arrow.names)
             only = list(dict.fromkeys(columns.values()))
             names = _class_names(file.schema_arrow, columns.get("label"))
-            yield from _numbered(file.iter_batches(BATCH, columns=only), columns, names)
+            yield from _numbered(source, file.iter_batches(BATCH, columns=only), columns, names)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{source.name}: not readable Parquet: {cut(str(error), 200)}") from None
 
@@ -305,7 +305,7 @@ def _read_arrow(source: Source, choose: Choose) -> Batches:
                 batches = pa.ipc.open_stream(stream)
                 schema = batches.schema
             columns = choose(schema.names)
-            yield from _numbered(batches, columns, _class_names(schema, columns.get("label")))
+            yield from _numbered(source, batches, columns, _class_names(schema, columns.get("label")))
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{source.name}: not readable Arrow: {cut(str(error), 200)}") from None
 
@@ -316,16 +316,28 @@ READ: dict[str, Callable[[Source, Choose], Batches]] = {
 }  # fmt: skip
 
 
-def _numbered(batches: Any, columns: dict[str, str], class_names: list[str] | None = None) -> Batches:
+def _numbered(source: Source, batches: Any, columns: dict[str, str], class_names: list[str] | None = None) -> Batches:
     at = 1
     for batch in batches:
         if len(batch) == 0:
             continue
         arrays = {role: batch.column(batch.schema.get_field_index(name)) for role, name in columns.items()}
         if class_names and pa.types.is_integer(arrays["label"].type):
+            _refuse_no_class(arrays["label"], class_names, columns["label"], source, at)
             arrays["label"] = pa.array(class_names, pa.large_string()).take(arrays["label"])
         yield arrays, np.arange(at, at + len(batch))
         at += len(batch)
+
+
+def _refuse_no_class(numbers: pa.Array, names: list[str], column: str, source: Source, at: int) -> None:
+    """Raises InputError for a number that is no class: -1 stands for unlabelled rows in Hugging Face datasets."""
+    outside = pc.or_(pc.less(numbers, 0), pc.greater_equal(numbers, len(names)))
+    first = pc.index(pc.fill_null(outside, False), True).as_py()
+    if first >= 0:
+        raise InputError(
+            f"{source.name} row {at + first}: '{column}' is {numbers[first]}, none of its {len(names)} classes "
+            "(-1: not labelled); leave such rows out"
+        )
 
 
 def _class_names(schema: pa.Schema, column: str | None) -> list[str] | None:

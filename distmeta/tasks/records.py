@@ -102,7 +102,12 @@ def make(row: Mapping[str, Any], columns: Mapping[str, str]) -> Record:
         found[role] = tuple(str(one) for one in several)
         if role == "target" and not (found[role] and all(one.strip() for one in found[role])):
             raise InputError(f"'{columns.get(role, role)}' (data.target) is empty")
-    return Record(found["input"], found["target"], found["options"], found["instruction"])
+    record = Record(found["input"], found["target"], found["options"], found["instruction"])
+    try:
+        record.line().encode()
+    except UnicodeEncodeError:
+        raise InputError("the example has half of a surrogate pair, which is no character") from None
+    return record
 
 
 # --- tokens ---

@@ -90,6 +90,11 @@ def test_a_saved_dataset_with_class_names(tmp_path: Path) -> None:
     rows = [{"text": "x y", "label": 1}, {"text": "z", "label": 0}]
     save_dataset(tmp_path / "saved", rows, {b"huggingface": json.dumps(note).encode()})
     assert [r["label"] for r in read(tmp_path / "saved", "classes")] == ["good", "bad"]
+    for number in (-1, 2):
+        folder = tmp_path / f"with {number}"
+        save_dataset(folder, [*rows, {"text": "w", "label": number}], {b"huggingface": json.dumps(note).encode()})
+        with pytest.raises(InputError, match=f"row 3: 'label' is {number}, none of its 2 classes"):
+            read(folder, "classes")
 
 
 def test_the_folders_of_a_saved_dataset_dict_are_splits(tmp_path: Path) -> None:

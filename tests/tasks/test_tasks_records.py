@@ -131,6 +131,8 @@ def test_a_long_prompt_is_cut_and_its_boundary_and_answer_kept():
 @pytest.mark.parametrize(
     ("row", "says"),
     [
+        ({"input": "a", "target": "b\ud83d", "task": "t"}, r"line 2: the example has half of a surrogate pair"),
+        ({"input": "a", "target": "b", "options": ["b", "\ud83d"], "task": "t"}, r"line 2: the example has half"),
         ({"input": "a", "target": [], "task": "t"}, r"line 2: 'target' \(data.target\) is empty"),
         ({"input": "a", "target": " ", "task": "t"}, r"line 2: 'target' \(data.target\) is empty"),
         ({"input": "", "target": "b", "task": "t"}, r"line 2: 'input' \(data.input\) is empty"),

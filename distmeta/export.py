@@ -209,7 +209,7 @@ def stock_model(trained: Trained) -> nn.Module:
                     model.pretrained, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
                 )
             else:
-                plain = kind.from_config(hf_config)
+                plain = kind.from_config(hf_config, trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"export: {hf_config.model_type}: transformers has no model for it: {reason}") from None
@@ -294,7 +294,10 @@ def tokenizer_class(folder: Path, tokenizer: Any) -> str:
 
     words = sorted(tokenizer.get_vocab())
     probes = [" ".join(words[:200]), " ".join(words[-200:]), "The quick, brown fox: 12 don't ünïcode 中文."]
-    same = AutoTokenizer.from_pretrained(folder)(probes)["input_ids"] == tokenizer(probes)["input_ids"]
+    same = (
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)(probes)["input_ids"]
+        == tokenizer(probes)["input_ids"]
+    )
     return "AutoTokenizer" if same else "PreTrainedTokenizerFast"
 
 

@@ -7,6 +7,7 @@ SIZES = {
     "decoder_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "d_kv": 16, "intermediate_size": 48,
     "ffn_dim": 48, "d_ff": 48, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "n_inner": 48,
     "max_position_embeddings": 66, "n_positions": 64, "rotary_dim": 8,
+    "unpadded_vocab_size": 60,
 }  # fmt: skip
 DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
 WINDOW = {"sliding_window": 4}

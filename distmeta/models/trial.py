@@ -220,9 +220,9 @@ def rebuilt(hf_config: Any, change: Callable[[Tree, Tree], Tree]) -> Any:
 def with_words(tree: Tree, names: Tree) -> Tree:
     """With a vocabulary of WORDS; special tokens that are then no words any more become the first ones."""
     changed = {key: with_words(value, {}) if isinstance(value, dict) else value for key, value in tree.items()}
-    words = names.get("vocab_size", "vocab_size")
-    if isinstance(changed.get(words), int):
-        changed[words] = WORDS
+    for words in (names.get("vocab_size", "vocab_size"), "unpadded_vocab_size"):
+        if isinstance(changed.get(words), int):
+            changed[words] = WORDS
     for key, value in changed.items():
         if str(key).endswith("token_id") and isinstance(value, int) and value >= WORDS:
             changed[key] = PAD if key == "pad_token_id" else PAD + 1

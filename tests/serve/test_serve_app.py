@@ -98,6 +98,10 @@ def test_evicted_tasks_are_read_again_and_a_new_server_has_them(base, tmp_path):
         for _ in range(2):
             assert [second.predict(handle) for handle in handles] == expected
             assert second.service.store.in_memory == (2, 2 * size)
+            assert list(second.service.store._kept) == handles[2:]  # the one that was used longest ago goes
+        second.predict(handles[2])
+        second.predict(handles[0])
+        assert list(second.service.store._kept) == [handles[2], handles[0]]
         assert second.ask("POST", "/tasks", {"support": support(1)}).status == 200  # known, not adapted to again
     with Server(base, tmp_path, memory_mb=0) as third:
         assert [third.predict(handle) for handle in handles] == expected

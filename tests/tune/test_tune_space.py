@@ -11,7 +11,7 @@ import yaml
 from distmeta import tune as public_tune
 from distmeta.config import make_config
 from distmeta.errors import InputError
-from distmeta.tune import base_config, rivals
+from distmeta.tune import base_config, rivals, searcher
 from distmeta.tune.runs import best_count
 from distmeta.tune.searcher import ask
 from distmeta.tune.space import draw_point, points, read_space, with_params
@@ -135,3 +135,19 @@ def test_the_best_number_of_adaptation_steps():
 def test_the_section_is_kept_in_yaml(tmp_path):
     given = config(trials=3)
     assert make_config(yaml.safe_load(json.dumps(given.model_dump(mode="json")))) == given
+
+
+def test_optuna_s_suggestions_come_while_others_run(monkeypatch):
+    """Trial n waits for those before n - at_once + 1 alone, so that no place is empty."""
+    told = {}
+    monkeypatch.setattr(
+        searcher, "ask", lambda axes, config, number, scores: told.setdefault(number, len(scores)) or {}
+    )
+    trials = [{"kind": "search", "params": {}} for _ in range(5)]
+    search = searcher.InOrder(config(searcher="optuna"), [], trials, 3)
+    assert [search.suggest(str(n))["number"] for n in range(3)] == [0, 1, 2] and search.suggest("3") is None
+    search.on_trial_complete("1", {"accuracy": 0.5})
+    assert search.suggest("3") is None  # it would not be the same whichever ends first
+    search.on_trial_complete("0", {"accuracy": 0.5})
+    assert search.suggest("3")["number"] == 3 and search.suggest("4")["number"] == 4  # while 2 runs
+    assert told == {0: 0, 1: 0, 2: 0, 3: 1, 4: 2}

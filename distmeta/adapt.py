@@ -149,16 +149,18 @@ def check_new(path: Path) -> None:
 
 
 def adapt(
-    checkpoint: str | Path, support: Sequence[Mapping[str, Any]] | str | Path, *, steps: int | None = None
-) -> AdaptedModel:
-    """Adapt a run's newest checkpoint, or the one given, to the task of `support`.
+    source: str | Path, support: Sequence[Mapping[str, Any]] | str | Path, *, steps: int | None = None,
+    checkpoint: str | int = "best",
+) -> AdaptedModel:  # fmt: skip
+    """Adapt a checkpoint, or one of a run's, to the task of `support`.
 
     support: rows with the run's text and label (or input and target) columns, or a file of them in any format that
-    training reads. steps: inner steps; None: as the run evaluates. Raises InputError.
+    training reads. steps: inner steps; None: as the run evaluates. checkpoint: of a run, best (by eval.best; the newest
+    where there is none), last, or a meta-step. Raises InputError.
     """
     if steps is not None and steps < 0:
         raise InputError(f"steps = {steps}: 0 or more inner steps; leave it out for as many as the run evaluates with")
-    saved = checkpoints.load(checkpoint)
+    saved = checkpoints.load(source, which=checkpoint)
     config = saved.config
     where = "support" if not isinstance(support, str | Path) else str(support)
     tokenizer = _tokenizer(saved.tokenizer_file)

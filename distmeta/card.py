@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distmeta.privacy import sentence
+from distmeta.schedule import schedule_of
 
 if TYPE_CHECKING:
     from distmeta.config import Config
@@ -103,7 +104,8 @@ def training(trained: Trained, described: dict[str, Any]) -> str:
         "algorithm": config.algorithm,
         "inner loop": f"{inner.steps} steps of {inner.optimizer} at {inner.lr:g}, learn_lr {inner.learn_lr}, "
         f"adapts {inner.adapt}",
-        "outer loop": f"{outer.optimizer} at {outer.lr:g} ({outer.schedule}), meta-batches of {outer.meta_batch_size}",
+        "outer loop": f"{outer.optimizer} at {outer.lr:g} ({schedule_of(config)[0]}), meta-batches of "
+        f"{outer.meta_batch_size}",
         "meta-steps": str(trained.about["meta_steps"]),
         "episodes seen": str(trained.about.get("tasks_seen", "")),
         "seed": str(described.get("seed", "")),

@@ -198,7 +198,7 @@ class Setting:
         fast, _, rates = split_meta(self.model, meta)
         device = next(iter(fast.values())).device
         support, query = load_parts([self.episode], self.model, self.config, self.store, device)
-        loop = inner_loop(self.config.inner, rates, seed=dropout_seed(self.config, 1, [self.episode]))
+        loop = inner_loop(self.config.inner, rates, seed=dropout_seed(self.config, 1, self.episode))
         return one_task(self.model.loss_and_hits), fast, support, query, loop
 
     def _options(self, meta: Params) -> dict[str, Any]:
@@ -297,7 +297,7 @@ def check_equivalents(config: Config, store: TaskStore) -> list[Finding]:
     if not model.takes_task_axis:
         found.append(Finding("tasks batched", "one by one", note="a layer that adapts cannot carry a task axis"))
     elif config.model.dropout:
-        found.append(Finding("tasks batched", "not compared", note="dropout draws other masks for another batch"))
+        found.append(Finding("tasks batched", "not compared", note="with dropout each task runs by itself"))
     else:
         batched = gradient(task_batch=len(episodes), memory="walk")
         found.append(finding("tasks batched against one by one", batched, f"{len(episodes)} episodes"))

@@ -8,6 +8,8 @@
                   config.yaml  tokenizer.json
                   manifest.json           size and SHA-256 of every other file; written last
 
+    best.json               beside them: which of them had the best meta-validation (eval.best)
+
 A directory is filled under a temporary name and renamed, so a half-written one is never seen under its own; a file
 that was damaged later does not match the manifest. Nothing here unpickles.
 """
@@ -40,6 +42,7 @@ MANIFEST = "manifest.json"
 # What the numbers in a checkpoint mean, `format` in state.json. 1, which state.json does not name: text goes through
 # the model with distmeta's own positions and masks, and an answer ends by the first token of a list. 2: by the model's.
 FORMAT = 2
+BEST = "best.json"
 Keep = Callable[[str, "Tensor"], "Tensor"]  # of a tensor's name and value
 
 
@@ -193,12 +196,36 @@ def newest_whole(run_dir: Path, say: Callable[[str], None] = print) -> Path | No
     return None
 
 
+def best_of(run_dir: Path) -> Path | None:
+    """The checkpoint that best.json names, whole or not; None where a run has none. Raises InputError."""
+    file = run_dir / "checkpoints" / BEST
+    try:
+        return file.parent / f"step-{int(json.loads(file.read_text(encoding='utf-8'))['step']):06d}"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: not readable: {error}; --checkpoint last takes the newest checkpoint") from None
+
+
+def write_best(run_dir: Path, best: dict[str, Any] | None) -> None:
+    """Name the best checkpoint in best.json, or none. best: its step, metric and value."""
+    file = run_dir / "checkpoints" / BEST
+    if best is None:
+        file.unlink(missing_ok=True)
+    else:
+        write_text(file, json.dumps(best, indent=1))
+
+
 def prune(run_dir: Path, keep: int, step: int) -> None:
     """Remove all but the `keep` newest checkpoints up to `step`, just written or read, and drafts that a crash left.
 
-    Damaged ones of later steps, which the run went on before, are left until they are written anew.
+    The best is left, whatever its step. Damaged ones of later steps, which the run went on before, are left until they
+    are written anew.
     """
+    best = best_of(run_dir)
     for path in [p for p in checkpoints_of(run_dir) if step_of(p) <= step][keep:]:
+        if path == best:
+            continue
         shutil.rmtree(path, ignore_errors=True)
     for draft in (run_dir / "checkpoints").glob(".tmp-*"):
         shutil.rmtree(draft, ignore_errors=True)
@@ -269,34 +296,55 @@ def read_state(file: Path) -> dict[str, Any]:
     return state
 
 
-def resolve(path: str | Path) -> Path:
-    """The checkpoint that a run directory or a checkpoint directory stands for, verified. Raises InputError."""
+def resolve(path: str | Path, which: str | int = "best") -> Path:
+    """The checkpoint that a run directory or a checkpoint directory stands for, verified. Raises InputError.
+
+    which: of a run, `best` (where it has no best: the newest whole one), `last`, or a meta-step.
+    """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such run or checkpoint")
     if (path / "checkpoints").is_dir():
-        passed: list[str] = []
-        found = newest_whole(path, passed.append)
-        if found is None:
-            raise InputError(f"{path}: no whole checkpoint in it. {'; '.join(passed) or 'It has none yet.'}")
-        return found
-    if not (path / "state.json").is_file():
+        chosen = named(path, which)
+        if chosen is None:
+            passed: list[str] = []
+            chosen = newest_whole(path, passed.append)
+            if chosen is None:
+                raise InputError(f"{path}: no whole checkpoint in it. {'; '.join(passed) or 'It has none yet.'}")
+            return chosen
+        path = chosen
+    elif not (path / "state.json").is_file():
         raise InputError(
             f"{path}: not a run (no checkpoints/) and not a checkpoint (no state.json); "
             "give the directory of a run, or one of its checkpoints/step-NNNNNN"
         )
+    elif which != "best":
+        raise InputError(f"--checkpoint {which}: {path} is one checkpoint; leave --checkpoint out, or give the run")
     reason = damage(path)
     if reason is not None:
         raise InputError(f"{path}: damaged checkpoint: {reason}")
     return path
 
 
-def load(path: str | Path, optimizer: bool = False, keep: Keep | None = None) -> Checkpoint:
-    """Read a checkpoint, or the newest whole one of a run. Raises InputError.
+def named(run_dir: Path, which: str | int) -> Path | None:
+    """The directory of a run's best checkpoint, or of a meta-step's; None: its newest. Raises InputError."""
+    if which == "last":
+        return None
+    if which == "best":
+        return best_of(run_dir)
+    steps = [step_of(path) for path in checkpoints_of(run_dir)]
+    if not str(which).isdecimal() or int(which) not in steps:
+        there = ", ".join(map(str, sorted(steps))) or "none"
+        raise InputError(f"--checkpoint {which}: best, last, or a meta-step whose checkpoint {run_dir} has ({there})")
+    return run_dir / "checkpoints" / f"step-{int(which):06d}"
+
+
+def load(path: str | Path, optimizer: bool = False, keep: Keep | None = None, which: str | int = "best") -> Checkpoint:
+    """Read a checkpoint, or that one of a run (see `resolve`). Raises InputError.
 
     keep: what becomes of each tensor, read one by one: a rank that has a part of each never has more than one whole.
     """
-    path = resolve(path)
+    path = resolve(path, which)
     state = read_state(path / "state.json")
     if (path / "model.safetensors").is_file():
         raise InputError(

@@ -31,17 +31,21 @@ NOT_FORM = ("architectures", "dtype", "torch_dtype", "model_type", "transformers
             "bos_token_id", "eos_token_id", "is_encoder_decoder", "use_cache", "_name_or_path")  # fmt: skip
 
 
-def compress(source: str | Path, out: str | Path, prune: Sequence[str] = (), quantise: str | None = None) -> Path:
-    """Write the compressed form of a run's newest checkpoint, or of the one given, to the new directory `out`.
+def compress(
+    source: str | Path, out: str | Path, prune: Sequence[str] = (), quantise: str | None = None,
+    checkpoint: str | int = "best",
+) -> Path:  # fmt: skip
+    """Write the compressed form of a checkpoint, or of one of a run's, to the new directory `out`.
 
-    prune: `KIND:SHARE`, one after another; quantise: int8. Raises InputError.
+    prune: `KIND:SHARE`, one after another; quantise: int8. checkpoint: of a run, best (by eval.best; the newest where
+    there is none), last, or a meta-step. Raises InputError.
     """
     check_new(Path(out))
     wanted = [compression.parse_prune(text) for text in prune]
     check_quantise(quantise)
     if not wanted and quantise is None:
         raise InputError("compress: nothing to do; give --prune KIND:SHARE or --quantise int8")
-    return write(compressed(checkpoints.load(source), wanted, quantise), Path(out))
+    return write(compressed(checkpoints.load(source, which=checkpoint), wanted, quantise), Path(out))
 
 
 def check_quantise(kind: str | None) -> None:

@@ -18,12 +18,13 @@ from distmeta import checkpoint as checkpoints
 from distmeta.config import Config, dump_config
 from distmeta.config.paths import absolute
 from distmeta.errors import InputError
+from distmeta.schedule import schedule_of
 
 # What may differ between a run and its continuation; all else would make it another run.
 RESUMABLE = ("cluster", "sampling", "run.name", "run.dir", "run.checkpoint_every", "run.keep", "run.timeout_s",
-             "run.max_hours", "eval",
-             "tune", "pretrain", "outer.steps", "outer.until", "inner.memory", "inner.budget_mb", "inner.task_batch",
-             "inner.buckets", "inner.part_tokens", "inner.prefix_mb",
+             "run.max_hours", "eval", "tune", "pretrain", "outer.steps", "outer.until", "outer.stop_after",
+             "outer.max_skipped", "inner.memory", "inner.budget_mb", "inner.task_batch", "inner.buckets",
+             "inner.part_tokens", "inner.prefix_mb",
              "deepspeed.zero_optimization", "data.path", "data.cache", "data.follow")  # fmt: skip
 HOLD_S = 30  # a resumed run's directory: learners of a driver that was killed outlive it by seconds
 
@@ -132,7 +133,8 @@ def check_resumable(
     with contextlib.suppress(InputError):  # a model that is no longer there differs by its name
         old = absolute(old)
     before, now = flatten(old.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
-    for key in sorted({*before, *now}):
+    same = {"outer.schedule", "outer.warmup_steps"} if schedule_of(old) == schedule_of(config) else set()
+    for key in sorted({*before, *now} - same):
         if before.get(key) != now.get(key) and not may_differ(key):
             raise InputError(
                 f"--resume: {key} is {now.get(key)!r} but {run_dir} was run with {before.get(key)!r}; "

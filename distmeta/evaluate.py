@@ -167,7 +167,7 @@ def _share(count: int, rank: int, world: int) -> range:
 
 
 def evaluate(
-    checkpoint: str | Path,
+    source: str | Path,
     data: str | Sequence[str] | None = None,
     episodes: int | None = None,
     *,
@@ -176,15 +176,18 @@ def evaluate(
     steps: int | None = None,
     ways: int | None = None,
     shots: int | None = None,
+    checkpoint: str | int = "best",
     say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
-    """Evaluate a checkpoint (or a run's newest) in this process, on its own data or on `data`.
+    """Evaluate a checkpoint, or one of a run's, in this process, on its own data or on `data`.
+
+    checkpoint: of a run, best (by eval.best; the newest where there is none), last, or a meta-step.
 
     split: train, validation or test tasks. steps: inner steps; None: as the run evaluates. ways, shots: of an episode;
     None: as the run trained. Other ways need a prototype head. `data` is read with the run's columns and tokenizer; all
     of its tasks count as `split` unless it has a split column. Raises InputError.
     """
-    saved = checkpoints.load(checkpoint)
+    saved = checkpoints.load(source, which=checkpoint)
     asked = {"episodes": episodes, "baselines": baselines, "steps": steps}
     check_split(split)
     config = with_changes(saved.config, "eval", **asked)
@@ -206,7 +209,9 @@ def evaluate(
     model = load_model(saved).to(device)
     model.classes = config.ways or model.classes  # a prototype head is as wide as the episode
     meta = {name: value.to(device) for name, value in saved.meta.items()}
-    return evaluate_methods(model, meta, store, config, device, split=split, say=say)
+    result = evaluate_methods(model, meta, store, config, device, split=split, say=say)
+    result.details["settings"]["meta_step"] = saved.step
+    return result
 
 
 def check_split(split: str) -> None:

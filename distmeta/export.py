@@ -82,24 +82,31 @@ class Trained:
 
 
 def export(
-    source: str | Path, out: str | Path, *, prune: Sequence[str] = (), quantise: str | None = None, merge: bool = False
-) -> Path:
-    """Write the export of a run's newest checkpoint, a checkpoint or an adapted model to the new directory `out`.
+    source: str | Path, out: str | Path, *, prune: Sequence[str] = (), quantise: str | None = None, merge: bool = False,
+    checkpoint: str | int = "best",
+) -> Path:  # fmt: skip
+    """Write the export of a checkpoint, one of a run's or an adapted model to the new directory `out`.
 
-    merge: LoRA pairs are added to the weights. prune (`KIND:SHARE`, one after another) and quantise (int8): of what is
+    checkpoint: of a run, best (by eval.best; the newest where there is none), last, or a meta-step. merge: LoRA pairs
+    are added to the weights. prune (`KIND:SHARE`, one after another) and quantise (int8): of what is
     then there, as in distmeta.compress. Raises InputError.
     """
     check_new(Path(out))
-    return write(read(source, prune=prune, quantise=quantise, merge=merge), Path(out))
+    return write(read(source, prune=prune, quantise=quantise, merge=merge, checkpoint=checkpoint), Path(out))
 
 
-def read(source: str | Path, *, prune: Sequence[str] = (), quantise: str | None = None, merge: bool = False) -> Trained:
+def read(
+    source: str | Path, *, prune: Sequence[str] = (), quantise: str | None = None, merge: bool = False,
+    checkpoint: str | int = "best",
+) -> Trained:  # fmt: skip
     """What `source`, a run, a checkpoint or an adapted model, holds, or its smaller form. Raises InputError."""
     wanted = [parse_prune(text) for text in prune]
     check_quantise(quantise)
     source = Path(source)
     labels: list[str] | None
     if (source / "adapted.json").is_file():
+        if checkpoint != "best":
+            raise InputError(f"--checkpoint {checkpoint}: {source} is an adapted model; leave --checkpoint out")
         found = load_adapted(source)
         about = {"meta_steps": found.state["meta_step"], "adapted": found.inner_losses}
         values = {name: value.cpu() for name, value in found.params.items()}
@@ -108,7 +115,7 @@ def read(source: str | Path, *, prune: Sequence[str] = (), quantise: str | None 
         saved = Checkpoint(source, found.config, state, values, {}, base)
         labels = found.labels
     else:
-        saved = checkpoints.load(source)
+        saved = checkpoints.load(source, which=checkpoint)
         task = saved.config.task
         fixed = task.family == "domain" and not (task.permute_labels or task.augment.permute_labels)
         about = {"meta_steps": saved.step, "tasks_seen": saved.state["tasks_seen"]}

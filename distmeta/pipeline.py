@@ -217,7 +217,7 @@ def is_of_training(config: Config) -> Callable[[str], bool]:
     """Which keys make the meta-trained weights what they are; the tasks and the language model have digests."""
     from distmeta.directory import is_resumable
 
-    more = {"outer.steps", "outer.until", "eval.every"}
+    more = {"outer.steps", "outer.until", "outer.stop_after", "eval.every", "eval.best"}
     if config.eval.every:
         more |= {"eval.validation_episodes", "eval.steps"}
     return lambda key: key in more or not (is_resumable(key) or key == "model.pretrained")

@@ -24,6 +24,7 @@ from distmeta.config import Config, ConfigSource, config_of
 from distmeta.config.paths import absolute
 from distmeta.directory import run_directory, write_setting
 from distmeta.errors import InputError
+from distmeta.schedule import validation_every
 
 if TYPE_CHECKING:
     from distmeta.progress import Display
@@ -49,7 +50,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The newest whole checkpoint."""
+        """The checkpoint of the best meta-validation; the newest whole one of a run without meta-validations."""
         return checkpoints.resolve(self.path)
 
     @property
@@ -136,7 +137,7 @@ def prepare_store(config: Config, display: Display | None = None) -> Path:
         from distmeta.privacy import spent
 
         spent(config, store, config.outer.steps)  # raises before anything is started where it cannot be counted
-    if config.eval.every and len(store.groups["validation"].ids) == 0:
+    if validation_every(config, tasks := len(store.groups["validation"].ids)) and tasks == 0:
         raise InputError("eval.every: the data has no meta-validation tasks; name some, or set eval.every=0")
     return path
 

@@ -52,8 +52,8 @@ def config(path: Path | None = None, architecture: str = "bert", **sections) -> 
         "data": {"path": None if path is None else str(path)},
         "task": {"shots": 3, "queries": 4},
         "inner": {"lr": 0.2, "steps": 2},
-        "outer": {"lr": 0.01, "steps": 20, "meta_batch_size": 4},
-        "eval": {"episodes": 8, "validation_episodes": 4},
+        "outer": {"lr": 0.01, "steps": 20, "meta_batch_size": 4, "schedule": "constant"},
+        "eval": {"every": 0, "episodes": 8, "validation_episodes": 4},
         "run": {"checkpoint_every": 5, "timeout_s": 60},
     }  # fmt: skip
     return make_config(merge(base, sections))

@@ -27,6 +27,9 @@ Pruned = Annotated[
     list[str] | None,
     typer.Option(metavar="KIND:SHARE", help="magnitude, units or heads, and the share that goes; repeatable"),
 ]
+Chosen = Annotated[
+    str, typer.Option("--checkpoint", metavar="best|last|STEP", help="which of a run's; best: by eval.best, else last")
+]
 Quantised = Annotated[str | None, typer.Option(help="int8: a byte for each weight of the matrices")]
 
 
@@ -151,7 +154,7 @@ def tune(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
     data: Annotated[list[str] | None, typer.Option(help="other data, in the run's columns; repeatable")] = None,
     episodes: Annotated[int | None, typer.Option(min=2, help="default: as the run's eval.episodes")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test tasks")] = "test",
@@ -164,6 +167,7 @@ def evaluate(
         bool, typer.Option("--baselines/--no-baselines", help="also what was not meta-trained")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="directory for evaluation.json")] = None,
+    checkpoint: Chosen = "best",
     as_json: Json = False,
 ) -> None:
     """Score a checkpoint on few-shot episodes, with 95% intervals."""
@@ -171,8 +175,8 @@ def evaluate(
 
     paths: Any = data[0] if data and len(data) == 1 else data
     result = score(
-        checkpoint, paths, episodes, split=split, ways=ways, shots=shots, steps=steps,
-        baselines=baselines, say=note,
+        source, paths, episodes, split=split, ways=ways, shots=shots, steps=steps, baselines=baselines,
+        checkpoint=checkpoint, say=note,
     )  # fmt: skip
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -191,10 +195,11 @@ def evaluate(
 
 @app.command()
 def adapt(
-    checkpoint: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
     support: Annotated[str, typer.Option(help="file of labelled examples")],
     out: Annotated[Path, typer.Option(help="new directory for the adapted model")],
     steps: Annotated[int | None, typer.Option(min=0, help="inner steps; default: as the run evaluates")] = None,
+    checkpoint: Chosen = "best",
     as_json: Json = False,
 ) -> None:
     """Adapt a meta-trained model to a new task from a few labelled examples."""
@@ -202,7 +207,7 @@ def adapt(
 
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: not empty; give a new directory for the adapted model")
-    adapted = fit(checkpoint, support, steps=steps)
+    adapted = fit(source, support, steps=steps, checkpoint=checkpoint)
     adapted.save(out)
     report = {"out": str(out), "labels": adapted.labels, "support_loss": adapted.inner_losses}
     for line in adapted.warnings:
@@ -235,7 +240,7 @@ def predict(
 
 @app.command()
 def serve(
-    checkpoint: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
     limits: Annotated[list[str] | None, typer.Argument(metavar="[serve.key=value ...]")] = None,
     host: Annotated[str, typer.Option(help="another than loopback needs a token")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
@@ -243,14 +248,16 @@ def serve(
     replicas: Annotated[int, typer.Option(min=1, help="processes that each have the model")] = 1,
     memory_mb: Annotated[float | None, typer.Option(help="as serve.memory_mb")] = None,
     token_file: Annotated[Path | None, typer.Option(help="default: the variable DISTMETA_TOKEN, if it is set")] = None,
+    checkpoint: Chosen = "best",
 ) -> None:
     """Serve adaptation over HTTP: support sets in, tasks and their predictions out."""
     from distmeta.serve.server import serve as run_server
 
     overrides = [*(limits or []), *([] if memory_mb is None else [f"serve.memory_mb={memory_mb}"])]
     run_server(
-        checkpoint, overrides, host=host, port=port, tasks=tasks, replicas=replicas, token_file=token_file, say=note
-    )
+        source, overrides, host=host, port=port, tasks=tasks, replicas=replicas, token_file=token_file,
+        checkpoint=checkpoint, say=note,
+    )  # fmt: skip
 
 
 @app.command()
@@ -262,12 +269,13 @@ def export(
     merge: Annotated[
         bool, typer.Option("--merge/--adapter", help="LoRA: added to the weights, or an adapter of its own")
     ] = False,
+    checkpoint: Chosen = "best",
     as_json: Json = False,
 ) -> None:
     """Write a Hugging Face or PEFT directory, with a model card, that loads without distmeta."""
     from distmeta.export import export as write
 
-    write(source, out, prune=prune or (), quantise=quantise, merge=merge)
+    write(source, out, prune=prune or (), quantise=quantise, merge=merge, checkpoint=checkpoint)
     written = sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file())
     if as_json:
         print(json.dumps({"out": str(out), "files": written}))
@@ -281,12 +289,13 @@ def compress(
     out: Annotated[Path, typer.Option(help="new directory")],
     prune: Pruned = None,
     quantise: Quantised = None,
+    checkpoint: Chosen = "best",
     as_json: Json = False,
 ) -> None:
     """Write a checkpoint of a smaller model, which adapt, evaluate and export take like any other."""
     from distmeta.compress import compress as write
 
-    write(source, out, prune or (), quantise)
+    write(source, out, prune or (), quantise, checkpoint)
     size = sum(file.stat().st_size for file in out.iterdir())
     print(json.dumps({"out": str(out), "bytes": size}) if as_json else f"{out}: {size / 1e6:.2f} MB")
 

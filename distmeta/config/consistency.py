@@ -70,8 +70,13 @@ def check_deepspeed(value: dict[str, Any]) -> None:
 def check(config: Config) -> None:
     """Raises ValueError for sections that do not go together."""
     check_algorithm(config)
-    if config.outer.until is not None and config.eval.every == 0:
-        raise ValueError("outer.until needs meta-validations: set eval.every to the meta-steps between them")
+    for key, value in (("until", config.outer.until), ("stop_after", config.outer.stop_after)):
+        if value is not None and config.eval.every == 0:
+            raise ValueError(f"outer.{key} needs meta-validations: set eval.every to the meta-steps between them")
+    if config.outer.until is not None:
+        check_metric(config, "outer.until", config.outer.until, parse_until(config.outer.until)[0])
+    if config.eval.best != "auto":
+        check_metric(config, "eval.best", config.eval.best, parse_best(config.eval.best)[0])
     if config.outer.schedule == "plateau" and config.eval.every == 0:
         raise ValueError("outer.schedule = plateau needs meta-validations: set eval.every")
     if config.outer.privacy is not None:
@@ -123,7 +128,10 @@ def check(config: Config) -> None:
         if config.eval.every == 0:
             raise ValueError("task.mixture = curriculum goes by meta-validations: set eval.every")
         # An episode is asked for that many meta-steps ahead, at most, and what it is drawn by must be known by then.
-        ahead = -(-config.sampling.window * config.cluster.most // config.outer.meta_batch_size) + 2
+        # The rank with the least share of a meta-batch looks furthest ahead.
+        size = config.outer.meta_batch_size
+        least = size if config.cluster.episode == "group" else size // config.cluster.most
+        ahead = -(-config.sampling.window // least) + 2
         if config.task.lag < ahead:
             raise ValueError(
                 f"task.lag = {config.task.lag}: episodes are asked for up to {ahead} meta-steps ahead (sampling.window "
@@ -288,14 +296,33 @@ def check_group(config: Config) -> None:
             raise ValueError(f"cluster.episode = group does not go with {key} = {value}: {mend}")
 
 
+METRICS = ("accuracy", "precision", "recall", "f1", "loss")
+TEXT_METRICS = ("exact_match", "token_f1", "rouge_l", "loss")
+_METRIC = "|".join(dict.fromkeys(METRICS + TEXT_METRICS))
+_KNOWN = f"{', '.join(METRICS)}; with task.family=text_to_text {', '.join(TEXT_METRICS)}"
+
+
+def check_metric(config: Config, key: str, value: str, metric: str) -> None:
+    """Raises ValueError for a metric that meta-validations of the task family do not have."""
+    known = TEXT_METRICS if config.task.family == "text_to_text" else METRICS
+    if metric not in known:
+        raise ValueError(
+            f"{key} = {value}: task.family = {config.task.family} is not measured by {metric}; set one of "
+            f"{', '.join(known)}"
+        )
+
+
 def parse_until(text: str) -> tuple[str, str, float]:
     """`accuracy>=0.9` -> ("accuracy", ">=", 0.9). Raises ValueError."""
-    match = re.fullmatch(
-        r"\s*(accuracy|loss|f1|precision|recall|exact_match|token_f1|rouge_l)\s*(>=|<=)\s*([0-9.eE+-]+)\s*", text
-    )
+    match = re.fullmatch(rf"\s*({_METRIC})\s*(>=|<=)\s*([0-9.eE+-]+)\s*", text)
     if match is None:
-        raise ValueError(
-            "a condition such as accuracy>=0.9, or loss<=0.3 (accuracy, precision, recall, f1, loss; with "
-            "task.family=text_to_text exact_match, token_f1, rouge_l, loss)"
-        )
+        raise ValueError(f"a condition such as accuracy>=0.9, or loss<=0.3 ({_KNOWN})")
     return match[1], match[2], float(match[3])
+
+
+def parse_best(text: str) -> tuple[str, str]:
+    """`accuracy:max` -> ("accuracy", "max"). Raises ValueError."""
+    match = re.fullmatch(rf"\s*({_METRIC})\s*:\s*(max|min)\s*", text)
+    if match is None:
+        raise ValueError(f"auto, or METRIC:max or METRIC:min such as accuracy:max or loss:min ({_KNOWN})")
+    return match[1], match[2]

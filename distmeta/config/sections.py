@@ -243,17 +243,30 @@ class OuterConfig(Section):
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of all optimizers but sgd and rmsprop")
     eps: float = Field(1e-8, gt=0, description="of all optimizers but sgd and cpu_lion")
     momentum: float = Field(0.0, ge=0, lt=1, description="of optimizers sgd and rmsprop")
-    schedule: Literal["constant", "cosine", "linear", "plateau"] = Field(
-        "constant", description="of the rate; plateau: lowered when the meta-validation loss no longer falls"
-    )
+    schedule: Literal["auto", "constant", "cosine", "linear", "plateau"] = Field(
+        "auto", description="of the rate; plateau: lowered when the meta-validation loss no longer falls; auto: "
+        "cosine, or constant below 300 outer.steps and where tasks arrive as the run learns"
+    )  # fmt: skip
     patience: int = Field(2, ge=0, description="of plateau: meta-validations without a lower loss that are borne")
     factor: float = Field(0.5, gt=0, lt=1, description="of plateau: what the rate is then multiplied by")
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int | None = Field(
+        None, ge=0, description="meta-steps in which the rate rises to lr; null: 0, under schedule auto a 20th of "
+        "steps, at most 100"
+    )  # fmt: skip
     meta_batch_size: int = Field(8, ge=1, description="episodes of a meta-step, over all ranks")
     steps: int = Field(300, ge=1, description="meta-steps")
     until: str | None = Field(
         None, description="stop once a meta-validation metric is reached, such as accuracy>=0.9 (needs eval.every)"
     )
+    stop_after: int | None = Field(
+        None,
+        ge=1,
+        description="end after so many meta-validations in a row without a new best (eval.best); null: never",
+    )
+    max_skipped: float = Field(
+        0.01, ge=0, le=1, description="share of the episodes so far (and at least 3) whose loss or gradient may not "
+        "be finite: they are skipped and counted; more end the run. 0: none may be skipped"
+    )  # fmt: skip
     privacy: PrivacyConfig | None = Field(None, description="noise that hides each meta-train task; null: none")
     base: Literal["auto", "train", "freeze"] = Field(
         "auto", description="parameters that the inner loop does not adapt; auto: train only if built from config"
@@ -286,8 +299,22 @@ class EvalConfig(Section):
     episodes: int = Field(600, ge=2, description="meta-test episodes")
     steps: int | None = Field(None, ge=0, description="inner steps when evaluating; null: inner.steps")
     baselines: bool = Field(True, description="also score the methods that were not meta-trained")
-    every: int = Field(0, ge=0, description="meta-steps between meta-validations; 0: none")
+    every: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="meta-steps between meta-validations; 0: none; auto: a tenth of outer.steps, or none below "
+        "100 outer.steps, without meta-validation tasks, or where tasks arrive as the run learns"
+    )  # fmt: skip
+    best: str = Field(
+        "auto", description="METRIC:max or METRIC:min: the meta-validation whose checkpoint is kept as the best, and "
+        "is evaluated, exported, adapted and served; auto: accuracy:max, in family text_to_text loss:min"
+    )  # fmt: skip
     validation_episodes: int = Field(50, ge=2)
+
+    @field_validator("best")
+    @classmethod
+    def _parses(cls, value: str) -> str:
+        if value != "auto":
+            consistency.parse_best(value)
+        return value
 
 
 class RunConfig(Section):

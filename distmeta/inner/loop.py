@@ -110,8 +110,9 @@ class Diverged(ArithmeticError):
         self.step, self.loss, self.tasks, self.names = step, loss, list(tasks), list(names)
         where = f" of task {', '.join(map(str, tasks))}" if tasks else ""
         episode = f" (episode {', '.join(names)})" if names else ""
+        what = which if which == "meta-gradient" else f"{which} loss"
         super().__init__(
-            f"the {which} loss{where}{episode} is {loss} after {step} of {steps} inner steps: the inner loop "
+            f"the {what}{where}{episode} is {loss} after {step} of {steps} inner steps: the inner loop "
             f"diverges; use a smaller inner.lr"
         )
 

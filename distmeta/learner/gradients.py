@@ -15,7 +15,7 @@ from torch import Tensor
 from distmeta import privacy
 from distmeta.algorithms.rates import inner_loop, log_rate_gradients
 from distmeta.config import Config
-from distmeta.inner import InnerLoop, MetaGradient
+from distmeta.inner import Diverged, InnerLoop, MetaGradient
 from distmeta.learner.group import group_gradients
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
@@ -40,30 +40,59 @@ def meta_gradients(
     step: int,
     device: torch.device,
     cache: StateCache | None = None,
+    skipped: list[Diverged] | None = None,
 ) -> tuple[Params, list[float]]:
-    """Sums over this rank's episodes of the meta-gradient, and of [query loss, accuracy, inner losses 0..K]."""
+    """Sums over this rank's episodes of the meta-gradient, and of [query loss, accuracy, inner losses 0..K].
+
+    skipped: where an episode whose loss or meta-gradient is not finite goes, which is then in neither sum; without it,
+    Diverged is raised.
+    """
     if model.fast_shards is not None:
-        return group_gradients(model, meta, algorithm, config, store.pad_id, episodes, device)
+        return group_gradients(model, meta, algorithm, config, store.pad_id, episodes, device, skipped)
     set_attention(model.backbone, algorithm.ORDER)
     model.train(config.model.dropout > 0)
     fast, shared, rates = split_meta(model, meta)
-    loop = inner_loop(config.inner, rates, seed=dropout_seed(config, step, episodes))
     grads = {name: torch.zeros_like(value) for name, value in meta.items()}
     progress = (step - 1) / config.outer.steps
-    sums = torch.zeros(0, dtype=torch.float64)
-    private = config.outer.privacy  # each task's meta-gradient is clipped by itself
-    at_once = tasks_at_once(model, config, episodes, device) if private is None else 1
-    for group in group_episodes(episodes, at_once):
+    sums = torch.zeros(3 + config.inner.steps, dtype=torch.float64)
+    private = config.outer.privacy
+
+    def add(group: list[Episode]) -> None:
+        """Raises Diverged, before anything is added."""
+        loop = inner_loop(config.inner, rates, seed=dropout_seed(config, step, group[0]))
         parts, names = load_parts(group, model, config, store, device), [e.task for e in group]
         result, of_group = group_gradient(model, fast, shared, algorithm, loop, parts, names, cache, progress)
         of_group |= log_rate_gradients(config.inner, rates, result.lr_grads)
+        refuse_infinite(of_group, loop.steps, names)
         for name, g in (of_group if private is None else privacy.clipped(of_group, private.clip)).items():
             grads[name] += g
         losses = result.inner_losses.reshape(len(names), -1).sum(0)
-        found = torch.stack([result.loss.sum(), torch.stack(result.aux).sum(), *losses]).double().cpu()
-        sums = found + (sums if len(sums) else 0.0)
+        sums.add_(torch.stack([result.loss.sum(), torch.stack(result.aux).sum(), *losses]).double().cpu())
+
+    # One task at a time where each has something of its own: its clipped gradient, its dropout masks.
+    apart = private is not None or config.model.dropout > 0
+    for group in group_episodes(episodes, 1 if apart else tasks_at_once(model, config, episodes, device)):
+        try:
+            add(group)
+        except Diverged as error:
+            if skipped is None:
+                raise
+            if len(group) == 1:
+                skipped.append(error)
+                continue
+            for episode in group:  # the sums of a group are lost with any of it
+                try:
+                    add([episode])
+                except Diverged as one:
+                    skipped.append(one)
     model.eval()
     return grads, sums.tolist()
+
+
+def refuse_infinite(grads: Params, steps: int, names: list[str]) -> None:
+    """Raise Diverged where a meta-gradient is not finite, whatever its loss is."""
+    if not bool(torch.stack([torch.isfinite(g).all() for g in grads.values()]).all()):
+        raise Diverged(steps, steps, float("nan"), "meta-gradient", names=names)
 
 
 def load_parts(
@@ -136,11 +165,11 @@ def one_task(loss: Any) -> Any:
     return of_one
 
 
-def dropout_seed(config: Config, step: int, episodes: list[Episode]) -> int | None:
-    """The key of this step's dropout masks, a function of (seed, step, first episode); None without dropout."""
-    if config.model.dropout == 0 or not episodes:
+def dropout_seed(config: Config, step: int, episode: Episode) -> int | None:
+    """The key of an episode's dropout masks in a meta-step, whatever rank it is on; None without dropout."""
+    if config.model.dropout == 0:
         return None
-    return int(np.random.SeedSequence([config.run.seed, step, episodes[0].index]).generate_state(1)[0])
+    return int(np.random.SeedSequence([config.run.seed, step, episode.index]).generate_state(1)[0])
 
 
 def state_cache(model: TaskModel, config: Config, store: TaskStore) -> StateCache | None:

@@ -10,6 +10,7 @@ rank's part of the gradient of all rows. First order only: a second derivative w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from distmeta.algorithms.rates import inner_loop, log_rate_gradients, mean_rate
 from distmeta.config import Config
-from distmeta.inner import InnerLoop, adapt
+from distmeta.inner import Diverged, InnerLoop, adapt
 from distmeta.inner.adapt import refuse_divergence
 from distmeta.learner.engine import Divided, MetaEngine
 from distmeta.models.backbone import set_attention
@@ -108,6 +109,7 @@ def group_gradients(
     pad_id: int,
     episodes: Sequence[Episode],
     device: torch.device,
+    skipped: list[Diverged] | None = None,
 ) -> tuple[Params, list[float]]:
     """As `meta_gradients`, of the same episodes on every rank: sums of shards, and this rank's part of the scores."""
     shards = model.fast_shards
@@ -120,9 +122,19 @@ def group_gradients(
     for episode in episodes:
         support, query = parts_of_rank(model, config, pad_id, episode, device)
         result = algorithm.meta_gradient(loss, fast, support, query, loop, has_aux=True, check=False)
-        losses = shards.told([*result.inner_losses.tolist(), float(result.loss)])
+        infinite = float(sum(int((~torch.isfinite(g)).sum()) for g in result.grads.values()))
+        *losses, infinite = shards.told([*result.inner_losses.tolist(), float(result.loss), infinite])
         told = list(torch.tensor(losses))
-        refuse_divergence(told[:-1], told[-1], config.inner.steps, [episode.task])
+        steps, names = config.inner.steps, [episode.task]
+        try:  # the same on every rank
+            refuse_divergence(told[:-1], told[-1], steps, names)
+            if infinite:
+                raise Diverged(steps, steps, math.nan, "meta-gradient", names=names)
+        except Diverged as error:
+            if skipped is None:
+                raise
+            skipped.append(error)
+            continue
         for name, g in result.grads.items():
             grads[name] += g
         for name, g in log_rate_gradients(config.inner, rates, result.lr_grads).items():

@@ -66,11 +66,17 @@ class Saver:
             before += size
         return parts
 
-    def save(self, step: int, write_part: Callable[[Path], None], write_rest: Callable[[Path], None]) -> None:
-        """Begin to write the checkpoint of `step`: write_part on every rank, write_rest on rank 0."""
+    def save(
+        self, step: int, write_part: Callable[[Path], None], write_rest: Callable[[Path], None],
+        best: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Begin to write the checkpoint of `step`: write_part on every rank, write_rest on rank 0.
+
+        best: what best.json says once the checkpoint is there, its step being this one's or an earlier one's.
+        """
         self.wait()
         path = self.run_dir / "checkpoints" / f"step-{step:06d}"
-        self._thread = threading.Thread(target=self._run, args=(path, write_part, write_rest), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(path, write_part, write_rest, best), daemon=True)
         self._thread.start()
 
     def check(self) -> None:
@@ -86,7 +92,10 @@ class Saver:
             self._thread = None
         self.check()
 
-    def _run(self, path: Path, write_part: Callable[[Path], None], write_rest: Callable[[Path], None]) -> None:
+    def _run(
+        self, path: Path, write_part: Callable[[Path], None], write_rest: Callable[[Path], None],
+        best: dict[str, Any] | None,
+    ) -> None:  # fmt: skip
         draft = checkpoints.draft_of(path)
         try:
             with self._told(path):
@@ -98,6 +107,8 @@ class Saver:
                 if self.rank == 0:
                     write_rest(draft)
                     checkpoints.publish(draft, path)
+                    if best is not None and best["step"] == checkpoints.step_of(path):
+                        checkpoints.write_best(self.run_dir, best)
                     checkpoints.prune(self.run_dir, self.keep, checkpoints.step_of(path))
         except BaseException as error:
             self._error = error if isinstance(error, WriteError) else WriteError(f"checkpoint {path}: {error}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from distmeta import health, privacy
 from distmeta.algorithms import load_algorithm
 from distmeta.algorithms.rates import initial_log_rates, inner_loop, mean_rate
 from distmeta.config import Config
-from distmeta.config.consistency import check_settings, parse_until
+from distmeta.config.consistency import check_settings
 from distmeta.errors import InputError
 from distmeta.evaluate import evaluate_methods, scorer
 from distmeta.inner import Diverged
 from distmeta.interrupt import EVALUATING, LEAVE
 from distmeta.learner.arrivals import regret, score_arrivals, sentence
+from distmeta.learner.best import Best, better, comparable, is_over, is_reached, still_kept
 from distmeta.learner.elastic import GROW, PAUSED, STOP
 from distmeta.learner.engine import MetaEngine
 from distmeta.learner.flow import MEASURED, Gauges, more_samplers
@@ -46,7 +48,7 @@ from distmeta.sampling.episode import sample_episode
 from distmeta.sampling.flow import seconds_per_episode
 from distmeta.sampling.sampler import Sampler
 from distmeta.sampling.window import EpisodeWindow
-from distmeta.schedule import outer_lr
+from distmeta.schedule import outer_lr, schedule_of, validation_every
 from distmeta.scoring import (
     curves,
     domain_of,
@@ -59,6 +61,24 @@ from distmeta.tasks.summary import read, signs
 
 Params = dict[str, Tensor]
 Say = Callable[[str], None]
+LEAST_SKIPPED = 3  # episodes that a run may skip, however few it has seen
+
+
+@dataclass
+class Reached:
+    """How far a run has come, beside its engine; what a checkpoint's state.json has of it.
+
+    skipped: of the episodes seen, those whose loss or meta-gradient was not finite. stopped: by outer.until or
+    outer.stop_after. record: the step's. validations: {step, loss, sources}, in order.
+    """
+
+    step: int = 0
+    tasks_seen: int = 0
+    skipped: int = 0
+    stopped: bool = False
+    record: dict[str, Any] | None = None
+    validations: list[dict[str, Any]] = field(default_factory=list)
+    best: Best | None = None
 
 
 class OuterDiverged(ArithmeticError):
@@ -104,11 +124,15 @@ def learn(
     if shards is not None:
         say(shards.describe())
     model = model.to(device)
-    engine, step, tasks_seen, stopped, last, validations = start(config, run_dir, model, device, say)
+    engine, reached = start(config, run_dir, model, device, say)
+    step, validations = reached.step, reached.validations
+    every = validation_every(config, len(store.groups["validation"].ids))
+    reached.best = reached.best if every else None
     cache = state_cache(model, config, store)
-    journal = Journal(run_dir, step, last) if rank == 0 else None
+    journal = Journal(run_dir, step, reached.record) if rank == 0 else None
     watch = health.Watch(None if config.task.family == "text_to_text" else classes, say)
     if rank == 0:  # a group that died between writing a checkpoint and this left one too many
+        checkpoints.write_best(run_dir, reached.best)
         checkpoints.prune(run_dir, config.run.keep, step)
     mine = episodes_of_rank(config, config.outer.meta_batch_size, rank, world)
     window = EpisodeWindow(
@@ -118,7 +142,7 @@ def learn(
         mixture=mixture_by(validations, config, store),
         ready=lambda indices: stream is None or not indices or stream.covers(indices[-1]),
     )  # fmt: skip
-    ended = not stopped and not tasks_have_come(stream, config, step + 1)
+    ended = not reached.stopped and not tasks_have_come(stream, config, step + 1)
     if stream is not None and step > 0:
         store = tasks_so_far(stream, config, step)
     meta, paused, halted, leaves, gauges = engine.snapshot(), False, 0.0, 0.0, Gauges(config, rank)
@@ -126,7 +150,7 @@ def learn(
     make_s = seconds_per_episode(samplers[rank % len(samplers)], config.sampling.timeout_s) if auto else 0.0
     busy: list[float] = []  # seconds of the first meta-steps, where the number of samplers is chosen
     with Saver(run_dir, config.run.keep, rank, world, config.run.timeout_s) as saver:
-        for episodes, wait_s in window if not (stopped or ended) else ():
+        for episodes, wait_s in window if not (reached.stopped or ended) else ():
             step += 1
             saver.check()
             if stream is not None:
@@ -135,28 +159,35 @@ def learn(
                     cache.reach(store.rows)
             arrivals = score_arrivals(model, meta, store, config, step, rank, world, device)
             began = time.perf_counter()
-            grads, sums = meta_gradients(model, meta, algorithm, config, store, episodes, step, device, cache)
+            lost: list[Diverged] = []
+            grads, sums = meta_gradients(model, meta, algorithm, config, store, episodes, step, device, cache, lost)
             grads = privacy.with_noise(grads, config, step, rank)
             inner_s = time.perf_counter() - began
             began = time.perf_counter()
             # The first of the collectives: what it takes is the ranks' wait for the slowest of them.
             asked = [float(rank == 0 and (run_dir / name).exists()) for name in (STOP, LEAVE)]
-            *sums, halted, leaves = all_sum([*sums, *asked])
+            of_rank = 1 if model.fast_shards is None or rank == 0 else 0  # a group loses an episode together
+            *sums, skipped, halted, leaves = all_sum([*sums, float(len(lost) * of_rank), *asked])
             peers_s = time.perf_counter() - began
 
             began = time.perf_counter()
             spoken = engine.seconds
             total = config.outer.meta_batch_size
-            scale = engine.averaged_over / total
+            counted = max(1.0, total - skipped)
+            scale = engine.averaged_over / (total if config.outer.privacy else counted)
             lr = outer_lr(config, step, [v["loss"] for v in validations])
             norm = engine.step({name: g * scale for name, g in grads.items()}, lr)
             meta = engine.snapshot()
-            tasks_seen += total
+            reached.tasks_seen += total
+            reached.skipped += int(skipped)
+            refuse_skipped(config, reached, step, gather(lost[-1:]) if skipped else [], say)
             record: dict[str, Any] = {
-                "step": step, "tasks_seen": tasks_seen, "outer_loss": sums[0] / total,
-                "query_accuracy": sums[1] / total, "inner_loss": [s / total for s in sums[2:]], "grad_norm": norm,
+                "step": step, "tasks_seen": reached.tasks_seen, "outer_loss": sums[0] / counted,
+                "query_accuracy": sums[1] / counted, "inner_loss": [s / counted for s in sums[2:]], "grad_norm": norm,
                 "outer_lr": lr, "inner_lr": shown_rate(model, meta, config),
             }  # fmt: skip
+            if skipped:
+                record["skipped"] = int(skipped)
             if arrivals:
                 record["arrivals"] = arrivals
             if not math.isfinite(norm) or not math.isfinite(record["outer_loss"]):
@@ -174,23 +205,28 @@ def learn(
             if model.fast_shards is not None:  # part of inner_s too: fast weights, and their gradients
                 seconds["fast_comm_s"], model.fast_shards.seconds = model.fast_shards.seconds, 0.0
 
-            if config.eval.every and (step % config.eval.every == 0 or step == config.outer.steps):
+            new_best = None
+            if every and (step % every == 0 or step == config.outer.steps):
                 record["validation"], record["validation_curves"], by_source = validate(
                     model, meta, store, config, rank, world, device
                 )
-                stopped = is_reached(config.outer.until, record["validation"])
                 validations.append({"step": step, "loss": record["validation"]["loss"], "sources": by_source})
+                new_best = better(config, record["validation"], step, reached.best)
+                reached.best = new_best or reached.best
+                stops = is_reached(config.outer.until, record["validation"])
+                reached.stopped = stops or is_over(config, validations, reached.best)
             began = time.perf_counter()
             if stream is not None:
-                ended = not stopped and not tasks_have_come(stream, config, step + 1)
+                ended = not reached.stopped and not tasks_have_come(stream, config, step + 1)
                 seconds["source_s"] = time.perf_counter() - began  # until the tasks of the next meta-step have come
                 began = time.perf_counter()
-            if step % config.run.checkpoint_every == 0 or step == config.outer.steps or stopped or ended or leaves:
+            is_last = step == config.outer.steps or reached.stopped or ended
+            if step % config.run.checkpoint_every == 0 or is_last or new_best or leaves:
                 if journal:
                     journal.sync()
                 record |= privacy.spent(config, store, step)
-                told = {**record, **seconds}
-                save(saver, config, store, classes, engine, step, tasks_seen, stopped, told, validations)
+                reached.step, reached.record = step, {**record, **seconds}
+                save(saver, config, store, classes, engine, reached)
                 shown = {key: record[key] for key in ("step", "outer_loss", "query_accuracy")}
                 report(shown | record.get("validation", {}))
                 paused = config.cluster.is_elastic and is_asked_to_pause(run_dir, rank) and step < config.outer.steps
@@ -207,15 +243,23 @@ def learn(
             if journal:
                 journal.write({**record, **seconds})
                 watch.see(record)
-            if stopped or ended or paused or halted or leaves:
+            if is_last or paused or halted or leaves:
                 break
-    if halted or (leaves and not (stopped or ended) and step < config.outer.steps):
+    if halted or (leaves and not (reached.stopped or ended) and step < config.outer.steps):
         return
-    if paused and not (stopped or ended):  # the checkpoint is on the disk; a group of another size goes on from it
+    if paused and not (reached.stopped or ended):  # a group of another size goes on from the checkpoint
         if rank == 0:
             (run_dir / PAUSED).touch()
         return
-    finish(model, meta, store, config, run_dir, step, rank, world, device, say, watch.warnings)
+    chosen = checkpoints.best_of(run_dir)
+    if chosen is not None and checkpoints.step_of(chosen) != step:
+        say(f"the best meta-validation was at meta-step {checkpoints.step_of(chosen)}, whose checkpoint is evaluated")
+        of_best = checkpoints.load(chosen, keep=model.fast_shards.keep if model.fast_shards else None).meta
+        meta = {name: of_best[name].to(value.device) for name, value in meta.items()}
+    finish(
+        model, meta, store, config, run_dir, step, reached.best if chosen else None, rank, world, device, say,
+        watch.warnings,
+    )  # fmt: skip
 
 
 def tasks_have_come(stream: Stream | None, config: Config, step: int) -> bool:
@@ -240,26 +284,30 @@ def own_algorithm(config: Config) -> Any:
 
 def start(
     config: Config, run_dir: Path, model: TaskModel, device: torch.device, say: Say
-) -> tuple[MetaEngine, int, int, bool, dict[str, Any] | None, list[Any]]:
-    """The engine at the newest whole checkpoint, or at the initial values; then what was reached so far.
-
-    That is (step, tasks seen, whether outer.until, as it is now, stopped the run there, the step's record, the
-    meta-validations).
-    """
+) -> tuple[MetaEngine, Reached]:
+    """The engine at the newest whole checkpoint, or at the initial values, and what was reached so far."""
     values = initial_values(config, model)
     if config.outer.optimizer.startswith("cpu_"):
         say(f"outer.optimizer = {config.outer.optimizer}: DeepSpeed compiles it at its first use here, for minutes")
     found = checkpoints.newest_whole(run_dir, say)
     if found is None:
-        return make_engine(values, config, model, device), 0, 0, False, None, []
+        return make_engine(values, config, model, device), Reached()
     saved = checkpoints.load(found, optimizer=True, keep=model.fast_shards.keep if model.fast_shards else None)
     check_format(found, saved.format, model)
     engine = make_engine({name: saved.meta[name] for name in values}, config, model, device)
     engine.load_optimizer_state(saved.optimizer, saved.step)
     say(f"continuing from {found.name}")
-    stopped = saved.state["stopped"] and saved.config.outer.until == config.outer.until
-    state = saved.state
-    return engine, saved.step, state["tasks_seen"], stopped, state["record"], state.get("validations", [])
+    before, state = saved.config, saved.state
+    if before.outer.steps != config.outer.steps and schedule_of(config)[0] in ("cosine", "linear"):
+        say(
+            f"outer.steps is {config.outer.steps} and was {before.outer.steps}: the outer rate follows the schedule of "
+            f"{config.outer.steps} meta-steps from here on, which is another curve"
+        )
+    reached = Reached(**{key: state[key] for key in Reached.__dataclass_fields__ if key in state})
+    if any(getattr(before.outer, key) != getattr(config.outer, key) for key in ("until", "stop_after")):
+        reached.stopped = False
+    reached.best = still_kept(run_dir, comparable(reached.best, before, config))
+    return engine, reached
 
 
 def fast_shards(config: Config, device: torch.device) -> FastShards | None:
@@ -328,22 +376,22 @@ def is_asked_to_pause(run_dir: Path, rank: int) -> bool:
     return all_sum([float(rank == 0 and (run_dir / GROW).exists())])[0] > 0
 
 
-def is_reached(until: str | None, validation: dict[str, float]) -> bool:
-    if until is None:
-        return False
-    metric, sign, value = parse_until(until)
-    return validation[metric] >= value if sign == ">=" else validation[metric] <= value
+def refuse_skipped(config: Config, reached: Reached, step: int, lost: list[Diverged], say: Say) -> None:
+    """Say what was skipped in a meta-step. Raises OuterDiverged where outer.max_skipped has been passed."""
+    if not lost:
+        return
+    share = config.outer.max_skipped
+    so_far = f"{reached.skipped} of {reached.tasks_seen} episodes so far are skipped"
+    say(f"meta-step {step}: {lost[-1]}; {so_far}")
+    if reached.skipped > (max(share * reached.tasks_seen, LEAST_SKIPPED) if share else 0):
+        raise OuterDiverged(f"meta-step {step}: {lost[-1]}; {so_far}, more than outer.max_skipped = {share:g} allows")
 
 
-def save(
-    saver: Saver, config: Config, store: TaskStore, classes: int, engine: MetaEngine, step: int,
-    tasks_seen: int, stopped: bool, record: dict[str, Any], validations: list[dict[str, Any]],
-) -> None:  # fmt: skip
-    """Begin to write a checkpoint; all ranks call it. `record`: this step's, which is not in the journal yet."""
+def save(saver: Saver, config: Config, store: TaskStore, classes: int, engine: MetaEngine, reached: Reached) -> None:
+    """Begin to write a checkpoint; all ranks call it. The step's record is not in the journal yet."""
     state = {
-        "step": step, "tasks_seen": tasks_seen, "classes": classes, "labels": store.labels,
-        "vocab_size": store.vocab_size, "pad_id": store.pad_id, "store_key": store.key, "stopped": stopped,
-        "record": record, "validations": validations,
+        **asdict(reached), "classes": classes, "labels": store.labels, "vocab_size": store.vocab_size,
+        "pad_id": store.pad_id, "store_key": store.key,
     }  # fmt: skip
     # Copies of this rank's part only: the whole state may be larger than a rank's memory.
     parts = saver.shares({name: 3 * 4 * shape.numel() for name, shape in engine.whole_shapes.items()})
@@ -355,14 +403,20 @@ def save(
         if mine:
             checkpoints.write_tensors(draft, own, optimizer, saver.rank, len(parts))
 
-    saver.save(step, write_part, lambda draft: checkpoints.write_rest(draft, config, state, store.tokenizer_file))
+    saver.save(
+        reached.step, write_part, lambda draft: checkpoints.write_rest(draft, config, state, store.tokenizer_file),
+        reached.best,
+    )  # fmt: skip
 
 
 def finish(
-    model: TaskModel, meta: Params, store: TaskStore, config: Config, run_dir: Path, step: int, rank: int,
-    world: int, device: torch.device, say: Say, warnings: list[health.Sign] | None = None,
+    model: TaskModel, meta: Params, store: TaskStore, config: Config, run_dir: Path, step: int,
+    best: Best | None, rank: int, world: int, device: torch.device, say: Say, warnings: list[health.Sign] | None = None,
 ) -> None:  # fmt: skip
-    """Evaluate on meta-test episodes, divided over the ranks; rank 0 writes json, with the meta-step that it is of."""
+    """Evaluate on meta-test episodes, divided over the ranks; rank 0 writes json, with the meta-step that it is of.
+
+    step: the run's last. best: the meta-validation whose checkpoint `meta` is; None where it is the last one's.
+    """
     if rank == 0:
         (run_dir / LEAVE).unlink(missing_ok=True)  # it came with the last meta-step
         (run_dir / EVALUATING).touch()
@@ -371,7 +425,11 @@ def finish(
     else:
         result = evaluate_methods(model, meta, store, config, device, score=score_in_group, say=say)
     if rank == 0:
-        result.details["settings"]["meta_step"] = step
+        result.details["settings"] |= {
+            "meta_step": best["step"] if best else step, "checkpoint": "best" if best else "last", "last_step": step,
+        }  # fmt: skip
+        if best:
+            result.details["settings"]["best"] = best
         result.details["encoding"] = store.encoding
         result.details["warnings"] = [*signs(read(run_dir)), *(warnings or []), *result.details["warnings"]]
         for epsilon in privacy.spent(config, store, step).values():

@@ -17,6 +17,7 @@ from distmeta.progress import headline as compared_by
 from distmeta.report import figures
 from distmeta.report.files import RunFiles
 from distmeta.report.page import Block, Code, Folded, Picture, Section, Table, Text
+from distmeta.schedule import schedule_of
 from distmeta.tasks import summary
 
 SHOWN = 20  # tasks that are listed before the rest is folded away
@@ -98,7 +99,7 @@ def setting(config: Config) -> list[list[str]]:
                      + ("" if task.family == "text_to_text" else " a class")],
         ["inner loop", f"{inner.steps} steps of {inner.optimizer} at {inner.lr:g} ({inner.schedule}), learn_lr "
                        f"{inner.learn_lr}, adapts {inner.adapt}"],
-        ["outer loop", f"{outer.optimizer} at {outer.lr:g} ({outer.schedule}), meta-batches of "
+        ["outer loop", f"{outer.optimizer} at {outer.lr:g} ({schedule_of(config)[0]}), meta-batches of "
                        f"{outer.meta_batch_size} episodes"],
         ["cluster", f"{config.cluster.shown} learner ranks, {config.sampling.actors} samplers, ZeRO stage {zero}"],
         ["seed", str(config.run.seed)],

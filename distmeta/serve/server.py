@@ -53,21 +53,23 @@ def serve(
     tasks: str | Path | None = None,
     replicas: int = 1,
     token_file: str | Path | None = None,
+    checkpoint: str | int = "best",
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve a run's newest checkpoint, or the one given, until SIGTERM or SIGINT.
+    """Serve a checkpoint, or one of a run's, until SIGTERM or SIGINT.
 
     overrides: serve.KEY=VALUE. host: other than loopback only with a token, from `token_file` or DISTMETA_TOKEN. tasks:
-    directory of adapted tasks, which other servers may share; None: `tasks` in the run. Raises InputError, or
+    directory of adapted tasks, which other servers may share; None: `tasks` in the run. checkpoint: of a run, best (by
+    eval.best; the newest where there is none), last, or a meta-step. Raises InputError, or
     KeyboardInterrupt once all has ended.
     """
-    checkpoint = checkpoints.resolve(source)
-    limits = limits_of(checkpoint, overrides)
+    served = checkpoints.resolve(source, checkpoint)
+    limits = limits_of(served, overrides)
     token = read_token(token_file, host)
-    directory = Path(tasks) if tasks is not None else default_directory(checkpoint)
+    directory = Path(tasks) if tasks is not None else default_directory(served)
     check_port(host, port)
     check_writable(directory)
-    options = Options(str(checkpoint.resolve()), str(directory.resolve()), limits, token)
+    options = Options(str(served.resolve()), str(directory.resolve()), limits, token)
     with tempfile.TemporaryDirectory(prefix="distmeta-serve-") as shared:
         _run(options, host, port, replicas, shared, say)
 

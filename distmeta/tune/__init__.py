@@ -107,7 +107,8 @@ def base_config(config: Config) -> Config:
         spec = t.space.get("inner.steps", {})
         listed: list[Any] = next((values for kind, values in spec.items() if kind != "when"), [])
         steps = max([config.inner.steps, *listed])
-    every = config.eval.every or max(1, config.outer.steps // 10)
+    every = config.eval.every if isinstance(config.eval.every, int) else 0
+    every = every or max(1, config.outer.steps // 10)
     changes: Params = {
         "eval.steps": steps,
         "eval.every": every,

@@ -108,7 +108,7 @@ def name_of(trial: Any) -> str:
 
 def scheduler(config: Config, axes: list[Axis], at_once: int, searcher: InOrder) -> TrialScheduler:
     """Which trials are stopped, on the meta-validation metric at equal meta-steps."""
-    t, every = config.tune, config.eval.every
+    t, every = config.tune, int(config.eval.every)  # a number, by base_config
     longest = max([config.outer.steps, *(v for a in axes if a.key == "outer.steps" for v in a.values)])
     if t.scheduler == "asha":
         return Asha(rungs_of(t.grace or every, t.reduction, longest), t.reduction, at_once, searcher)

@@ -205,7 +205,7 @@ def test_a_record_has_the_design_s_keys(plain):
 
 
 def test_divergence_is_named(tmp_path, words_csv):
-    with pytest.raises(Diverged, match="inner.lr"):
+    with pytest.raises(OuterDiverged, match="inner.lr"):
         train(tmp_path / "inner", words_csv, inner={"lr": 1e30})
     with pytest.raises((OuterDiverged, Diverged)):
         train(tmp_path / "outer", words_csv, outer={"lr": 1e38, "optimizer": "sgd"},

@@ -85,7 +85,7 @@ def test_a_curriculum_goes_by_what_is_known_and_a_run_that_goes_on_by_the_same(t
         train(tmp_path / "cut", config, at=7)
     train(tmp_path / "cut", config)
     assert small.records(whole) == small.records(tmp_path / "cut")
-    saved = checkpoint.load(whole).state["validations"]
+    saved = checkpoint.load(whole, which="last").state["validations"]
     assert [v["step"] for v in saved] == [2, 4, 6, 8, 10, 12] and all(set(v["sources"]) == {"a", "b"} for v in saved)
     plain = train(
         tmp_path / "plain",

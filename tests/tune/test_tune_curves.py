@@ -25,7 +25,7 @@ def test_every_count_agrees_with_an_evaluation_at_that_count(learn_lr, words_csv
     path = build_store(config.data, config.task, config.model)
     learn(config, tmp_path, path, [], 0, 1, torch.device("cpu"))
     record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    store, saved = open_store(path), checkpoints.load(tmp_path)
+    store, saved = open_store(path), checkpoints.load(tmp_path, which="last")
     model = load_model(saved)
     fast, shared, rates = split_meta(model, saved.meta)
     episodes = [sample_episode(store, config.task, config.run.seed, "validation", i) for i in range(6)]

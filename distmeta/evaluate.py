@@ -21,6 +21,7 @@ from distmeta import checkpoint as checkpoints
 from distmeta import health
 from distmeta.algorithms.rates import inner_loop
 from distmeta.config import Config, with_changes
+from distmeta.config.consistency import check_ways
 from distmeta.errors import InputError, nearest
 from distmeta.models.build import build_model, check_format
 from distmeta.models.task_model import TaskModel
@@ -28,6 +29,7 @@ from distmeta.pooled import train_pooled
 from distmeta.sampling.episode import Episode, sample_episode
 from distmeta.scoring import Scored, curves, details, score_episodes, score_prototypes, split_meta, summarise
 from distmeta.scoring_text import in_context, reads_in_context, score_texts, text_details
+from distmeta.tasks.families import check_feasible
 from distmeta.tasks.splits import SPLITS
 
 if TYPE_CHECKING:
@@ -81,6 +83,15 @@ def evaluate_methods(
     adapt). prototypes: nearest class mean of the untrained initial features; where answers are words there are none,
     and in_context is the meta-trained decoder that reads the support set instead of adapting to it.
     """
+    with model.of_ways(config.of_evaluation().ways):
+        return _methods(model, meta, store, config, device, split, (rank, world), gather, score, say)
+
+
+def _methods(
+    model: TaskModel, meta: Mapping[str, Tensor], store: TaskStore, config: Config, device: torch.device, split: str,
+    share: tuple[int, int], gather: Gather, score: Callable[..., list[Scored]] | None, say: Callable[[str], None],
+) -> Evaluation:  # fmt: skip
+    (rank, world), in_training, config = share, config, config.of_evaluation()
     text = config.task.family == "text_to_text"
     pad_id, scored_by = store.pad_id, score or scorer(config, store)
     count, seed = config.eval.episodes, config.run.seed
@@ -112,7 +123,8 @@ def evaluate_methods(
     constant = config.inner.model_copy(update={"learn_lr": "none", "schedule": "constant"})
     tuned = inner_loop(constant, {}, max(1, steps) * FINE_TUNE_LENGTH)
     # The rate is chosen on tasks that are not those scored; data given to `evaluate` may have none.
-    held = next((name for name in ("validation", "train") if name != split and len(store.groups[name].ids)), None)
+    others = (name for name in ("validation", "train") if name != split)
+    held = next((name for name in others if _can_be_drawn(store, config, name)), None)
     few = [sample_episode(store, config.task, seed, held, i) for i in _share(24, rank, world)] if held else []
 
     def fine_tuned(name: str, fast: Params, shared: Params, factors: Sequence[float]) -> None:
@@ -133,9 +145,9 @@ def evaluate_methods(
     untrained = dict(model.fast), dict(model.shared)
     fine_tuned("fine_tuned", *untrained, FINE_TUNE_FACTORS)
     if score is None:
-        if len(store.groups["train"].ids):
+        if _can_be_drawn(store, in_training, "train"):
             say(f"baseline multi_task: {config.outer.steps} steps on pooled tasks")
-            fine_tuned("multi_task", *train_pooled(model, store, config, device), (0.0, *FINE_TUNE_FACTORS))
+            fine_tuned("multi_task", *train_pooled(model, store, in_training, device), (0.0, *FINE_TUNE_FACTORS))
         if text:
             if reads_in_context(model, config):
                 say("in context: the meta-trained model reads the support set, and nothing is adapted")
@@ -149,6 +161,15 @@ def evaluate_methods(
         methods["prototypes"] = summarise(result)
         more["prototypes"] = details_of(result)
     return Evaluation(methods, more)
+
+
+def _can_be_drawn(store: TaskStore, config: Config, split: str) -> bool:
+    """Whether a split has tasks, with the examples that episodes of `config` need."""
+    try:
+        check_feasible(store, config.task, [split])
+    except InputError:
+        return False
+    return len(store.groups[split].ids) > 0
 
 
 def scorer(config: Config, store: TaskStore) -> Callable[..., list[Any]]:
@@ -188,12 +209,13 @@ def evaluate(
     of its tasks count as `split` unless it has a split column. Raises InputError.
     """
     saved = checkpoints.load(source, which=checkpoint)
-    asked = {"episodes": episodes, "baselines": baselines, "steps": steps}
+    asked = {"episodes": episodes, "baselines": baselines, "steps": steps, "ways": ways, "shots": shots}
     check_split(split)
+    try:
+        check_ways("ways", ways, saved.config)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     config = with_changes(saved.config, "eval", **asked)
-    if ways is not None:
-        check_ways(ways, config)
-    config = with_changes(config, "task", ways=ways, shots=shots)
     if data is not None:
         path = data if isinstance(data, str) else list(data)
         config = config.model_copy(
@@ -205,9 +227,9 @@ def evaluate(
     if split not in store.groups or len(store.groups[split].ids) == 0:
         there = [name for name, groups in store.groups.items() if len(groups.ids)]
         raise InputError(f"split = {split}: the data has no such tasks; it has {', '.join(there)}")
+    check_feasible(store, config.of_evaluation().task, [split])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(saved).to(device)
-    model.classes = config.ways or model.classes  # a prototype head is as wide as the episode
     meta = {name: value.to(device) for name, value in saved.meta.items()}
     result = evaluate_methods(model, meta, store, config, device, split=split, say=say)
     result.details["settings"]["meta_step"] = saved.step
@@ -218,19 +240,6 @@ def check_split(split: str) -> None:
     """Raises InputError unless `split` is a split's name."""
     if split not in SPLITS:
         raise InputError(f"split = {split}: one of {', '.join(SPLITS)}.{nearest(split, SPLITS)}")
-
-
-def check_ways(ways: int, config: Config) -> None:
-    """Raises InputError unless episodes of so many classes can be asked of the run's model."""
-    if config.task.family != "classes":
-        raise InputError(f"ways = {ways}: task.family = {config.task.family} has no number of ways to set")
-    if ways < 2:
-        raise InputError(f"ways = {ways}: at least 2")
-    if ways != config.ways and config.model.head != "prototype":
-        raise InputError(
-            f"ways = {ways}: the head of this model has {config.ways} outputs; leave ways out, or meta-train with "
-            "model.head=prototype, which takes any number"
-        )
 
 
 def load_model(saved: checkpoints.Checkpoint) -> TaskModel:
@@ -246,7 +255,6 @@ def load_model(saved: checkpoints.Checkpoint) -> TaskModel:
 
 def _store_of(saved: checkpoints.Checkpoint, config: Config, only: str | None) -> TaskStore:
     from distmeta.tasks.build import build_store
-    from distmeta.tasks.families import check_feasible
     from distmeta.tasks.store import open_store
 
     labels = saved.state["labels"] if config.task.family == "domain" else None
@@ -254,6 +262,4 @@ def _store_of(saved: checkpoints.Checkpoint, config: Config, only: str | None) -
     path = build_store(
         config.data, saved.config.task, config.model, tokenizer_file=saved.tokenizer_file, labels=labels, only=only
     )
-    store = open_store(path)
-    check_feasible(store, config.task)
-    return store
+    return open_store(path)

@@ -131,7 +131,8 @@ def prepare_store(config: Config, display: Display | None = None) -> Path:
         data = data.model_copy(update={"cache": f"{config.cluster.storage}/cache"})  # samplers read it on other nodes
     path = build_store(data, config.task, config.model, progress=display.counted if display else None)
     store = open_store(path)
-    check_feasible(store, config.task)
+    check_feasible(store, config.task, ["train"])
+    check_feasible(store, config.of_evaluation().task, ["validation", "test"])
     check_model(config, cache_directory(data))  # refused here, and not once all is started
     if config.outer.privacy is not None:
         from distmeta.privacy import spent

@@ -34,6 +34,7 @@ from distmeta.scoring import (
 )
 from distmeta.tasks.build import build_store
 from distmeta.tasks.store import open_store
+from distmeta.train import prepare_store
 
 CPU = torch.device("cpu")
 
@@ -478,3 +479,23 @@ def test_the_pooled_baseline_is_a_run_of_multi_task(schedule, words_csv, one_ran
     for name, value in {**fast, **shared}.items():
         assert float((run[name] - value).abs().max()) < 1e-5, name
     assert max(float((run[name] - value).abs().max()) for name, value in setting.meta.items()) > 1e-2
+
+
+def test_meta_validation_and_evaluation_draw_episodes_of_their_own(tmp_path, words_csv, one_rank):
+    """Four ways in training, of classes that meta-validation and meta-test have fewer of."""
+    sections = {
+        "task": {"family": "classes", "ways": 4}, "data": {"label": "task", "fractions": [0.6, 0.2, 0.2]},
+        "model": {"head": "prototype"}, "outer": {"steps": 2}, "run": {"checkpoint_every": 2},
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"lower task.ways, or eval.ways for this split alone"):
+        prepare_store(small.config(words_csv, **sections))
+    asked = {"eval": {"every": 2, "ways": 2, "shots": 4, "queries": 3, "episodes": 6}}
+    config = small.config(words_csv, **small.merge(sections, asked))
+    learn(config, tmp_path, prepare_store(config), [], 0, 1, torch.device("cpu"))
+    assert "validation" in small.records(tmp_path)[-1]
+    details = json.loads((tmp_path / "evaluation_details.json").read_text())
+    assert np.array(details["meta_trained"]["confusion"]["counts"]).sum() == 6 * 2 * 3 if "confusion" in details else 1
+    again = evaluate(tmp_path, episodes=6).methods["meta_trained"]
+    assert again == json.loads((tmp_path / "evaluation.json").read_text())["meta_trained"]
+    with pytest.raises(InputError, match=r"eval.ways = 3: the head of this model has 4 outputs"):
+        small.config(words_csv, **small.merge(sections, {"eval": {"ways": 3}, "model": {"head": "linear"}}))

@@ -77,6 +77,7 @@ def check(config: Config) -> None:
         check_metric(config, "outer.until", config.outer.until, parse_until(config.outer.until)[0])
     if config.eval.best != "auto":
         check_metric(config, "eval.best", config.eval.best, parse_best(config.eval.best)[0])
+    check_ways("eval.ways", config.eval.ways, config)
     if config.outer.schedule == "plateau" and config.eval.every == 0:
         raise ValueError("outer.schedule = plateau needs meta-validations: set eval.every")
     if config.outer.privacy is not None:
@@ -137,6 +138,21 @@ def check(config: Config) -> None:
                 f"task.lag = {config.task.lag}: episodes are asked for up to {ahead} meta-steps ahead (sampling.window "
                 f"over a rank's share of outer.meta_batch_size); set at least {ahead}, or lower sampling.window"
             )
+
+
+def check_ways(key: str, ways: int | None, config: Config) -> None:
+    """Raises ValueError unless episodes of so many classes can be asked of the run's model; None: of task.ways."""
+    if ways is None:
+        return
+    if config.task.family != "classes":
+        raise ValueError(f"{key} = {ways}: task.family = {config.task.family} has no number of ways to set")
+    if ways < 2:
+        raise ValueError(f"{key} = {ways}: at least 2")
+    if ways != config.ways and config.model.head != "prototype":
+        raise ValueError(
+            f"{key} = {ways}: the head of this model has {config.ways} outputs; leave {key} out, or meta-train with "
+            "model.head=prototype, which takes any number"
+        )
 
 
 def check_text(config: Config) -> None:

@@ -308,6 +308,12 @@ class EvalConfig(Section):
         "is evaluated, exported, adapted and served; auto: accuracy:max, in family text_to_text loss:min"
     )  # fmt: skip
     validation_episodes: int = Field(50, ge=2)
+    ways: int | None = Field(
+        None, ge=2, description="family classes, model.head=prototype: classes in an episode of a meta-validation or "
+        "an evaluation; null: task.ways"
+    )  # fmt: skip
+    shots: int | None = Field(None, ge=1, description="support examples of each class there; null: task.shots")
+    queries: int | None = Field(None, ge=1, description="query examples of each class there; null: task.queries")
 
     @field_validator("best")
     @classmethod
@@ -384,3 +390,14 @@ class Config(Section):
     def ways(self) -> int | None:
         """Classes in an episode where the configuration alone says (family classes); else None."""
         return (self.task.ways or 5) if self.task.family == "classes" else None
+
+    @property
+    def most_shots(self) -> int:
+        """Support examples of each class that an episode may have, in training or evaluation."""
+        return max(self.task.shots, self.eval.shots or 0)
+
+    def of_evaluation(self) -> Config:
+        """This configuration, with `task` as meta-validations and evaluations draw episodes."""
+        named = {key: getattr(self.eval, key) for key in ("ways", "shots", "queries")}
+        changed = {key: value for key, value in named.items() if value is not None}
+        return self.model_copy(update={"task": self.task.model_copy(update=changed)})

@@ -343,15 +343,17 @@ def validate(
 
     The same on every rank.
     """
+    config = config.of_evaluation()
     fast, shared, rates = split_meta(model, meta)
     mine = episodes_of_rank(config, config.eval.validation_episodes, rank, world)
     episodes = [sample_episode(store, config.task, config.run.seed, "validation", i) for i in mine]
     loop = inner_loop(config.inner, rates, config.eval.steps)
-    if model.fast_shards is None:
-        score = scorer(config, store)
-        scored = gather(score(model, fast, shared, loop, episodes, config, store.pad_id, device))
-    else:
-        scored = score_in_group(model, fast, shared, loop, episodes, config, store.pad_id, device)
+    with model.of_ways(config.ways):
+        if model.fast_shards is None:
+            score = scorer(config, store)
+            scored = gather(score(model, fast, shared, loop, episodes, config, store.pad_id, device))
+        else:
+            scored = score_in_group(model, fast, shared, loop, episodes, config, store.pad_id, device)
     found = curves(scored)
     by_source: dict[str, list[float]] = {}
     for one in scored if config.data.sources else ():

@@ -67,10 +67,10 @@ def check_positions(config: Config, limit: int | None) -> None:
     if limit is not None and config.model.max_tokens > limit:
         raise InputError(f"model.max_tokens = {config.model.max_tokens}: the model has {limit} positions")
     if config.task.family == "text_to_text" and config.model.head == "context":
-        need = (config.task.shots + 1) * config.model.max_tokens
+        need = (config.most_shots + 1) * config.model.max_tokens
         if limit is not None and need > limit:
             raise InputError(
-                f"model.head = context: {config.task.shots} examples of {config.model.max_tokens} tokens and one more "
+                f"model.head = context: {config.most_shots} examples of {config.model.max_tokens} tokens and one more "
                 f"may take {need} positions, the model has {limit}; lower task.shots or model.max_tokens"
             )
 
@@ -82,10 +82,10 @@ def check_context(model: TaskModel, config: Config, limit: int | None) -> None:
             "model.head = context needs a decoder that keeps keys and values, such as gpt2, llama or qwen2; set "
             "model.pretrained or model.architecture to one, or choose another algorithm"
         )
-    need = model.classes * config.task.shots * (config.model.max_tokens + 1) + config.model.max_tokens + 1
+    need = model.classes * config.most_shots * (config.model.max_tokens + 1) + config.model.max_tokens + 1
     if limit is not None and need > limit:
         raise InputError(
-            f"model.head = context: {model.classes} classes of {config.task.shots} texts of {config.model.max_tokens} "
+            f"model.head = context: {model.classes} classes of {config.most_shots} texts of {config.model.max_tokens} "
             f"tokens may take {need} positions, the model has {limit}; lower task.shots or model.max_tokens"
         )
     if not model.keeps_context(need):

@@ -42,7 +42,7 @@ class LanguageModel(TaskModel):
         start = getattr(model.config, "decoder_start_token_id", None)
         self.start_id = int(start if start is not None else model.config.pad_token_id or 0)
         self.reads_support = config.model.head == "context"
-        self._support_length = (config.task.shots + 1) * config.model.max_tokens
+        self._support_length = (config.most_shots + 1) * config.model.max_tokens
         backbone = model if self.seq2seq else model.base_model
         if self.seq2seq:
             for stack in (model.get_encoder(), model.get_decoder()):  # one module, so that it is replaced as one

@@ -5,9 +5,10 @@ Letters: T tasks, n rows of a task in a batch, N = T n, L tokens, D width, C cla
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -232,6 +233,15 @@ class TaskModel(nn.Module):
     def starts(self) -> bool:
         """Whether a task begins with tensors that are computed from its support set, by `start`."""
         return self.prototype_head or self.in_context is not None
+
+    @contextlib.contextmanager
+    def of_ways(self, ways: int | None) -> Iterator[None]:
+        """Within it a prototype head is as wide as episodes of `ways` classes; None: as it is."""
+        before, self.classes = self.classes, ways or self.classes
+        try:
+            yield
+        finally:
+            self.classes = before
 
     def forward(
         self, batch: TextBatch | None, states: Tensor | None = None, prefix: bool = False, run: Any = None

@@ -83,7 +83,8 @@ def check_feasible(store: TaskStore, task: TaskConfig, splits: Sequence[str] = S
             where = f"split '{split}'" + (f" in the source '{source}'" if source else "")
             raise InputError(
                 f"task.ways={ways_of(store, task)} is more than the {len(groups.ids)} classes of the {where}; "
-                "lower task.ways, or give this split more classes (data.splits, data.fractions)"
+                f"lower {'task.ways' if split == 'train' else 'task.ways, or eval.ways for this split alone'}, or give "
+                "this split more classes (data.splits, data.fractions)"
             )
         short = np.argwhere(groups.count < need)
         if len(short):

@@ -65,7 +65,7 @@ def _seconds(*words):
         (["config", "absent.yaml"], "absent.yaml: no such file"),
         (["config", "deepspeed.zero_optimization.stage=7"], "stage"),
         (["config", "outer.until=good"], "accuracy>=0.9"),
-        (["config", "outer.until=0.9"], "eval.every"),
+        (["config", "outer.until=0.9", "eval.every=0"], "eval.every"),
         (["config", "=3"], "section.key=value"),
     ],
 )

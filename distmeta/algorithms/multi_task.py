@@ -19,6 +19,7 @@ from distmeta import inner
 from distmeta.inner.problem import listed
 
 ORDER = "first_order"
+INNER_STEPS = 0  # whatever inner.steps says
 ADAPTS = False
 
 

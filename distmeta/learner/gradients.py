@@ -54,7 +54,7 @@ def meta_gradients(
     fast, shared, rates = split_meta(model, meta)
     grads = {name: torch.zeros_like(value) for name, value in meta.items()}
     progress = (step - 1) / config.outer.steps
-    sums = torch.zeros(3 + config.inner.steps, dtype=torch.float64)
+    sums = torch.zeros(3 + getattr(algorithm, "INNER_STEPS", config.inner.steps), dtype=torch.float64)
     private = config.outer.privacy
 
     def add(group: list[Episode]) -> None:

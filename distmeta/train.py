@@ -114,7 +114,8 @@ def has_ended(run_dir: Path, config: Config) -> bool:
     state = checkpoints.read_state(newest / "state.json")
     details = json.loads((run_dir / "evaluation_details.json").read_text(encoding="utf-8"))
     is_last = state["step"] >= config.outer.steps or bool(state.get("stopped"))
-    return is_last and details["settings"].get("meta_step") == state["step"]
+    settings = details["settings"]
+    return is_last and settings.get("last_step", settings.get("meta_step")) == state["step"]
 
 
 def prepare_store(config: Config, display: Display | None = None) -> Path:

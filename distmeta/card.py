@@ -221,7 +221,8 @@ model = {kind}.from_pretrained(folder).eval()
 
 def answer(prompt):
     """A prompt is the instruction, if there is one, a line break, and the input."""
-    ids = torch.tensor([tokenizer(prompt)["input_ids"] + {encoder.boundary}])
+    cut = tokenizer(prompt, truncation=True, max_length={encoder.room})["input_ids"]
+    ids = torch.tensor([cut + {encoder.boundary}])
     found = model.generate(
         ids, max_new_tokens={trained.config.model.answer_tokens}, do_sample=False, eos_token_id={list(encoder.ends)},
         pad_token_id={encoder.end},

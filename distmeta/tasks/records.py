@@ -127,7 +127,7 @@ class Encoder:
         # A tokenizer that ends a text by a token of its own needs no other boundary before the answer.
         ends = self._prompts.encode("a").ids[-1:] != self._prompts.encode("a", add_special_tokens=False).ids[-1:]
         self.boundary = [] if ends else self._prompts.encode("\n", add_special_tokens=False).ids
-        room = model.max_tokens - model.answer_tokens - len(self.boundary)
+        self.room = room = model.max_tokens - model.answer_tokens - len(self.boundary)  # tokens of a prompt
         if room <= self._prompts.num_special_tokens_to_add(False):
             raise InputError(
                 f"model.max_tokens = {model.max_tokens}: model.answer_tokens = {model.answer_tokens} and the boundary "

@@ -182,6 +182,10 @@ def _from_transformers(source: str) -> tuple[Tokenizer, dict[str, Any]]:
         tokenizer = Tokenizer.from_str(auto.backend_tokenizer.to_str())
     except Exception as error:
         reason = cut(str(error), 160) or type(error).__name__
+        if "tiktoken" in reason or "sentencepiece" in reason.lower():
+            reason = (
+                "it has no tokenizer.json; convert it where sentencepiece is installed, and save it beside the weights"
+            )
         raise InputError(f"model.pretrained = {source}: no tokenizer can be loaded: {reason}") from None
     _check_fits(tokenizer, source)
     named = {name: getattr(auto, name) for name in NAMED if isinstance(getattr(auto, name, None), str)}

@@ -140,3 +140,14 @@ def test_a_tokenizer_that_is_not_of_the_weights_is_refused(tmp_path: Path) -> No
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 30522}))
     with pytest.raises(InputError, match=r"its tokenizer has \d tokens and its embedding 30,522.*beside its weights"):
         load_tokenizer(tmp_path)
+
+
+def test_a_model_with_a_sentencepiece_file_alone_is_told_what_it_lacks(tmp_path, monkeypatch):
+    import transformers
+
+    def fails(*_, **__):
+        raise ValueError("`tiktoken` is required to read a `tiktoken` file. Install it with `pip install tiktoken`.")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fails)
+    with pytest.raises(InputError, match=r"it has no tokenizer\.json; convert it where sentencepiece is installed"):
+        load_tokenizer(tmp_path)

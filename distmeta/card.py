@@ -169,7 +169,8 @@ def logits(texts, support_texts, support_labels):
     return 2 * scale * features(texts) @ centres.T - scale * centres.pow(2).sum(-1)'''
     pooled = POOLING[trained.model.pooling]
     if trained.model.unit_length:
-        pooled = f"x = {pooled.removeprefix('return ')}\n    return torch.nn.functional.normalize(x, dim=-1)"
+        length = "" if trained.model.length == 1 else f"{trained.model.length:g} * "
+        pooled = f"x = {pooled.removeprefix('return ')}\n    return {length}torch.nn.functional.normalize(x, dim=-1)"
     return f'''## Use
 
 {"With distmeta for its int8 weights" if trained.is_int8 else "Without distmeta"}, in the directory of this card:

@@ -1,6 +1,9 @@
 """Learning rates that are left open: by what is trained, and from where."""
 
+import json
+
 import pytest
+import small
 import yaml
 
 from distmeta.config import dump_config, load_config, make_config
@@ -51,3 +54,18 @@ def test_a_written_configuration_holds_the_numbers(tmp_path):
     assert make_config({}).outer.lr == 1e-3 and make_config({}).inner.lr == 0.1
     changed = make_config({**written, "model": {}})
     assert changed.outer.lr == 3e-5  # what is written stays
+
+
+def test_a_pretrained_decoder_that_classifies_has_features_of_one_length(tmp_path):
+    """Its last states are long: a linear head on them begins far from ln C, and any rate is too high."""
+    for name, architecture in (("decoder", "LlamaForCausalLM"), ("encoder", "BertForMaskedLM")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+
+    def distance(name, **sections):
+        return small.config(**small.merge({"model": {"pretrained": str(tmp_path / name)}}, sections)).model.distance
+
+    assert distance("decoder") == distance("decoder", model={"head": "prototype"}) == "cosine"
+    assert distance("encoder") == distance("decoder", model={"distance": "euclidean"}) == "euclidean"
+    words = {"task": {"family": "text_to_text"}, "model": {"answer_tokens": 4}}
+    assert distance("decoder", **words) == small.config().model.distance == "euclidean"

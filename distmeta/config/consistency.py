@@ -94,10 +94,10 @@ def check(config: Config) -> None:
             f"model.activation_checkpointing does not go with algorithm = {config.algorithm}: a layer that is run "
             "again has no second derivative; inner.memory=walk and inner.part_tokens save memory at every order"
         )
-    if config.model.distance != "euclidean" and config.model.head != "prototype":
+    if config.model.distance != "euclidean" and config.model.head == "context":
         raise ValueError(
-            f"model.distance = {config.model.distance} belongs to model.head=prototype, whose scores are distances; "
-            f"model.head is {config.model.head}"
+            f"model.distance = {config.model.distance} belongs to a head that reads features (model.head=prototype or "
+            "linear); model.head is context: leave model.distance out"
         )
     if config.inner.adapt == "head" and config.model.head == "prototype":
         raise ValueError(

@@ -1,8 +1,12 @@
-"""The learning rates of a configuration that leaves them open: those that fit what is trained."""
+"""What a configuration leaves open and the model decides: learning rates that fit what is trained, and the length of
+features that fits them.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 # (outer, inner) by what the outer loop trains, from pretrained weights. Weights that know a language lose it at the
@@ -32,6 +36,28 @@ def without_rates(content: dict[str, Any]) -> dict[str, Any]:
     return {name: {k: v for k, v in section.items() if k not in ("lr", "rate_lr")}
             if name in ("inner", "outer") and isinstance(section, dict) else section
             for name, section in content.items()}  # fmt: skip
+
+
+def with_distance(content: dict[str, Any]) -> dict[str, Any]:
+    """`content` with model.distance where it has none: cosine for a pretrained decoder that classifies.
+
+    The last states of a decoder are so long that any rate is too high for a linear head on them.
+    """
+    model = _section(content, "model")
+    if not isinstance(content.get("model", {}), dict) or model.get("distance") is not None:
+        return content
+    reads_words = _section(content, "task").get("family") == "text_to_text" or model.get("head") == "context"
+    cosine = not reads_words and model.get("pretrained") is not None and is_decoder(str(model["pretrained"]))
+    return {**content, "model": {**model, "distance": "cosine" if cosine else "euclidean"}}
+
+
+def is_decoder(folder: str) -> bool:
+    """Whether a Hugging Face directory holds a language model that predicts the next token, by its config.json."""
+    try:
+        names = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+        return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    except (OSError, ValueError, AttributeError):
+        return False  # refused where it is read, or a hub id
 
 
 def trained(adapt: str, base: bool) -> str:

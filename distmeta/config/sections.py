@@ -13,7 +13,7 @@ from distmeta.config.base import Section
 from distmeta.config.cluster import ClusterConfig
 from distmeta.config.parts import AugmentConfig, PrivacyConfig
 from distmeta.config.pretrain import PretrainConfig
-from distmeta.config.rates import RANDOM, with_rates
+from distmeta.config.rates import RANDOM, with_distance, with_rates
 from distmeta.config.serve import ServeConfig
 from distmeta.config.tune import TuneConfig
 from distmeta.errors import nearest
@@ -45,7 +45,9 @@ class ModelConfig(Section):
         "means; context: reads the support set",
     )
     distance: Literal["euclidean", "cosine"] = Field(
-        "euclidean", description="head prototype: of features as they are, or at unit length, as sentence encoders' are"
+        "euclidean",
+        description="euclidean: features as they are; cosine: features of one length, as sentence "
+        "encoders' are. Where it is left open: cosine for a pretrained decoder that classifies, else euclidean",
     )
     context: Literal["direct", "channel"] = Field(
         "direct", description="head context: p(label | text), or p(text | label) turned round"
@@ -379,7 +381,8 @@ class Config(Section):
                 f"algorithm = {name!r}: one of {', '.join(ALGORITHMS)}, or a module's import path such as "
                 f"mypackage.mymodule.{nearest(name, ALGORITHMS)}"
             )
-        return with_rates(with_settings(given, ALGORITHMS[name], over=False) if name in ALGORITHMS else given)
+        whole = with_settings(given, ALGORITHMS[name], over=False) if name in ALGORITHMS else given
+        return with_distance(with_rates(whole))
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

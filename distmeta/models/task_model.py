@@ -29,6 +29,7 @@ from distmeta.models.partial import Layers, check, lowest_layer
 Params = dict[str, Tensor]
 # Squared distances of unit vectors differ by less than 4, so that a scale of width^-1/2 would leave all classes alike.
 UNIT_LENGTH_SCALE = 10.0
+LINEAR_LENGTH = 8.0  # of features under a linear head, whose scores move by their squared length times inner.lr
 
 
 class TaskModel(nn.Module):
@@ -53,6 +54,7 @@ class TaskModel(nn.Module):
         self.classes = classes
         self.prototype_head = config.model.head == "prototype"
         self.unit_length = config.model.distance == "cosine"
+        self.length = 1.0 if self.prototype_head else LINEAR_LENGTH  # of features, where it is fixed
         self.in_context = config.model.context if config.model.head == "context" else None
         self._inputs = backbones.accepted_inputs(backbone)
         limit = backbones.positions(backbone) or config.model.max_tokens
@@ -289,7 +291,7 @@ class TaskModel(nn.Module):
         return batch.mask if "mask4" in self.way else batch.keep.long()
 
     def features(self, params: Mapping[str, Tensor], batch: TextBatch) -> Tensor:
-        """Pooled features by task, [T, n, D]; at unit length where the distance is the cosine's."""
+        """Pooled features by task, [T, n, D]; at a fixed length where the distance is the cosine's."""
         states = params[batch.states] if isinstance(batch.states, str) else batch.states
         if states is not None and self.entry_is_pooled:
             pooled = states
@@ -297,7 +299,7 @@ class TaskModel(nn.Module):
             own = {name: value for name, value in params.items() if name.startswith("backbone.")}
             pooled = functional_call(self, own, (batch, states), tie_weights=False)
         pooled = pooled.view(*batch.labels.shape, -1)
-        return F.normalize(pooled, dim=-1) if self.unit_length else pooled
+        return self.length * F.normalize(pooled, dim=-1) if self.unit_length else pooled
 
     def prefix_states(self, params: Mapping[str, Tensor], batch: TextBatch) -> Tensor:
         """What the layers below `entry` make of the rows: [N, L, D], or pooled features [N, D]."""

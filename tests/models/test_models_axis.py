@@ -1,5 +1,7 @@
 """Many tasks at once are each task alone; padding and the attention kernel change nothing."""
 
+import math
+
 import numpy as np
 import pytest
 import small
@@ -116,6 +118,15 @@ def test_attention_kernels_agree(kind):
     torch.testing.assert_close(sdpa[1], eager[1], rtol=1e-5, atol=1e-6)
     for name, grad in eager[2].items():
         torch.testing.assert_close(sdpa[2][name], grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_features_of_one_length_under_a_linear_head():
+    """A decoder's states may be as long as they like: the scores of a head on them begin near chance."""
+    model = build("llama", "all", distance="cosine")
+    (batch,) = to_batches(collate(small.rows([9] * 2, VOCABULARY, CLASSES), 1, PAD), "cpu", model.causal)
+    x = model.features(model.fast, batch)
+    torch.testing.assert_close(x.norm(dim=-1), torch.full_like(x[..., 0], 8.0))
+    assert float(model.loss({**model.fast, **model.shared}, batch).mean()) < 1.1 * math.log(CLASSES)
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])

@@ -149,8 +149,8 @@ def test_unusable_models_are_one_line(sections, expected, tmp_path):
 
 
 def test_a_head_that_nothing_meta_learnt_adapts_is_refused():
-    with pytest.raises(InputError, match="model.distance = cosine belongs to model.head=prototype"):
-        small.config(model={"distance": "cosine"})
+    with pytest.raises(InputError, match="model.distance = cosine belongs to a head that reads features"):
+        small.config(algorithm="in_context", inner={"steps": 0}, model={"distance": "cosine"})
     with pytest.raises(InputError, match="inner.adapt = head: a prototype head"):
         small.config(inner={"adapt": "head"}, model={"head": "prototype"})
 

@@ -39,12 +39,37 @@ FINE_TUNE_FACTORS = (0.3, 1.0, 3.0)  # of inner.lr: what a fine-tuned baseline m
 FINE_TUNE_LENGTH = 4  # it takes this many times the inner steps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """The result of `evaluate`: `methods` as in evaluation.json, `details` as in evaluation_details.json."""
 
     methods: dict[str, Any]
     details: dict[str, Any]
+
+    def __repr__(self) -> str:
+        name, shown = self._shown()
+        scores = ", ".join(f"{method} {text}" for method, text in shown.items())
+        return f"Evaluation({self._title()}; {name} {scores})"
+
+    def _repr_html_(self) -> str:
+        """A table, in notebooks."""
+        name, shown = self._shown()
+        rows = "".join(f"<tr><td>{method}</td><td>{text}</td></tr>" for method, text in shown.items())
+        return (
+            f"<table><caption>{self._title()}</caption><tr><th>method</th><th>{name}, 95% interval</th></tr>"
+            f"{rows}</table>"
+        )
+
+    def _title(self) -> str:
+        settings = self.details["settings"]
+        return f"{settings['split']} tasks, {settings['episodes']} episodes"
+
+    def _shown(self) -> tuple[str, dict[str, str]]:
+        """The metric of most interest, and its mean and interval by method."""
+        first = next(iter(self.methods.values()))
+        name = next(name for name in ("accuracy", "exact_match", *first) if name in first)
+        scores = {method: values[name] for method, values in self.methods.items() if name in values}
+        return name, {method: f"{s['mean']:.3f} [{s['low']:.3f}, {s['high']:.3f}]" for method, s in scores.items()}
 
     def save(self, directory: Path) -> None:
         checkpoints.write_text(directory / "evaluation.json", json.dumps(self.methods, indent=1))
@@ -255,11 +280,20 @@ def load_model(saved: checkpoints.Checkpoint) -> TaskModel:
 
 def _store_of(saved: checkpoints.Checkpoint, config: Config, only: str | None) -> TaskStore:
     from distmeta.tasks.build import build_store
+    from distmeta.tasks.sources import MissingData
     from distmeta.tasks.store import open_store
 
     labels = saved.state["labels"] if config.task.family == "domain" else None
     # The run's own task: other ways could divide the classes among splits otherwise.
-    path = build_store(
-        config.data, saved.config.task, config.model, tokenizer_file=saved.tokenizer_file, labels=labels, only=only
-    )
+    task = saved.config.task
+    try:
+        path = build_store(
+            config.data, task, config.model, tokenizer_file=saved.tokenizer_file, labels=labels, only=only
+        )
+    except MissingData as error:
+        if only is not None:
+            raise
+        raise InputError(
+            f"{error}: the run's data is no longer there; say with --data where it is now, or give other data"
+        ) from None
     return open_store(path)

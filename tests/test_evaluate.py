@@ -499,3 +499,16 @@ def test_meta_validation_and_evaluation_draw_episodes_of_their_own(tmp_path, wor
     assert again == json.loads((tmp_path / "evaluation.json").read_text())["meta_trained"]
     with pytest.raises(InputError, match=r"eval.ways = 3: the head of this model has 4 outputs"):
         small.config(words_csv, **small.merge(sections, {"eval": {"ways": 3}, "model": {"head": "linear"}}))
+
+
+def test_a_checkpoint_whose_data_is_gone_says_how_to_give_it(tmp_path):
+    data = small.write_domains(tmp_path / "words.csv")
+    saved = small.checkpoint_of(tmp_path / "step-000001", data)
+    data.rename(tmp_path / "elsewhere.csv")
+    with pytest.raises(InputError, match=r"words.csv: no such file or directory .* --data"):
+        evaluate(saved, episodes=2)
+    result = evaluate(saved, str(tmp_path / "elsewhere.csv"), episodes=2, baselines=False)
+    score = result.methods["meta_trained"]["accuracy"]
+    shown = f"accuracy meta_trained {score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+    assert repr(result) == f"Evaluation(test tasks, 2 episodes; {shown})"
+    assert "<td>meta_trained</td>" in result._repr_html_()

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from distmeta.config import DataConfig
 from distmeta.errors import InputError, cut, nearest
 from distmeta.tasks import records
-from distmeta.tasks.sources import Source, find_sources, not_utf8
+from distmeta.tasks.sources import Source, check_quotes, find_sources, not_utf8
 
 __all__ = ["find_sources", "read_examples"]
 
@@ -261,7 +261,9 @@ def _from_python(
 
 
 def _read_csv(source: Source, choose: Choose) -> Batches:
-    parse = pacsv.ParseOptions(delimiter="\t" if source.kind == "tsv" else ",", newlines_in_values=True)
+    delimiter = "\t" if source.kind == "tsv" else ","
+    check_quotes(source, delimiter)
+    parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     read = pacsv.ReadOptions(block_size=1 << 24)
     try:
         # Twice: the first opening only reads the names, so that no unused column needs a type.

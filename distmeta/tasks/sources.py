@@ -27,6 +27,10 @@ TEXT_KINDS = {**KINDS, ".txt": "txt"}  # where text alone is wanted
 COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 
 
+class MissingData(InputError):
+    """Data that is not where it is said to be."""
+
+
 @dataclass(frozen=True)
 class Source:
     """One data file."""
@@ -78,6 +82,55 @@ def lines(stream: Iterable[Any], name: str) -> Iterator[tuple[int, str]]:
         except (OSError, EOFError, pa.ArrowException) as error:
             raise InputError(f"{name} line {number}: the file breaks off here: {cut(str(error), 200)}") from None
         yield number, text.removesuffix("\n").removesuffix("\r")
+
+
+def check_quotes(source: Source, delimiter: str) -> None:
+    """Raises InputError where a quote that opens a field would take in the rows after its own.
+
+    A quoted text may have line breaks, if its quote closes at the end of the field. Where tabs part the fields it may
+    not have these too: quotes in such files mostly stand for themselves.
+    """
+    opened = 0  # the line of the quote that is open
+    for number, line in source.lines():
+        if opened:
+            end = _closing(line, 0)
+            inside, after = (line, "") if end < 0 else (line[:end], line[end + 1 :])
+            if (after and not after.startswith(delimiter)) or (delimiter == "\t" and "\t" in inside):
+                break
+            if end < 0:
+                continue
+            line, opened = after, 0
+        start = _unclosed(line, delimiter) if '"' in line else -1
+        if start >= 0:
+            opened = number
+            if delimiter == "\t" and "\t" in line[start:]:
+                break
+    if opened:
+        raise InputError(
+            f"{source.name} line {opened}: a field begins with a quote and does not end with one, and so it takes "
+            'in the rows after it; write the quotes of its text twice and one around it, as in """Yes"" he said"'
+        )
+
+
+def _unclosed(line: str, delimiter: str) -> int:
+    """Where the field begins whose quote does not close in this line; -1: there is none."""
+    at = 0
+    while True:
+        if line.startswith('"', at):
+            end = _closing(line, at + 1)
+            if end < 0:
+                return at
+            at = end + 1
+        at = line.find(delimiter, at) + 1
+        if at == 0:
+            return -1
+
+
+def _closing(line: str, at: int) -> int:
+    """Where a quoted field closes, from `at` on; -1: not in this line."""
+    while (end := line.find('"', at)) >= 0 and line.startswith('""', end):
+        at = end + 2
+    return end
 
 
 def not_utf8(reason: str) -> str:
@@ -140,7 +193,7 @@ def _expand(filesystem: Any, shown: str, inner: str, kinds: Mapping[str, str], j
             raise InputError(f"{shown}: no data file in this directory; known types: {', '.join(kinds)}")
         return found
     if not glob.has_magic(inner):
-        raise InputError(f"{shown}: no such file or directory (data.path)")
+        raise MissingData(f"{shown}: no such file or directory (data.path)")
     if isinstance(filesystem, pafs.LocalFileSystem):
         matches = sorted(glob.glob(inner, recursive=True))
     else:
@@ -148,7 +201,7 @@ def _expand(filesystem: Any, shown: str, inner: str, kinds: Mapping[str, str], j
         listed = filesystem.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
         matches = sorted(info.path for info in listed if fnmatch.fnmatch(info.path.lstrip("/"), inner.lstrip("/")))
     if not matches:
-        raise InputError(f"{shown}: no file matches (data.path)")
+        raise MissingData(f"{shown}: no file matches (data.path)")
     return [source for match in matches for source in _expand(filesystem, scheme + match, match, kinds, json_too)]
 
 

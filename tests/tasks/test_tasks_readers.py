@@ -164,7 +164,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "b.csv": (lambda p: p.write_text("text,label,task\nx y,a,t\nz,,t\n"), r"row 2: column 'label' .* empty"),
     "c.csv": (lambda p: p.write_text("text,label,task\nx,a,t\nz,b\n"), r"c.csv: .*Expected 3 columns, got 2"),
     "d.csv": (lambda p: p.write_text("text,label,task\n"), r"d.csv: holds no examples"),
-    "e.csv": (lambda p: p.write_bytes(b"text,label,task\n\xff\xfe,a,t\n"), r"e.csv: not UTF-8 .*iconv"),
+    "e.csv": (lambda p: p.write_bytes(b"text,label,task\n\xff\xfe,a,t\n"), r"e.csv line 2: not UTF-8 .*iconv"),
     "a.parquet": (
         lambda p: write_as(p, [{"text": 1.5, "label": "a", "task": "t"}]),
         r"holds double, not text",
@@ -196,3 +196,29 @@ def expect(message: str, what: Callable[[], Any]) -> None:
     with pytest.raises(InputError, match=message) as caught:
         what()
     assert "\n" not in str(caught.value)
+
+
+STRAY = ['"quote one{d}a', "say two{d}b", '"quote three{d}b', "say four{d}a"]
+
+
+@pytest.mark.parametrize(("name", "d"), [("a.tsv", "\t"), ("a.csv", ",")])
+def test_a_quote_that_would_take_in_the_rows_after_it_is_refused_by_line(tmp_path: Path, name: str, d: str) -> None:
+    head = [f"text{d}label", f"plain{d}a"]
+    for lines in (STRAY, [f'x 1{d}"a', f"x 2{d}b", f'"x 3"{d}b'], [f'"never closed{d}a', f"x{d}b"]):
+        (tmp_path / name).write_text("\n".join([*head, *(line.format(d=d) for line in lines)]) + "\n")
+        with pytest.raises(InputError, match=rf"{name} line 3: a field begins with a quote"):
+            read(tmp_path / name, "classes")
+
+
+@pytest.mark.parametrize(("name", "d"), [("a.tsv", "\t"), ("a.csv", ",")])
+def test_a_quoted_text_may_have_delimiters_quotes_and_line_breaks(tmp_path: Path, name: str, d: str) -> None:
+    lines = [
+        f"text{d}label",
+        f'"a{d}b"{d}x',
+        f'"""Yes"" he said"{d}x',
+        f'"of two\n\nlines ""or"" so"{d}y',
+        f'5" long{d}"x"',
+    ]
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    texts = [row["text"] for row in read(tmp_path / name, "classes")]
+    assert texts == [f"a{d}b", '"Yes" he said', 'of two\n\nlines "or" so', '5" long']

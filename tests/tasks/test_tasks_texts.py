@@ -48,7 +48,7 @@ def test_lines_of_standard_input_are_texts_or_json_objects(monkeypatch):
 REFUSED = {
     "latin.txt": (b"fine\ncaf\xe9\n", "latin.txt line 2: not UTF-8 .*iconv"),
     "latin.jsonl": (b'{"text": "caf\xe9"}\n', "latin.jsonl line 1: not UTF-8 .*iconv"),
-    "latin.csv": (b"text,x\ncaf\xe9,1\n", "latin.csv: not UTF-8 .*iconv"),
+    "latin.csv": (b"text,x\ncaf\xe9,1\n", "latin.csv line 2: not UTF-8 .*iconv"),
     "number.txt": (b'fine\n{"text": 3}\n', "number.txt line 2: the text is 3, not a text"),
     "half.txt": (b"fine\n{half\n", "half.txt line 2: does not parse as JSON"),
     "surrogate.jsonl": (b'{"text": "\\ud83d"}\n', "surrogate.jsonl line 1: the text has half of a surrogate"),

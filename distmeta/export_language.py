@@ -22,13 +22,21 @@ if TYPE_CHECKING:
 
 def write_language(trained: Trained, tokenizer: Any, described: dict[str, Any], out: Path) -> Path:
     """Fill `out`, whole or not at all, with what AutoModelForCausalLM or AutoModelForSeq2SeqLM loads."""
+    from transformers import GenerationConfig
+
+    model: Any = trained.model
     whole = whole_model(trained)
     special = special_ids(load_tokenizer(trained.tokenizer_file))
     ends: Any = list(special.ends) if len(special.ends) > 1 else special.end
-    for config in (whole.generation_config, whole.config):  # so that a plain generate() stops where answers end
-        config.eos_token_id, config.pad_token_id = ends, special.pad
-        if tokenizer.bos_token_id is not None:
-            config.bos_token_id = tokenizer.bos_token_id
+    words = {"eos_token_id": ends, "pad_token_id": special.pad}
+    if tokenizer.bos_token_id is not None:
+        words["bos_token_id"] = tokenizer.bos_token_id
+    if model.seq2seq:
+        words["decoder_start_token_id"] = model.start_id
+    for name, value in words.items():
+        setattr(whole.config, name, value)
+    # Nothing of the base's own: what it forces, forbids or draws is not what the answers were learnt with.
+    whole.generation_config = GenerationConfig(**words)
 
     def fill(draft: Path) -> None:
         whole.save_pretrained(draft)
@@ -46,8 +54,10 @@ def whole_model(trained: Trained) -> Any:
     vocab, pad = int(model.backbone.config.vocab_size), int(model.backbone.config.pad_token_id or 0)  # type: ignore[union-attr, arg-type]
     whole = backbones.build_language_model(config.model, vocab, pad, config.run.seed)
     both = bool(whole.config.is_encoder_decoder)
-    initial = model.state_dict()
-    values = merge_lora(initial | {name: v for name, v in trained.values.items() if name in initial}, model)
+    initial = model.state_dict(keep_vars=True)
+    # A parameter that has several names, as shared embeddings have, is trained by one of them.
+    moved = {id(initial[name]): value for name, value in trained.values.items() if name in initial}
+    values = merge_lora({name: moved.get(id(value), value.detach()) for name, value in initial.items()}, model)
     target = whole if both else whole.base_model
     loaded = target.load_state_dict(
         {name.removeprefix("backbone."): v for name, v in values.items() if name.startswith("backbone.")}, strict=False

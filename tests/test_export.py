@@ -10,6 +10,7 @@ import small
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM
 
 from distmeta import checkpoint
 from distmeta.adapt import adapt, tokenise
@@ -35,8 +36,20 @@ CASES = {
     "bert, lora": ("bert", {"inner": {"adapt": "lora", "learn_lr": "per_layer"}, "model": {"pooling": "first"}}),
     "gpt2, lora": ("gpt2", {"inner": {"adapt": "lora"}}),
     "t5, lora": ("t5", {"inner": {"adapt": "lora"}, "model": {"lora_targets": r"\.(q|o|wi)$"}}),
+    "llama, cosine, linear": ("llama", {"model": {"distance": "cosine"}}),
     "qwen2, head": ("qwen2", {"inner": {"adapt": "head"}, "outer": {"base": "freeze"}}),
 }
+
+
+BART = {
+    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 32,
+}  # fmt: skip
+
+
+@pytest.fixture
+def bart(monkeypatch):
+    monkeypatch.setitem(small.BACKBONES, "bart", BART)
 
 
 def make(run, path, architecture="bert", **sections):
@@ -222,3 +235,33 @@ def test_a_taken_directory_and_a_damaged_checkpoint_are_refused(exports, tmp_pat
 def test_heads_of_adapted_models_have_the_task_s_rows(exports):
     trained = read(exports[0]["qwen2, head"][0])
     assert head_tensors(trained)["head_weight"].shape == (2, 16)
+
+
+@pytest.mark.usefixtures("bart")
+@pytest.mark.parametrize("adapt", ["all", "lora"])
+def test_a_classifier_that_transformers_has_no_class_for_is_refused_by_name(adapt, words_csv, tmp_path):
+    path = make(tmp_path / "run", words_csv, "bart", inner={"adapt": adapt})
+    with pytest.raises(
+        InputError, match="export: bart: transformers has no model for its encoder alone; distmeta adapt"
+    ):
+        export(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("bart")
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_an_encoder_decoder_is_exported_with_every_trained_value_and_answers_greedily(architecture, tmp_path):
+    task = {"family": "text_to_text", "shots": 2, "queries": 2}
+    model = {"max_tokens": 24, "answer_tokens": 4}
+    path = make(tmp_path / "run", None, architecture, task=task, model=model, inner={"adapt": "all"})
+    trained = read(path)
+    values = {n.removeprefix("backbone."): v for n, v in trained.values.items() if n.startswith("backbone.")}
+    whole = AutoModelForSeq2SeqLM.from_pretrained(export(path, tmp_path / "out"))
+    for name, value in whole.state_dict().items():
+        if name in values:
+            torch.testing.assert_close(value, values[name], rtol=0, atol=0)
+    assert {"shared.weight", "model.shared.weight"} & values.keys()
+    said = {name for name, value in whole.generation_config.to_diff_dict().items() if value is not None}
+    ends = {"eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id"}
+    assert said - {"transformers_version"} <= ends
+    assert whole.generation_config.decoder_start_token_id == trained.model.start_id

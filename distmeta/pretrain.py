@@ -95,7 +95,11 @@ def pretrain(config: ConfigSource | None = None, *, resume: bool = False, show: 
 
 
 def check(config: Config) -> None:
-    """Raises InputError for what a configuration of another verb may hold."""
+    """Raises InputError for what a configuration of another verb may hold, and for a path of no text."""
+    from distmeta.pretraining.corpus import text_sources
+
+    if config.pretrain.path is not None:
+        text_sources(config.pretrain.path)
     if config.pretrain.batch_size < config.cluster.fewest:
         raise InputError(
             f"pretrain.batch_size = {config.pretrain.batch_size} is less than cluster.workers = "

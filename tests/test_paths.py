@@ -3,20 +3,24 @@
 import importlib
 import json
 import shutil
+import types
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 import distmeta
 from distmeta import checkpoint, report
 from distmeta.adapt import adapt
-from distmeta.config import DataConfig, config_of, load_config, with_changes
-from distmeta.config.paths import absolute
+from distmeta.config import DataConfig, ModelConfig, config_of, load_config, with_changes
+from distmeta.config.paths import absolute, check_hub
 from distmeta.errors import InputError
 from distmeta.evaluate import evaluate
+from distmeta.models.backbone import model_config
 from distmeta.tasks.readers import find_sources, read_examples
+from distmeta.tasks.tokenizer import load_tokenizer
 
 
 def test_what_exists_is_absolute_and_the_rest_is_as_it_was(tmp_path, monkeypatch):
@@ -32,9 +36,53 @@ def test_what_exists_is_absolute_and_the_rest_is_as_it_was(tmp_path, monkeypatch
     assert absolute(load_config(None, ["model.pretrained=owner/name"])).model.pretrained == "owner/name"
 
 
+@pytest.mark.parametrize("verb", ["pretrain", "pipeline"])
+def test_text_that_is_not_there_is_refused_before_anything_is_done(verb, tmp_path):
+    keys = [f"pretrain.path={tmp_path}/*.txt", f"run.dir={tmp_path}/run"]
+    with pytest.raises(InputError, match=r"\*\.txt: no file matches \(pretrain\.path\)"):
+        getattr(distmeta, verb)(load_config("pipeline", keys))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_path_to_no_model_is_said_to_be_one():
     with pytest.raises(InputError, match="runs/lm/model: no such directory"):
         absolute(load_config(None, ["model.pretrained=runs/lm/model"]))
+
+
+NOTHING = types.SimpleNamespace(headers={}, request=None)
+ANSWERS = {
+    "no network": (
+        OSError("Name or service not known"),
+        "cannot be reached .Name or service not known.*local directory",
+    ),
+    "no such model": (RepositoryNotFoundError("404", response=NOTHING), "the hub has no model of that name"),
+    "terms": (
+        GatedRepoError("403", response=NOTHING),
+        "accept its terms at https://huggingface.co/owner/lm, and set HF",
+    ),
+    "offline": (OfflineModeIsEnabled("offline mode is enabled"), "offline mode is enabled"),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("load", [load_tokenizer, lambda name: model_config(ModelConfig(pretrained=name), 0, 0)])
+def test_a_hub_id_that_cannot_be_had_is_refused_after_one_question(answer, load, monkeypatch):
+    asked = []
+
+    def ask(url, timeout):
+        asked.append((url, timeout <= 10))
+        raise ANSWERS[answer][0]
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", ask)
+    with pytest.raises(InputError, match=f"model.pretrained = owner/lm: .*{ANSWERS[answer][1]}") as caught:
+        load("owner/lm")
+    assert len(asked) == 1 and asked[0][1] and "\n" not in str(caught.value)
+
+
+def test_a_hub_id_in_the_cache_asks_nothing(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: f"/cache/{name}/{file}")
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *args, **options: pytest.fail("asked"))
+    check_hub("owner/cached")
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 from typing import Any
 
 from distmeta.config.sections import Config
-from distmeta.errors import InputError
+from distmeta.errors import InputError, cut
+
+HUB_S = 5.0  # to wait for an answer of the hub's
 
 
 def absolute(config: Config) -> Config:
@@ -39,6 +42,33 @@ def absolute(config: Config) -> Config:
 def is_path(name: str) -> bool:
     """Whether no hub id is written so."""
     return name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1
+
+
+@functools.cache
+def check_hub(name: str) -> None:
+    """Raises InputError, in seconds, for a hub id that is not in the hub's cache and cannot be had from the hub.
+
+    transformers would ask again for a minute, and then for the next file.
+    """
+    if is_path(name) or os.path.isdir(name):
+        return
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_S)
+    except errors.EntryNotFoundError:
+        return  # a model without config.json: transformers says so
+    except errors.GatedRepoError:
+        reason = f"accept its terms at https://huggingface.co/{name}, and set HF_TOKEN"
+    except errors.RepositoryNotFoundError:
+        reason = "the hub has no model of that name; a private one needs HF_TOKEN"
+    except Exception as error:  # the network's errors are of whichever client huggingface_hub has
+        why = cut(str(error), 120) or type(error).__name__
+        reason = f"the hub cannot be reached ({why}), and its cache has no such model; give a local directory"
+    else:
+        return
+    raise InputError(f"model.pretrained = {name}: {reason}") from None
 
 
 def _all(path: Any) -> Any:

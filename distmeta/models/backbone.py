@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from distmeta.config import ModelConfig
-from distmeta.config.paths import is_path
+from distmeta.config.paths import check_hub, is_path
 from distmeta.errors import InputError, nearest
 
 # What architectures call the width of their feed-forward layers.
@@ -116,6 +116,7 @@ def _pretrained_config(name: str) -> Any:
         raise InputError(
             f"model.pretrained = {name}: the directory has no config.json; give a Hugging Face model directory"
         )
+    check_hub(name)
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -33,7 +33,7 @@ from distmeta.pretraining.cleaning import REMOVED, clean
 from distmeta.tasks import tokenizer as tokenizers
 from distmeta.tasks.build import VOCABULARY_ROWS, build_store, built, cache_directory
 from distmeta.tasks.readers import BATCH, read_texts
-from distmeta.tasks.sources import TEXT_KINDS, find_sources
+from distmeta.tasks.sources import TEXT_KINDS, Source, find_sources
 from distmeta.tasks.store import open_store
 
 FORMAT = 1  # part of every key: a change of what is written makes new corpora
@@ -135,12 +135,17 @@ def _texts(config: Config) -> tuple[Any, Iterable[pa.Array]]:
     """What the texts are known by, and the texts. Without a path: those of the meta-train tasks, and of no other."""
     p = config.pretrain
     if p.path is not None:
-        with _named_as_here():
-            sources = find_sources(p.path, TEXT_KINDS)
+        sources = text_sources(p.path)
         return [p.text, *(source.digest() for source in sources)], read_texts(sources, p.text, "pretrain.text")
     store = open_store(build_store(config.data, config.task, config.model))
     texts = store.texts_of("train")
     return store.key, (texts.slice(at, BATCH) for at in range(0, len(texts), BATCH))
+
+
+def text_sources(path: str | list[str]) -> list[Source]:
+    """The files of pretrain.path. Raises InputError where there are none."""
+    with _named_as_here():
+        return find_sources(path, TEXT_KINDS)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from distmeta.config import DataConfig
 from distmeta.errors import InputError, cut, nearest
 from distmeta.tasks import records
-from distmeta.tasks.sources import Source, check_quotes, find_sources, not_utf8
+from distmeta.tasks.sources import Source, check_quotes, find_sources
 
 __all__ = ["find_sources", "read_examples"]
 
@@ -269,6 +269,8 @@ def _read_csv(source: Source, choose: Choose) -> Batches:
         # Twice: the first opening only reads the names, so that no unused column needs a type.
         with source.open() as stream:
             there = pacsv.open_csv(stream, read_options=read, parse_options=parse).schema.names
+        if len(there) == 1 and (reason := _other_separator(there[0], delimiter)):
+            raise InputError(f"{source.name}: {reason}")
         columns = choose(there)
         convert = pacsv.ConvertOptions(
             include_columns=list(dict.fromkeys(columns.values())),
@@ -279,8 +281,22 @@ def _read_csv(source: Source, choose: Choose) -> Batches:
             reader = pacsv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert)
             yield from _numbered(source, reader, columns)
     except (pa.ArrowInvalid, OSError) as error:
-        reason = not_utf8("invalid bytes") if "invalid UTF8" in str(error) else cut(str(error), 200)
-        raise InputError(f"{source.name}: {reason}") from None
+        header = next(source.lines())[1]
+        raise InputError(f"{source.name}: {_other_separator(header, delimiter) or cut(str(error), 200)}") from None
+
+
+def _other_separator(header: str, delimiter: str) -> str | None:
+    """What is wrong with a table whose columns' names have another mark between them, and the mend."""
+    mark = next((mark for mark in ";\t|," if mark in header), None) if delimiter not in header else None
+    if mark is None:
+        return None
+    name = {"\t": "a tab", ",": "a comma"}.get(mark, f"'{mark}'")
+    mend = {"\t": "name it .tsv", ",": "name it .csv"}.get(
+        mark,
+        'write it with commas: python -c "import csv, sys; csv.writer(sys.stdout).writerows('
+        f"csv.reader(sys.stdin, delimiter='{mark}'))\" < FILE > NEW_FILE",
+    )
+    return f"{name} stands between its columns, {cut(header, 60)}; {mend}"
 
 
 def _read_parquet(source: Source, choose: Choose) -> Batches:

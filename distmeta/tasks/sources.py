@@ -76,11 +76,13 @@ def lines(stream: Iterable[Any], name: str) -> Iterator[tuple[int, str]]:
             line = next(raw, None)
             if line is None:
                 return
+            if number == 1 and isinstance(line, bytes) and (encoding := utf_16(line)):
+                raise InputError(f"{name}: {not_utf8('its first characters are of UTF-16', encoding)}")
             text = line if isinstance(line, str) else line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{name} line {number}: {not_utf8(error.reason)}") from None
         except (OSError, EOFError, pa.ArrowException) as error:
-            raise InputError(f"{name} line {number}: the file breaks off here: {cut(str(error), 200)}") from None
+            raise InputError(f"{name} line {number}: {broken_off(error)}") from None
         yield number, text.removesuffix("\n").removesuffix("\r")
 
 
@@ -133,8 +135,22 @@ def _closing(line: str, at: int) -> int:
     return end
 
 
-def not_utf8(reason: str) -> str:
-    return f"not UTF-8 ({reason}); convert it, as `iconv -f latin1 -t utf-8` does"
+def not_utf8(reason: str, encoding: str = "latin1") -> str:
+    return f"not UTF-8 ({reason}); convert it, as `iconv -f {encoding} -t utf-8` does"
+
+
+def utf_16(start: bytes) -> str | None:
+    """The name of the UTF-16 that a text that begins so is in, if it is."""
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    return {(False, True): "utf-16le", (True, False): "utf-16be"}.get((start[:1] == b"\0", start[1:2] == b"\0"))
+
+
+def broken_off(error: Exception) -> str:
+    """Of a file whose stream ends in an error: what is wrong, and the mend."""
+    if "incorrect header" in str(error):
+        return "it is not compressed, as its name says; rename it"
+    return f"the file breaks off here ({cut(str(error), 200)}); copy it again"
 
 
 def filesystem_of(path: str) -> tuple[Any, str]:

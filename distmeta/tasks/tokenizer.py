@@ -30,6 +30,7 @@ from tokenizers import (
     trainers,
 )
 
+from distmeta.config.paths import check_hub
 from distmeta.errors import InputError, cut
 from distmeta.tasks.counts import Counts, unknown_id
 
@@ -175,6 +176,7 @@ def named_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
 def _from_transformers(source: str) -> tuple[Tokenizer, dict[str, Any]]:
     if source.startswith(("/", ".", "~")) and not Path(source).exists():
         raise InputError(f"model.pretrained = {source}: no such directory; a Hugging Face directory, or a hub id")
+    check_hub(source)
     from transformers import AutoTokenizer
 
     try:

@@ -165,6 +165,25 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "c.csv": (lambda p: p.write_text("text,label,task\nx,a,t\nz,b\n"), r"c.csv: .*Expected 3 columns, got 2"),
     "d.csv": (lambda p: p.write_text("text,label,task\n"), r"d.csv: holds no examples"),
     "e.csv": (lambda p: p.write_bytes(b"text,label,task\n\xff\xfe,a,t\n"), r"e.csv line 2: not UTF-8 .*iconv"),
+    "f.csv": (
+        lambda p: p.write_text("text,label,task\nx y,a,t\n", encoding="utf-16"),
+        r"f.csv: not UTF-8 .*iconv -f utf-16 ",
+    ),
+    "f.jsonl": (
+        lambda p: p.write_text('{"text": "a", "label": "b", "task": "t"}\n', encoding="utf-16"),
+        r"f.jsonl: not UTF-8 .*iconv -f utf-16 ",
+    ),
+    "g.csv": (lambda p: p.write_text("text;label;task\nx, y;a;t\n"), r"g.csv: ';' stands between .*delimiter=';'"),
+    "h.csv": (lambda p: p.write_text("text\tlabel\ttask\nx\ta\tt\n"), r"h.csv: a tab stands .*name it .tsv"),
+    "i.csv.gz": (
+        lambda p: p.write_bytes(gzip.compress(b"text,label,task\n" + b"x,a,t\n" * 999)[:-20]),
+        r"i.csv.gz line 1: the file breaks off here .*copy it again",
+    ),
+    "i.jsonl.gz": (
+        lambda p: p.write_bytes(gzip.compress(GOOD.encode() * 999)[:-20]),
+        r"i.jsonl.gz line 1: the file breaks off here .*copy it again",
+    ),
+    "j.jsonl.gz": (lambda p: p.write_text(GOOD), r"j.jsonl.gz .*it is not compressed, as its name says"),
     "a.parquet": (
         lambda p: write_as(p, [{"text": 1.5, "label": "a", "task": "t"}]),
         r"holds double, not text",

@@ -6,10 +6,12 @@ meta-parameters, and handed over whole. That is exact at every order, since no h
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -320,6 +322,7 @@ def deepspeed_optimizer(params: list[dict[str, Any]], config: Config) -> torch.o
     """
     from deepspeed.ops.adam import DeepSpeedCPUAdam
     from deepspeed.ops.lion import DeepSpeedCPULion
+    from torch.utils.cpp_extension import _get_build_directory
 
     outer = config.outer
     name = f"outer.optimizer = {outer.optimizer}"
@@ -330,6 +333,7 @@ def deepspeed_optimizer(params: list[dict[str, Any]], config: Config) -> torch.o
             "zero_optimization.offload_optimizer={device: cpu} of deepspeed, or outer.optimizer=adamw"
         )
     common: dict[str, Any] = {"lr": outer.lr, "betas": outer.betas, "weight_decay": outer.weight_decay}
+    wait_for_build(Path(_get_build_directory(outer.optimizer, False)) / "lock", name)
     try:
         made: torch.optim.Optimizer = (
             DeepSpeedCPULion(params, **common)
@@ -342,3 +346,27 @@ def deepspeed_optimizer(params: list[dict[str, Any]], config: Config) -> torch.o
         raise InputError(
             f"{name}: DeepSpeed could not compile it ({reason}); install a C++ compiler and ninja, or take adamw"
         ) from None
+
+
+def wait_for_build(lock: Path, name: str, most_s: float = 600.0) -> None:
+    """Wait for the end of a build that another process has begun, as its lock says: torch would wait for a killed one.
+
+    Raises InputError where the lock is older than most_s, and no process of this machine holds it.
+    """
+    while lock.exists():
+        with contextlib.suppress(OSError):
+            if time.time() - lock.stat().st_mtime > most_s and not is_open(lock):
+                raise InputError(
+                    f"{name}: {lock} is left of a build that was killed; remove this file, unless another machine is "
+                    "building there just now"
+                )
+        time.sleep(0.1)
+
+
+def is_open(path: Path) -> bool:
+    """Whether a process of this machine, of those that this one may ask about, has the file open."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if link.samefile(path):
+                return True
+    return False

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 
 import engine_cases
 import pytest
@@ -10,7 +11,7 @@ import small
 import torch
 
 from distmeta.errors import InputError
-from distmeta.learner.engine import MetaEngine, make_optimizer
+from distmeta.learner.engine import MetaEngine, make_optimizer, wait_for_build
 from distmeta.learner.ranks import share
 from distmeta.schedule import outer_lr
 
@@ -152,3 +153,19 @@ def test_shares_are_consecutive_and_even():
             parts = [share(total, rank, world) for rank in range(world)]
             assert [i for part in parts for i in part] == list(range(total))
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_the_lock_of_a_killed_build_is_named_and_that_of_a_living_one_is_waited_for(tmp_path):
+    lock = tmp_path / "lock"
+    wait_for_build(lock, "x")  # none
+    lock.touch()
+    os.utime(lock, (0, 0))
+    with pytest.raises(InputError, match=f"x: {lock} is left of a build that was killed; remove this file"):
+        wait_for_build(lock, "x")
+    held = lock.open()  # as the builder holds it
+    threading.Timer(0.3, lock.unlink).start()
+    wait_for_build(lock, "x")
+    held.close()
+    lock.touch()  # of a moment ago: perhaps of another machine's build
+    threading.Timer(0.3, lock.unlink).start()
+    wait_for_build(lock, "x")

@@ -359,7 +359,7 @@ def run_group(
     )  # fmt: skip
     try:
         trainer.fit()
-    except ray.train.TrainingFailedError as error:
+    except (ray.train.TrainingFailedError, ray.exceptions.OutOfMemoryError) as error:  # the latter: of its controller
         failed: Exception = error
         return failed
     except ray.exceptions.RayActorError:  # Ray Train's own
@@ -377,9 +377,9 @@ def raise_failure(config: Config, run_dir: Path, failure: Exception | None) -> N
         told = json.loads(error_file.read_text(encoding="utf-8"))
         raise (InputError if told["kind"] == "input" else TrainingError)(told["message"])
     if failure is not None:
-        from distmeta.learner.causes import explain
+        from distmeta.learner.causes import explain, text_of
 
         raise TrainingError(
             f"the learner group failed {config.cluster.max_failures + 1} times; the last cause: "
-            f"{explain(str(failure))}. Checkpoints so far are in {run_dir}; --resume continues from the newest"
+            f"{explain(text_of(failure))}. Checkpoints so far are in {run_dir}; --resume continues from the newest"
         ) from failure

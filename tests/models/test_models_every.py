@@ -112,6 +112,7 @@ def mark(difference):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_every_architecture_gives_its_ordinary_states_and_scores_or_is_refused():
     rows = []
     for kind in architectures.text_kinds():

@@ -1,10 +1,13 @@
 """What distmeta cannot run is refused in the driver, in one line that names the family and why."""
 
+import ast
 import json
+from pathlib import Path
 
 import pytest
 import small
 
+import distmeta
 from distmeta.config import make_config
 from distmeta.errors import InputError
 from distmeta.models import trial
@@ -99,3 +102,16 @@ def test_training_refuses_before_ray_is_started(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="vit takes no token ids"):
         train.train({"model": {"architecture": "vit", "config": SMALL}, "run": {"dir": str(tmp_path / "run")}})
     assert not (tmp_path / "run").exists()
+
+
+def test_no_call_that_reads_a_published_model_runs_code_of_its_repository():
+    calls = [
+        (path.name, call)
+        for path in Path(distmeta.__file__).parent.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("from_pretrained", "from_config")
+    ]
+    assert len(calls) > 8
+    for name, call in calls:
+        values = {keyword.arg: getattr(keyword.value, "value", None) for keyword in call.keywords}
+        assert values.get("trust_remote_code") is False, f"{name} line {call.lineno}"

@@ -238,3 +238,24 @@ def test_infeasible_episodes_are_refused_before_the_first(tmp_path: Path) -> Non
     lacking = [row for row in make_rows() if (row["task"], row["label"]) != ("task2", "label1")]
     with pytest.raises(InputError, match=r"class 'label1' of the task 'task2' \(validation\) has 0 examples"):
         check_feasible(build(tmp_path, lacking), FAMILY["domain"])
+
+
+@pytest.mark.parametrize(("text", "refused"), [("a b x", False), ("a x y", True)])
+def test_a_pretrained_tokenizer_that_knows_less_than_half_of_the_data_is_refused(tmp_path, text, refused):
+    from tokenizers import models, pre_tokenizers
+
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b"]
+    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    (tmp_path / "model").mkdir()
+    tokenizer.save(str(tmp_path / "model" / "tokenizer.json"))
+    rows = [f"{text},{label}" for label in "klmnopqrst" for _ in range(4)]
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    data = DataConfig(path=str(tmp_path / "a.csv"), cache=str(tmp_path / "cache"))
+    task, model = TaskConfig(family="classes", ways=2), ModelConfig(pretrained=str(tmp_path / "model"))
+    if not refused:
+        build_store(data, task, model)
+        return
+    with pytest.raises(InputError, match=r"unknown words: 80 of 120 tokens \(67%\) .* of its tokenizer; give a model"):
+        build_store(data, task, model)
+    assert not list((tmp_path / "cache").iterdir())

@@ -12,7 +12,8 @@ _SIZE = r"([\d.]+\s?[KMGT]i?B)"
 def text_of(failure: Exception) -> str:
     """All that Ray tells of a group's end: its own text leaves out the middle of what a rank says."""
     ranks: dict[int, Exception] = getattr(failure, "worker_failures", {})
-    return "\n".join(f"[Rank {rank} Error Snippet]:\n{error}" for rank, error in ranks.items()) or str(failure)
+    whole = [f"[Rank {rank} Error Snippet]:\n{type(error).__name__}: {error}" for rank, error in ranks.items()]
+    return "\n".join([*whole, str(failure)])
 
 
 def explain(text: str) -> str:

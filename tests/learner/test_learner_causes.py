@@ -102,4 +102,6 @@ def test_ranks_are_read_from_the_failure_and_not_from_its_shortened_text():
     failure = RuntimeError("[Rank 0,1 Error Snippet]:\n... (Output truncated. See individual worker logs ...")
     failure.worker_failures = {0: RuntimeError("Connection closed by peer"), 1: RuntimeError(DEATH)}
     assert explain(text_of(failure)).startswith("rank 1 (pid 1669, node 10.0.0.2) was killed")
+    failure.worker_failures = {1: ModuleNotFoundError("No module named 'peft'")}
+    assert explain(text_of(failure)).startswith("the node of rank 1 lacks the package 'peft'")
     assert text_of(RuntimeError("of the controller")) == "of the controller"

@@ -29,10 +29,10 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 from real_text import RESULTS, overrides
 
-from distmeta.algorithms import ALGORITHMS
 from distmeta.algorithms.maml_pp import FIRST_ORDER
-from distmeta.checkpoint import write_text
 from distmeta.config import Config, load_config
+from distmeta.config.algorithms import ALGORITHMS
+from distmeta.runs.checkpoint import write_text
 
 RECIPES = {"builtin": "default", "intents": "intents", "sentiment": "sentiment"}
 FACTORS = (0.3, 1.0, 3.0)  # of the recipe's inner.lr
@@ -71,8 +71,8 @@ def scored(
     import torch
 
     from distmeta.algorithms.rates import inner_loop
-    from distmeta.sampling.episode import sample_episode
-    from distmeta.scoring import score_episodes
+    from distmeta.evaluation.scoring import score_episodes
+    from distmeta.tasks.episodes.episode import sample_episode
 
     episodes = [sample_episode(store, config.task, config.run.seed, split, i) for i in range(count)]
     loop, curve = inner_loop(config.inner, rates, steps), split == "validation"
@@ -83,12 +83,12 @@ def train_here(config: Config, run: Path) -> tuple[tuple[Any, ...], float]:
     """Trains in this process, a group of one: (what `scored` takes after the number of steps, CPU seconds)."""
     import torch
 
-    from distmeta import checkpoint
-    from distmeta.evaluate import load_model
+    from distmeta.drive.train import prepare_store
+    from distmeta.evaluation.evaluate import load_model
+    from distmeta.evaluation.scoring import split_meta
     from distmeta.learner.worker import learn
-    from distmeta.scoring import split_meta
+    from distmeta.runs import checkpoint
     from distmeta.tasks.store import open_store
-    from distmeta.train import prepare_store
 
     store_path = prepare_store(config)
     run.mkdir()
@@ -105,7 +105,7 @@ def run_child(settings: dict[str, Any]) -> None:
     import torch
     import torch.distributed as dist
 
-    from distmeta.scoring import curves, summarise
+    from distmeta.evaluation.scoring import curves, summarise
 
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = "0"

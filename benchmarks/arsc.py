@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from real_text import RESULTS
 
 import distmeta
-from distmeta.checkpoint import write_text
 from distmeta.config import load_config
+from distmeta.runs.checkpoint import write_text
 
 SETTINGS = [
     "algorithm=anil", "task.shots=5", "task.queries=7", "model.max_tokens=96", "inner.lr=0.1", "inner.steps=3",

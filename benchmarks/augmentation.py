@@ -51,14 +51,14 @@ def accuracies(config: Config, episodes: int) -> list[float]:
     """Of each meta-test episode, after training and the recipe's inner steps."""
     import torch
 
-    from distmeta import checkpoint
     from distmeta.algorithms.rates import inner_loop
-    from distmeta.evaluate import load_model
+    from distmeta.drive.train import prepare_store
+    from distmeta.evaluation.evaluate import load_model
+    from distmeta.evaluation.scoring import by_episode, score_episodes, split_meta
     from distmeta.learner.worker import learn
-    from distmeta.sampling.episode import sample_episode
-    from distmeta.scoring import by_episode, score_episodes, split_meta
+    from distmeta.runs import checkpoint
+    from distmeta.tasks.episodes.episode import sample_episode
     from distmeta.tasks.store import open_store
-    from distmeta.train import prepare_store
 
     with tempfile.TemporaryDirectory(prefix="distmeta-augmentation-") as place:
         store_path = prepare_store(config)

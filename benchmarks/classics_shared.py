@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distmeta.metrics import interval
+from distmeta.evaluation.metrics import interval
 
 Named = dict[str, Tensor]
 RESULTS = Path(__file__).parent / "results"

@@ -26,9 +26,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 from distmeta.bench.measure import interleave, seconds, setting, spread, write_json
-from distmeta.compress import compress
-from distmeta.evaluate import evaluate
-from distmeta.export import export
+from distmeta.evaluation.evaluate import evaluate
+from distmeta.export.compress import compress
+from distmeta.export.export import export
 from distmeta.models import compression
 
 FORMS: dict[str, dict[str, Any]] = {

@@ -30,15 +30,15 @@ from ranks import about, run_group
 from safetensors.torch import load_file, save_file
 from zero3_memory import resident
 
-from distmeta.algorithms import load_algorithm
 from distmeta.config import Config, make_config
+from distmeta.config.algorithms import load_algorithm
 from distmeta.learner.gradients import meta_gradients
 from distmeta.learner.ranks import episodes_of_rank
 from distmeta.learner.worker import fast_shards, initial_values, make_engine
 from distmeta.models.build import build_model
 from distmeta.models.fast_shards import keep_heap_whole
-from distmeta.sampling.episode import sample_episode
 from distmeta.tasks.build import build_store
+from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.store import open_store
 
 WAYS = ("group", "rank")

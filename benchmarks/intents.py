@@ -22,12 +22,12 @@ import torch
 from real_text import RESULTS, overrides
 
 import distmeta
-from distmeta import checkpoint as checkpoints
-from distmeta.checkpoint import write_text
 from distmeta.config import load_config
-from distmeta.evaluate import load_model
-from distmeta.sampling.episode import sample_episode
-from distmeta.scoring import row_features, score_means, summarise
+from distmeta.evaluation.evaluate import load_model
+from distmeta.evaluation.scoring import row_features, score_means, summarise
+from distmeta.runs import checkpoint as checkpoints
+from distmeta.runs.checkpoint import write_text
+from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.store import open_store
 
 SETTINGS = [

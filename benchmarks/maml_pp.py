@@ -26,9 +26,9 @@ from algorithms import scored, train_here
 from real_text import RESULTS
 
 from distmeta.bench.measure import setting
-from distmeta.checkpoint import write_text
 from distmeta.config import load_config
-from distmeta.scoring import curves, summarise
+from distmeta.evaluation.scoring import curves, summarise
+from distmeta.runs.checkpoint import write_text
 
 SETTINGS = {"maml": [], "maml_pp": ["inner.lr=0.4", "outer.lr=4e-3", "outer.rate_lr=0.04"]}
 

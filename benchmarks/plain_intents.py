@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from workloads import LoraLinear, padded
 
+from distmeta.algorithms.schedule import outer_lr
 from distmeta.config import Config, load_config
 from distmeta.config.consistency import parse_until
 from distmeta.learner.engine import make_optimizer
-from distmeta.sampling.episode import Rows, sample_episode
-from distmeta.schedule import outer_lr
 from distmeta.tasks.build import build_store
+from distmeta.tasks.episodes.episode import Rows, sample_episode
 from distmeta.tasks.store import open_store
 
 Named = dict[str, Tensor]

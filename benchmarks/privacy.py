@@ -17,11 +17,11 @@ from typing import Any
 
 from augmentation import RESULTS, accuracies, configured
 
-from distmeta import privacy
+from distmeta.algorithms import privacy
 from distmeta.bench.measure import setting, write_json
-from distmeta.metrics import interval
+from distmeta.drive.train import prepare_store
+from distmeta.evaluation.metrics import interval
 from distmeta.tasks.store import open_store
-from distmeta.train import prepare_store
 
 SEED = 2**60 + 1  # published, so that nothing is private here: made-up reviews are public
 CLIP, DELTA = 0.1, 1e-3

@@ -27,8 +27,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import distmeta
-from distmeta.checkpoint import write_text
 from distmeta.config import load_config
+from distmeta.runs.checkpoint import write_text
 
 # Chosen before anything was trained. Of the 24 tasks of Honovich et al. (2022, arXiv 2205.10782), and of Natural
 # Instructions (Mishra et al. 2022, arXiv 2104.08773) all tasks that were made from a source corpus.

@@ -24,8 +24,8 @@ import numpy as np
 from real_text import RESULTS, overrides
 
 import distmeta
-from distmeta.checkpoint import write_text
 from distmeta.config import load_config
+from distmeta.runs.checkpoint import write_text
 
 RANGE = [0.01, 3.0]
 STEPS = 81

@@ -40,10 +40,10 @@ ADAPT_EVERY = 20
 
 def initial_checkpoint(folder: Path) -> Path:
     """The default recipe's model before any meta-training."""
-    from distmeta import checkpoint
     from distmeta.algorithms.rates import initial_log_rates
     from distmeta.config import load_config
     from distmeta.models.build import build_model
+    from distmeta.runs import checkpoint
     from distmeta.tasks.build import build_store
     from distmeta.tasks.store import open_store
 
@@ -63,7 +63,7 @@ def support_sets(
     checkpoint: Path, count: int, shots: int, seed: int = 0
 ) -> tuple[list[list[dict[str, str]]], list[str]]:
     """(`count` support sets of `shots` texts of each label, texts to predict), of the built-in reviews."""
-    from distmeta import checkpoint as checkpoints
+    from distmeta.runs import checkpoint as checkpoints
     from distmeta.tasks.build import build_store
     from distmeta.tasks.store import open_store
 
@@ -221,7 +221,7 @@ def model_alone(source: Path, sets: Any, texts: list[str], inputs: int, rounds: 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        from distmeta import checkpoint as checkpoints
+        from distmeta.runs import checkpoint as checkpoints
 
         source = checkpoints.resolve(given.source) if given.source else initial_checkpoint(Path(folder) / "step-000000")
         sets, texts = support_sets(source, given.tasks + 20 * given.clients, given.shots)

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from distmeta.bench import measure
 from distmeta.bench.memory import resident_mb, shared_mb
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
-from distmeta.sampling import Sampler
 from distmeta.tasks import build_store, open_store
+from distmeta.tasks.episodes import Sampler
 
 TASK = TaskConfig(shots=5, queries=15)
 MODEL = ModelConfig(tokenizer="word", vocab_size=30_000, max_tokens=64)
@@ -101,7 +101,7 @@ def actors(path: str, samplers: int, episodes: int) -> list[dict[str, float]]:
     """Memory of several sampler actors on one node, each of which has drawn the same number of other episodes."""
     import ray
 
-    from distmeta.sampling import start_samplers
+    from distmeta.tasks.episodes import start_samplers
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     handles = start_samplers(path, TASK, 0, samplers)

@@ -16,8 +16,8 @@ from pathlib import Path
 from real_text import RESULTS
 
 import distmeta
-from distmeta.checkpoint import write_text
 from distmeta.config import load_config
+from distmeta.runs.checkpoint import write_text
 
 RUNS = {
     "gpt2": ("questions", []),

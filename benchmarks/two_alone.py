@@ -27,8 +27,8 @@ def run_alone() -> None:
     import torch.distributed as dist
 
     from distmeta.config import load_config
+    from distmeta.drive.train import prepare_store
     from distmeta.learner.worker import learn
-    from distmeta.train import prepare_store
 
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = "0"

@@ -28,15 +28,15 @@ import torch.distributed as dist
 from ranks import about, run_group
 from safetensors.torch import load_file, save_file
 
-from distmeta.algorithms import load_algorithm
 from distmeta.config import Config, make_config
+from distmeta.config.algorithms import load_algorithm
 from distmeta.learner.gradients import meta_gradients
 from distmeta.learner.ranks import share
 from distmeta.models.build import build_model
 from distmeta.models.sharding import shard_frozen
 from distmeta.models.task_model import TaskModel
-from distmeta.sampling.episode import sample_episode
 from distmeta.tasks.build import build_store
+from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.store import open_store
 
 WAYS = ("distmeta", "deepspeed")

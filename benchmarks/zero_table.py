@@ -25,9 +25,9 @@ from ranks import about, run_group
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distmeta.algorithms import load_algorithm
 from distmeta.algorithms.rates import initial_log_rates
 from distmeta.config import Config, make_config
+from distmeta.config.algorithms import load_algorithm
 from distmeta.errors import InputError
 from distmeta.learner.engine import make_optimizer
 from distmeta.learner.gradients import meta_gradients
@@ -36,8 +36,8 @@ from distmeta.learner.worker import fast_shards, initial_values, make_engine
 from distmeta.models.build import build_model
 from distmeta.models.sharding import shard_frozen
 from distmeta.models.task_model import TaskModel
-from distmeta.sampling.episode import sample_episode
 from distmeta.tasks.build import build_store
+from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.store import TaskStore, open_store
 
 STAGES = (0, 1, 2, 3)

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distmeta.adapt import AdaptedModel, adapt, load_adapted
     from distmeta.config import Config, load_config
+    from distmeta.drive.train import Run, TrainingError, train
     from distmeta.errors import InputError
-    from distmeta.evaluate import Evaluation, evaluate
-    from distmeta.pipeline import Pipeline, pipeline
-    from distmeta.pretrain import Pretrained, pretrain
-    from distmeta.train import Run, TrainingError, train
-    from distmeta.tune import Search, tune
+    from distmeta.evaluation.adapt import AdaptedModel, adapt, load_adapted
+    from distmeta.evaluation.evaluate import Evaluation, evaluate
+    from distmeta.pretraining.pipeline import Pipeline, pipeline
+    from distmeta.pretraining.pretrain import Pretrained, pretrain
+    from distmeta.search import Search, tune
 
 __version__ = "0.1.0"
 
 # Where each public name lives. Nothing is imported before it is used: torch and Ray take seconds.
 _HOME = {
-    "AdaptedModel": "adapt", "adapt": "adapt", "load_adapted": "adapt", "Config": "config", "load_config": "config",
-    "InputError": "errors", "Evaluation": "evaluate", "evaluate": "evaluate", "Run": "train", "TrainingError": "train",
-    "train": "train", "Search": "tune", "tune": "tune", "Pretrained": "pretrain", "pretrain": "pretrain",
-    "Pipeline": "pipeline", "pipeline": "pipeline",
+    "AdaptedModel": "evaluation.adapt", "adapt": "evaluation.adapt", "load_adapted": "evaluation.adapt",
+    "Config": "config", "load_config": "config", "InputError": "errors", "Evaluation": "evaluation.evaluate",
+    "evaluate": "evaluation.evaluate", "Run": "drive.train", "TrainingError": "drive.train", "train": "drive.train",
+    "Search": "search", "tune": "search", "Pretrained": "pretraining.pretrain", "pretrain": "pretraining.pretrain",
+    "Pipeline": "pretraining.pipeline", "pipeline": "pretraining.pipeline",
 }  # fmt: skip
 __all__ = [
     "AdaptedModel", "Config", "Evaluation", "InputError", "Pipeline", "Pretrained", "Run", "Search", "TrainingError",
@@ -40,20 +39,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
-
-
-class _Package(types.ModuleType):
-    """`distmeta.train` is the function, also after the module of that name was imported.
-
-    `import distmeta.train as t` gives what stands for distmeta.train too: the function, and the module's names on it.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-            return
-        names = {key: found for key, found in vars(value).items() if not key.startswith("_")}
-        vars(names[name]).update(names)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -45,9 +45,6 @@ def main():
     import deepspeed  # noqa: F401
     import transformers.models.bert.modeling_bert  # noqa: F401
 
-    import distmeta.learner.worker
-    import distmeta.models.lstm  # noqa: F401
-
     spec = importlib.util.spec_from_file_location("script", request["script"])
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

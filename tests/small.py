@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from distmeta.config import Config, make_config
-from distmeta.sampling.episode import Rows
-from distmeta.trees import merge
+from distmeta.config.trees import merge
+from distmeta.tasks.episodes.episode import Rows
 
 CLI = [sys.executable, "-m", "distmeta.cli"]
 PLENTY = ["red", "blue", "green", "small", "big", "fast", "slow", "old", "new", "hot", "cold", "sharp", "round", "flat"]
@@ -63,9 +63,9 @@ def checkpoint_of(folder, path, **sections) -> Path:
     """A checkpoint whose values are not the initial ones; that they are no good is all the same to adapting."""
     import torch
 
-    from distmeta import checkpoint
     from distmeta.algorithms.rates import initial_log_rates
     from distmeta.models.build import build_model
+    from distmeta.runs import checkpoint
     from distmeta.tasks.build import build_store
     from distmeta.tasks.store import open_store
 

@@ -165,4 +165,4 @@ def test_the_wheel_holds_what_the_package_needs_and_nothing_else(tmp_path):
     package = ROOT / "distmeta"
     wanted = {p for p in package.rglob("*") if p.suffix in (".py", ".yaml", ".html", ".typed")}
     assert held == {p.relative_to(ROOT).as_posix() for p in wanted}
-    assert {"distmeta/py.typed", "distmeta/report/page.html", "distmeta/recipes/default.yaml"} <= held
+    assert {"distmeta/py.typed", "distmeta/runs/report/page.html", "distmeta/recipes/default.yaml"} <= held

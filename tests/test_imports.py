@@ -9,13 +9,10 @@ import distmeta
 ROOT = Path(distmeta.__file__).parent
 # A name may import those before it, at the top of a file or in a function; a package is one name.
 ORDER = [
-    "errors", "trees", "differences", "inner", "metrics", "health", "text_metrics", "algorithms", "config", "tasks",
-    "models", "privacy", "schedule", "plots", "tables", "progress", "sampling", "scoring", "scoring_text", "pooled",
-    "checkpoint", "directory", "interrupt", "evaluate", "learner", "collect", "adapt", "compress", "card",
-    "export_language", "export", "report", "train", "pretraining", "pretrain", "pipeline", "tune", "submit", "check",
-    "bench", "serve", "cli", "__main__",
+    "errors", "health", "inner", "config", "tasks", "models", "algorithms", "runs", "evaluation", "learner", "export",
+    "serve", "drive", "pretraining", "search", "bench", "cli", "__main__",
 ]  # fmt: skip
-PURE = set(ORDER[: ORDER.index("checkpoint")]) - {"sampling", "progress"}
+PURE = {"errors", "health", "inner", "config", "algorithms", "models"}
 
 
 def imported(path: Path) -> Iterator[tuple[int, str]]:

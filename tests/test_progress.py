@@ -5,7 +5,7 @@ import time
 
 import small
 
-from distmeta import progress
+from distmeta.runs import progress
 
 
 def test_a_log_line_is_one_line_in_a_file_and_follows_the_meta_step_it_speaks_of(tmp_path, monkeypatch, capsys):

@@ -22,14 +22,14 @@ from distmeta.algorithms.rates import initial_log_rates
 from distmeta.bench import measure
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError
+from distmeta.evaluation.scoring import group_episodes, load_group, tasks_at_once
 from distmeta.learner.gradients import meta_gradients, state_cache
 from distmeta.models.backbone import set_attention
 from distmeta.models.build import build_model
 from distmeta.models.prefix import StateCache
 from distmeta.models.task_model import TaskModel
-from distmeta.sampling.episode import Episode, Rows, sample_episode
-from distmeta.scoring import group_episodes, load_group, tasks_at_once
 from distmeta.tasks.build import build_store
+from distmeta.tasks.episodes.episode import Episode, Rows, sample_episode
 from distmeta.tasks.families import check_feasible
 from distmeta.tasks.store import TaskStore, open_store
 

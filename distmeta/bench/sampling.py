@@ -26,9 +26,9 @@ from distmeta.bench import measure
 from distmeta.bench.memory import file_of
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError
-from distmeta.sampling import Episode, EpisodeWindow, Rows, Sampler, collate, start_samplers
-from distmeta.scoring import group_episodes, tasks_at_once
+from distmeta.evaluation.scoring import group_episodes, tasks_at_once
 from distmeta.tasks import TaskStore, build_store, check_feasible, open_store
+from distmeta.tasks.episodes import Episode, EpisodeWindow, Rows, Sampler, collate, start_samplers
 
 # What is measured where no configuration is given: 5 ways, 5 shots, 15 queries, every text 64 tokens long.
 PLAIN = {

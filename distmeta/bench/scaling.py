@@ -16,7 +16,7 @@ from typing import Any
 
 from distmeta.config import Config, load_config
 from distmeta.errors import InputError
-from distmeta.metrics import student
+from distmeta.evaluation.metrics import student
 
 # Of metrics.jsonl, without _s. peers: idle until the slowest rank is done.
 PHASES = ("wait", "inner", "peers", "aggregate", "checkpoint")
@@ -115,7 +115,7 @@ def _point(
 
 def _measure(source: str | None, overrides: list[str]) -> dict[str, float]:
     """One run's tasks per second, and the shares of its phases."""
-    from distmeta.train import train
+    from distmeta.drive.train import train
 
     with tempfile.TemporaryDirectory(prefix="distmeta-scaling-") as place:
         config = load_config(source, [*overrides, f"run.dir={place}/run"])

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from distmeta import interrupt
 from distmeta.cli.bench import bench
 from distmeta.cli.jobs import submit
 from distmeta.cli.words import Json, Source, note, split_source
 from distmeta.errors import InputError
+from distmeta.runs import interrupt
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,7 +60,7 @@ def train(
 ) -> None:
     """Meta-train. Without arguments: the built-in product reviews, about a minute on two cores."""
     from distmeta.config import load_config
-    from distmeta.train import train as run_training
+    from distmeta.drive.train import train as run_training
 
     name, overrides = split_source(source)
     if seeds is not None:
@@ -74,7 +74,7 @@ def train(
         evaluation = run.evaluation if run.is_evaluated else None  # null: ended by run.max_hours
         print(json.dumps({"run": str(run.path), "checkpoint": str(run.checkpoint), "evaluation": evaluation}))
     elif run.is_evaluated:
-        from distmeta.progress import show_results
+        from distmeta.runs.progress import show_results
 
         show_results(run)
 
@@ -88,7 +88,7 @@ def pretrain(
 ) -> None:
     """Train a language model on text (section pretrain), for model.pretrained; default: the built-in reviews' text."""
     from distmeta.config import load_config
-    from distmeta.pretrain import pretrain as run_pretraining
+    from distmeta.pretraining.pretrain import pretrain as run_pretraining
 
     name, overrides = split_source(source)
     config = load_config(name, overrides + ([f"run.dir={run_dir}"] if run_dir else []))
@@ -97,7 +97,7 @@ def pretrain(
         summary = {"model": str(run.model), **run.summary} if run.is_finished else {"model": None}  # by run.max_hours
         print(json.dumps({"run": str(run.path), **summary}))
     elif run.is_finished:
-        from distmeta.progress import show_pretraining
+        from distmeta.runs.progress import show_pretraining
 
         show_pretraining(run)
 
@@ -110,7 +110,7 @@ def pipeline(
 ) -> None:
     """Text, language model, tasks, meta-training, scores and export in one; only what has changed runs again."""
     from distmeta.config import load_config
-    from distmeta.pipeline import pipeline as run_stages
+    from distmeta.pretraining.pipeline import pipeline as run_stages
 
     name, overrides = split_source(source)
     config = load_config(name or "pipeline", overrides + ([f"run.dir={run_dir}"] if run_dir else []))
@@ -118,7 +118,7 @@ def pipeline(
     if as_json:
         print(json.dumps({"pipeline": str(done.path), "stages": done.stages, "evaluation": done.run.evaluation}))
     else:
-        from distmeta.progress import show_pretraining, show_results, stage_table
+        from distmeta.runs.progress import show_pretraining, show_results, stage_table
 
         show_pretraining(done.pretrained)
         show_results(done.run)
@@ -135,7 +135,7 @@ def tune(
 ) -> None:
     """Search inner learning rates, step counts and any other key over whole meta-training runs."""
     from distmeta.config import load_config
-    from distmeta.tune import tune as run_search
+    from distmeta.search import tune as run_search
 
     name, overrides = split_source(source)
     overrides += [f"tune.trials={trials}"] if trials else []
@@ -145,8 +145,8 @@ def tune(
     if as_json:
         print(json.dumps({"search": str(search.path), "best": str(best), "trials": search.trials}))
     else:
-        from distmeta.tables import show
-        from distmeta.tune.results import table
+        from distmeta.runs.tables import show
+        from distmeta.search.results import table
 
         show(table(search), less=("seconds", "meta-steps"))
         print(f"the best as a recipe: distmeta train {best}")
@@ -171,7 +171,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a checkpoint on few-shot episodes, with 95% intervals."""
-    from distmeta.evaluate import evaluate as score
+    from distmeta.evaluation.evaluate import evaluate as score
 
     paths: Any = data[0] if data and len(data) == 1 else data
     result = score(
@@ -184,8 +184,8 @@ def evaluate(
     if as_json:
         print(json.dumps(result.methods))
         return
-    from distmeta.progress import LESS, class_table, closing, evaluation_table
-    from distmeta.tables import show
+    from distmeta.runs.progress import LESS, class_table, closing, evaluation_table
+    from distmeta.runs.tables import show
 
     title = f"{split} tasks, mean and 95% interval over episodes"
     show(evaluation_table(result.methods, title, result.details), class_table(result.details), less=LESS)
@@ -203,7 +203,7 @@ def adapt(
     as_json: Json = False,
 ) -> None:
     """Adapt a meta-trained model to a new task from a few labelled examples."""
-    from distmeta.adapt import adapt as fit
+    from distmeta.evaluation.adapt import adapt as fit
 
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: not empty; give a new directory for the adapted model")
@@ -225,7 +225,7 @@ def predict(
     source: Annotated[str, typer.Option("--input", help="data file, .txt with a text a line, or - for standard input")],
 ) -> None:
     """Labels, or answers, of texts by an adapted model: one JSON line each, null for a blank line."""
-    from distmeta.adapt import load_adapted
+    from distmeta.evaluation.adapt import load_adapted
     from distmeta.tasks.texts import read_inputs
 
     model = load_adapted(adapted)
@@ -273,7 +273,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a Hugging Face or PEFT directory, with a model card, that loads without distmeta."""
-    from distmeta.export import export as write
+    from distmeta.export.export import export as write
 
     write(source, out, prune=prune or (), quantise=quantise, merge=merge, checkpoint=checkpoint)
     written = sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file())
@@ -293,7 +293,7 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Write a checkpoint of a smaller model, which adapt, evaluate and export take like any other."""
-    from distmeta.compress import compress as write
+    from distmeta.export.compress import compress as write
 
     write(source, out, prune or (), quantise, checkpoint)
     size = sum(file.stat().st_size for file in out.iterdir())
@@ -306,8 +306,8 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write report.html and figures/ of a run or a search, finished or not: one file that needs no network."""
-    from distmeta import report as of_run
-    from distmeta.tune import report as of_search
+    from distmeta.runs import report as of_run
+    from distmeta.search import report as of_search
 
     page = (of_search if of_search.is_search(source) else of_run).write(source)
     print(json.dumps({"report": str(page)}) if as_json else page)
@@ -320,7 +320,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Prove the meta-gradient's order and the sharded step on the configuration's own model; exit 1 if one differs."""
-    from distmeta import check as checks
+    from distmeta.bench import check as checks
     from distmeta.config import load_config
 
     name, overrides = split_source(source)
@@ -328,7 +328,7 @@ def check(
     if as_json:
         print(json.dumps(checks.report(found)))
     else:
-        from distmeta.tables import show
+        from distmeta.runs.tables import show
 
         show(checks.table(found))
     if not all(finding.agrees for finding in found):
@@ -384,7 +384,7 @@ def main() -> None:
 
 def _fail(error: Exception) -> int:
     """The exit code of an error, which is printed; what is no error for a person is raised again."""
-    from distmeta.train import TrainingError
+    from distmeta.drive.train import TrainingError
 
     if hasattr(error, "exit_code"):  # typer brings its own copy of click's errors
         if hasattr(error, "show"):

@@ -10,7 +10,7 @@ import typer
 
 from distmeta.cli.words import Json, Source, note, split_source
 from distmeta.errors import InputError
-from distmeta.tables import show
+from distmeta.runs.tables import show
 
 bench = typer.Typer(help="Measure on your own configuration.", no_args_is_help=True)
 

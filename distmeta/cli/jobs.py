@@ -37,7 +37,7 @@ def submit(
     no_wait: Annotated[bool, typer.Option("--no-wait", help="do not follow the job's output")] = False,
 ) -> None:
     """Run a verb as a job of a Ray cluster, and follow it; or `submit status|logs|stop JOB`."""
-    from distmeta import submit as jobs
+    from distmeta.drive import submit as jobs
 
     given = tuple(words or ())
     if verb in ("status", "logs", "stop"):
@@ -65,7 +65,7 @@ def submit(
 
 
 def of_job(verb: str, words: tuple[str, ...], address: str) -> None:
-    from distmeta import submit as jobs
+    from distmeta.drive import submit as jobs
 
     if len(words) != 1:
         raise InputError(f"submit {verb}: give the id of one job")

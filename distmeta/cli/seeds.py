@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from distmeta.errors import InputError
-from distmeta.metrics import interval, limits
+from distmeta.evaluation.metrics import interval, limits
 
 
 def train_seeds(
@@ -18,7 +18,7 @@ def train_seeds(
     """A run for each seed; with --resume each is continued, and one that has ended is read. Raises InputError."""
     from distmeta.cli.words import note
     from distmeta.config import load_config
-    from distmeta.train import Run, train
+    from distmeta.drive.train import Run, train
 
     numbers = parse(seeds, overrides)
     base = load_config(name, overrides).run.name
@@ -34,7 +34,7 @@ def train_seeds(
     if as_json:
         print(json.dumps({"seeds": numbers, "runs": [str(run.path) for run in runs], "evaluation": scores}))
     elif scores:
-        from distmeta.tables import show
+        from distmeta.runs.tables import show
 
         show(table(scores, numbers), less=("recall", "precision"))
 

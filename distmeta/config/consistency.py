@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from distmeta.algorithms import ALGORITHMS, load_algorithm
+from distmeta.config.algorithms import ALGORITHMS, load_algorithm
 from distmeta.errors import InputError
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ SECRET = 1 << 32  # a smaller run.seed can be tried out
 
 
 def check_privacy(config: Config) -> None:
-    """Raises ValueError where what distmeta.privacy counts on does not hold."""
+    """Raises ValueError where what distmeta.algorithms.privacy counts on does not hold."""
     task = config.task
     for fits, key, value, mend in (
         (task.family == "domain", "task.family", task.family,

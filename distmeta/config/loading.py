@@ -12,11 +12,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from distmeta.algorithms import entry, with_settings
+from distmeta.config.algorithms import entry, with_settings
 from distmeta.config.rates import without_rates
 from distmeta.config.sections import Config
+from distmeta.config.trees import merge, nested
 from distmeta.errors import InputError, nearest
-from distmeta.trees import merge, nested
 
 ConfigSource = Config | dict[str, Any] | str | Path  # what a caller in Python names a configuration by
 RECIPES = Path(__file__).parents[1] / "recipes"

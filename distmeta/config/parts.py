@@ -30,7 +30,7 @@ class AugmentConfig(Section):
 
 
 class PrivacyConfig(Section):
-    """Task-level differential privacy; what it guarantees is said in distmeta.privacy."""
+    """Task-level differential privacy; what it guarantees is said in distmeta.algorithms.privacy."""
 
     noise: float = Field(gt=0, description="standard deviation of the noise of a meta-step, in units of clip")
     clip: float = Field(gt=0, description="largest norm of a task's meta-gradient")

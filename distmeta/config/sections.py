@@ -7,17 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from distmeta.algorithms import ALGORITHMS, IMPORT_PATH, with_settings
 from distmeta.config import consistency
+from distmeta.config.algorithms import ALGORITHMS, IMPORT_PATH, with_settings
 from distmeta.config.base import Section
 from distmeta.config.cluster import ClusterConfig
 from distmeta.config.parts import AugmentConfig, PrivacyConfig
 from distmeta.config.pretrain import PretrainConfig
 from distmeta.config.rates import RANDOM, with_distance, with_rates
 from distmeta.config.serve import ServeConfig
+from distmeta.config.trees import merge
 from distmeta.config.tune import TuneConfig
 from distmeta.errors import nearest
-from distmeta.trees import merge
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

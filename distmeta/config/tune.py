@@ -12,7 +12,7 @@ Rates = Literal["scalar", "per_step", "per_layer", "per_layer_step", "per_parame
 
 
 class TuneConfig(Section):
-    """The search of `distmeta tune` over whole runs. What `space` may say is in distmeta.tune.space."""
+    """The search of `distmeta tune` over whole runs. What `space` may say is in distmeta.search.space."""
 
     space: dict[str, dict[str, Any]] = Field(
         {"inner.lr": {"log_uniform": [0.01, 1.0]}, "inner.steps": {"integer": [1, 5]}},

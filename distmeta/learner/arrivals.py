@@ -12,13 +12,13 @@ from torch import Tensor
 
 from distmeta.algorithms.rates import inner_loop
 from distmeta.config import Config
-from distmeta.evaluate import FINE_TUNE_LENGTH
+from distmeta.evaluation.evaluate import FINE_TUNE_LENGTH
+from distmeta.evaluation.scoring import curves, score_episodes, split_meta
 from distmeta.learner.group import score_in_group
 from distmeta.learner.ranks import episodes_of_rank, gather
 from distmeta.models.task_model import TaskModel
-from distmeta.sampling.episode import sample_episode
-from distmeta.scoring import curves, score_episodes, split_meta
 from distmeta.tasks.arrivals import arriving
+from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.store import TaskStore
 
 Params = dict[str, Tensor]

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distmeta import checkpoint as checkpoints
 from distmeta.config import Config
 from distmeta.config.consistency import parse_best, parse_until
+from distmeta.runs import checkpoint as checkpoints
 
 Best = dict[str, Any]  # step, metric (as eval.best), value, loss
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from distmeta.config import Config
-from distmeta.sampling.flow import samplers_needed
-from distmeta.sampling.sampler import start_samplers
+from distmeta.tasks.episodes.flow import samplers_needed
+from distmeta.tasks.episodes.sampler import start_samplers
 
 MEASURED = (2, 4)  # meta-steps of a process whose time decides: not the first, which warms up
 

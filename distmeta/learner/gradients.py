@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distmeta import privacy
+from distmeta.algorithms import privacy
 from distmeta.algorithms.rates import inner_loop, log_rate_gradients
 from distmeta.config import Config
+from distmeta.evaluation.scoring import group_episodes, load_group, split_meta, stack, tasks_at_once, with_ways
 from distmeta.inner import Diverged, InnerLoop, MetaGradient
 from distmeta.learner.group import group_gradients
 from distmeta.models.backbone import set_attention
@@ -22,8 +23,7 @@ from distmeta.models.batch import TextBatch
 from distmeta.models.prefix import StateCache, fixed_prefix, has_prefix, is_frozen, learnt_prefix, pullback
 from distmeta.models.sharding import all_together
 from distmeta.models.task_model import TaskModel
-from distmeta.sampling.episode import Episode
-from distmeta.scoring import group_episodes, load_group, split_meta, stack, tasks_at_once, with_ways
+from distmeta.tasks.episodes.episode import Episode
 from distmeta.tasks.store import TaskStore
 
 Params = dict[str, Tensor]

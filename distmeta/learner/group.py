@@ -23,6 +23,7 @@ from torch import Tensor
 
 from distmeta.algorithms.rates import inner_loop, log_rate_gradients, mean_rate
 from distmeta.config import Config
+from distmeta.evaluation.scoring import Scored, confidences, load_group, predictions, split_meta
 from distmeta.inner import Diverged, InnerLoop, adapt
 from distmeta.inner.adapt import refuse_divergence
 from distmeta.learner.engine import Divided, MetaEngine
@@ -30,8 +31,7 @@ from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.fast_shards import FastShards
 from distmeta.models.task_model import TaskModel
-from distmeta.sampling.episode import Episode
-from distmeta.scoring import Scored, confidences, load_group, predictions, split_meta
+from distmeta.tasks.episodes.episode import Episode
 
 Params = dict[str, Tensor]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from distmeta import checkpoint as checkpoints
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError, ProgramError
-from distmeta.learner.elastic import PLACEMENT
+from distmeta.runs import checkpoint as checkpoints
+from distmeta.runs.interrupt import PLACEMENT
 
 
 def run_rank(

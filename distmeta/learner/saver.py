@@ -21,7 +21,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from distmeta import checkpoint as checkpoints
+from distmeta.runs import checkpoint as checkpoints
 
 PART_BYTES = 64 * 2**20  # of meta-parameters and optimizer state; a smaller checkpoint is written by rank 0 alone
 

@@ -19,24 +19,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distmeta import checkpoint as checkpoints
-from distmeta import health, privacy
-from distmeta.algorithms import load_algorithm
+from distmeta import health
+from distmeta.algorithms import privacy
 from distmeta.algorithms.rates import initial_log_rates, inner_loop, mean_rate
+from distmeta.algorithms.schedule import outer_lr, schedule_of, validation_every
 from distmeta.config import Config
+from distmeta.config.algorithms import load_algorithm
 from distmeta.config.consistency import check_settings
 from distmeta.errors import InputError
-from distmeta.evaluate import evaluate_methods, scorer
+from distmeta.evaluation.evaluate import evaluate_methods, scorer
+from distmeta.evaluation.scoring import curves, domain_of, split_meta
 from distmeta.inner import Diverged
-from distmeta.interrupt import EVALUATING, LEAVE
 from distmeta.learner.arrivals import regret, score_arrivals, sentence
 from distmeta.learner.best import Best, better, comparable, is_over, is_reached, still_kept
-from distmeta.learner.elastic import GROW, PAUSED, STOP
 from distmeta.learner.engine import MetaEngine
 from distmeta.learner.flow import MEASURED, Gauges, more_samplers
 from distmeta.learner.gradients import meta_gradients, state_cache
 from distmeta.learner.group import GroupEngine, mean_rate_in_group, score_in_group
-from distmeta.learner.journal import Journal, Log
 from distmeta.learner.process import run_rank
 from distmeta.learner.ranks import all_sum, episodes_of_rank, gather
 from distmeta.learner.saver import Saver
@@ -44,16 +43,13 @@ from distmeta.models.build import build_model, check_format
 from distmeta.models.fast_shards import FastShards
 from distmeta.models.sharding import persistence_threshold, shard_frozen
 from distmeta.models.task_model import TaskModel
-from distmeta.sampling.episode import sample_episode
-from distmeta.sampling.flow import seconds_per_episode
-from distmeta.sampling.sampler import Sampler
-from distmeta.sampling.window import EpisodeWindow
-from distmeta.schedule import outer_lr, schedule_of, validation_every
-from distmeta.scoring import (
-    curves,
-    domain_of,
-    split_meta,
-)
+from distmeta.runs import checkpoint as checkpoints
+from distmeta.runs.interrupt import EVALUATING, GROW, LEAVE, PAUSED, STOP
+from distmeta.runs.journal import Journal, Log
+from distmeta.tasks.episodes.episode import sample_episode
+from distmeta.tasks.episodes.flow import seconds_per_episode
+from distmeta.tasks.episodes.sampler import Sampler
+from distmeta.tasks.episodes.window import EpisodeWindow
 from distmeta.tasks.mixture import curriculum
 from distmeta.tasks.store import TaskStore, open_store
 from distmeta.tasks.stream import Stream

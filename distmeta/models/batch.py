@@ -48,7 +48,7 @@ class TextBatch:
 
 
 def to_batch(part: Mapping[str, Any], device: torch.device | str, causal: bool) -> TextBatch:
-    """One part of `distmeta.sampling.collate` on `device`.
+    """One part of `distmeta.tasks.episodes.collate` on `device`.
 
     Masks are additive and four-dimensional, which every transformers model takes as it is, so that no model
     looks at the data to build one.

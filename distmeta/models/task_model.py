@@ -338,7 +338,7 @@ class TaskModel(nn.Module):
         return losses.view(batch.labels.shape).sum(1) / batch.total, hits
 
     def batches(self, parts: Sequence[Mapping[str, Any]], device: torch.device | str) -> list[TextBatch]:
-        """Parts of `distmeta.sampling.collate` as this model reads them."""
+        """Parts of `distmeta.tasks.episodes.collate` as this model reads them."""
         return [to_batch(part, device, self.causal) for part in parts]
 
     def _in_context(self, params: Params, task: Any) -> Any:

@@ -22,18 +22,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distmeta import checkpoint as checkpoints
 from distmeta.config import Config, PretrainConfig
 from distmeta.errors import InputError
-from distmeta.export import tokenizer_class
-from distmeta.interrupt import EVALUATING, LEAVE
-from distmeta.learner.journal import Journal, Log
+from distmeta.export.export import tokenizer_class
 from distmeta.learner.process import run_rank
 from distmeta.learner.ranks import all_sum, share
 from distmeta.models.backbone import accepted_inputs
 from distmeta.pretraining.batches import Batches, predicted, seed_of, summed_loss
 from distmeta.pretraining.corpus import Corpus, open_corpus
 from distmeta.pretraining.model import build_language_model, parameters
+from distmeta.runs import checkpoint as checkpoints
+from distmeta.runs.interrupt import EVALUATING, LEAVE
+from distmeta.runs.journal import Journal, Log
 from distmeta.tasks import tokenizer as tokenizers
 
 Loss = dict[str, float]  # by split, mean over what is predicted, nats

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from distmeta import checkpoint as checkpoints
-from distmeta.adapt import (
+from distmeta.config import DataConfig
+from distmeta.errors import InputError
+from distmeta.evaluation.adapt import (
     AdaptedModel,
     Support,
     default_steps,
@@ -31,14 +32,13 @@ from distmeta.adapt import (
     on_device,
     read_support,
     without_pooled,
-)  # fmt: skip
-from distmeta.config import DataConfig
-from distmeta.errors import InputError
+)
+from distmeta.evaluation.scoring import tasks_at_once
 from distmeta.inner import Diverged
-from distmeta.sampling.collate import collate
-from distmeta.sampling.episode import Episode, Rows
-from distmeta.scoring import tasks_at_once
+from distmeta.runs import checkpoint as checkpoints
 from distmeta.serve.tasks import Refused, Task, digest, digest_of_checkpoint
+from distmeta.tasks.episodes.collate import collate
+from distmeta.tasks.episodes.episode import Episode, Rows
 from distmeta.tasks.tokenizer import load_tokenizer
 
 MOST_ROWS = 32  # of a task in a batch of several; a request with more goes in parts

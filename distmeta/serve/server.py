@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distmeta import checkpoint as checkpoints
-from distmeta import interrupt
-from distmeta.checkpoint import read_config
 from distmeta.config import ServeConfig, make_config
 from distmeta.config.loading import parse_override
+from distmeta.config.trees import merge
 from distmeta.errors import InputError
+from distmeta.runs import checkpoint as checkpoints
+from distmeta.runs import interrupt
+from distmeta.runs.checkpoint import read_config
 from distmeta.serve.metrics import SHARED
-from distmeta.trees import merge
 
 TOKEN = "DISTMETA_TOKEN"
 SHORTEST_TOKEN = 16

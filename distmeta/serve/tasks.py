@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distmeta import checkpoint as checkpoints
+from distmeta.runs import checkpoint as checkpoints
 
 HANDLE = re.compile(r"[0-9a-f]{32}")
 SUFFIX = ".safetensors"

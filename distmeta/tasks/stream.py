@@ -1,6 +1,6 @@
 """A data source that grows while a run learns from it: the files of `data.path`, each a task store of its own.
 
-    data.path  --files-->  distmeta/collect.py  --stores-->  RUN/stream.json  --read by-->  learners, samplers
+    data.path  --files-->  distmeta/drive/collect.py  --stores-->  RUN/stream.json  --read by-->  learners, samplers
 
 The first file is the run's own store: tokenizer, label names, meta-validation and meta-test tasks are its. Of later
 ones the meta-train tasks are added behind those that are there. Which tasks an episode may be of is a function of its

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from distmeta.config import Config
 from distmeta.health import Sign, sign
 from distmeta.tasks import counts
 from distmeta.tasks.splits import SPLITS
@@ -94,3 +95,8 @@ def headline(found: dict[str, Any]) -> str:
     each = (f"{name} {len(of[unit]):,} ({of['rows']:,} rows)" for name, of in found["splits"].items())
     later = "; more arrive (data.follow)" if found.get("follows") else ""
     return f"{unit}: {', '.join(each)}{later}"
+
+
+def built_in(config: Config) -> str:
+    """What a run without data of its own learns from."""
+    return "built-in questions" if config.task.family == "text_to_text" else "built-in product reviews"

@@ -7,14 +7,14 @@ import pytest
 import small
 import torch
 
-from distmeta.algorithms import ALGORITHMS, load_algorithm
 from distmeta.algorithms.maml_pp import ANNEALED, FIRST_ORDER, step_weights
 from distmeta.algorithms.rates import initial_log_rates, log_rate_gradients, rates_of
-from distmeta.check import check_equivalents, check_meta_gradient
+from distmeta.bench.check import check_equivalents, check_meta_gradient
+from distmeta.config.algorithms import ALGORITHMS, load_algorithm
+from distmeta.config.trees import merge, nested
 from distmeta.inner import InnerLoop
 from distmeta.tasks.build import build_store
 from distmeta.tasks.store import open_store
-from distmeta.trees import merge, nested
 
 K, LR, LAM, N = 3, 0.1, 0.7, 4
 

@@ -5,15 +5,15 @@ import pytest
 import small
 import torch
 
-from distmeta.algorithms import ALGORITHMS, load_algorithm
 from distmeta.algorithms.rates import PREFIX, initial_log_rates, inner_loop, mean_rate, rates_of
+from distmeta.config.algorithms import ALGORITHMS, load_algorithm
 from distmeta.learner.gradients import meta_gradients
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import to_batches
 from distmeta.models.build import build_model
-from distmeta.sampling.collate import collate
-from distmeta.sampling.episode import sample_episode
 from distmeta.tasks.build import build_store
+from distmeta.tasks.episodes.collate import collate
+from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.store import open_store
 
 STEPS = 2

@@ -9,14 +9,14 @@ import pytest
 import small
 import torch
 
-from distmeta import checkpoint
-from distmeta.algorithms import ALGORITHMS
 from distmeta.config import load_config
+from distmeta.config.algorithms import ALGORITHMS
+from distmeta.config.trees import merge, nested
 from distmeta.errors import InputError
-from distmeta.evaluate import evaluate
+from distmeta.evaluation.evaluate import evaluate
 from distmeta.learner.worker import learn
+from distmeta.runs import checkpoint
 from distmeta.tasks.build import build_store
-from distmeta.trees import merge, nested
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -69,8 +69,8 @@ def test_every_algorithm_trains_evaluates_and_is_read_again(name, family, words_
 
 def test_multi_task_is_the_baseline_of_that_name(words_csv, tmp_path):
     """Trained as a run, or on the way as a baseline: the same weights, where the outer loop is the baseline's."""
+    from distmeta.evaluation.pooled import train_pooled
     from distmeta.models.build import build_model
-    from distmeta.pooled import train_pooled
     from distmeta.tasks.store import open_store
 
     config = train(tmp_path / "run", words_csv, "multi_task", deepspeed={"gradient_clipping": 0.0}, outer={"eps": 1e-2})
@@ -83,8 +83,8 @@ def test_multi_task_is_the_baseline_of_that_name(words_csv, tmp_path):
 
 
 def test_an_algorithm_of_ones_own_as_the_readme_has_it(words_csv, tmp_path, monkeypatch):
-    """The README's file, named by its import path, through training, evaluation and `check`."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    """The file of docs/algorithms.md, named by its import path, through training, evaluation and `check`."""
+    readme = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
     name, code = re.search(r"```python\n# (\w+)\.py.*?\n(.*?)```", readme, re.S).groups()
     assert len(code.splitlines()) < 40
     folder = tmp_path / "mine"

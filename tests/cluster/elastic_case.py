@@ -16,7 +16,7 @@ import small
 import yaml
 
 import distmeta
-from distmeta.learner import elastic
+from distmeta.drive import elastic
 
 
 def until(condition, what, seconds=120):

@@ -14,8 +14,8 @@ import yaml
 
 import distmeta
 from distmeta.config import ClusterConfig, load_config, make_config
+from distmeta.drive import elastic
 from distmeta.errors import InputError
-from distmeta.learner import elastic
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def scraped(cluster, name, timeout_s=20):
 
 
 PORTS = """
-import sys; from distmeta.submit import _nodes, connect
+import sys; from distmeta.drive.submit import _nodes, connect
 for node in _nodes(connect(sys.argv[1])):
     print(f"{node['nodeManagerAddress']}:{node['metricsExportPort']}")
 """

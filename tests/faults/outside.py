@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from distmeta import checkpoint
+from distmeta.runs import checkpoint
 
 MARK = "DISTMETA_OUTSIDE"  # in the environment of all that is started here
 SIGNALS = {"Ctrl-C": (130,), "SIGTERM": (143,), "Ctrl-C twice": (130,)}

@@ -98,9 +98,9 @@ def rank() -> int:
 
 def install() -> None:
     """Runs in every Ray worker at its start."""
-    from distmeta import checkpoint
     from distmeta.errors import InputError
-    from distmeta.sampling import sampler, window
+    from distmeta.runs import checkpoint
+    from distmeta.tasks.episodes import sampler, window
 
     firing = Firing(Path(os.environ["DISTMETA_FAULTS"]))
     sample, iterate = sampler.sample_episode, window.EpisodeWindow.__iter__
@@ -175,9 +175,9 @@ def drive(place: Path) -> None:
     import ray
 
     import distmeta
-    from distmeta import interrupt
     from distmeta.config import load_config
     from distmeta.errors import InputError
+    from distmeta.runs import interrupt
 
     interrupt.catch()
     (place / "driver.pid").write_text(str(os.getpid()))

@@ -7,9 +7,9 @@ import pytest
 import schedule
 import small
 
-from distmeta import checkpoint
 from distmeta.errors import InputError
-from distmeta.evaluate import evaluate
+from distmeta.evaluation.evaluate import evaluate
+from distmeta.runs import checkpoint
 
 
 def test_a_schedule_is_seeded_and_holds_every_kind():

@@ -10,9 +10,9 @@ import torch
 from distmeta.config import TaskConfig
 from distmeta.learner.arrivals import regret
 from distmeta.learner.worker import learn
-from distmeta.sampling.episode import sample_episode
 from distmeta.tasks.arrivals import arriving
 from distmeta.tasks.build import build_store
+from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.store import open_store
 
 

@@ -6,12 +6,12 @@ import pytest
 import small
 import torch
 
-from distmeta import checkpoint
+from distmeta.algorithms.schedule import outer_lr, schedule_of, validation_every
 from distmeta.errors import InputError
-from distmeta.evaluate import evaluate
+from distmeta.evaluation.evaluate import evaluate
 from distmeta.learner import worker
 from distmeta.learner.best import better, comparable, is_over, rule
-from distmeta.schedule import outer_lr, schedule_of, validation_every
+from distmeta.runs import checkpoint
 from distmeta.tasks.build import build_store
 
 SCORES = (0.4, 0.9, 0.6, 0.9, 0.5, 0.3)  # at meta-steps 1..6

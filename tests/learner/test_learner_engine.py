@@ -10,10 +10,10 @@ import ranks
 import small
 import torch
 
+from distmeta.algorithms.schedule import outer_lr
 from distmeta.errors import InputError
 from distmeta.learner.engine import MetaEngine, make_optimizer, wait_for_build
 from distmeta.learner.ranks import share
-from distmeta.schedule import outer_lr
 
 RANKS = [(world, rank) for world in engine_cases.WORLDS for rank in range(world)]
 

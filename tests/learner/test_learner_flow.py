@@ -5,9 +5,9 @@ import small
 import torch
 
 from distmeta.learner.worker import learn
-from distmeta.sampling import flow
-from distmeta.sampling.sampler import start_samplers
 from distmeta.tasks.build import build_store
+from distmeta.tasks.episodes import flow
+from distmeta.tasks.episodes.sampler import start_samplers
 
 
 @pytest.mark.long

@@ -9,10 +9,11 @@ import torch
 import zero_cases
 from safetensors.torch import load_file
 
-from distmeta import checkpoint, export
 from distmeta.errors import InputError
-from distmeta.evaluate import evaluate
+from distmeta.evaluation.evaluate import evaluate
+from distmeta.export import export
 from distmeta.models.fast_shards import FastShards
+from distmeta.runs import checkpoint
 
 STAGE = {"stage": 3, "stage3_param_persistence_threshold": 200}
 ZERO3 = {"zero_optimization": STAGE, "gradient_clipping": 0.05}

@@ -7,12 +7,12 @@ import pytest
 import small
 import torch
 
-from distmeta import checkpoint
-from distmeta.evaluate import evaluate
+from distmeta.algorithms.schedule import plateaus
+from distmeta.evaluation.evaluate import evaluate
 from distmeta.inner import Diverged
 from distmeta.learner.saver import WriteError
 from distmeta.learner.worker import OuterDiverged, learn
-from distmeta.schedule import plateaus
+from distmeta.runs import checkpoint
 from distmeta.tasks.build import build_store
 
 pytestmark = pytest.mark.usefixtures("one_rank")

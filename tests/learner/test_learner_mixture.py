@@ -6,12 +6,12 @@ import pytest
 import small
 import torch
 
-from distmeta import checkpoint
 from distmeta.config import TaskConfig
-from distmeta.directory import check_resumable
 from distmeta.errors import InputError
-from distmeta.evaluate import evaluate
+from distmeta.evaluation.evaluate import evaluate
 from distmeta.learner.worker import learn
+from distmeta.runs import checkpoint
+from distmeta.runs.directory import check_resumable
 from distmeta.tasks.build import build_store
 from distmeta.tasks.mixture import curriculum
 

@@ -10,10 +10,10 @@ import small
 import torch
 import worlds_cases
 
-from distmeta import checkpoint
 from distmeta.learner import saver as savers
 from distmeta.learner.saver import Saver, WriteError
 from distmeta.learner.worker import learn
+from distmeta.runs import checkpoint
 from distmeta.tasks.build import build_store
 
 

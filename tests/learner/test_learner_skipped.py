@@ -7,15 +7,15 @@ import pytest
 import small
 import torch
 
-from distmeta import checkpoint
-from distmeta.algorithms import load_algorithm
+from distmeta.config.algorithms import load_algorithm
 from distmeta.inner import Diverged
 from distmeta.learner import worker
 from distmeta.learner.gradients import meta_gradients
 from distmeta.learner.worker import OuterDiverged, initial_values
 from distmeta.models.build import build_model
-from distmeta.sampling.episode import sample_episode
+from distmeta.runs import checkpoint
 from distmeta.tasks.build import build_store
+from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.store import open_store
 
 CPU = torch.device("cpu")

@@ -10,13 +10,13 @@ import pytest
 import small
 import torch
 
-from distmeta.checkpoint import resolve
-from distmeta.collect import collecting
 from distmeta.config import TaskConfig, make_config
+from distmeta.drive.collect import collecting
 from distmeta.errors import InputError
 from distmeta.learner.worker import learn
-from distmeta.sampling.episode import sample_episode
+from distmeta.runs.checkpoint import resolve
 from distmeta.tasks.build import build_store
+from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.store import open_store
 from distmeta.tasks.stream import Stream, join
 from distmeta.tasks.tokenizer import load_tokenizer

@@ -11,7 +11,7 @@ from distmeta.models.backbone import set_attention
 from distmeta.models.batch import to_batches
 from distmeta.models.build import build_model
 from distmeta.models.task_model import TaskModel
-from distmeta.sampling.collate import collate
+from distmeta.tasks.episodes.collate import collate
 
 VOCABULARY, PAD, CLASSES = 40, 0, 3
 NOT_T5_BIAS = r"(Attention\.[qkvo]\.|DenseReluDense|layer_norm|head_weight)"

@@ -10,7 +10,7 @@ from distmeta.errors import InputError
 from distmeta.models.backbone import WIDTHS, build_backbone, model_config
 from distmeta.models.batch import to_batches
 from distmeta.models.build import build_model, check_format
-from distmeta.sampling.collate import collate
+from distmeta.tasks.episodes.collate import collate
 
 
 def build(config):

@@ -4,14 +4,14 @@ import pytest
 import small
 import torch
 
-from distmeta.algorithms import load_algorithm
+from distmeta.config.algorithms import load_algorithm
 from distmeta.errors import InputError
 from distmeta.inner import InnerLoop
 from distmeta.learner.gradients import group_gradient
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import to_batches
 from distmeta.models.build import build_model
-from distmeta.sampling.collate import collate
+from distmeta.tasks.episodes.collate import collate
 
 VOCABULARY, PAD, CLASSES = 40, 0, 3
 

@@ -9,7 +9,7 @@ from distmeta.inner import meta_gradient
 from distmeta.inner.loop import InnerLoop
 from distmeta.models.batch import to_batches
 from distmeta.models.build import build_model
-from distmeta.sampling.collate import collate
+from distmeta.tasks.episodes.collate import collate
 
 VOCABULARY, PAD, CLASSES = 40, 0, 3
 LONG = {"gpt2": {"config": {**small.BACKBONES["gpt2"], "n_positions": 128}}, "llama": {}, "qwen2": {}, "bert": {}}

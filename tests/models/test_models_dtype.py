@@ -4,11 +4,11 @@ import pytest
 import small
 import torch
 
-from distmeta.algorithms import load_algorithm
+from distmeta.config.algorithms import load_algorithm
 from distmeta.learner.gradients import meta_gradients
 from distmeta.models.build import build_model
-from distmeta.sampling.episode import sample_episode
 from distmeta.tasks.build import build_store
+from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.store import open_store
 
 

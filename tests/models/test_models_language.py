@@ -8,14 +8,14 @@ import torch
 from torch.func import functional_call
 
 from distmeta.errors import InputError
+from distmeta.evaluation.texts import as_rows
 from distmeta.inner import InnerLoop, adapt, meta_gradient
 from distmeta.models import backbone as backbones
 from distmeta.models.build import build_model
 from distmeta.models.generate import generate
 from distmeta.models.prefix import fixed_prefix, has_prefix
-from distmeta.sampling.collate import collate
-from distmeta.sampling.episode import Rows
-from distmeta.scoring_text import as_rows
+from distmeta.tasks.episodes.collate import collate
+from distmeta.tasks.episodes.episode import Rows
 
 VOCABULARY, PAD, END = 40, 0, 1
 KINDS = ["gpt2", "llama", "qwen2", "t5"]

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from distmeta.evaluation.texts import choose
 from distmeta.models import generate as generating
-from distmeta.scoring_text import choose
 from distmeta.tasks.records import Record
 
 END = 1
@@ -29,9 +29,9 @@ def test_options_are_compared_by_the_mean_over_their_tokens(monkeypatch):
     losses, counts = torch.tensor([[1.0, 2.0]]), torch.tensor([[1, 4]])  # a short option and a long one
     part = {"rows": np.array([[0, 1]])}
     encoder = SimpleNamespace(prompts=lambda texts: [[3]] * len(texts), answers=lambda texts: [[4]] * len(texts))
-    monkeypatch.setattr("distmeta.scoring_text.Encoder", lambda *_: encoder)
-    monkeypatch.setattr("distmeta.scoring_text.special_ids", lambda _: SimpleNamespace(pad=0))
-    monkeypatch.setattr("distmeta.scoring_text.collate", lambda *_, **__: [part])
+    monkeypatch.setattr("distmeta.evaluation.texts.Encoder", lambda *_: encoder)
+    monkeypatch.setattr("distmeta.evaluation.texts.special_ids", lambda _: SimpleNamespace(pad=0))
+    monkeypatch.setattr("distmeta.evaluation.texts.collate", lambda *_, **__: [part])
     model = SimpleNamespace(batches=lambda parts, device: [None], by_row=lambda params, batch: (losses, None, counts))
     config = SimpleNamespace(
         model=None, task=SimpleNamespace(instructions=True), inner=SimpleNamespace(buckets=0)

@@ -5,12 +5,12 @@ import small
 import torch
 from torch import nn
 
-from distmeta import export
 from distmeta.errors import InputError
+from distmeta.export import export
 from distmeta.inner import InnerLoop, meta_gradient
 from distmeta.models.batch import to_batches
 from distmeta.models.build import build_model
-from distmeta.sampling.collate import collate
+from distmeta.tasks.episodes.collate import collate
 
 
 def build(adapt="all", **model):

@@ -10,8 +10,8 @@ from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
 from distmeta.models.build import build_model
 from distmeta.models.generate import generate
-from distmeta.sampling.collate import collate
-from distmeta.sampling.episode import Rows
+from distmeta.tasks.episodes.collate import collate
+from distmeta.tasks.episodes.episode import Rows
 
 VOCABULARY, PAD, END = 60, 1, 2
 LENGTHS = (20, 7, 13, 4)  # beyond every window

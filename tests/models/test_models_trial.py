@@ -97,7 +97,7 @@ def test_what_cannot_be_pretrained_is_refused_before_the_text_is_read(tmp_path, 
 def test_training_refuses_before_ray_is_started(tmp_path, monkeypatch):
     import importlib
 
-    train = importlib.import_module("distmeta.train")
+    train = importlib.import_module("distmeta.drive.train")
     monkeypatch.setattr(train, "ray_cluster", None)
     with pytest.raises(InputError, match="vit takes no token ids"):
         train.train({"model": {"architecture": "vit", "config": SMALL}, "run": {"dir": str(tmp_path / "run")}})

@@ -9,15 +9,15 @@ import small
 import torch
 
 import distmeta
-from distmeta import checkpoint, interrupt
 from distmeta.config import dump_config
 from distmeta.errors import InputError
-from distmeta.learner.journal import Journal
 from distmeta.models.build import build_model
 from distmeta.pretraining.batches import NOT_PREDICTED, Batches, predicted, summed_loss
 from distmeta.pretraining.corpus import build_corpus, open_corpus
 from distmeta.pretraining.model import build_language_model, objective_of
 from distmeta.pretraining.worker import PretrainingDiverged, learn, transformers_tokenizer
+from distmeta.runs import checkpoint, interrupt
+from distmeta.runs.journal import Journal
 from distmeta.tasks.build import build_store
 from distmeta.tasks.store import open_store
 from distmeta.tasks.tokenizer import special_ids

@@ -10,7 +10,7 @@ import pytest
 import small
 
 from distmeta.bench.sampling import padding_share, plain_config
-from distmeta.sampling import Episode
+from distmeta.tasks.episodes import Episode
 
 
 def test_padding_is_counted_over_all_tokens() -> None:

@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from distmeta.sampling import Rows, collate
-from distmeta.sampling.collate import MUCH_PADDING, PART_OVERHEAD
+from distmeta.tasks.episodes import Rows, collate
+from distmeta.tasks.episodes.collate import MUCH_PADDING, PART_OVERHEAD
 
 
 def ragged(n: int, seed: int, longest: int = 40) -> Rows:

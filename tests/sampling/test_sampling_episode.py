@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
-from distmeta.sampling import Episode, sample_episode
 from distmeta.tasks import TaskStore, build_store, open_store
 from distmeta.tasks.draws import Draws
+from distmeta.tasks.episodes import Episode, sample_episode
 
 DOMAIN = TaskConfig(shots=5, queries=4)
 CLASSES = TaskConfig(family="classes", ways=5, shots=2, queries=3)

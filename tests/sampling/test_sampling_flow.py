@@ -12,8 +12,8 @@ import pytest
 import small
 
 from distmeta.learner.flow import GAUGES, Gauges
-from distmeta.sampling import EpisodeWindow
-from distmeta.sampling.flow import samplers_needed, seconds_per_episode
+from distmeta.tasks.episodes import EpisodeWindow
+from distmeta.tasks.episodes.flow import samplers_needed, seconds_per_episode
 
 
 def free_port() -> int:

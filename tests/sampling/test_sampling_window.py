@@ -13,8 +13,8 @@ import pytest
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError, ProgramError
-from distmeta.sampling import Episode, EpisodeWindow, Sampler, SamplerTimeout, start_samplers
 from distmeta.tasks import TaskStore, build_store, open_store
+from distmeta.tasks.episodes import Episode, EpisodeWindow, Sampler, SamplerTimeout, start_samplers
 
 TASK = TaskConfig(shots=2, queries=3)
 GROUPS = [[t * 6 + j for j in range(6)] for t in range(20)]

@@ -9,7 +9,7 @@ import pytest
 import small
 from serving import TEXTS, Server, ask, support
 
-from distmeta.adapt import adapt
+from distmeta.evaluation.adapt import adapt
 from distmeta.serve.batches import Base
 from distmeta.serve.metrics import forget_the_dead
 from distmeta.serve.tasks import Refused, TaskStore

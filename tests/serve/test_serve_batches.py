@@ -5,7 +5,7 @@ import serving
 import small
 import torch
 
-from distmeta.adapt import adapt
+from distmeta.evaluation.adapt import adapt
 from distmeta.serve.batches import MOST_ROWS, Base, part_of, repeated
 from distmeta.serve.tasks import Refused, Task, TaskStore
 

@@ -13,8 +13,8 @@ import pytest
 import small
 from serving import TEXTS, support
 
-from distmeta.adapt import adapt
 from distmeta.errors import InputError
+from distmeta.evaluation.adapt import adapt
 from distmeta.serve import server
 from distmeta.serve.server import check_port, default_directory, is_loopback, limits_of, read_token
 

@@ -11,10 +11,10 @@ import pytest
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig, make_config
 from distmeta.errors import InputError
-from distmeta.sampling import sample_episode
-from distmeta.sampling.sampler import Sampler
 from distmeta.tasks import augment, build_store, open_store
 from distmeta.tasks.draws import Draws
+from distmeta.tasks.episodes import sample_episode
+from distmeta.tasks.episodes.sampler import Sampler
 
 EACH = ({"token_dropout": 0.3}, {"word_swap": 0.5}, {"mix": 0.4}, {"permute_labels": True}, {"resplit": True})
 ALL = {key: value for one in EACH for key, value in one.items()}

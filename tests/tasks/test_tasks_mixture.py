@@ -13,8 +13,8 @@ from tasks_data import make_rows, write_jsonl
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig, dump_config, load_config, make_config
 from distmeta.errors import InputError
-from distmeta.sampling import sample_episode
 from distmeta.tasks import TaskStore, build_store, check_feasible, open_store
+from distmeta.tasks.episodes import sample_episode
 
 MODEL = ModelConfig(tokenizer="character", max_tokens=24)
 DOMAIN = TaskConfig(shots=2, queries=3)

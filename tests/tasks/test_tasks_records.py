@@ -7,8 +7,8 @@ import small
 from tokenizers import Tokenizer
 
 from distmeta.errors import InputError
-from distmeta.sampling.episode import sample_episode
 from distmeta.tasks.build import build_store
+from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.records import Encoder, Record, parse
 from distmeta.tasks.store import open_store
 from distmeta.tasks.tokenizer import train_tokenizer

@@ -1,0 +1,386 @@
+"""`distmeta train`: from a configuration to a run directory.
+
+The driver prepares (tasks, run directory, Ray), starts the samplers and the learner group, shows what the group
+writes, and reads the result back. It does no mathematics and imports no model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distmeta import health
+from distmeta.algorithms.schedule import validation_every
+from distmeta.config import Config, ConfigSource, config_of
+from distmeta.config.paths import absolute
+from distmeta.errors import InputError
+from distmeta.runs import checkpoint as checkpoints
+from distmeta.runs import interrupt
+from distmeta.runs.directory import run_directory, write_setting
+
+if TYPE_CHECKING:
+    from distmeta.runs.progress import Display
+
+CONNECT_S = 10.0
+
+
+class TrainingError(RuntimeError):
+    """A run that did not end; the message is for a person, the cause in `RUN/log.txt` and Ray's logs."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    path: Path
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl, one a meta-step."""
+        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint of the best meta-validation; the newest whole one of a run without meta-validations."""
+        return checkpoints.resolve(self.path)
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the run has come to its end; one that run.max_hours ended has not."""
+        return (self.path / "evaluation.json").is_file() and not (self.path / interrupt.LEAVE).exists()
+
+    @cached_property
+    def evaluation(self) -> dict[str, Any]:
+        """evaluation.json."""
+        found: dict[str, Any] = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
+        return found
+
+
+def train(config: ConfigSource | None = None, *, resume: bool = False, show: bool = False) -> Run:
+    """Meta-train as `config` says, on a Ray cluster or on one started here; returns when the run has ended.
+
+    config: a Config, nested dictionaries, or the name of a recipe or YAML file; None: the recipe `default`.
+    resume: continue the newest run of that name (or the one in run.dir) from its newest whole checkpoint; without
+    one it begins anew. show: progress on standard error. A run that run.max_hours has ended has no evaluation yet.
+    Raises InputError (nothing was written), TrainingError, or KeyboardInterrupt once the last whole meta-step is saved.
+    """
+    config = absolute(config_of(config))
+    from distmeta.config.consistency import check_used
+    from distmeta.runs.progress import Display
+
+    if not resume:
+        check_used(config)
+    ends_at = interrupt.deadline(config.run.max_hours, time.monotonic())
+    with Display(config, show) as display:
+        display.phase("reading tasks")
+        store = prepare_store(config, display)
+        with run_directory(config, resume, store) as (run_dir, is_new):
+            if not is_new and has_ended(run_dir, config):
+                display.phase(f"{run_dir} has ended; there is nothing to continue")
+                return Run(run_dir)
+            interrupt.driving(run_dir)
+            write_setting(run_dir, config, store)
+            write_tasks(run_dir, config, store, display)
+            display.phase("starting Ray")
+            with ray_cluster(config) as cluster:
+                interrupt.check()
+                display.follow(run_dir)
+                run_learners(config, run_dir, store, cluster, ends_at)
+            if (run_dir / interrupt.LEAVE).exists():
+                display.phase(f"run.max_hours = {config.run.max_hours:g} is over; {interrupt.farewell()}")
+                return Run(run_dir)
+            write_export(run_dir, display)
+            write_report(run_dir, display)
+    return Run(run_dir)
+
+
+def has_ended(run_dir: Path, config: Config) -> bool:
+    """Whether the run in `run_dir` has come to its end, and `config` asks for no more of it."""
+    if not Run(run_dir).is_evaluated or (run_dir / "error.json").exists() or config.data.follow is not None:
+        return False
+    newest = checkpoints.newest_whole(run_dir, lambda line: None)
+    before = checkpoints.read_config(run_dir / "config.yaml")
+    if newest is None or (before.outer, before.eval) != (config.outer, config.eval):
+        return False
+    state = checkpoints.read_state(newest / "state.json")
+    details = json.loads((run_dir / "evaluation_details.json").read_text(encoding="utf-8"))
+    is_last = state["step"] >= config.outer.steps or bool(state.get("stopped"))
+    settings = details["settings"]
+    return is_last and settings.get("last_step", settings.get("meta_step")) == state["step"]
+
+
+def prepare_store(config: Config, display: Display | None = None) -> Path:
+    """The token cache of the run's tasks, built if need be, and checked against what episodes ask of it."""
+    from distmeta.models.trial import check_model
+    from distmeta.tasks.build import build_store, cache_directory
+    from distmeta.tasks.families import check_feasible
+    from distmeta.tasks.store import open_store
+
+    data = config.data
+    if config.task.family == "classes" and data.path is None and data.sources is None:
+        raise InputError("task.family = classes needs data.path: files with a column text and a column label")
+    if config.cluster.storage and not (data.cache or os.environ.get("DISTMETA_CACHE")):
+        data = data.model_copy(update={"cache": f"{config.cluster.storage}/cache"})  # samplers read it on other nodes
+    path = build_store(data, config.task, config.model, progress=display.counted if display else None)
+    store = open_store(path)
+    check_feasible(store, config.task, ["train"])
+    check_feasible(store, config.of_evaluation().task, ["validation", "test"])
+    check_model(config, cache_directory(data))  # refused here, and not once all is started
+    if config.outer.privacy is not None:
+        from distmeta.algorithms.privacy import spent
+
+        spent(config, store, config.outer.steps)  # raises before anything is started where it cannot be counted
+    if validation_every(config, tasks := len(store.groups["validation"].ids)) and tasks == 0:
+        raise InputError("eval.every: the data has no meta-validation tasks; name some, or set eval.every=0")
+    return path
+
+
+def write_tasks(run_dir: Path, config: Config, store: Path, display: Display) -> None:
+    """tasks.json: which tasks and classes train, validate and test, with their rows; and the texts in two splits."""
+    from distmeta.tasks import summary
+    from distmeta.tasks.store import open_store
+
+    found = summary.summary(open_store(store)) | ({"follows": True} if config.data.follow else {})
+    checkpoints.write_text(run_dir / summary.FILE, json.dumps(found, indent=1, ensure_ascii=False))
+    display.phase(summary.headline(found))
+    for sign in summary.signs(found):
+        display.phase(health.sentence(sign))
+
+
+def write_export(run_dir: Path, display: Any) -> None:
+    """RUN/export; an architecture that cannot be exported does not fail its run, `distmeta export` says why."""
+    from distmeta.export import export
+
+    try:
+        export.write(export.read(run_dir), run_dir / "export")
+    except InputError as error:
+        display.phase(f"no export: {error}")
+
+
+def write_report(run_dir: Path, display: Any) -> None:
+    """RUN/report.html; a run that has ended well does not fail by it."""
+    from distmeta.runs import report
+
+    try:
+        display.phase(f"report {report.write(run_dir)}")
+    except (InputError, OSError) as error:
+        display.phase(f"no report: {error}")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    cpus: float
+    gpus: float
+    local: bool
+
+
+@contextlib.contextmanager
+def ray_cluster(config: Config) -> Iterator[Cluster]:
+    """Connect to the cluster of `cluster.address` or RAY_ADDRESS, or start one here for the length of the run."""
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also how long each report() of a worker waits
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS": "1",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor for notices that nothing here acts on
+    }.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield resources(local=False)
+        return
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        check_gpus(config)
+        workers, samplers = config.cluster.most, 4 if config.sampling.actors == "auto" else config.sampling.actors
+        need = workers * config.cluster.cpus_per_worker + samplers * config.cluster.cpus_per_sampler
+        with interrupt.while_ray_starts():
+            ray.init(
+                address="local", num_cpus=max(os.cpu_count() or 1, int(need + 1)), include_dashboard=False, **quiet
+            )  # fmt: skip
+    else:
+        check_reachable(address)
+        try:
+            with interrupt.while_ray_starts():
+                ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"cluster.address = {address}: cannot connect to Ray: {reason}") from None
+    try:
+        yield resources(local=address is None)
+    finally:
+        ray.shutdown()
+
+
+def check_gpus(config: Config) -> None:
+    """Raises InputError where a cluster that is started here would have too few GPUs."""
+    c = config.cluster
+    if not c.gpus_per_worker:
+        return
+    import torch
+
+    there = torch.cuda.device_count()
+    if c.fewest * c.gpus_per_worker > there:
+        raise InputError(
+            f"cluster.gpus_per_worker = {c.gpus_per_worker:g} for cluster.workers = {c.shown}: this machine has "
+            f"{there} GPUs that torch can use; leave it out, or name a cluster that has them (cluster.address)"
+        )
+
+
+def check_reachable(address: str) -> None:
+    """Raises InputError where nothing listens at HOST:PORT: Ray would go on trying for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return  # auto
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"cluster.address = {address}: no Ray cluster answers there ({reason}); give the head's HOST:PORT as "
+            "`ray start` printed it, or none to start one here"
+        ) from None
+
+
+def resources(local: bool) -> Cluster:
+    """What the cluster that this process is connected to has."""
+    import ray
+
+    found = ray.cluster_resources()
+    return Cluster(cpus=found.get("CPU", 0), gpus=found.get("GPU", 0), local=local)
+
+
+def check_room(config: Config, cluster: Cluster) -> float:
+    """The GPUs of a rank. Raises InputError when the cluster is too small for the group and its samplers."""
+    c = config.cluster
+    gpus = c.gpus_per_worker if c.gpus_per_worker is not None else float(cluster.gpus >= c.fewest)
+    samplers = first_actors(config) * c.cpus_per_sampler
+    need = {"CPU": c.fewest * c.cpus_per_worker + samplers, "GPU": c.fewest * gpus}
+    for kind, amount, there in (("CPU", need["CPU"], cluster.cpus), ("GPU", need["GPU"], cluster.gpus)):
+        if amount > there:
+            raise InputError(
+                f"cluster.workers = {c.shown} and sampling.actors = {config.sampling.actors} need {amount:g} {kind}, "
+                f"the cluster has {there:g}; ask for less, or add nodes"
+            )
+    return gpus
+
+
+def first_actors(config: Config) -> int:
+    """How many samplers a run starts with: as it says, or under `auto` one a node; more come once rates are known."""
+    import ray
+
+    actors = config.sampling.actors
+    return sum(node["Alive"] for node in ray.nodes()) if actors == "auto" else actors
+
+
+def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster, ends_at: float | None = None) -> None:
+    """Start samplers and the learner group, and wait for the group's end, or until `ends_at` (interrupt.wait)."""
+    import ray
+
+    from distmeta.drive.collect import collecting
+    from distmeta.drive.elastic import run_groups
+    from distmeta.learner.worker import train_worker
+    from distmeta.runs.journal import Log
+    from distmeta.tasks.episodes.sampler import start_samplers
+
+    c = config.cluster
+    gpus = check_room(config, cluster)
+    actors = first_actors(config)
+    say = Log(run_dir).say
+    (run_dir / "error.json").unlink(missing_ok=True)
+    with collecting(config, run_dir, store, say) as stream:
+        samplers = start_samplers(stream or str(store), config.task, config.run.seed, actors, c.cpus_per_sampler)
+        more = {"store": str(store), "samplers": samplers, "stream": stream}
+
+        def attempt(size: int) -> Exception | None:
+            return run_group(train_worker, config, run_dir, more, size, gpus, 0 if c.is_elastic else c.max_failures)
+
+        try:
+            if c.is_elastic:
+                failure = interrupt.wait(
+                    lambda: run_groups(attempt, c, bundle_of(config, gpus), run_dir, config.run.timeout_s, say),
+                    run_dir, ends_at,
+                )  # fmt: skip
+            else:
+                failure = interrupt.wait(lambda: attempt(c.fewest), run_dir, ends_at)
+        finally:
+            for sampler in samplers:
+                ray.kill(sampler)
+            shutil.rmtree(run_dir / ".ray", ignore_errors=True)
+    raise_failure(config, run_dir, failure)
+
+
+def bundle_of(config: Config, gpus: float) -> dict[str, float]:
+    """What a rank reserves."""
+    return {"CPU": config.cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+
+
+def run_group(
+    worker: Callable[[dict[str, Any]], None],
+    config: Config,
+    run_dir: Path,
+    more: dict[str, Any],
+    size: int,
+    gpus: float,
+    restarts: int,
+) -> Exception | None:
+    """A group of `size` ranks that each call worker({**more, ...}), to its end; returns the failure it ended in.
+
+    Ray restarts it after a failure, up to `restarts` times.
+    """
+    import ray.exceptions
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    shutil.rmtree(run_dir / ".ray", ignore_errors=True)  # Ray's own record of an earlier attempt
+    settings = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir)}
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config={**settings, "threads": config.cluster.cpus_per_worker, **more},
+        torch_config=TorchConfig(timeout_s=int(config.run.timeout_s)),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=size, use_gpu=gpus > 0, resources_per_worker=bundle_of(config, gpus)
+        ),
+        run_config=ray.train.RunConfig(
+            name="train", storage_path=str(run_dir / ".ray"),
+            failure_config=ray.train.FailureConfig(max_failures=restarts),
+        ),
+    )  # fmt: skip
+    try:
+        trainer.fit()
+    except (ray.train.TrainingFailedError, ray.exceptions.OutOfMemoryError) as error:  # the latter: of its controller
+        failed: Exception = error
+        return failed
+    except ray.exceptions.RayActorError:  # Ray Train's own
+        raise TrainingError(
+            "Ray Train's controller has gone, or the node or the cluster that it was on (perhaps another run's, which "
+            f"ended). Checkpoints so far are in {run_dir}; --resume continues from the newest"
+        ) from None
+    return None
+
+
+def raise_failure(config: Config, run_dir: Path, failure: Exception | None) -> None:
+    """Raises what a group's ranks have told of their end, else TrainingError with what it failed of, if it did."""
+    error_file = run_dir / "error.json"
+    if error_file.exists():
+        told = json.loads(error_file.read_text(encoding="utf-8"))
+        raise (InputError if told["kind"] == "input" else TrainingError)(told["message"])
+    if failure is not None:
+        from distmeta.learner.causes import explain, text_of
+
+        raise TrainingError(
+            f"the learner group failed {config.cluster.max_failures + 1} times; the last cause: "
+            f"{explain(text_of(failure))}. Checkpoints so far are in {run_dir}; --resume continues from the newest"
+        ) from failure

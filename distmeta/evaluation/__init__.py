@@ -1,0 +1,1 @@
+"""Scores: episodes scored, methods compared, intervals, and adapting to one task."""

@@ -1,0 +1,384 @@
+"""`distmeta adapt` and `distmeta predict`: a new task from a few labelled examples, and its predictions.
+
+An adapted model is a directory like a checkpoint: safetensors, JSON and a manifest, nothing that can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distmeta.algorithms.rates import inner_loop
+from distmeta.config import Config, DataConfig, dump_config
+from distmeta.errors import InputError
+from distmeta.evaluation.evaluate import load_model
+from distmeta.evaluation.scoring import split_meta, stack
+from distmeta.evaluation.texts import choose, support_rows, write
+from distmeta.inner import adapt as adapt_weights
+from distmeta.models.backbone import set_attention
+from distmeta.models.batch import TextBatch
+from distmeta.models.build import build_model, check_format
+from distmeta.models.compression import restore
+from distmeta.models.language import LanguageModel
+from distmeta.models.prefix import fixed_prefix
+from distmeta.models.task_model import TaskModel
+from distmeta.runs import checkpoint as checkpoints
+from distmeta.tasks import counts
+from distmeta.tasks.episodes.collate import collate
+from distmeta.tasks.episodes.episode import Rows
+from distmeta.tasks.records import Record, make, parse
+from distmeta.tasks.texts import fault
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BATCH_ROWS = 256
+# Of a checkpoint's state, what an adapted model needs too.
+KEPT = ("format", "classes", "vocab_size", "pad_id", "compression")
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A model adapted to one task."""
+
+    config: Config
+    labels: list[str]
+    model: TaskModel
+    params: dict[str, Tensor]  # everything that differs from the base, head included
+    tokenizer_file: Path
+    state: dict[str, Any]
+    inner_losses: list[float]  # support loss after 0..K inner steps
+    warnings: tuple[str, ...] = ()  # of the support set and of what adaptation came to, a line each
+
+    @property
+    def text_column(self) -> str:
+        """The column that inputs to predict are in."""
+        data = self.config.data
+        return data.input if self.config.task.family == "text_to_text" else data.text
+
+    def unknown(self, texts: Sequence[str]) -> str:
+        """One line where many words of the texts are not in the vocabulary; else empty."""
+        lost = counts.Counts()
+        tokenizer = _tokenizer(self.tokenizer_file)
+        lost.add(tokenizer.encode_batch_fast(list(texts)), counts.unknown_id(tokenizer))
+        many = lost.unknown > counts.WORTH_SAYING * lost.tokens
+        return counts.unknown_words(asdict(lost)) + ", and count as one word" if many else ""
+
+    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """For each text {"label": ..., "confidence": p, "probabilities": {label: p}}, in order.
+
+        Family text_to_text: {"text": the answer, "confidence": p}, p of the answer among the task's options, or where
+        it has none the geometric mean of its tokens' probabilities. Raises InputError for what is no text, or empty.
+        """
+        for number, text in enumerate(texts):
+            if reason := fault(text):
+                raise InputError(f"text {number} {reason}")
+        if isinstance(self.model, LanguageModel):
+            return self._answer(self.model, texts)
+        out = []
+        tokenizer = _tokenizer(self.tokenizer_file)
+        device = next(iter(self.params.values())).device
+        for at in range(0, len(texts), BATCH_ROWS):
+            part = texts[at : at + BATCH_ROWS]
+            rows = tokenise(tokenizer, part, [0] * len(part), self.config.model.max_tokens)
+            pad_id = int(self.state["pad_id"])
+            batches = collate([rows], 0, pad_id)
+            probabilities = np.zeros((len(part), len(self.labels)))
+            with torch.no_grad():
+                for numbers, batch in zip(batches, self.model.batches(batches, device), strict=True):
+                    logits = self.model.logits(self.params, batch)[0, :, : len(self.labels)]
+                    probabilities[numbers["rows"][0]] = logits.softmax(-1).double().cpu().numpy()
+            out += [likeliest(p, self.labels) for p in probabilities]
+        return out
+
+    def _answer(self, model: LanguageModel, texts: Sequence[str]) -> list[dict[str, Any]]:
+        tokenizer, config, said = _tokenizer(self.tokenizer_file), self.config, self.state["answers"]
+        records = [Record(text, ("",), tuple(said["options"]), said["instruction"]) for text in texts]
+        out: list[tuple[str, float]] = []
+        for at in range(0, len(records), BATCH_ROWS):
+            part = records[at : at + BATCH_ROWS]
+            if said["options"]:
+                out += choose(model, self.params, part, tokenizer, config)
+            else:
+                out += write(model, self.params, part, tokenizer, config)
+        return [{"text": text, "confidence": round(confidence, 6)} for text, confidence in out]
+
+    def save(self, path: str | Path) -> Path:
+        """Write the adapted model to a new directory. Raises InputError if something is there already."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        check_new(path)
+
+        def fill(draft: Path) -> None:
+            params = {name: value.cpu().contiguous() for name, value in self.params.items()}
+            save_file(params, draft / "adapted.safetensors")
+            about = {**self.state, "labels": self.labels, "inner_losses": self.inner_losses}
+            (draft / "adapted.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
+            (draft / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
+            checkpoints.copy_tokenizer(self.tokenizer_file, draft)
+            base = self.tokenizer_file.parent / "base.safetensors"
+            if base.is_file():  # of a compressed checkpoint, or of a model that was adapted from one
+                shutil.copyfile(base, draft / base.name)
+
+        checkpoints.write_directory(path, fill)
+        return path
+
+
+def likeliest(probabilities: NDArray[np.float64], labels: Sequence[str]) -> dict[str, Any]:
+    """A prediction as `AdaptedModel.predict` gives it, of the classes' probabilities [C]."""
+    named = {label: round(float(x), 6) for label, x in zip(labels, probabilities, strict=True)}
+    label = labels[int(probabilities.argmax())]
+    return {"label": label, "confidence": named[label], "probabilities": named}
+
+
+def check_new(path: Path) -> None:
+    """Raises InputError unless `path` is free for a new directory."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path}: exists already; give a new directory for the adapted model")
+
+
+def adapt(
+    source: str | Path, support: Sequence[Mapping[str, Any]] | str | Path, *, steps: int | None = None,
+    checkpoint: str | int = "best",
+) -> AdaptedModel:  # fmt: skip
+    """Adapt a checkpoint, or one of a run's, to the task of `support`.
+
+    support: rows with the run's text and label (or input and target) columns, or a file of them in any format that
+    training reads. steps: inner steps; None: as the run evaluates. checkpoint: of a run, best (by eval.best; the newest
+    where there is none), last, or a meta-step. Raises InputError.
+    """
+    if steps is not None and steps < 0:
+        raise InputError(f"steps = {steps}: 0 or more inner steps; leave it out for as many as the run evaluates with")
+    saved = checkpoints.load(source, which=checkpoint)
+    config = saved.config
+    where = "support" if not isinstance(support, str | Path) else str(support)
+    tokenizer = _tokenizer(saved.tokenizer_file)
+    found = read_support(support, config, saved.state, tokenizer, where)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, fast, shared, rates = on_device(saved, device)
+    params, losses = fit(model, fast, shared, rates, [found], config, int(saved.state["pad_id"]), steps)[0]
+    state = kept_state(saved) | found.about
+    warnings = tuple(remarks(found, losses, tokenizer))
+    adapted = {**without_pooled(shared), **params}
+    return AdaptedModel(config, found.labels, model, adapted, saved.tokenizer_file, state, losses, warnings)
+
+
+def remarks(support: Support, losses: Sequence[float], tokenizer: Tokenizer) -> Iterator[str]:
+    """What is wrong with an adaptation, a line each: a loss at chance, ln C, at its end; words that are unknown."""
+    chance = math.log(len(support.labels)) if len(support.labels) > 1 else math.inf
+    if len(losses) > 1 and losses[-1] >= 0.98 * chance:
+        yield (
+            f"the support loss ends at {losses[-1]:.3f}, which is chance (ln {len(support.labels)} = {chance:.3f}): "
+            "the task was not learnt; give more examples, more --steps, or change inner.lr in training"
+        )
+    tokens, number = support.rows.tokens, counts.unknown_id(tokenizer)
+    lost = {"tokens": len(tokens), "unknown": 0 if number is None else int((tokens == number).sum())}
+    if lost["unknown"] > counts.WORTH_SAYING * lost["tokens"]:
+        yield f"{counts.unknown_words(lost)}, and count as one word"
+
+
+@dataclass(frozen=True)
+class Support:
+    """A support set as the model reads it."""
+
+    rows: Rows
+    labels: list[str]  # of the task, in the order of the head's classes; family text_to_text: none
+    about: dict[str, Any]  # what the predictions need to know of it, beside the labels
+
+
+def read_support(
+    support: Sequence[Mapping[str, Any]] | str | Path,
+    config: Config,
+    state: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    where: str = "support",
+) -> Support:
+    """Rows, or a file of them, for the model of a checkpoint's `state`. Raises InputError."""
+    if config.task.family == "text_to_text":
+        records = list(_records(support, config))
+        return Support(support_rows(records, tokenizer, config), [], {"answers": common(records)})
+    pairs = list(_pairs(support, config, where))
+    labels = task_labels([label for _, label in pairs], config, state, where)
+    numbers = [labels.index(label) for _, label in pairs]
+    return Support(tokenise(tokenizer, [text for text, _ in pairs], numbers, config.model.max_tokens), labels, {})
+
+
+def on_device(
+    saved: checkpoints.Checkpoint, device: torch.device
+) -> tuple[TaskModel, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """A checkpoint's model, and its meta-parameters by role as `split_meta` gives them."""
+    model = load_model(saved)
+    fast, shared, rates = ({n: v.to(device) for n, v in d.items()} for d in split_meta(model, saved.meta))
+    set_attention(model.backbone, "first_order")
+    return model.to(device), fast, shared, rates
+
+
+def kept_state(saved: checkpoints.Checkpoint) -> dict[str, Any]:
+    """Of a checkpoint's state, what an adapted model needs."""
+    return {key: saved.state[key] for key in KEPT if key in saved.state} | {"meta_step": saved.step}
+
+
+def without_pooled(shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Shared parameters without those of training alone."""
+    return {name: value for name, value in shared.items() if not name.startswith("pooled_")}
+
+
+def default_steps(config: Config) -> int:
+    """The inner steps of a new task, as the run evaluates."""
+    return config.eval.steps if config.eval.steps is not None else config.inner.steps
+
+
+def fit(
+    model: TaskModel,
+    fast: Mapping[str, Tensor],
+    shared: Mapping[str, Tensor],
+    rates: Mapping[str, Tensor],
+    supports: Sequence[Support],
+    config: Config,
+    pad_id: int,
+    steps: int | None = None,
+) -> list[tuple[dict[str, Tensor], list[float]]]:
+    """The adapted parameters, and the support loss after 0..K inner steps, of each of T support sets.
+
+    Several at once go through the base as one batch, the fast weights with a task axis: only where
+    `model.takes_task_axis`, and the sets have equal numbers of rows and, with a prototype head, of labels. A task
+    whose loss diverges among several is found by its last loss, which is no finite number; alone it raises Diverged.
+    """
+    tasks = len(supports)
+    if supports[0].labels and model.prototype_head:
+        model.classes = len(supports[0].labels)
+    steps = default_steps(config) if steps is None else steps
+    device = next(iter({**fast, **shared}.values())).device
+    batches = model.batches(collate([s.rows for s in supports], config.inner.buckets, pad_id), device)
+    if not isinstance(model, LanguageModel) or not model.starts:
+        batches = fixed_prefix(model, {**fast, **shared}, batches)
+
+    def loss(params: dict[str, Tensor], batch: TextBatch) -> Tensor:
+        return model.loss(params, batch).sum()
+
+    result = adapt_weights(
+        loss if tasks == 1 else model.loss, fast if tasks == 1 else stack(fast, tasks), batches,
+        inner_loop(config.inner, rates, steps), shared=shared, start=model.start if model.starts else None,
+        task_axis=False if tasks == 1 else "native", check=tasks == 1,
+    )  # fmt: skip
+    if tasks == 1:
+        return [(result.params, result.inner_losses.tolist())]
+    # what `start` computes has an axis of its own, of one task where it is alone
+    own = {name: value if name in fast else value.unsqueeze(1) for name, value in result.params.items()}
+    return [({n: v[t].clone() for n, v in own.items()}, result.inner_losses[t].tolist()) for t in range(tasks)]
+
+
+def load_adapted(path: str | Path) -> AdaptedModel:
+    """Read what `AdaptedModel.save` wrote. Raises InputError."""
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not (path / "adapted.json").is_file():
+        raise InputError(f"{path}: not an adapted model (no adapted.json); make one with `distmeta adapt`")
+    reason = checkpoints.damage(path)
+    if reason is not None:
+        raise InputError(f"{path}: damaged: {reason}")
+    state = checkpoints.read_state(path / "adapted.json")
+    config = checkpoints.read_config(path / "config.yaml")
+    labels, losses = state.pop("labels"), state.pop("inner_losses")
+    model = build_model(config, state["vocab_size"], state["pad_id"], state["classes"])
+    check_format(path, state["format"], model)
+    model.load_state_dict(restore(checkpoints.read_tensors(path, "base")), strict=False)
+    set_attention(model.backbone, "first_order")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    params = {name: value.to(device) for name, value in load_file(path / "adapted.safetensors").items()}
+    return AdaptedModel(config, labels, model.to(device), params, path / "tokenizer.json", state, losses)
+
+
+def task_labels(given: Sequence[str], config: Config, state: Mapping[str, Any], where: str) -> list[str]:
+    """The label names of the new task, in the order of the head's classes. Raises InputError."""
+    found = list(dict.fromkeys(given))
+    if len(found) < 2:
+        raise InputError(f"{where}: one label only ('{found[0]}'); a task needs examples of at least two")
+    if config.task.family == "domain" and not config.task.permute_labels:
+        unknown = [label for label in found if label not in state["labels"]]
+        if unknown:
+            raise InputError(f"{where}: label '{unknown[0]}' is not one the model knows: {', '.join(state['labels'])}")
+        return list(state["labels"])
+    if len(found) > state["classes"] and config.model.head != "prototype":
+        raise InputError(
+            f"{where}: {len(found)} labels, but the model was meta-trained for {state['classes']}; "
+            "give fewer, or meta-train with model.head=prototype, which takes any number"
+        )
+    return found
+
+
+def tokenise(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], max_tokens: int) -> Rows:
+    """Texts and label numbers as rows of an episode."""
+    from distmeta.tasks.tokenizer import encode
+
+    tokens, lengths = next(encode(tokenizer, [list(texts)], max_tokens))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Rows(tokens, offsets, np.asarray(labels, np.int64), np.arange(len(lengths)))
+
+
+def _pairs(support: Sequence[Mapping[str, Any]] | str | Path, config: Config, where: str) -> Iterator[tuple[str, str]]:
+    text, label = config.data.text, config.data.label
+    if isinstance(support, str | Path):
+        from distmeta.tasks.readers import find_sources, read_examples
+
+        for batch in read_examples(
+            find_sources(str(support)), DataConfig(text=text, label=label), "classes", settable=False
+        ):
+            columns = batch.to_pydict()
+            yield from zip(columns["text"], columns["label"], strict=True)
+        return
+    if not support:
+        raise InputError("support: no example in it; give some of each label")
+    for number, row in enumerate(support):
+        for column in (text, label):
+            if column not in row:
+                raise InputError(f"support, example {number}: no '{column}'; it has {', '.join(map(str, row))}")
+        if reason := fault(row[text]):
+            raise InputError(f"support, example {number}: '{text}' {reason}")
+        yield row[text], str(row[label])
+
+
+def _records(support: Sequence[Mapping[str, Any]] | str | Path, config: Config) -> Iterator[Record]:
+    """As `_pairs`, of family text_to_text."""
+    data = config.data
+    if isinstance(support, str | Path):
+        from distmeta.tasks.readers import find_sources, read_records
+
+        for batch in read_records(find_sources(str(support)), data, one_task=True, settable=False):
+            yield from map(parse, batch.column("text").to_pylist())
+        return
+    if not support:
+        raise InputError("support: no example in it; give some, with their answers")
+    columns = {role: getattr(data, role) for role in ("input", "target", "options", "instruction")}
+    for number, row in enumerate(support):
+        try:
+            yield make({role: row.get(column) for role, column in columns.items()}, columns)
+        except InputError as error:
+            raise InputError(f"support, example {number}: {error}") from None
+
+
+def common(records: Sequence[Record]) -> dict[str, Any]:
+    """What all examples of a task share, which its predictions then have too: the instruction, the options."""
+    first = records[0]
+    return {
+        "instruction": first.instruction if all(r.instruction == first.instruction for r in records) else "",
+        "options": list(first.options) if all(r.options == first.options for r in records) else [],
+    }
+
+
+def _tokenizer(file: Path) -> Tokenizer:
+    from distmeta.tasks.tokenizer import load_tokenizer
+
+    return load_tokenizer(file)

@@ -1,0 +1,383 @@
+"""Scoring episodes: adapt on each support set, predict its query set, and sum up with intervals.
+
+Letters: T tasks of a group, E episodes, n query rows, K inner steps, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distmeta.algorithms.rates import PREFIX
+from distmeta.config import Config
+from distmeta.evaluation import metrics
+from distmeta.inner import InnerLoop, adapt
+from distmeta.models.backbone import set_attention
+from distmeta.models.batch import TextBatch
+from distmeta.models.prefix import fixed_prefix
+from distmeta.models.sharding import all_together
+from distmeta.models.task_model import TaskModel
+from distmeta.tasks.episodes.collate import collate
+from distmeta.tasks.episodes.episode import Episode, Rows
+from distmeta.tasks.spool import gather
+
+# What a loss that is no number counts as in means: -log of the smallest positive float32, the least probability that
+# a softmax can give to the right class.
+WORST_LOSS = 103.28
+PART_TOKENS = 4096  # of a part, where inner.part_tokens leaves it open
+TABLED = ("accuracy", "precision", "recall", "f1")  # of each task and domain
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One episode's query set after 0..K inner steps. `loss` is not finite where the inner loop diverged."""
+
+    task: str
+    label_names: tuple[str, ...]
+    labels: NDArray[np.int64]  # [n]
+    predicted: NDArray[np.int64]  # [K+1, n], or [1, n] after the last step alone
+    loss: NDArray[np.float64]  # [K+1] or [1]
+    confidence: NDArray[np.float64]  # [K+1, n] or [1, n]: the predicted class's probability
+
+    def at_start(self) -> Scored:
+        """The same before the first inner step."""
+        return replace(self, predicted=self.predicted[:1], loss=self.loss[:1], confidence=self.confidence[:1])
+
+    def metrics(self) -> dict[str, NDArray[np.float64]]:
+        """Each metric after 0..K inner steps, [K+1] or [1]."""
+        classes = len(self.label_names)
+        matrices = metrics.confusion(np.broadcast_to(self.labels, self.predicted.shape), self.predicted, classes)
+        return {
+            **metrics.scores(matrices),
+            "loss": np.where(np.isfinite(self.loss), self.loss, WORST_LOSS),
+            "ece": metrics.calibration_error(self.confidence, self.predicted == self.labels),
+        }
+
+
+def group_episodes(episodes: Sequence[Episode], size: int) -> list[list[Episode]]:
+    """Consecutive groups of at most `size` episodes whose support and query sets have equal numbers of rows."""
+    groups: list[list[Episode]] = []
+    for episode in episodes:
+        shape = (len(episode.support.labels), len(episode.query.labels), len(episode.label_names))
+        last = groups[-1] if groups else None
+        if last and len(last) < size and shape == (
+            len(last[0].support.labels), len(last[0].query.labels), len(last[0].label_names)
+        ):  # fmt: skip
+            last.append(episode)
+        else:
+            groups.append([episode])
+    return groups
+
+
+def tasks_at_once(model: TaskModel, config: Config, episodes: Sequence[Episode], device: torch.device) -> int:
+    """How many tasks run as one: `inner.task_batch`, or chosen by the tokens of a support set.
+
+    On a CPU batching pays below about 1,000 tokens a step and task; on a GPU always.
+    """
+    if not model.takes_task_axis:
+        return 1
+    if config.inner.task_batch:
+        return config.inner.task_batch
+    if device.type != "cpu":
+        return 32
+    tokens = max((len(e.support.tokens) for e in episodes[:4]), default=1)
+    return max(1, min(16, 2000 // max(tokens, 1)))
+
+
+def load_group(
+    group: Sequence[Episode], model: TaskModel, config: Config, pad_id: int, device: torch.device
+) -> tuple[list[TextBatch], list[TextBatch]]:
+    """Support and query sets of a group of episodes as length-sorted parts on `device`."""
+    inner = config.inner
+    tokens = inner.part_tokens or (PART_TOKENS if device.type == "cpu" else 0)
+    support, query = (
+        collate(part, inner.buckets, pad_id, part_tokens=tokens)
+        for part in ([e.support for e in group], [e.query for e in group])
+    )
+    return model.batches(support, device), model.batches(query, device)
+
+
+def with_ways(batches: Sequence[TextBatch], group: Sequence[Episode], label_ids: NDArray[np.int32]) -> list[TextBatch]:
+    """The batches of a group with the numbers that their classes have in the task store, of `label_ids` [rows]."""
+    ways = np.zeros((len(group), len(group[0].label_names)), np.int64)
+    for t, episode in enumerate(group):
+        ways[t, episode.support.labels] = label_ids[episode.support.rows]
+    return [replace(batch, ways=torch.as_tensor(ways, device=batch.labels.device)) for batch in batches]
+
+
+def stack(fast: Mapping[str, Tensor], tasks: int) -> dict[str, Tensor]:
+    """Fast weights with a task axis, [T, ...], all tasks starting from the same values (no copy is made)."""
+    return {name: value.unsqueeze(0).expand(tasks, *value.shape) for name, value in fast.items()}
+
+
+def adaptation(
+    model: TaskModel,
+    fast: Mapping[str, Tensor],
+    shared: Mapping[str, Tensor],
+    loop: InnerLoop,
+    support: Sequence[TextBatch],
+    tasks: int,
+    curve: bool,
+) -> list[dict[str, Tensor]]:
+    """The fast weights of a group of tasks after 0..K inner steps; curve=False: after the last one only.
+
+    With a task axis where the model takes one. They are not finite where the inner loop diverges.
+    """
+    native = model.takes_task_axis
+    adapted = adapt(
+        model.loss if native else lambda p, b: model.loss(p, b).sum(),
+        stack(fast, tasks) if native else dict(fast), support, loop, shared=dict(shared),
+        start=model.start if model.starts else None, task_axis="native" if native else False, trajectory=curve,
+        last_inner_loss=False, check=False,
+    )  # fmt: skip
+    return adapted.trajectory or [adapted.params]
+
+
+@all_together
+def score_episodes(
+    model: TaskModel,
+    fast: Mapping[str, Tensor],
+    shared: Mapping[str, Tensor],
+    loop: InnerLoop,
+    episodes: Sequence[Episode],
+    config: Config,
+    pad_id: int,
+    device: torch.device,
+    curve: bool = True,
+) -> list[Scored]:
+    """Adapt to each episode and predict its query set after 0..K inner steps; curve=False: after the last one only.
+
+    An episode whose inner loop diverges does not end the evaluation: its rows without finite scores are wrong.
+    """
+    set_attention(model.backbone, "first_order")
+    if model.prototype_head and not loop.steps:
+        scale = float(shared["head_log_scale"].exp())
+        return score_prototypes(model, {**fast, **shared}, episodes, config, pad_id, device, scale)
+    out: list[Scored] = []
+    for group in group_episodes(episodes, tasks_at_once(model, config, episodes, device)):
+        support, query = load_group(group, model, config, pad_id, device)
+        support, query = (fixed_prefix(model, {**fast, **shared}, part) for part in (support, query))
+        path = adaptation(model, fast, shared, loop, support, len(group), curve)
+        labels = np.concatenate([b.labels.cpu().numpy() for b in query], 1)  # [T, n]
+        predicted, losses, confidence = [], [], []
+        with torch.no_grad():
+            for params_k in path:
+                logits = torch.cat([model.logits({**shared, **params_k}, b) for b in query], 1)  # [T, n, C]
+                target = torch.cat([b.labels for b in query], 1)
+                predicted.append(predictions(logits, target).cpu().numpy())
+                confidence.append(confidences(logits).cpu().numpy())
+                losses.append(F.cross_entropy(logits.mT, target, reduction="none").mean(1).double().cpu().numpy())
+        for t, episode in enumerate(group):
+            out.append(
+                Scored(
+                    task=episode.task,
+                    label_names=episode.label_names,
+                    labels=labels[t],
+                    predicted=np.stack([p[t] for p in predicted]),
+                    loss=np.array([loss[t] for loss in losses]),
+                    confidence=np.stack([c[t] for c in confidence]),
+                )
+            )
+    return out
+
+
+def predictions(logits: Tensor, labels: Tensor) -> Tensor:
+    """The class with the highest score, [T, n] of [T, n, C]; a wrong class where a score is not a finite number.
+
+    argmax takes NaN for the largest, which would make a diverged model look as if it had chosen a class, at times
+    the right one. The wrong class is the one after the label, so that no class is favoured.
+    """
+    wrong = (labels + 1) % logits.shape[-1]
+    return torch.where(logits.isfinite().all(-1), logits.argmax(-1), wrong)
+
+
+def confidences(logits: Tensor) -> Tensor:
+    """The predicted class's probability, [T, n] of [T, n, C]; 1, the worst for a wrong row, where `predictions` makes
+    one of scores that are not finite.
+    """
+    likely = logits.double().softmax(-1).amax(-1)
+    return torch.where(logits.isfinite().all(-1), likely, torch.ones_like(likely))
+
+
+@all_together
+def score_prototypes(
+    model: TaskModel,
+    values: Mapping[str, Tensor],
+    episodes: Sequence[Episode],
+    config: Config,
+    pad_id: int,
+    device: torch.device,
+    scale: float = 1.0,
+) -> list[Scored]:
+    """Nearest class mean of the features (Snell et al. 2017, arXiv 1703.05175), without any gradient step.
+
+    scale: of the squared distances; it changes losses and confidences, not predictions. Since no episode changes the
+    model, the features of a row are computed once, however many episodes it is in.
+    """
+    set_attention(model.backbone, "first_order")
+    return score_means(*row_features(model, values, episodes, config, pad_id, device), episodes, scale)
+
+
+def score_means(
+    ids: NDArray[np.int64], features: Tensor, episodes: Sequence[Episode], scale: float = 1.0
+) -> list[Scored]:
+    """Nearest class mean of `features` [n, D], which are of the store's rows `ids` [n], ascending."""
+    device = features.device
+    out: list[Scored] = []
+    for episode in episodes:
+        x, q = (features[np.searchsorted(ids, part.rows)] for part in (episode.support, episode.query))
+        target = torch.as_tensor(episode.query.labels, device=device)
+        chosen = F.one_hot(torch.as_tensor(episode.support.labels, device=device), len(episode.label_names)).to(x.dtype)
+        centres = (chosen.mT @ x) / chosen.sum(0).unsqueeze(1)
+        scores = -scale * torch.cdist(q, centres).pow(2)
+        out.append(
+            Scored(
+                task=episode.task,
+                label_names=episode.label_names,
+                labels=episode.query.labels,
+                predicted=predictions(scores, target)[None].cpu().numpy(),
+                loss=np.array([float(F.cross_entropy(scores.double(), target))]),
+                confidence=confidences(scores)[None].cpu().numpy(),
+            )
+        )
+    return out
+
+
+@torch.no_grad()
+def row_features(
+    model: TaskModel,
+    values: Mapping[str, Tensor],
+    episodes: Sequence[Episode],
+    config: Config,
+    pad_id: int,
+    device: torch.device,
+) -> tuple[NDArray[np.int64], Tensor]:
+    """The distinct rows of episodes that are not augmented: ascending row numbers of the store [n], features [n, D]."""
+    if not episodes:
+        return np.zeros(0, np.int64), torch.zeros(0, model.width, device=device)
+    sets = [rows for episode in episodes for rows in (episode.support, episode.query)]
+    lengths = np.concatenate([[0], *(np.diff(rows.offsets) for rows in sets)])
+    ids, first = np.unique(np.concatenate([rows.rows for rows in sets]), return_index=True)
+    tokens, offsets = gather(np.concatenate([rows.tokens for rows in sets]), lengths.cumsum(), first)
+    each = Rows(tokens, offsets, np.zeros(len(ids), np.int64), ids)
+    parts = collate([each], config.inner.buckets, pad_id, part_tokens=config.inner.part_tokens or PART_TOKENS)
+    features = torch.empty(len(ids), model.width, device=device)
+    for part in parts:
+        (batch,) = model.batches([part], device)  # one at a time: the masks of all of them together may be gigabytes
+        features[torch.as_tensor(part["rows"][0], device=device)] = model.features(dict(values), batch)[0]
+    return ids, features
+
+
+def summarise(scored: Sequence[Any]) -> dict[str, Any]:
+    """Each metric's mean, 95% interval over episodes, and mean after 0..K inner steps."""
+    found = by_episode(scored)
+    return {name: metrics.interval(values, metrics.limits(name)) for name, values in found.items()}
+
+
+def curves(scored: Sequence[Any]) -> dict[str, dict[str, list[float]]]:
+    """Each metric's mean and 95% interval (mean, low, high) after 0..K inner steps, by that number."""
+    found = by_episode(scored)
+    return {name: metrics.curve(values, metrics.limits(name)) for name, values in found.items()}
+
+
+def by_episode(scored: Sequence[Any]) -> dict[str, NDArray[np.float64]]:
+    """Each metric's values, [E, K+1] or [E, 1], of `Scored` or what has its `metrics`."""
+    each = [s.metrics() for s in scored]
+    return {name: np.stack([found[name] for found in each]) for name in (each[0] if each else ())}
+
+
+def details(scored: Sequence[Scored], fixed_labels: bool, from_sources: bool = False) -> dict[str, Any]:
+    """What the means over episodes hide, after the last step.
+
+    diverged: episodes. ece_pooled: the calibration error of all query rows as one. per_class: scores of each class over
+    all episodes that it was in, and its rows. per_domain: accuracy, precision, recall and F1 of each data source, or of
+    each task. Where all episodes share their labels (fixed_labels) the same per_task, and the confusion matrix. Where
+    there are several tasks or sources: the mean over them, each counting once, and the worst_task (or source) by
+    accuracy, which as the lowest of many is lower than it would be on new episodes. over_tasks: accuracy with its
+    interval over tasks (classes, where these are an episode's own), by a cluster bootstrap; where there are several.
+    """
+    confidence = np.concatenate([s.confidence[-1] for s in scored])
+    right = np.concatenate([s.predicted[-1] == s.labels for s in scored])
+    out: dict[str, Any] = {
+        "diverged": sum(not np.isfinite(s.loss[-1]) for s in scored),
+        "ece_pooled": float(metrics.calibration_error(confidence, right)),
+        "per_class": per_class(scored),
+        "per_domain": by_name(scored, [domain_of(s, fixed_labels, from_sources) for s in scored]),
+    }
+    if fixed_labels:
+        out["per_task"] = by_name(scored, [s.task for s in scored])
+        out["confusion"] = confusion_by_name(scored)
+    if fixed_labels:
+        each = [(of["accuracy"]["mean"], of["accuracy"]["episodes"]) for of in out["per_task"].values()]
+    else:
+        each = [(of["recall"], of["rows"]) for of in out["per_class"].values() if of["rows"]]
+    if len(each) > 1:
+        means, counts = np.array(each).T
+        unit = "tasks" if fixed_labels else "classes"
+        out["over_tasks"] = {**metrics.over_clusters(means * counts, counts.astype(np.int64)), unit: len(each)}
+    if fixed_labels or from_sources:
+        accuracy = {name: of["accuracy"] for name, of in out.get("per_task", out["per_domain"]).items()}
+        over = metrics.interval(np.array([found["mean"] for found in accuracy.values()]))
+        out["mean_over_tasks"] = {**{end: over[end] for end in ("mean", "low", "high")}, "tasks": len(accuracy)}
+        worst = min(accuracy, key=lambda name: accuracy[name]["mean"])
+        out["worst_task"] = {"task": worst, **accuracy[worst]}
+    return out
+
+
+def domain_of(scored: Scored, fixed_labels: bool, from_sources: bool) -> str:
+    """The data source that an episode is from, which its task's name, or those of its classes, begin with; without
+    sources its task.
+    """
+    if not from_sources:
+        return scored.task
+    return (scored.task if fixed_labels else scored.label_names[0]).split("/")[0]
+
+
+def by_name(scored: Sequence[Scored], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Accuracy, precision, recall and F1 with their intervals, of the episodes of each name, after the last step."""
+    values = by_episode([replace(s, predicted=s.predicted[-1:], loss=s.loss[-1:], confidence=s.confidence[-1:])
+                         for s in scored])  # fmt: skip
+    where = np.array(names)
+    return {
+        name: {metric: metrics.interval(values[metric][where == name, -1]) for metric in TABLED}
+        for name in sorted(set(names))
+    }
+
+
+def per_class(scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
+    """Precision, recall and F1 of each class over all episodes that it was in, and its rows, after the last step."""
+    names = sorted({name for s in scored for name in s.label_names})
+    number = {name: i for i, name in enumerate(names)}
+    counts = np.zeros((3, len(names)), np.int64)  # hits, rows, predictions
+    for s in scored:
+        matrix = metrics.confusion(s.labels, s.predicted[-1], len(s.label_names))
+        counts[:, [number[name] for name in s.label_names]] += [np.diagonal(matrix), matrix.sum(1), matrix.sum(0)]
+    found = {**metrics.count_scores(*counts), "rows": counts[1]}
+    return {name: {metric: value[i].item() for metric, value in found.items()} for i, name in enumerate(names)}
+
+
+def confusion_by_name(scored: Sequence[Scored]) -> dict[str, Any]:
+    """The confusion matrix over all episodes, after the last step."""
+    names = sorted({name for s in scored for name in s.label_names})
+    total = np.zeros((len(names), len(names)), np.int64)
+    for s in scored:
+        ids = np.array([names.index(name) for name in s.label_names])
+        total += metrics.confusion(ids[s.labels], ids[s.predicted[-1]], len(names))
+    return {"labels": names, "rows_are_labels": total.tolist()}
+
+
+def split_meta(
+    model: TaskModel, meta: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Meta-parameters by role: (fast, shared, logarithms of the inner learning rates)."""
+    fast = {name: meta[name] for name in model.fast}
+    shared = {name: meta[name] for name in model.shared}
+    rates = {name: value for name, value in meta.items() if name.split(".")[0] == PREFIX}
+    return fast, shared, rates

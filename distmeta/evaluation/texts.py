@@ -1,0 +1,273 @@
+"""Scoring episodes whose answers are words: losses after every inner step, and answers before the first and after
+the last.
+
+Letters: T tasks of a group, K inner steps, n query rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distmeta.config import Config
+from distmeta.evaluation import metrics
+from distmeta.evaluation.scoring import WORST_LOSS, adaptation, group_episodes, load_group, stack, tasks_at_once
+from distmeta.evaluation.text_metrics import corpus_scores, text_scores
+from distmeta.inner import InnerLoop
+from distmeta.models.backbone import positions, set_attention
+from distmeta.models.batch import TextBatch
+from distmeta.models.generate import generate
+from distmeta.models.language import LanguageModel
+from distmeta.models.prefix import fixed_prefix
+from distmeta.models.sharding import all_together
+from distmeta.tasks.episodes.collate import collate
+from distmeta.tasks.episodes.episode import Episode, Rows
+from distmeta.tasks.records import Encoder, Record, parse
+from distmeta.tasks.tokenizer import load_tokenizer, special_ids
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from distmeta.tasks.store import TaskStore
+
+PER_TASK = ("exact_match", "token_f1", "rouge_l")
+
+
+@dataclass(frozen=True)
+class TextScored:
+    """One episode's query set. `loss` is not finite where the inner loop diverged."""
+
+    task: str
+    label_names: tuple[str, ...]
+    records: tuple[Record, ...]  # [n]
+    loss: NDArray[np.float64]  # [K+1] or [1]: per answer's token, mean over rows
+    token_loss: NDArray[np.float64]  # likewise, mean over all tokens: the logarithm of the perplexity
+    token_accuracy: NDArray[np.float64]  # likewise, after the right tokens before each
+    said: tuple[tuple[str, ...], ...]  # answers [n] before the first step (where asked for) and after the last
+
+    def at_start(self) -> TextScored:
+        """The same before the first inner step."""
+        first = {name: getattr(self, name)[:1] for name in ("loss", "token_loss", "token_accuracy", "said")}
+        return dataclasses.replace(self, **first)
+
+    @cached_property
+    def of_words(self) -> dict[str, NDArray[np.float64]]:
+        """Each metric of the last answers, [1]; it is asked for by summary, tables and curves."""
+        found = text_scores(self.said[-1], [record.answers for record in self.records])
+        return {name: np.array([values.mean()]) for name, values in found.items()}
+
+    def metrics(self) -> dict[str, NDArray[np.float64]]:
+        """Each metric after 0..K inner steps, or of the last answers alone, [K+1] or [1]."""
+        return self.of_words | {
+            "token_accuracy": self.token_accuracy,
+            "perplexity": np.exp(np.fmin(self.token_loss, WORST_LOSS)),
+            "loss": np.where(np.isfinite(self.loss), self.loss, WORST_LOSS),
+        }
+
+
+@all_together
+def score_texts(
+    model: LanguageModel,
+    fast: Mapping[str, Tensor],
+    shared: Mapping[str, Tensor],
+    loop: InnerLoop,
+    episodes: Sequence[Episode],
+    config: Config,
+    pad_id: int,
+    device: torch.device,
+    curve: bool = True,
+    *,
+    store: TaskStore,
+    in_context: bool = False,
+) -> list[TextScored]:
+    """As `distmeta.evaluation.scoring.score_episodes`. in_context: the support set is read, and nothing is adapted."""
+    set_attention(model.backbone, "first_order")
+    tokenizer = read_tokenizer(store.tokenizer_file)
+    out: list[TextScored] = []
+    for group in group_episodes(episodes, tasks_at_once(model, config, episodes, device)):
+        support, query = load_group(group, model, config, pad_id, device)
+        if not (in_context or model.starts):
+            support, query = (fixed_prefix(model, {**fast, **shared}, part) for part in (support, query))
+        if in_context:
+            params = stack(fast, len(group)) if model.takes_task_axis else dict(fast)
+            with torch.no_grad():
+                path = [{**params, **model.read_support({**shared, **params}, support)}]
+        else:
+            path = adaptation(model, fast, shared, loop, support, len(group), curve)
+        order = np.concatenate([batch.store_rows.reshape(len(group), -1) for batch in query], 1)  # [T, n]
+        rows = [tuple(parse(store.text(row)) for row in of_task) for of_task in order.tolist()]
+        with torch.no_grad():
+            totals = [_totals(model, {**shared, **values}, query) for values in path]
+            wanted = path[:1] + path[1:][-1:]
+            said = [answers(model, {**shared, **values}, query, rows, tokenizer, config) for values in wanted]
+        for t, episode in enumerate(group):
+            loss, token_loss, hits = np.array([found[t] for found in totals]).T
+            words = tuple(tuple(found[t]) for found in said)
+            out.append(TextScored(episode.task, episode.label_names, rows[t], loss, token_loss, hits, words))
+    return out
+
+
+def _totals(model: LanguageModel, params: Mapping[str, Tensor], query: Sequence[TextBatch]) -> NDArray[np.float64]:
+    """Each task's (mean over rows of the loss of a token, mean over tokens, share of tokens that are right), [T, 3]."""
+    parts = [model.by_row(dict(params), batch) for batch in query]
+    losses, hits, counts = (torch.cat(part, 1).double() for part in zip(*parts, strict=True))  # [T, n]
+    means = [(losses / counts).mean(1), losses.sum(1) / counts.sum(1), hits.sum(1) / counts.sum(1)]
+    found: NDArray[np.float64] = torch.stack(means, 1).cpu().numpy()
+    return found
+
+
+def answers(
+    model: LanguageModel,
+    params: Mapping[str, Tensor],
+    query: Sequence[TextBatch],
+    records: Sequence[Sequence[Record]],
+    tokenizer: Tokenizer,
+    config: Config,
+) -> list[list[str]]:
+    """What the model says to each row, by task, [T][n], in the order of the batches.
+
+    Where all of a task's rows have options, the one whose tokens are likeliest on average (Min et al. 2022,
+    arXiv 2110.15943, section 4.2); else by greedy decoding.
+    """
+    most, ends = config.model.answer_tokens, special_ids(tokenizer).ends
+    said: list[list[str]] = [[] for _ in records]
+    if not all(record.options for task in records for record in task):
+        for batch in query:
+            tokens, _ = generate(model, params, replace(batch, states=None), ends, most)
+            words = in_words(tokenizer, tokens.tolist(), ends)
+            n = batch.labels.shape[1]
+            for t, of_task in enumerate(said):
+                of_task += words[t * n : (t + 1) * n]
+    for t, task in enumerate(records):
+        if all(record.options for record in task):
+            own = {
+                name: value[t : t + 1] if name in model.fast and value.dim() > model.fast[name].dim() else value
+                for name, value in params.items()
+            } | {name: value[t : t + 1] for name, value in params.items() if name.startswith("context_")}
+            said[t] = [chosen for chosen, _ in choose(model, own, task, tokenizer, config)]
+    return said
+
+
+def choose(
+    model: LanguageModel, params: Mapping[str, Tensor], records: Sequence[Record], tokenizer: Tokenizer, config: Config
+) -> list[tuple[str, float]]:
+    """For each record of one task its likeliest option, and its probability among the options."""
+    encoder = Encoder(tokenizer, config.model)
+    pairs = [(record, option) for record in records for option in record.options]
+    prompts = encoder.prompts([record.prompt(config.task.instructions) for record, _ in pairs])
+    rows = as_rows(prompts, encoder.answers([option for _, option in pairs]))
+    device = next(iter(params.values())).device
+    per_token = np.zeros(len(pairs))
+    parts = collate([rows], config.inner.buckets, special_ids(tokenizer).pad, part_tokens=4096)
+    with torch.no_grad():
+        for part, batch in zip(parts, model.batches(parts, device), strict=True):
+            losses, _, counts = model.by_row(dict(params), batch)
+            per_token[part["rows"][0]] = -(losses / counts)[0].double().cpu().numpy()
+    out, at = [], 0
+    for record in records:
+        scores = per_token[at : at + len(record.options)]
+        at += len(record.options)
+        weights = np.exp(scores - scores.max())
+        best = int(scores.argmax())
+        out.append((record.options[best], float(weights[best] / weights.sum())))
+    return out
+
+
+def write(
+    model: LanguageModel, params: Mapping[str, Tensor], records: Sequence[Record], tokenizer: Tokenizer, config: Config
+) -> list[tuple[str, float]]:
+    """For each record of one task the answer in words, and the geometric mean of its tokens' probabilities."""
+    encoder = Encoder(tokenizer, config.model)
+    prompts = encoder.prompts([record.prompt(config.task.instructions) for record in records])
+    rows = as_rows(prompts, [[encoder.end]] * len(prompts))
+    device = next(iter(params.values())).device
+    out: list[tuple[str, float]] = [("", 0.0)] * len(records)
+    parts = collate([rows], config.inner.buckets, special_ids(tokenizer).pad, part_tokens=4096)
+    for part, batch in zip(parts, model.batches(parts, device), strict=True):
+        tokens, confidence = generate(model, params, batch, encoder.ends, config.model.answer_tokens)
+        words = in_words(tokenizer, tokens.tolist(), encoder.ends)
+        for place, *found in zip(part["rows"][0].tolist(), words, confidence.exp().tolist(), strict=True):
+            out[place] = found[0], found[1]
+    return out
+
+
+def support_rows(records: Sequence[Record], tokenizer: Tokenizer, config: Config) -> Rows:
+    """Examples with their first answers as rows of an episode."""
+    encoder = Encoder(tokenizer, config.model)
+    prompts = encoder.prompts([record.prompt(config.task.instructions) for record in records])
+    return as_rows(prompts, encoder.answers([record.answers[0] for record in records]))
+
+
+def as_rows(prompts: Sequence[list[int]], ends: Sequence[list[int]]) -> Rows:
+    """Prompts with their answers as rows of an episode."""
+    lengths = [len(p) + len(e) for p, e in zip(prompts, ends, strict=True)]
+    flat = [token for pair in zip(prompts, ends, strict=True) for ids in pair for token in ids]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    begins = np.array([len(p) for p in prompts], np.int64)
+    return Rows(np.array(flat, np.int32), offsets, begins, np.arange(len(lengths)))
+
+
+def in_words(tokenizer: Tokenizer, tokens: Sequence[list[int]], ends: Sequence[int]) -> list[str]:
+    """The text before each row's first end token, any of `ends`."""
+    cut = [list(takewhile(lambda token: token not in ends, row)) for row in tokens]
+    return [text.strip() for text in tokenizer.decode_batch(cut, skip_special_tokens=True)]
+
+
+@lru_cache(maxsize=4)
+def read_tokenizer(file: Path) -> Tokenizer:
+    return load_tokenizer(file)
+
+
+def text_details(scored: Sequence[TextScored], shown: int = 10) -> dict[str, Any]:
+    """How many episodes diverged, scores by task with the worst, BLEU and chrF of all answers together, and some."""
+    by_task: dict[str, list[dict[str, NDArray[np.float64]]]] = {}
+    for s in scored:
+        by_task.setdefault(s.task, []).append(s.metrics())
+    per_task = {
+        task: {
+            name: metrics.interval(np.array([found[name][-1] for found in each]), metrics.limits(name))
+            for name in PER_TASK
+        }
+        for task, each in sorted(by_task.items())
+    }
+    worst = min(per_task, key=lambda task: float(per_task[task]["token_f1"]["mean"]))
+    said = [answer for s in scored for answer in s.said[-1]]
+    accepted = [record.answers for s in scored for record in s.records]
+    some = [
+        {"task": s.task, "input": s.records[0].input, "accepted": list(s.records[0].answers), "said": s.said[-1][0]}
+        for s in scored[:shown]
+    ]
+    over = {}
+    if len(per_task) > 1:
+        means, counts = np.array([(of["token_f1"]["mean"], of["token_f1"]["episodes"]) for of in per_task.values()]).T
+        over["over_tasks"] = {**metrics.over_clusters(means * counts, counts.astype(np.int64)), "tasks": len(per_task)}
+    return {
+        **over,
+        "diverged": sum(not np.isfinite(s.loss[-1]) for s in scored),
+        "corpus": corpus_scores(said, accepted),
+        "worst_task": {"task": worst, **per_task[worst]["token_f1"]},
+        "per_task": per_task,
+        "answers": some,
+    }
+
+
+def reads_in_context(model: Any, config: Config) -> bool:
+    """Whether a checkpoint that adapts could also read its support set: a decoder with room for it."""
+    limit = positions(model.backbone)
+    need = (config.task.shots + 1) * config.model.max_tokens
+    return not (model.seq2seq or model.starts) and (limit is None or need <= limit)
+
+
+def in_context(store: TaskStore) -> Any:
+    """`score_texts` with the support set read and nothing adapted, with the arguments of `score_episodes`."""
+    return partial(score_texts, store=store, in_context=True)

@@ -1,0 +1,1 @@
+"""Directories that load without distmeta: Hugging Face or PEFT, with a model card."""

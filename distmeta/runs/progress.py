@@ -1,0 +1,349 @@
+"""What a person sees of a run: a live display on a terminal, plain lines in a log, a closing table.
+
+The display only reads what the learner writes into the run directory, so it works the same wherever the learner
+runs, and a run shows the same when it is watched by nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from distmeta import health
+from distmeta.config import Config
+from distmeta.errors import cut
+from distmeta.runs import tables
+
+if TYPE_CHECKING:
+    from distmeta.drive.train import Run
+    from distmeta.pretraining.pretrain import Pretrained
+
+POLL_S = 0.3
+LOG_EVERY_S = 10.0  # between plain progress lines
+
+
+class Display:
+    """Follows metrics.jsonl and log.txt of a run in a thread, and shows them on standard error."""
+
+    def __init__(self, config: Config, show: bool) -> None:
+        self.config, self.show = config, show
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._bar: Any = None
+        self._began = self._last = time.monotonic()
+        if show:
+            from rich.console import Console
+
+            self.console = Console(stderr=True)
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+        self._end_bar()
+
+    def phase(self, what: str) -> None:
+        if self._thread is None:
+            self._end_bar()  # that of a preparation
+        if self.show:
+            since = time.monotonic() - self._began
+            self.console.print(f"[{since:5.1f} s] {what}", highlight=False, markup=False, soft_wrap=True)
+
+    def counted(self, what: str, done: int, total: int | None) -> None:
+        """Progress of a long preparation: a bar on a terminal, else a line now and then."""
+        if self.show and sys.stderr.isatty():
+            self._advance(what, done, total)
+        elif time.monotonic() - self._last > LOG_EVERY_S:
+            self._last = time.monotonic()
+            self.phase(f"{what} {done:,}" + (f" of {total:,}" if total else ""))
+
+    def _advance(self, what: str, done: int, total: int | None) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self._bar is None:
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            self._bar = Progress(*columns, console=self.console)
+            self._bar.start()
+        task = next((t.id for t in self._bar.tasks if t.description == what), None)
+        self._bar.update(self._bar.add_task(what, total=None) if task is None else task, completed=done, total=total)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def follow(self, run_dir: Path, what: str = "meta-training", steps: int | None = None) -> None:
+        """Begin to show what is appended to the run's files from now on. steps: of the run; None: outer.steps."""
+        self._what, self._steps = what, steps or self.config.outer.steps
+        if self.show:
+            self.phase(f"run directory {_relative(run_dir)}")
+            log = Tail(run_dir / "log.txt", from_end=True)
+            records = Tail(run_dir / "metrics.jsonl", from_end=False)
+            self._thread = threading.Thread(target=self._watch, args=(log, records), daemon=True)
+            self._thread.start()
+
+    def _watch(self, log: Tail, records: Tail) -> None:
+        if sys.stderr.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn(self._what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[line]}"),
+                TimeRemainingColumn(), console=self.console,
+            )  # fmt: skip
+            self._bar.start()
+            task = self._bar.add_task("", total=self._steps, line="")
+        last_line = time.monotonic()
+        while not self._stop.is_set():
+            self._stop.wait(POLL_S)
+            said = log.lines()  # read first and shown last: what is said of a meta-step follows its record
+            new = [json.loads(line) for line in records.lines()]
+            if not new:
+                self._say(said)
+                continue
+            if self._bar is not None:
+                self._bar.update(task, completed=new[-1]["step"], line=describe(new[-1]))
+            elif time.monotonic() - last_line > LOG_EVERY_S or new[-1]["step"] >= self._steps:
+                last_line = time.monotonic()
+                self.phase(f"step {new[-1]['step']}/{self._steps}  {describe(new[-1])}")
+            for record in new:
+                if "validation" in record:
+                    self.phase(describe_validation(record))
+            self._say(said)
+
+    def _say(self, lines: list[str]) -> None:
+        for line in lines:
+            self.phase(line)
+
+
+class TrialBars:
+    """The trials of a search: on a terminal a bar for each that runs and one for all, else a line for each score."""
+
+    def __init__(self, display: Display, total: int, steps: int) -> None:
+        self.display, self.total, self.steps = display, total, steps
+        self._rows: dict[int, Any] = {}
+        self._bars: Any = None
+
+    def __enter__(self) -> TrialBars:
+        if self.display.show and sys.stderr.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self._bars = Progress(
+                TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[line]}", markup=False), TimeElapsedColumn(), console=self.display.console,
+            )  # fmt: skip
+            self._bars.start()
+            self._all = self._bars.add_task("trials", total=self.total, line="")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def scored(self, number: int, step: int, score: str, params: str) -> None:
+        if self._bars is None:
+            self.display.phase(f"trial {number} of {self.total}  step {step}/{self.steps}  {score}  {params}")
+            return
+        if number not in self._rows:
+            self._rows[number] = self._bars.add_task(f"trial {number}  {params}", total=self.steps, line="")
+        self._bars.update(self._rows[number], completed=step, line=score)
+
+    def ended(self, number: int, how: str) -> None:
+        self.display.phase(f"trial {number} {how}")
+        if self._bars is not None:
+            self._bars.advance(self._all)
+            if number in self._rows:
+                self._bars.remove_task(self._rows.pop(number))
+
+
+def show_results(run: Run) -> None:
+    """The closing table, on standard output."""
+    tables.show(evaluation_table(run.evaluation), less=LESS)
+    last = run.metrics[-1]
+    print(verdict(run.evaluation))
+    for line in closing(json.loads((run.path / "evaluation_details.json").read_text(encoding="utf-8"))):
+        print(line)
+    print(f"{last['step']} meta-steps, {last['tasks_seen']} episodes; results in {_relative(run.path)}")
+
+
+def closing(details: dict[str, Any]) -> list[str]:
+    """What goes below the table of an evaluation: what it reaches, and its warnings, each once."""
+    lines = [reach(details), *(health.sentence(warning) for warning in details.get("warnings", []))]
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+def show_pretraining(run: Pretrained) -> None:
+    """What was removed, and the perplexities, on standard output."""
+    found = run.summary
+    counts = found["cleaning"]
+    removed = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items()
+                        if count and reason not in ("read", "kept", "characters"))  # fmt: skip
+    print(f"{counts['kept']:,} of {counts['read']:,} texts kept" + (f" (removed: {removed})" if removed else ""))
+    for split in ("train", "validation"):
+        if split in found:
+            was, now = found[split]["perplexity"]["before"], found[split]["perplexity"]["after"]
+            print(
+                f"{split} perplexity {was:.2f} -> {now:.2f} ({found['objective']}, {found['tokens'][split]:,} tokens)"
+            )
+    print(f"model in {_relative(run.model)}; distmeta train ... model.pretrained={_relative(run.model)}")
+
+
+def stage_table(stages: dict[str, Any]) -> str:
+    """A line for each stage of a pipeline; seconds are those of the time when it ran."""
+    return "\n".join(f"{name:12}{s['state']:9}{s['seconds']:8.1f} s  {s['output']}" for name, s in stages.items())
+
+
+class Tail:
+    """Whole new lines of a growing file."""
+
+    def __init__(self, path: Path, from_end: bool) -> None:
+        self.path = path
+        self.position = path.stat().st_size if from_end and path.exists() else 0
+
+    def lines(self) -> list[str]:
+        try:
+            size = self.path.stat().st_size
+        except FileNotFoundError:
+            return []
+        if size < self.position:  # the file was cut back to a checkpoint
+            self.position = 0
+        with self.path.open("rb") as stream:
+            stream.seek(self.position)
+            whole, _, _ = stream.read(size - self.position).rpartition(b"\n")
+        self.position += len(whole) + 1 if whole else 0
+        return whole.decode("utf-8", "replace").split("\n") if whole else []
+
+
+# What the table of an evaluation shows: first with its interval, last over the inner steps.
+CLASS_COLUMNS = ("accuracy", "precision", "recall", "f1", "accuracy")
+TEXT_COLUMNS = ("token_f1", "exact_match", "rouge_l", "bleu", "perplexity", "loss")
+
+
+LESS = ("recall", "precision", "loss", "BLEU", "ROUGE-L", "worst task", "F1")  # left out first where it is narrow
+
+
+def describe(record: dict[str, Any]) -> str:
+    accuracy = f"  accuracy {record['query_accuracy']:.3f}" if "query_accuracy" in record else ""
+    seconds = sum(record.get(k, 0) for k in ("wait_s", "inner_s", "aggregate_s", "checkpoint_s", "seconds"))
+    return f"loss {record.get('outer_loss', record.get('loss')):.3f}{accuracy}  {seconds * 1000:.0f} ms/step"
+
+
+def describe_validation(record: dict[str, Any]) -> str:
+    found, at = record["validation"], f"validation at step {record['step']}: "
+    if "perplexity" in found and "token_f1" not in found:
+        return f"{at}loss {found['loss']:.3f}  perplexity {found['perplexity']:.2f}"
+    return f"meta-{at}{_main(found)}  loss {found['loss']:.3f}"
+
+
+def evaluation_table(
+    methods: dict[str, Any],
+    title: str = "unseen tasks, mean and 95% interval over episodes",
+    details: dict[str, Any] | None = None,
+) -> Any:
+    """A rich table of evaluation.json; with evaluation_details.json also the accuracy of each method's worst task."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    table.add_column("method", no_wrap=True)
+    first, *others, by_steps = TEXT_COLUMNS if "token_f1" in methods["meta_trained"] else CLASS_COLUMNS
+    for column in (first, *others, "by inner steps" if by_steps == first else f"{by_steps} by inner steps"):
+        heading = column.replace("_", " ").replace("f1", "F1").replace("rouge l", "ROUGE-L").replace("bleu", "BLEU")
+        table.add_column(heading, justify="right", no_wrap=True)
+    worst = {name: found["worst_task"] for name, found in (details or {}).items() if "worst_task" in found}
+    if worst:
+        table.add_column("worst task", justify="right", no_wrap=True)
+    for name, scores in methods.items():
+        main, curve = scores[first], scores[by_steps].get("curve", [])
+        shown = " ".join(f"{x:.2f}" for x in (curve if len(curve) <= 8 else curve[:: max(1, len(curve) // 6)]))
+        row = [f"{main['mean']:.3f} [{main['low']:.3f}, {main['high']:.3f}]"]
+        row += [f"{scores[other]['mean']:.3f}" for other in others]
+        low = worst.get(name)
+        table.add_row(name, *row, shown, *([f"{low['mean']:.3f} {low['task']}" if low else ""] if worst else []))
+    return table
+
+
+def reach(details: dict[str, Any]) -> str:
+    """One sentence: what the result says of tasks that were not scored; empty where the details do not tell."""
+    over, about = details.get("meta_trained", {}).get("over_tasks"), details.get("settings", {})
+    if over:
+        unit = "tasks" if "tasks" in over else "classes"
+        return (
+            f"Over {over[unit]} {unit}, as new ones would differ (cluster bootstrap): {over['mean']:.3f} "
+            f"[{over['low']:.3f}, {over['high']:.3f}]."
+        )
+    if about.get("tasks") == 1:
+        names = list(details["meta_trained"].get("per_task", {}))
+        name = f" ({names[0]})" if names else ""
+        return f"{about['rows']} rows of one task{name}: this says nothing about other tasks."
+    return ""
+
+
+def headline(methods: dict[str, Any]) -> str:
+    """The metric that methods are compared by."""
+    return "token_f1" if "token_f1" in methods["meta_trained"] else "accuracy"
+
+
+def class_table(details: dict[str, Any], most: int = 20) -> Any:
+    """A rich table of the meta-trained model's scores of each class, or of the `most` that are hardest by F1.
+
+    Where answers are words: some of them, beside what was accepted.
+    """
+    from rich.table import Table
+
+    if "answers" in details["meta_trained"]:
+        answers = Table(title="meta-trained model, some of its answers")
+        for column in ("task", "input", "said", "accepted"):
+            answers.add_column(column)
+        for one in details["meta_trained"]["answers"][:5]:
+            answers.add_row(one["task"], cut(one["input"], 120), one["said"], " | ".join(one["accepted"][:3]))
+        return answers
+    per_class = details["meta_trained"]["per_class"]
+    title = "meta-trained model, by class, over the query examples of all episodes"
+    if len(per_class) > most:
+        per_class = dict(sorted(per_class.items(), key=lambda item: item[1]["f1"])[:most])
+        title += f"; the {most} hardest"
+    table = Table(title=title)
+    table.add_column("class")
+    for column in ("precision", "recall", "F1"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, scores in per_class.items():
+        table.add_row(name, *(f"{scores[k]:.3f}" for k in ("precision", "recall", "f1")))
+    return table
+
+
+def verdict(methods: dict[str, Any]) -> str:
+    """One sentence: does the meta-trained model adapt better than those that were not meta-trained?"""
+    metric = headline(methods)
+    ours = methods["meta_trained"][metric]
+    others = {name: scores[metric] for name, scores in methods.items() if name != "meta_trained"}
+    if not others:
+        return f"meta-trained: {ours['mean']:.3f}"
+    name, best = max(others.items(), key=lambda item: item[1]["mean"])
+    if ours["low"] > best["high"]:
+        return (
+            f"The meta-trained model adapts better than every baseline: {ours['mean']:.3f} against "
+            f"{best['mean']:.3f} ({name})."
+        )
+    if ours["high"] < best["low"]:
+        return f"The meta-trained model adapts worse than {name}: {ours['mean']:.3f} against {best['mean']:.3f}."
+    return f"No clear difference from {name}: {ours['mean']:.3f} against {best['mean']:.3f}."
+
+
+def _main(scores: dict[str, float]) -> str:
+    return f"token F1 {scores['token_f1']:.3f}" if "token_f1" in scores else f"accuracy {scores['accuracy']:.3f}"
+
+
+def _relative(path: Path) -> str:
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

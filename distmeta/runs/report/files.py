@@ -1,0 +1,78 @@
+"""What a run directory holds, whole or not: only what was written is there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distmeta.config import Config
+from distmeta.errors import InputError
+from distmeta.runs import checkpoint as checkpoints
+from distmeta.runs.journal import records
+
+RATE = "log_lr"  # the names of learnt inner rates begin so (distmeta.algorithms.rates, which imports torch)
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    path: Path
+    config: Config
+    environment: dict[str, Any]
+    records: list[dict[str, Any]]  # metrics.jsonl, a record a meta-step
+    evaluation: dict[str, Any]  # evaluation.json; empty before it is written
+    details: dict[str, Any]  # evaluation_details.json
+    rates: dict[str, NDArray[np.float64]]  # learnt inner rates of the newest checkpoint, by parameter ("": all)
+    rates_step: int | None  # the meta-step of that checkpoint
+    error: str  # why the run ended early; empty if nothing is known
+
+    @property
+    def step(self) -> int:
+        return int(self.records[-1]["step"]) if self.records else 0
+
+
+def read_run(path: str | Path) -> RunFiles:
+    """Raises InputError where `path` is no run directory."""
+    path = Path(path)
+    if not (path / "config.yaml").is_file() or (path / "state.json").is_file():
+        what = "no such directory" if not path.is_dir() else "no config.yaml of a run in it"
+        raise InputError(f"{path}: {what}; give the directory of a run or of a search, such as runs/default")
+    config = checkpoints.read_config(path / "config.yaml")
+    step, rates = learnt_rates(path)
+    return RunFiles(
+        path, config, read_json(path / "environment.json"), list(records(path)), read_json(path / "evaluation.json"),
+        read_json(path / "evaluation_details.json"), rates, step, read_json(path / "error.json").get("message", ""),
+    )  # fmt: skip
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Empty where the file is not there. Raises InputError where it is not readable."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not readable: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{file}: not a JSON object; it was not written by distmeta")
+    return found
+
+
+def learnt_rates(run_dir: Path) -> tuple[int | None, dict[str, NDArray[np.float64]]]:
+    """(meta-step, rates by parameter) of the newest whole checkpoint; (None, {}) where rates are not learnt."""
+    from safetensors import safe_open
+
+    path = checkpoints.newest_whole(run_dir, lambda line: None)
+    if path is None:
+        return None, {}
+    rates = {}
+    for file in sorted(path.glob("meta*.safetensors")):
+        with safe_open(file, framework="np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
+                if name.split(".")[0] == RATE:
+                    rates[name.removeprefix(RATE).removeprefix(".")] = np.exp(tensors.get_tensor(name).astype(float))
+    return (checkpoints.step_of(path) if rates else None), rates

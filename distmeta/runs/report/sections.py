@@ -1,0 +1,298 @@
+"""The sections of a run's report, each from what the run has written so far."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distmeta import health
+from distmeta.algorithms.schedule import schedule_of
+from distmeta.config import Config, dump_config
+from distmeta.runs.progress import closing, verdict
+from distmeta.runs.progress import headline as compared_by
+from distmeta.runs.report import figures
+from distmeta.runs.report.files import RunFiles
+from distmeta.runs.report.page import Block, Code, Folded, Picture, Section, Table, Text
+from distmeta.tasks import summary
+from distmeta.tasks.summary import built_in
+
+SHOWN = 20  # tasks that are listed before the rest is folded away
+MOST_CLASSES = 30  # of a confusion matrix that can still be read
+NOT_EVALUATED = "the run has not been evaluated (no evaluation.json)"
+
+
+def sections(run: RunFiles) -> list[Section]:
+    evaluated = [headline, adaptation, tasks, classes]
+    first, *rest = [part(run) for part in evaluated]
+    about = [what(run), splits(run), learning(run)]
+    return [first, *about, rest[0], rates(run), *rest[1:], time(run), environment(run), again(run)]
+
+
+def headline(run: RunFiles) -> Section:
+    title, methods = "Result", run.evaluation
+    if not methods:
+        return Section(title, reason=NOT_EVALUATED)
+    first = compared_by(methods)
+    metrics = [name for name in methods["meta_trained"] if all(name in scores for scores in methods.values())]
+    metrics.sort(key=lambda name: name != first)
+    rows = [[figures.said(name), *(interval(scores[m]) for m in metrics)] for name, scores in methods.items()]
+    about = run.details.get("settings", {})
+    caption = f"Mean and 95% interval over {methods['meta_trained'][metrics[0]]['episodes']} episodes"
+    if about:
+        caption += f" of {about['split']} tasks, after {about['inner_steps']} inner steps, seed {about['seed']}"
+    blocks: list[Block] = [Text(verdict(methods), strong=True), *(Text(line) for line in closing(run.details))]
+    blocks += [Table(caption + ".", ["method", *metrics], rows, marked=[list(methods).index("meta_trained")])]
+    lost = run.details.get("meta_trained", {}).get("diverged", 0)
+    if lost:
+        blocks.append(Text(f"The inner loop diverged in {lost} episodes; their rows count as wrong."))
+    if len(methods) == 1:
+        return Section(title, [*blocks, Text("No baselines were scored (eval.baselines=false).")])
+    alt = "; ".join(f"{figures.said(name)} {interval(scores[metrics[0]])}" for name, scores in methods.items())
+    drawn = figures.intervals(methods, metrics[0])
+    return Section(title, [*blocks, Picture("result", drawn, alt, f"Mean {metrics[0]} with 95% intervals.")])
+
+
+def what(run: RunFiles) -> Section:
+    config = run.config
+    rows = [*setting(config), ["meta-steps", f"{run.step} of {config.outer.steps}"]]
+    if run.records:
+        rows.append(["episodes seen", str(run.records[-1].get("tasks_seen", ""))])
+    whole = Folded("The whole configuration (config.yaml)", [Code(dump_config(config))])
+    return Section("What was run", [Table("Key settings", [], rows), whole])
+
+
+def splits(run: RunFiles) -> Section:
+    """Which tasks or classes are in which split."""
+    title, found = "Splits", summary.read(run.path)
+    if not found:
+        return Section(title, reason=f"there is no {summary.FILE}")
+    unit = summary.unit_of(found)
+    rows = []
+    for name, of in found["splits"].items():
+        shown = ", ".join(f"{task} ({n})" for task, n in list(of[unit].items())[:SHOWN])
+        more = f" and {len(of[unit]) - SHOWN} more (all in {summary.FILE})" if len(of[unit]) > SHOWN else ""
+        rows.append([name, str(len(of[unit])), str(of["rows"]), shown + more])
+    caption = f"The {unit} of each split, with their rows" + ("; more arrived later." if "follows" in found else ".")
+    blocks: list[Block] = [Table(caption, ["split", unit, "rows", "names"], rows)]
+    blocks += [Text(health.sentence(sign)) for sign in summary.signs(found)]
+    return Section(title, blocks)
+
+
+def setting(config: Config) -> list[list[str]]:
+    """The choices that matter most, in words."""
+    model, data, task, inner, outer = config.model, config.data, config.task, config.inner, config.outer
+    sizes = ", ".join(f"{key} {value}" for key, value in model.config.items())
+    paths = [data.path] if isinstance(data.path, str) else data.path or [built_in(config)]
+    sources = ", ".join(f"{name} ({source.path})" for name, source in (data.sources or {}).items())
+    ways = f"{config.ways} ways, " if config.ways else ""
+    zero = config.deepspeed["zero_optimization"]["stage"]
+    return [
+        ["name", config.run.name],
+        ["algorithm", config.algorithm],
+        ["model", f"{model.pretrained or f'new {model.architecture} ({sizes})'}, head {model.head}, {model.dtype}"],
+        ["data", sources or ", ".join(paths)],
+        ["episodes", f"family {task.family}: {ways}{task.shots} support and {task.queries} query examples"
+                     + ("" if task.family == "text_to_text" else " a class")],
+        ["inner loop", f"{inner.steps} steps of {inner.optimizer} at {inner.lr:g} ({inner.schedule}), learn_lr "
+                       f"{inner.learn_lr}, adapts {inner.adapt}"],
+        ["outer loop", f"{outer.optimizer} at {outer.lr:g} ({schedule_of(config)[0]}), meta-batches of "
+                       f"{outer.meta_batch_size} episodes"],
+        ["cluster", f"{config.cluster.shown} learner ranks, {config.sampling.actors} samplers, ZeRO stage {zero}"],
+        ["seed", str(config.run.seed)],
+    ]  # fmt: skip
+
+
+def learning(run: RunFiles) -> Section:
+    title = "Learning curves"
+    if not run.records:
+        return Section(title, reason="no meta-step is recorded yet (no metrics.jsonl)")
+    first, last = run.records[0], run.records[-1]
+    moved = "; ".join(
+        f"{said} {first[key]:.3g} at step {first['step']}, {last[key]:.3g} at step {last['step']}"
+        for key, said in figures.CURVES.items()
+        if key in first and key in last
+    )
+    caption = "Over meta-steps: each value faint, and smoothed by centred means over a tenth of the curve."
+    return Section(title, [Picture("learning", figures.learning(run.records), moved, caption)])
+
+
+def adaptation(run: RunFiles) -> Section:
+    title, methods = "Adaptation to a new task", run.evaluation
+    if not methods:
+        return Section(title, reason=NOT_EVALUATED)
+    followed = {name: found for name, s in methods["meta_trained"].items() if len(found := s.get("curve", [])) > 1}
+    metric = next(iter(followed), "")  # where answers are words, not the headline, which is of the last step alone
+    means = followed.get(metric, [])
+    if not means:
+        return Section(title, reason="the evaluation has no inner steps")
+    curves = run.details.get("meta_trained", {}).get("curves", {}).get(metric)
+    drawn = figures.adaptation(methods, curves, metric)
+    alt = f"{metric} after 0 to {len(means) - 1} inner steps: " + ", ".join(f"{x:.3f}" for x in means)
+    band = "bands: 95% intervals" if curves else "95% interval after the last step alone"
+    caption = f"Mean {metric} on meta-test episodes after each number of inner steps; {band}."
+    table = Table(f"Mean {metric} by inner steps", ["inner steps", *map(str, range(len(means)))], [
+        [metric, *(f"{x:.3f}" for x in means)]
+    ])  # fmt: skip
+    return Section(title, [Picture("adaptation", drawn, alt, caption), table])
+
+
+def rates(run: RunFiles) -> Section:
+    title, inner = "Learnt inner learning rates", run.config.inner
+    if inner.learn_lr == "none":
+        return Section(title, reason="the inner rate is not learnt (inner.learn_lr=none)")
+    if not run.rates:
+        return Section(title, reason="no whole checkpoint to read them from")
+    by_step = inner.learn_lr in ("per_step", "per_layer_step")
+    rows = []
+    for name, values in run.rates.items():
+        each = values if inner.learn_lr != "per_parameter" else np.quantile(values, (0.05, 0.5, 0.95))
+        shown = [f"{x:.4g}" for x in np.atleast_1d(each)]
+        rows.append([name or "all parameters", *shown])
+    most = max(len(row) for row in rows) - 1
+    head = [
+        "parameter",
+        *([f"step {k + 1}" for k in range(most)] if by_step else ["rate"] if most == 1 else ["5%", "median", "95%"]),
+    ]
+    every = np.concatenate([values.ravel() for values in run.rates.values()])
+    alt = f"From {inner.lr:g} at the start to {every.min():.3g} at the least and {every.max():.3g} at the most."
+    caption = f"By layer, at meta-step {run.rates_step}; a dot for each parameter tensor" + (
+        " and inner step." if by_step else "." if most == 1 else " (the median over its numbers)."
+    )
+    picture = Picture("rates", figures.rates(run.rates, inner.lr, by_step), alt, caption)
+    return Section(title, [picture, Folded("Each parameter", [Table("Learnt inner rates", head, rows)])])
+
+
+def tasks(run: RunFiles) -> Section:
+    title = "By task"
+    if not run.evaluation:
+        return Section(title, reason=NOT_EVALUATED)
+    found = run.details.get("meta_trained", {}).get("per_task")
+    if not found:
+        return Section(title, reason="the episodes of this task family have no task in common")
+    first = compared_by(run.evaluation)
+    ranked = sorted(found.items(), key=lambda item: item[1][first]["mean"])
+    (worst, low), (best, high) = ranked[0], ranked[-1]
+    others = [name for name in low if name != first]
+    rows = [
+        [name, interval(scores[first]), *(f"{scores[other]['mean']:.3f}" for other in others),
+         str(scores[first]["episodes"])]
+        for name, scores in ranked
+    ]  # fmt: skip
+    head = ["task", *(name.replace("_", " ") for name in (first, *others)), "episodes"]
+    sentence = f"Worst task: {worst} ({low[first]['mean']:.3f}); best: {best} ({high[first]['mean']:.3f})"
+    sentence += f", of {len(ranked)}."
+    caption = "Scores of the meta-trained model, with 95% intervals over a task's episodes, the worst first."
+    blocks: list[Block] = [Text(sentence), Table(caption, head, rows[:SHOWN], marked=[0])]
+    if len(rows) > SHOWN:
+        blocks.append(Folded(f"The other {len(rows) - SHOWN}", [Table("The other tasks", head, rows[SHOWN:])]))
+    return Section(title, blocks)
+
+
+def classes(run: RunFiles) -> Section:
+    title, ours = "By class", run.details.get("meta_trained", {})
+    if not run.evaluation:
+        return Section(title, reason=NOT_EVALUATED)
+    if "answers" in ours:
+        rows = [[one["task"], one["input"], one["said"], " | ".join(one["accepted"])] for one in ours["answers"]]
+        return Section(
+            "Some answers", [Table("The first query of some episodes", ["task", "input", "said", "accepted"], rows)]
+        )
+    if "per_class" not in ours:
+        return Section(title, reason="no scores of classes were kept")
+    scores = dict(sorted(ours["per_class"].items(), key=lambda item: item[1]["f1"]))
+    keys = list(next(iter(scores.values())))
+    rows = [[name, *(f"{v:.3f}" if isinstance(v := values[key], float) else str(v) for key in keys)]
+            for name, values in scores.items()]  # fmt: skip
+    caption = "Scores of each class, over all query examples of episodes that it was in; the hardest first"
+    blocks: list[Block] = [Table(caption, ["class", *keys], rows[:SHOWN])]
+    if len(rows) > SHOWN:
+        blocks.append(Folded(f"The other {len(rows) - SHOWN}", [Table("The others", ["class", *keys], rows[SHOWN:])]))
+    if "confusion" not in ours:
+        return Section(title, [*blocks, Text("Episodes have classes of their own: there is no one confusion matrix.")])
+    labels, counts = ours["confusion"]["labels"], np.array(ours["confusion"]["rows_are_labels"])
+    if len(labels) > MOST_CLASSES:
+        wrong = counts * (1 - np.eye(len(labels), dtype=int))
+        often = np.argsort(-wrong, axis=None, kind="stable")[:SHOWN]
+        pairs = [(int(i) // len(labels), int(i) % len(labels)) for i in often if wrong.flat[i]]
+        caption = f"The most frequent confusions ({len(labels)} classes are too many for a matrix)"
+        return Section(title, [*blocks, Table(caption, ["label", "predicted", "examples"], [
+            [labels[i], labels[j], str(wrong[i, j])] for i, j in pairs
+        ])])  # fmt: skip
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    caption = "Confusion matrix: rows are labels, columns predictions, numbers query examples, shades shares of a row."
+    rows = [[name, *map(str, line)] for name, line in zip(labels, counts.tolist(), strict=True)]
+    return Section(title, [*blocks, Table(caption, ["label", *labels], rows, shades=shares.tolist())])
+
+
+def time(run: RunFiles) -> Section:
+    title, records = "Where the time went", [r for r in run.records if "inner_s" in r]
+    if not records:
+        return Section(title, reason="no meta-step is recorded yet (no metrics.jsonl)")
+    totals = {key: sum(r.get(key, 0.0) for r in records) for key in (*figures.PHASES, *figures.WITHIN)}
+    whole = sum(totals[key] for key in figures.PHASES) or 1.0
+    there = [key for key in totals if any(key in r for r in records)]
+    rows = [
+        [{**figures.PHASES, **figures.WITHIN}[key], key, f"{totals[key]:.1f}", f"{100 * totals[key] / whole:.1f}%",
+         f"{1000 * totals[key] / len(records):.1f}"]
+        for key in there
+    ]  # fmt: skip
+    rows.append(["together", "", f"{whole:.1f}", "100.0%", f"{1000 * whole / len(records):.1f}"])
+    bar = [(said, totals[key]) for key, said in figures.PHASES.items() if key in there]
+    alt = ", ".join(f"{said} {100 * value / whole:.0f}%" for said, value in bar)
+    caption = "Shares of the seconds of all meta-steps, as the first learner rank measured them."
+    table = Table("Seconds by phase", ["phase", "key", "seconds", "share", "ms a step"], rows, marked=[len(rows) - 1])
+    return Section(title, [Picture("time", figures.seconds(bar), alt, caption), table])
+
+
+def environment(run: RunFiles) -> Section:
+    title, found = "Environment", run.environment
+    if not found:
+        return Section(title, reason="there is no environment.json")
+    rows = [[key, str(found[key])] for key in ("python", "platform", "host", "cores", "store") if key in found]
+    rows += [[name, version] for name, version in found.get("versions", {}).items()]
+    return Section(title, [Table("As the run was started", [], rows)])
+
+
+def again(run: RunFiles) -> Section:
+    blocks: list[Block] = [Text("From its configuration, which holds every setting and seed:")]
+    blocks.append(
+        Code(shlex.join(["distmeta", "train", str(run.path.resolve() / "config.yaml"), "--run-dir", "again"]))
+    )
+    given = command(run.environment)
+    if given:
+        where = f", in {run.environment['directory']}" if "directory" in run.environment else ""
+        blocks += [Text(f"As it was started{where}:"), Code(given)]
+    return Section("How to reproduce it", blocks)
+
+
+def command(environment: dict[str, Any]) -> str:
+    """The command line that began a run; empty where it was begun from Python."""
+    program, *words = environment.get("command") or [""]
+    ours = Path(program).name in ("distmeta", "__main__.py", "cli.py") and bool(words)
+    return shlex.join(["distmeta", *words]) if ours else ""
+
+
+def interval(score: dict[str, Any]) -> str:
+    if score["episodes"] < 2:
+        return f"{score['mean']:.3f}"  # a single episode has no interval
+    return f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def place(path: Path) -> str:
+    """A path as a person at the working directory would write it."""
+    where = os.path.relpath(path)
+    return where if not where.startswith("..") else str(path)
+
+
+def state(run: RunFiles) -> str:
+    """One line below the title: finished, or how far it is."""
+    shown = place(run.path)
+    if run.error:
+        return f"{shown}: ended early at meta-step {run.step} of {run.config.outer.steps}: {run.error}"
+    if run.evaluation:
+        return f"{shown}: finished after {run.step} meta-steps."
+    return f"{shown}: unfinished, {run.step} of {run.config.outer.steps} meta-steps so far."

@@ -1,0 +1,102 @@
+"""report.html of a search: the best trial, all trials, the figures, from the search's directory alone."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from distmeta.runs.report import plots, write_page
+from distmeta.runs.report.files import RunFiles, read_run
+from distmeta.runs.report.page import Block, Code, Folded, Page, Picture, Section, Table, Text
+from distmeta.runs.report.sections import command, environment, place, setting
+from distmeta.search.figures import ALT, figures
+from distmeta.search.results import Row, best_of, collect
+
+
+def is_search(path: str | Path) -> bool:
+    return (Path(path) / "trials").is_dir()
+
+
+def write(sweep_dir: str | Path) -> Path:
+    """report.html and figures/*.png of a search, finished or not; the path of the page. Raises InputError."""
+    run = read_run(sweep_dir)
+    metric = run.config.tune.metric
+    rows = collect(run.path, run.config)
+    with plots.style():
+        parts = [best(run, rows), trials(rows, metric), drawn(rows, metric)]
+        parts += [searched(run), environment(run), again(run)]
+        ended = sum(row["status"] in ("completed", "stopped", "failed") for row in rows)
+        about = f"{place(run.path)}: {ended} of {len(rows)} trials that were begun have ended."
+        return write_page(Page(f"{run.config.run.name}: search", about, parts), run.path)
+
+
+def best(run: RunFiles, rows: list[Row]) -> Section:
+    title, metric = "Best trial", run.config.tune.metric
+    found = best_of(rows, metric)
+    if found is None:
+        return Section(title, reason="no trial has been scored")
+    params = ", ".join(f"{key} = {shown(value)}" for key, value in found["params"].items()) or "no searched key"
+    rates = "" if found["kind"] == "search" else f" with learnt rates ({found['kind']})"
+    sentence = (
+        f"Trial {found['number']}{rates}: meta-validation {metric} {score(found)} after {found['adapt_steps']} "
+        f"adaptation steps; {params}."
+    )
+    blocks: list[Block] = [Text(sentence, strong=True)]
+    if found["test_accuracy"] is not None:
+        test = f"{found['test_accuracy']:.3f} [{found['test_low']:.3f}, {found['test_high']:.3f}]"
+        blocks.append(Text(f"On meta-test tasks its accuracy is {test}."))
+    recipe = run.path / "best.yaml"
+    if recipe.is_file():
+        text = recipe.read_text(encoding="utf-8")
+        blocks += [Code(shlex.join(["distmeta", "train", str(recipe)])), Folded("best.yaml", [Code(text)])]
+    return Section(title, blocks)
+
+
+def trials(rows: list[Row], metric: str) -> Section:
+    title = "Trials"
+    if not rows:
+        return Section(title, reason="no trial has begun")
+    sign = -1 if metric == "loss" else 1
+    ranked = sorted(rows, key=lambda row: (row["value"] is None, -sign * (row["value"] or 0.0), row["number"]))
+    keys = list(dict.fromkeys(key for row in ranked for key in row["params"]))
+    head = ["trial", *keys, f"meta-validation {metric}", "adapt steps", "meta-steps", "seconds", "ended"]
+    cells = [
+        [f"{row['number']}" + ("" if row["kind"] == "search" else f" ({row['kind']} rates)"),
+         *(shown(row["params"].get(key)) for key in keys), score(row), shown(row["adapt_steps"]),
+         str(row["meta_steps"]), "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
+         row["status"] + (f": {row['reason']}" if row["reason"] else "")]
+        for row in ranked
+    ]  # fmt: skip
+    found = best_of(rows, metric)
+    marked = [i for i, row in enumerate(ranked) if found is not None and row["number"] == found["number"]]
+    caption = "Scores at the best number of adaptation steps with 95% intervals; the best first."
+    return Section(title, [Table(caption, head, cells, marked=marked)])
+
+
+def drawn(rows: list[Row], metric: str) -> Section:
+    pictures = [Picture(name, figure, ALT[name], ALT[name]) for name, figure in figures(rows, metric).items()]
+    return Section("Figures", pictures, reason="no trial has been scored")
+
+
+def searched(run: RunFiles) -> Section:
+    tune = run.config.tune
+    rows = [
+        [key, ", ".join(f"{kind} {shown(value)}" for kind, value in spec.items())] for key, spec in tune.space.items()
+    ]
+    rows += [["searcher", tune.searcher], ["scheduler", tune.scheduler], ["trials", str(tune.trials)]]
+    return Section("What was searched", [
+        Table("Space and searcher", [], rows), Table("What the trials share", [], setting(run.config)),
+    ])  # fmt: skip
+
+
+def again(run: RunFiles) -> Section:
+    given = command(run.environment) or shlex.join(["distmeta", "tune", str(run.path / "config.yaml")])
+    return Section("How to reproduce it", [Code(given)])
+
+
+def shown(value: object) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def score(row: Row) -> str:
+    return "-" if row["value"] is None else f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"

@@ -6,6 +6,7 @@ About half a minute on one core. Without adaptation the squared error on new sin
 ten points it falls well below 1. The protocol is that of Finn et al. 2017 (arXiv 1703.03400), section 5.1.
 """
 
+import itertools
 import math
 
 import torch
@@ -21,7 +22,7 @@ def initial(generator: torch.Generator, width: int = 40) -> Params:
     """A network of two hidden layers."""
     sizes = [1, width, width, 1]
     params = {}
-    for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         bound = math.sqrt(6 / (inputs + outputs))
         params[f"weight{i}"] = (torch.rand(inputs, outputs, generator=generator) * 2 - 1) * bound
         params[f"bias{i}"] = torch.zeros(outputs)

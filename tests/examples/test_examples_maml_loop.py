@@ -11,4 +11,4 @@ def test_it_adapts_to_sines_that_it_has_not_seen():
     example = runpy.run_path(str(EXAMPLE))
     params, inner = example["train"](steps=120, tasks=5)
     before, after = example["errors"](params, inner, tasks=50)
-    assert after < 0.6 * before
+    assert after < 0.75 * before

@@ -79,6 +79,15 @@ def learner(run_dir, steps=1000):
     return "done"
 
 
+@pytest.fixture(autouse=True)
+def plain_signals(monkeypatch):
+    """Python's own handler of SIGINT: one of ours, left by another test, would end the process at the second."""
+    monkeypatch.setattr(interrupt, "_installed", [])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_an_interrupted_run_waits_for_its_learners_to_save(tmp_path):
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):

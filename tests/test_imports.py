@@ -8,9 +8,10 @@ from pathlib import Path
 import distmeta
 
 ROOT = Path(distmeta.__file__).parent
-# A name may import those before it, at the top of a file or in a function; a package is one name. The folders are those of
-# the README's table, in its order.
-LAYOUT = (ROOT.parent / "README.md").read_text(encoding="utf-8").split("## How it is laid out")[1].split("\nRead first")[0]
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+# A name may import those before it, at the top of a file or in a function; a package is one name. The folders are those
+# of the README's table, in its order.
+LAYOUT = README.split("## How it is laid out")[1].split("\nRead first")[0]
 FOLDERS = re.findall(r"`(?:distmeta/)?(\w+)/`", "".join(re.findall(r"^\|(.*?)\|", LAYOUT, re.M)))
 ORDER = ["errors", "health", *(name for name in FOLDERS if (ROOT / name / "__init__.py").exists()), "__main__"]
 PURE = {"errors", "health", "inner", "config", "algorithms", "models"}

@@ -150,6 +150,12 @@ def test_api_is_what_the_docstrings_say():
     assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == made, "run python docs/make_api.py"
 
 
+def test_the_configuration_s_page_is_what_the_fields_say():
+    made = runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))["page"]()
+    page = ROOT / "docs" / "configuration.md"
+    assert page.read_text(encoding="utf-8") == made, "run python docs/make_configuration.py"
+
+
 def test_the_wheel_holds_what_the_package_needs_and_nothing_else(tmp_path):
     if find_spec("setuptools") is None or find_spec("pip") is None:
         pytest.skip("the wheel is built with pip and setuptools, which are not both in this environment")

@@ -352,9 +352,23 @@ def recipes(as_json: Json = False) -> None:
 
 
 @app.command()
-def config(source: Source = None, as_json: Json = False) -> None:
-    """Print everything that a run would use, defaults included."""
+def config(
+    source: Source = None,
+    list_keys: Annotated[
+        bool, typer.Option("--keys", help="what each key does, in all sections or in those named")
+    ] = False,
+    explain: Annotated[str | None, typer.Option(metavar="KEY", help="what one key does, such as inner.lr")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print everything that a run would use, defaults included; or what the keys do."""
     from distmeta.config import dump_config, load_config
+
+    if list_keys or explain is not None:
+        from distmeta.config import keys
+
+        chosen = [keys.explain(explain)] if explain else [key for name in source or [None] for key in keys.keys(name)]
+        print(json.dumps([vars(key) for key in chosen]) if as_json else "\n".join(key.text() for key in chosen))
+        return
 
     name, overrides = split_source(source)
     loaded = load_config(name, overrides)

@@ -19,9 +19,9 @@ class ClusterConfig(Section):
     )
     address: str | None = Field(None, description="Ray cluster; null: RAY_ADDRESS, else one is started here")
     storage: str | None = Field(None, description="directory, shared by all nodes, in which run.dir is resolved")
-    cpus_per_worker: float = Field(1, gt=0)
+    cpus_per_worker: float = Field(1, gt=0, description="processor cores that Ray reserves for a learner rank")
     gpus_per_worker: float | None = Field(None, ge=0, description="null: 1 where the cluster has enough GPUs")
-    cpus_per_sampler: float = Field(0.25, ge=0)
+    cpus_per_sampler: float = Field(0.25, ge=0, description="processor cores that Ray reserves for a sampler")
     max_failures: int = Field(3, ge=0, description="restarts of the learner group from its last checkpoint")
 
     @field_validator("workers", mode="before")

@@ -27,10 +27,10 @@ class PretrainConfig(Section):
         "auto", description="masked: lines, BERT's; causal: packed blocks, the next token; auto: the architecture's"
     )
     mask_probability: float = Field(0.15, gt=0, lt=1, description="of a token to be predicted (objective masked)")
-    steps: int = Field(500, ge=1)
+    steps: int = Field(500, ge=1, description="optimizer steps")
     batch_size: int = Field(32, ge=1, description="rows of a step, over all ranks")
     micro_batch: int = Field(0, ge=0, description="rows that a rank runs at once; 0: its whole share of the batch")
-    lr: float = Field(1e-3, gt=0, description="of AdamW")
+    lr: float = Field(1e-3, gt=0, description="learning rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="of weights that are matrices")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps over which the rate rises")

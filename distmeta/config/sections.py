@@ -58,11 +58,11 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: matrix products and frozen weights; meta-parameters stay float32"
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="in every dropout layer, while training")
+    dropout: float = Field(0.0, ge=0, lt=1, description="rate of every dropout layer, while training")
     activation_checkpointing: bool = Field(
         False, description="layers are run again on the way back instead of keeping what is in them; first order only"
     )
-    lora_rank: int = Field(8, ge=1)
+    lora_rank: int = Field(8, ge=1, description="rank of a LoRA matrix pair")
     lora_alpha: float = Field(16.0, gt=0, description="LoRA output is scaled by alpha / rank")
     lora_targets: str = Field("auto", description="regular expression of linear module names; auto: query and value")
 
@@ -95,8 +95,8 @@ class DataConfig(Section):
     sources: dict[str, SourceConfig] | None = Field(
         None, description="several data sources by name, instead of `path`; task.mixture says how they are mixed"
     )
-    text: str = "text"
-    label: str = "label"
+    text: str = Field("text", description="column that holds the text")
+    label: str = Field("label", description="column that holds the label (families domain and classes)")
     task: str = Field("task", description="column that names the task (families domain and text_to_text)")
     input: str = Field("input", description="family text_to_text")
     target: str = Field("target", description="family text_to_text: the answer, or a list of accepted ones")
@@ -197,19 +197,26 @@ class InnerConfig(Section):
     )  # fmt: skip
     steps: int = Field(5, ge=0, description="inner steps in training")
     schedule: Literal["constant", "linear", "cosine", "warmup"] = Field(
-        "constant", description="of the rate over the inner steps: to 0, or up to lr (warmup)"
+        "constant", description="course of the inner rate over the inner steps: falling to 0, or rising to lr (warmup)"
     )
-    optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
-    momentum: float = Field(0.9, ge=0, lt=1, description="of optimizer momentum")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of optimizer adam")
-    learn_lr: Literal["none", "scalar", "per_step", "per_layer", "per_layer_step", "per_parameter"] = "none"
+    optimizer: Literal["sgd", "momentum", "adam"] = Field(
+        "sgd", description="inner optimizer; each is differentiated exactly"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of inner.optimizer=momentum")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="decay rates of inner.optimizer=adam")
+    learn_lr: Literal["none", "scalar", "per_step", "per_layer", "per_layer_step", "per_parameter"] = Field(
+        "none", description="meta-learnt inner rates: how many there are"
+    )  # fmt: skip
     proximal: float = Field(
         0.0, ge=0, description="strength of the pull to the initial weights, lam/2 |theta - theta_0|^2 (iMAML)"
     )
     solver: Literal["cg", "neumann"] = Field("cg", description="of algorithm imaml's linear system")
     cg_steps: int = Field(5, ge=1, description="steps of that solver")
     adapt: str = Field("all", description="all, lora, head, or a regular expression of parameter names")
-    memory: Literal["auto", "walk", "unroll"] = "auto"
+    memory: Literal["auto", "walk", "unroll"] = Field(
+        "auto", description="walk: steps are computed again, memory does not grow with them; unroll: all are kept; "
+        "auto: unroll within inner.budget_mb"
+    )  # fmt: skip
     budget_mb: float = Field(2048, gt=0, description="memory: auto unrolls within this many megabytes")
     buckets: int = Field(0, ge=0, description="length-sorted micro-batches of a set; 0: chosen by their cost")
     part_tokens: int = Field(
@@ -241,16 +248,18 @@ class OuterConfig(Section):
         description="those whose step on a shard is the step on the whole: torch's; cpu_adam (AdamW) and cpu_lion: "
         "DeepSpeed's, for state in the host's memory, compiled at their first use",
     )
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of all optimizers but sgd and rmsprop")
-    eps: float = Field(1e-8, gt=0, description="of all optimizers but sgd and cpu_lion")
-    momentum: float = Field(0.0, ge=0, lt=1, description="of optimizers sgd and rmsprop")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of the outer optimizer")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="decay rates of all outer optimizers but sgd, rmsprop")
+    eps: float = Field(1e-8, gt=0, description="epsilon of every outer optimizer but sgd and cpu_lion")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of outer optimizers sgd and rmsprop")
     schedule: Literal["auto", "constant", "cosine", "linear", "plateau"] = Field(
         "auto", description="of the rate; plateau: lowered when the meta-validation loss no longer falls; auto: "
         "cosine, or constant below 300 outer.steps and where tasks arrive as the run learns"
     )  # fmt: skip
-    patience: int = Field(2, ge=0, description="of plateau: meta-validations without a lower loss that are borne")
-    factor: float = Field(0.5, gt=0, lt=1, description="of plateau: what the rate is then multiplied by")
+    patience: int = Field(
+        2, ge=0, description="plateau only: meta-validations without a lower loss before the rate falls"
+    )
+    factor: float = Field(0.5, gt=0, lt=1, description="plateau only: factor by which the rate is lowered")
     warmup_steps: int | None = Field(
         None, ge=0, description="meta-steps in which the rate rises to lr; null: 0, under schedule auto a 20th of "
         "steps, at most 100"
@@ -309,7 +318,7 @@ class EvalConfig(Section):
         "auto", description="METRIC:max or METRIC:min: the meta-validation whose checkpoint is kept as the best, and "
         "is evaluated, exported, adapted and served; auto: accuracy:max, in family text_to_text loss:min"
     )  # fmt: skip
-    validation_episodes: int = Field(50, ge=2)
+    validation_episodes: int = Field(50, ge=2, description="episodes of a meta-validation")
     ways: int | None = Field(
         None, ge=2, description="family classes, model.head=prototype: classes in an episode of a meta-validation or "
         "an evaluation; null: task.ways"
@@ -326,8 +335,10 @@ class EvalConfig(Section):
 
 
 class RunConfig(Section):
-    name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(0, ge=0, lt=2**64, description="of initial weights, episodes, dropout and noise")
+    name: str = Field(
+        "default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run, and of its directory in runs/"
+    )  # fmt: skip
+    seed: int = Field(0, ge=0, lt=2**64, description="seed of initial weights, episodes, dropout and noise")
     dir: str | None = Field(None, description="run directory; null: runs/NAME")
     max_hours: float | None = Field(
         None, gt=0, description="`train` and `pretrain` save and end before so many hours have passed; null: no limit"

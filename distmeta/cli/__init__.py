@@ -366,7 +366,8 @@ def config(
     if list_keys or explain is not None:
         from distmeta.config import keys
 
-        chosen = [keys.explain(explain)] if explain else [key for name in source or [None] for key in keys.keys(name)]
+        named = [key for name in source for key in keys.keys(name)] if source else keys.keys()
+        chosen = named if explain is None else [keys.explain(explain)]
         print(json.dumps([vars(key) for key in chosen]) if as_json else "\n".join(key.text() for key in chosen))
         return
 

@@ -14,9 +14,9 @@ def page() -> str:
     """The whole of configuration.md."""
     parts = [
         "# The configuration\n\n"
-        "Made by `python docs/make_configuration.py` from the fields in `distmeta/config/`; change those, not this "
-        "file. `distmeta config --keys SECTION` and `distmeta config --explain KEY` print the same, and `distmeta config "
-        "RECIPE` prints the values of a recipe.\n"
+        "Made by `python docs/make_configuration.py` from the fields in `distmeta/config/`; change those, not "
+        "this file. `distmeta config --keys SECTION` and `distmeta config --explain KEY` print the same, and `distmeta "
+        "config RECIPE` prints the values of a recipe.\n"
     ]
     for section, found in groupby(keys(), key=lambda key: key.name.partition(".")[0]):
         rows = "\n".join(row(key) for key in found)

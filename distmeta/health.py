@@ -22,6 +22,8 @@ ONE_CLASS = 0.98  # of all predictions
 class Watch:
     """Follows the records of metrics.jsonl, and says each sign once, when it is first seen.
 
+    warnings: the signs in the newest records; what a run has got over is no longer among them.
+
     classes: of an episode; None where answers are words.
     """
 
@@ -30,6 +32,7 @@ class Watch:
         self.recent: deque[Mapping[str, Any]] = deque(maxlen=WINDOW)
         self.first: list[float] = []
         self.warnings: list[Sign] = []
+        self.said: set[str] = set()
 
     def see(self, record: Mapping[str, Any]) -> None:
         self.recent.append(record)
@@ -37,11 +40,12 @@ class Watch:
             self.first.append(record["outer_loss"])
         if len(self.recent) < WINDOW:
             return
-        seen = {warning["key"] + warning["what"].split(":")[0] for warning in self.warnings}
         start = mean(self.first) if len(self.first) == WINDOW else None
-        for warning in of_records(list(self.recent), self.classes, start):
-            if warning["key"] + warning["what"].split(":")[0] not in seen:
-                self.warnings.append(warning)
+        self.warnings = of_records(list(self.recent), self.classes, start)
+        for warning in self.warnings:
+            name = warning["key"] + warning["what"].split(":")[0]
+            if name not in self.said:
+                self.said.add(name)
                 self.say(f"meta-step {record['step']}: {sentence(warning)}")
 
 

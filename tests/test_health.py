@@ -36,6 +36,15 @@ def test_each_sign_is_said_once_with_the_key_to_change(changes, what, key):
     assert said[0].endswith(f"; change {warnings[0]['key']}")
 
 
+def test_a_sign_that_a_run_has_got_over_is_not_among_its_last():
+    late = [record(step, *((math.log(3), 1 / 3) if step < 40 else (0.1, 0.97))) for step in range(1, 80)]
+    said = []
+    watch = health.Watch(3, said.append)
+    for one in late:
+        watch.see(one)
+    assert "stands at chance" in said[0] and watch.warnings == []
+
+
 def test_a_loss_that_has_not_fallen_since_the_first_steps_is_said():
     rising = [record(step, loss=1 + step / 100, accuracy=0.0) for step in range(1, 60)]
     assert "has not fallen" in watched(rising, classes=None)[0][0]["what"]

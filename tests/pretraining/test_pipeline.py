@@ -32,7 +32,7 @@ def in_process(one_rank, monkeypatch):
     """The ranks of both trainings are this process, without Ray; how often each was started is counted."""
     started = {"pretrain": 0, "train": 0}
 
-    def pretrain_here(config, run_dir, corpus, cluster):
+    def pretrain_here(config, run_dir, corpus, cluster, ends_at=None):
         started["pretrain"] += 1
         learn_language(config, run_dir, corpus, 0, 1, torch.device("cpu"))
 

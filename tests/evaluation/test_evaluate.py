@@ -496,7 +496,8 @@ def test_meta_validation_and_evaluation_draw_episodes_of_their_own(tmp_path, wor
     learn(config, tmp_path, prepare_store(config), [], 0, 1, torch.device("cpu"))
     assert "validation" in small.records(tmp_path)[-1]
     details = json.loads((tmp_path / "evaluation_details.json").read_text())
-    assert np.array(details["meta_trained"]["confusion"]["counts"]).sum() == 6 * 2 * 3 if "confusion" in details else 1
+    assert set(details["meta_trained"]["per_domain"]) == {"2-way"}
+    assert sum(scores["rows"] for scores in details["meta_trained"]["per_class"].values()) == 6 * 2 * 3
     again = evaluate(tmp_path, episodes=6).methods["meta_trained"]
     assert again == json.loads((tmp_path / "evaluation.json").read_text())["meta_trained"]
     with pytest.raises(InputError, match=r"eval.ways = 3: the head of this model has 4 outputs"):

@@ -1,6 +1,5 @@
 """Episodes whose loss or meta-gradient is not finite, dropout by episode, and what an algorithm is told of its run."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -137,5 +136,4 @@ def test_a_run_counts_what_it_skips_and_ends_above_its_share(tmp_path, words_csv
         run(tmp_path / "more", words_csv, {2: 1, 4: 3}, monkeypatch)
     with pytest.raises(OuterDiverged, match="outer.max_skipped = 0 allows"):
         run(tmp_path / "none", words_csv, {2: 1}, monkeypatch, max_skipped=0.0)
-    log = (whole / "log.txt").read_text() if (whole / "log.txt").exists() else ""
-    assert json.dumps(records) and "3 of 16 episodes so far are skipped" in log
+    assert "3 of 16 episodes so far are skipped" in (whole / "log.txt").read_text()

@@ -127,6 +127,10 @@ def test_a_run_counts_what_it_skips_and_ends_above_its_share(tmp_path, words_csv
     records = small.records(whole)
     assert [record.get("skipped", 0) for record in records] == [0, 1, 0, 2, 0, 0]
     assert checkpoint.load(whole).state["skipped"] == 3
+    # Sums are over all four here, and the mean is over those that are left.
+    clean = small.records(run(tmp_path / "clean", words_csv, {}, monkeypatch))
+    assert records[1]["outer_loss"] == pytest.approx(clean[1]["outer_loss"] * 4 / 3)
+    assert records[1]["query_accuracy"] == pytest.approx(clean[1]["query_accuracy"] * 4 / 3)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", words_csv, {2: 1, 4: 2}, monkeypatch, at=3)
     assert small.records(run(tmp_path / "cut", words_csv, {2: 1, 4: 2}, monkeypatch)) == records

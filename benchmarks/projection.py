@@ -4,7 +4,7 @@
     python benchmarks/projection.py --timed benchmarks/results/scaling_timed.json
     python benchmarks/projection.py --given task_s=1.2 --given megabytes=26 --given price=2.5 --out mine.json
 
-The model is distmeta.bench.projection. Without --given it is asked about the two scenarios below, whose numbers are
+The model is projection_model.py. Without --given it is asked about the two scenarios below, whose numbers are
 assumptions, each with its reason; with --given about yours. --timed: a machine's numbers are fitted to the timed runs
 of few ranks, and what they predict for more ranks is compared with what was measured.
 """
@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distmeta.bench.projection import LIMITS, Given, compare, numbers, project
+from projection_model import LIMITS, Given, compare, numbers, project
+
 from distmeta.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"

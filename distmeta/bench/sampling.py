@@ -23,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 
 from distmeta.bench import measure
-from distmeta.bench.memory import file_of
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError
 from distmeta.evaluation.scoring import group_episodes, tasks_at_once
@@ -181,6 +180,15 @@ def _receive(actor: Any, seconds: float, use: Callable[[list[Episode]], object])
         "learner_cpu_us_per_episode": cpu / made * 1e6,
     }  # fmt: skip
     return rates, [array for e in group for array in arrays_of(e)]
+
+
+def file_of(address: int) -> str | None:
+    """The file (such as the object store's shared memory) that is mapped at an address of this process, if any."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(end, 16) for end in line.split()[0].split("-"))
+        if first <= address < last:
+            return " ".join(line.split()[5:]) or None
+    return None
 
 
 def arrays_of(episode: Episode) -> Iterator[NDArray[Any]]:

@@ -105,7 +105,8 @@ class DataConfig(Section):
     layout: Literal["table", "natural_instructions", "crossfit", "metaicl"] = Field(
         "table", description="family text_to_text: how the files hold tasks; table: by the columns above"
     )
-    split: str = Field("split", description="column with train, validation or test; absent: by stable hash")
+    split: str = Field("split", description="column with train, validation or test; absent: by the names of "
+                       "the files (train-0.parquet, test.csv), else by stable hash; hash: by that alone")  # fmt: skip
     splits: dict[str, list[str]] | str | None = Field(
         None, description="lists of tasks or classes for train, validation, test; or JSON_FILE or JSON_FILE#KEY"
     )

@@ -28,6 +28,7 @@ from distmeta.evaluation.texts import in_context, reads_in_context, score_texts,
 from distmeta.models.build import build_model, check_format
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
+from distmeta.tasks import summary
 from distmeta.tasks.episodes.episode import Episode, sample_episode
 from distmeta.tasks.families import check_feasible
 from distmeta.tasks.splits import SPLITS
@@ -296,4 +297,25 @@ def _store_of(saved: checkpoints.Checkpoint, config: Config, only: str | None) -
         raise InputError(
             f"{error}: the run's data is no longer there; say with --data where it is now, or give other data"
         ) from None
-    return open_store(path)
+    store = open_store(path)
+    if only is None:
+        _refuse_trained(store, saved)
+    return store
+
+
+def _refuse_trained(store: TaskStore, saved: checkpoints.Checkpoint) -> None:
+    """Raises InputError where the data now tests, or validates by, what the run was trained on."""
+    folder = saved.path.resolve().parent
+    before = summary.read(folder.parent) if folder.name == "checkpoints" else {}
+    if not before:
+        return
+    unit = summary.unit_of(before)
+    names = store.labels if store.family == "classes" else store.tasks
+    for split in ("test", "validation"):
+        trained = [n for i in store.groups[split].ids if (n := names[i]) in before["splits"]["train"][unit]]
+        if trained:
+            raise InputError(
+                f"the run's data has changed, or how it is divided: '{trained[0]}' is in the split {split} now, and "
+                f"the run was trained on it ({len(trained)} such {unit}); bring the data back, or name other data "
+                "with --data"
+            )

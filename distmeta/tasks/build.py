@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def build_store(
     only            without a split column and data.splits everything is of this split; the others may be empty
     Raises InputError for data that cannot be used; nothing is left behind then.
     """
-    sources = _sources(data)
+    sources = _sources(data, only)
     ready = _given_tokenizer(model, tokenizer_file)
     key = _key(data, task, model, sources, seed, ready, labels, only)
 
@@ -114,17 +114,31 @@ def cache_directory(data: DataConfig) -> Path:
 Sources = dict[str, tuple[DataConfig, list[Source]]]  # by name; "" for data.path
 
 
-def _sources(data: DataConfig) -> Sources:
-    """The data files, and how each source's are read; none: the built-in reviews. Of files to come: the first."""
+def _sources(data: DataConfig, only: str | None = None) -> Sources:
+    """The data files, and how each source's are read; none: the built-in reviews. Of files to come: the first.
+
+    only: where files are of splits, those of this one. Raises InputError.
+    """
     if data.sources is not None:
         each = {name: data.of(name) for name in sorted(data.sources)}
     else:
         each = {"": data} if data.path is not None else {}
     return {
-        name: (own, find_sources(own.path, json_too=own.layout == "natural_instructions", first=own.follow is not None))
+        name: (own, _with_splits(find_sources(own.path, json_too=own.layout == "natural_instructions",
+                                              first=own.follow is not None), own, only))
         for name, own in each.items()
         if own.path is not None
-    }
+    }  # fmt: skip
+
+
+def _with_splits(files: list[Source], data: DataConfig, only: str | None) -> list[Source]:
+    """The files with the splits that their names give, if nothing else decides; `only` those of one split, if any."""
+    if data.layout == "table":
+        files = splits.split_in_files(files)
+    if data.splits is not None or data.split == "hash":
+        return [replace(file, split=None) for file in files]
+    of_one = [file for file in files if splits.ALIASES.get((file.split or "").lower()) == SPLITS.index(only or "test")]
+    return [replace(file, split=None) for file in of_one] if only is not None and of_one else files
 
 
 def _given_tokenizer(model: ModelConfig, file: Path | None) -> Any:

@@ -42,7 +42,7 @@ def read_examples(
     if family == "text_to_text":
         yield from read_records(sources, data, settable=settable)
         return
-    has_split: bool | None = None
+    has_split = True if data.splits is None and any(source.split for source in sources) else None
     for source in sources:
         rows = 0
         choose = partial(
@@ -50,7 +50,7 @@ def read_examples(
         )
         for arrays, numbers in READ[source.kind](source, choose):
             if has_split is None:
-                has_split = "split" in arrays or (source.split is not None and data.splits is None)
+                has_split = "split" in arrays
             if rows == 0 and source.kind in ("csv", "tsv"):
                 _refuse_numeric_strings(arrays["text"], source, data.text)
             checked = {
@@ -68,7 +68,7 @@ def read_records(
     sources: Sequence[Source], data: DataConfig, one_task: bool = False, settable: bool = True
 ) -> Iterator[pa.RecordBatch]:
     """`read_examples` of family text_to_text. one_task: all rows are of one, which needs no column to name it."""
-    has_split: bool | None = None
+    has_split = True if data.splits is None and any(source.split for source in sources) else None
     for source in sources:
         rows = 0
         choose = partial(
@@ -83,7 +83,7 @@ def read_records(
         read = records.LAYOUTS.get(data.layout)
         for arrays, numbers in read(source) if read else READ[source.kind](source, choose):
             if has_split is None:
-                has_split = "split" in arrays or (source.split is not None and data.splits is None)
+                has_split = "split" in arrays
             columns = {role: getattr(data, role) for role in arrays}
             made = {
                 "text": records.from_columns(arrays, columns, source, numbers),
@@ -176,10 +176,11 @@ def choose_columns(
         by_hash = data.split == "hash" and "hash" not in there
         if data.split in there:
             chosen["split"] = data.split
-        elif "split" in data.model_fields_set and not by_hash and source.split is None:
+        elif "split" in data.model_fields_set and not by_hash:
             raise missing("split", data.split, "set data.split to one of them, or to hash for a stable hash.")
         elif has_split and source.split is None:
-            raise missing("split", data.split, "the files before it have one.")
+            mend = "other files have one, or a name that gives their split: leave it out, or set data.split=hash."
+            raise missing("split", data.split, mend)
         if has_split is False and "split" in chosen:
             raise InputError(f"{source.name}: has a column '{data.split}', but the files before it have none")
     return chosen

@@ -1,13 +1,18 @@
 """Which tasks (family domain) or classes (family classes) are for meta-train, -validation and -test.
 
-From lists, from a column, or by a stable hash of the name; never does a name end in two splits.
+From lists, from a column, from the names of the files, or by a stable hash of the name; never does a name end in two
+splits.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +20,12 @@ import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
 from distmeta.errors import InputError, nearest
-from distmeta.tasks.sources import filesystem_of
+from distmeta.tasks.sources import Source, filesystem_of
 
 SPLITS = ("train", "validation", "test")
 ALIASES = {"train": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "test": 2}
 LEFT_OUT = -1
+WRITTEN = {**{word: SPLITS[i] for word, i in ALIASES.items()}, "training": "train", "testing": "test"}  # in file names
 
 
 def split_number(word: str, where: str) -> int:
@@ -28,6 +34,30 @@ def split_number(word: str, where: str) -> int:
     if number is None:
         raise InputError(f"{where}: unknown split '{word}'; allowed: {', '.join(ALIASES)}.{nearest(word, ALIASES)}")
     return number
+
+
+def split_in_files(sources: Sequence[Source]) -> list[Source]:
+    """The sources with the splits that their names or folders give, as in data sets of the Hugging Face hub.
+
+    `train-00000-of-00002.parquet`, `reviews_test.csv`, `data/validation/0.jsonl`. Names count where they give train and
+    another split. A file whose name gives none then has none, and its rows need a column that does.
+    """
+    if len(sources) < 2 or any(source.split for source in sources):
+        return list(sources)
+    above = os.path.commonpath([PurePath(source.path).parent for source in sources])
+    each = [_written_in(os.path.relpath(source.path, above)) for source in sources]
+    if "train" not in each or len(set(each) - {None}) < 2:
+        return list(sources)
+    return [dataclasses.replace(source, split=split) for source, split in zip(sources, each, strict=True)]
+
+
+def _written_in(path: str) -> str | None:
+    """The one split that a file's name has among its words, else the one that the nearest folder is named by."""
+    file, *folders = reversed(PurePath(path.lower()).parts)
+    words = {WRITTEN[word] for word in re.split(r"[^a-z0-9]+", file) if word in WRITTEN}
+    if words:
+        return words.pop() if len(words) == 1 else None
+    return next((WRITTEN[folder] for folder in folders if folder in WRITTEN), None)
 
 
 def split_by_lists(names: Sequence[str], lists: dict[str, list[str]], what: str) -> NDArray[np.int8]:
@@ -52,7 +82,7 @@ def split_by_column(names: Sequence[str], pairs: Iterable[tuple[int, str]], what
     for name, word in pairs:
         split = split_number(word, f"column '{column}' (data.split)")
         if out[name] not in (LEFT_OUT, split):
-            mend = "give lists in data.splits, or data.split=hash"
+            mend = f"give lists in data.splits, or set data.split=hash, which divides the {_many(what)} of all rows"
             raise InputError(_twice(what, names[name], int(out[name]), split, mend))
         out[name] = split
     return out

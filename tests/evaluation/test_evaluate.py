@@ -33,6 +33,7 @@ from distmeta.learner.worker import learn
 from distmeta.models.build import build_model
 from distmeta.runs import checkpoint
 from distmeta.runs.progress import closing
+from distmeta.tasks import summary
 from distmeta.tasks.build import build_store
 from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.store import open_store
@@ -502,6 +503,17 @@ def test_meta_validation_and_evaluation_draw_episodes_of_their_own(tmp_path, wor
     assert again == json.loads((tmp_path / "evaluation.json").read_text())["meta_trained"]
     with pytest.raises(InputError, match=r"eval.ways = 3: the head of this model has 4 outputs"):
         small.config(words_csv, **small.merge(sections, {"eval": {"ways": 3}, "model": {"head": "linear"}}))
+
+
+def test_tasks_that_a_run_was_trained_on_are_never_its_test_tasks(tmp_path, words_csv):
+    saved = small.checkpoint_of(tmp_path / "checkpoints" / "step-000001", words_csv)
+    splits = summary.summary(open_store(prepare_store(checkpoint.load(saved).config)))
+    (tmp_path / "tasks.json").write_text(json.dumps(splits))
+    assert evaluate(saved, episodes=2, baselines=False).methods
+    splits["splits"]["train"], splits["splits"]["test"] = splits["splits"]["test"], splits["splits"]["train"]
+    (tmp_path / "tasks.json").write_text(json.dumps(splits))  # of another division of the same tasks
+    with pytest.raises(InputError, match="is in the split test now, and the run was trained on it"):
+        evaluate(saved, episodes=2, baselines=False)
 
 
 def test_a_checkpoint_whose_data_is_gone_says_how_to_give_it(tmp_path):

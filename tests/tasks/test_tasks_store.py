@@ -7,6 +7,7 @@ import pickle
 import shutil
 import tracemalloc
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,66 @@ def test_without_a_split_column_the_hash_decides(tmp_path: Path) -> None:
 def test_a_class_in_two_splits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"class 'label0' is in two splits, train and validation"):
         build(tmp_path, make_rows(), "classes")
+
+
+HUB = ("data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl", "data/validation-00000-of-00001.jsonl",
+       "data/test-00000-of-00001.jsonl")  # fmt: skip
+LAYOUTS = {
+    "of the hub": HUB,
+    "one file a split": ("train.jsonl", "training.jsonl", "dev.jsonl", "test.jsonl"),
+    "folders": ("en/train/0000.jsonl", "en/train/0001.jsonl", "en/valid/0000.jsonl", "en/test/0000.jsonl"),
+    "words in names": ("reviews_train.jsonl", "books.train.jsonl", "reviews_val.jsonl", "reviews-test.v2.jsonl"),
+}
+
+
+def in_files(tmp_path: Path, names: Sequence[str], family: str = "domain", only: str | None = None, **data: Any) -> Any:
+    """task0, task1 ... in a file each, without a column that splits them."""
+    root = tmp_path / "files"
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(root / name, (row for row in make_rows(split=False) if row["task"] == f"task{number}"))
+    config = DataConfig(path=str(root), cache=str(tmp_path / "cache"), **data)
+    return open_store(build_store(config, FAMILY[family], CHARACTERS, only=only))
+
+
+def tasks_of(store: TaskStore, split: str) -> list[str]:
+    return [store.tasks[i] for i in store.groups[split].ids]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_named_by_their_splits_are_these_splits(layout: str, tmp_path: Path) -> None:
+    store = in_files(tmp_path, LAYOUTS[layout])
+    assert tasks_of(store, "train") == ["task0", "task1"]
+    assert (tasks_of(store, "validation"), tasks_of(store, "test")) == (["task2"], ["task3"])
+
+
+@pytest.mark.parametrize("data", [{"split": "hash"}, {"splits": {"train": ["task3"], "test": ["task0", "task2"]}}])
+def test_a_split_that_is_set_goes_before_the_names_of_the_files(data: dict[str, Any], tmp_path: Path) -> None:
+    store = in_files(tmp_path, HUB, **data)
+    assert (tasks_of(store, "train"), tasks_of(store, "test")) != (["task0", "task1"], ["task3"])
+
+
+def test_words_in_names_that_are_no_splits_change_nothing(tmp_path: Path) -> None:
+    for names in (("reading_test.jsonl", "writing_test.jsonl"), ("train_times.jsonl", "weather.jsonl")):
+        store = in_files(tmp_path / names[0], names)
+        assert store.rows == 2 * 24 and len(tasks_of(store, "train")) == 1
+
+
+def test_classes_in_files_of_two_splits_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"class 'label0' is in two splits, train and test;.* data.split=hash"):
+        in_files(tmp_path, ("train.jsonl", "test.jsonl"), "classes")
+    assert in_files(tmp_path, ("train.jsonl", "test.jsonl"), "classes", split="hash").rows == 2 * 24
+
+
+def test_a_file_beside_those_of_splits_whose_name_gives_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"more.jsonl: no column 'split' .* a name that gives their split"):
+        in_files(tmp_path, ("more.jsonl", *HUB))
+
+
+def test_other_data_is_evaluated_on_its_files_of_that_split(tmp_path: Path) -> None:
+    """Also where all splits hold the same classes, as most published sets do."""
+    store = in_files(tmp_path, HUB, "classes", only="test")
+    assert store.rows == 24 and len(store.groups["test"].ids) == 3
 
 
 def test_infeasible_episodes_are_refused_before_the_first(tmp_path: Path) -> None:

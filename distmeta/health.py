@@ -106,6 +106,12 @@ def of_evaluation(scores: Mapping[str, Any], details: Mapping[str, Any], classes
             name = details["confusion"]["labels"][by_class.index(max(by_class))]
             share = max(by_class) / sum(by_class)
             out.append(sign(f"one class is nearly always predicted: {name}, {share:.0%} of rows", "outer.lr (lower)"))
+    fit = details.get("fitting_answers")
+    if fit:
+        out.append(sign(
+            f"{fit['of'] - fit['rows']:,} of {fit['of']:,} right answers are longer than a model may say, and cannot "
+            f"be matched; without them: exact match {fit['exact_match'] or 0:.3f}", "model.answer_tokens (raise)",
+        ))  # fmt: skip
     curve = loss.get("curve", [])
     if len(curve) > 1 and curve[-1] > 1.2 * curve[0]:
         out.append(sign(

@@ -54,6 +54,7 @@ class TextScored:
     token_loss: NDArray[np.float64]  # likewise, mean over all tokens: the logarithm of the perplexity
     token_accuracy: NDArray[np.float64]  # likewise, after the right tokens before each
     said: tuple[tuple[str, ...], ...]  # answers [n] before the first step (where asked for) and after the last
+    fits: NDArray[np.bool_]  # [n]: whether model.answer_tokens has room for one of the accepted answers
 
     def at_start(self) -> TextScored:
         """The same before the first inner step."""
@@ -113,8 +114,18 @@ def score_texts(
         for t, episode in enumerate(group):
             loss, token_loss, hits = np.array([found[t] for found in totals]).T
             words = tuple(tuple(found[t]) for found in said)
-            out.append(TextScored(episode.task, episode.label_names, rows[t], loss, token_loss, hits, words))
+            fits = fit_whole(rows[t], tokenizer, config.model.answer_tokens)
+            out.append(TextScored(episode.task, episode.label_names, rows[t], loss, token_loss, hits, words, fits))
     return out
+
+
+def fit_whole(records: Sequence[Record], tokenizer: Tokenizer, most: int) -> NDArray[np.bool_]:
+    """Whether a model can say one of a row's accepted answers whole: it is an option, or has room for its end, [n]."""
+
+    def lengths(texts: Sequence[str]) -> list[int]:
+        return [sum(e.attention_mask) for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    return np.array([bool(record.options) or min(lengths(record.answers)) < most for record in records])
 
 
 def _totals(model: LanguageModel, params: Mapping[str, Tensor], query: Sequence[TextBatch]) -> NDArray[np.float64]:
@@ -247,7 +258,12 @@ def text_details(scored: Sequence[TextScored], shown: int = 10) -> dict[str, Any
         {"task": s.task, "input": s.records[0].input, "accepted": list(s.records[0].answers), "said": s.said[-1][0]}
         for s in scored[:shown]
     ]
-    over = {}
+    over: dict[str, Any] = {}
+    fits = np.concatenate([s.fits for s in scored])
+    if not fits.all():  # answers are compared whole, so that no model can match the others
+        scores = {name: values[fits] for name, values in text_scores(said, accepted).items()}
+        means = {name: float(scores[name].mean()) if fits.any() else None for name in PER_TASK}
+        over["fitting_answers"] = {"rows": int(fits.sum()), "of": len(fits), **means}
     if len(per_task) > 1:
         means, counts = np.array([(of["token_f1"]["mean"], of["token_f1"]["episodes"]) for of in per_task.values()]).T
         over["over_tasks"] = {**metrics.over_clusters(means * counts, counts.astype(np.int64)), "tasks": len(per_task)}

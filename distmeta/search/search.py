@@ -190,12 +190,13 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             self._end(trial, status, reason)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        from distmeta.learner.causes import explain
+        from distmeta.learner.causes import explain, text_of
 
         path = trial_dir(self.sweep_dir, number_of(trial))
         if trial.status == "ERROR" and read_record(path).get("status") not in ENDED:
+            error = trial.get_error()
             release(path)  # of an actor that died; one that is stopped ends its learners first, and then releases
-            self._end(trial, "failed", explain(str(trial.get_error() or f"see {trial.error_file}")))
+            self._end(trial, "failed", explain(text_of(error) if error else f"see {trial.error_file}"))
 
     def _end(self, trial: Any, status: str, reason: str) -> None:
         path = trial_dir(self.sweep_dir, number_of(trial))

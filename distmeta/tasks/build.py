@@ -300,7 +300,8 @@ def _write(
         "key": key, "family": task.family, "columns": width, "rows": len(order),
         "vocab_size": special.vocab_size, "pad_id": special.pad, "cls_id": special.cls, "sep_id": special.sep,
         "end_id": special.end,
-        "max_tokens": model.max_tokens, "encoding": asdict(lost),
+        "max_tokens": model.max_tokens,
+        "encoding": asdict(lost) | ({"answer_tokens": model.answer_tokens} if text else {}),
         "left_out": [n for n, s in zip(names, split, strict=True) if s < 0],
         "source": data.path or "built-in reviews", "sources": sorted(data.sources or []),
     }  # fmt: skip

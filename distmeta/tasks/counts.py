@@ -17,12 +17,16 @@ MOST_UNKNOWN = 0.5
 
 @dataclass
 class Counts:
-    """Of encoded texts: rows, those cut to fit, tokens, and those that the vocabulary does not know."""
+    """Of encoded texts: rows, those cut to fit, tokens, and those that the vocabulary does not know.
+
+    cut_answers: of text_to_text, the rows whose answer to learn was cut; `cut` is of their prompts.
+    """
 
     rows: int = 0
     cut: int = 0
     tokens: int = 0
     unknown: int = 0
+    cut_answers: int = 0
 
     def add(self, encodings: Iterable[Any], unknown_id: int | None) -> None:
         for encoding in encodings:
@@ -45,10 +49,17 @@ def unknown_id(tokenizer: Tokenizer) -> int | None:
 def signs(counts: Mapping[str, int], max_tokens: int) -> list[Sign]:
     """As distmeta.health has them, of `Counts` as a dictionary, which is empty for a store of before."""
     out = []
+    answer = counts.get("answer_tokens", 0)
+    room = f"{max_tokens} tokens" + (f", less {answer} for the answer" if answer else "")
     if counts.get("cut"):
         out.append(sign(
-            f"texts are cut to fit: {counts['cut']:,} of {counts['rows']:,} rows are longer than {max_tokens} tokens",
+            f"texts are cut to fit: {counts['cut']:,} of {counts['rows']:,} rows are longer than {room}",
             "model.max_tokens (raise)",
+        ))  # fmt: skip
+    if counts.get("cut_answers"):
+        out.append(sign(
+            f"answers are cut to fit: {counts['cut_answers']:,} of {counts['rows']:,} rows have one that is longer "
+            f"than {answer} tokens, its end among them", "model.answer_tokens (raise)",
         ))  # fmt: skip
     if counts and counts["unknown"] > WORTH_SAYING * counts["tokens"]:
         out.append(sign(unknown_words(counts), "model.vocab_size (raise), or model.tokenizer (bpe)"))

@@ -143,8 +143,11 @@ class Encoder:
             counts.add(encodings, self._unknown)
         return [e.ids + self.boundary for e in encodings]
 
-    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+    def answers(self, texts: Sequence[str], counts: Counts | None = None) -> list[list[int]]:
+        """Cut at their ends where they are too long, each with the end token. counts: as in `prompts`."""
         found = self._answers.encode_batch_fast(list(texts), add_special_tokens=False)
+        if counts is not None:
+            counts.cut_answers += sum(bool(e.overflowing) for e in found)
         return [[*e.ids, self.end] for e in found]
 
 
@@ -160,7 +163,7 @@ def encode(
     for lines in batches:
         made = [parse(line) for line in lines]
         prompts = encoder.prompts([record.prompt(instructions) for record in made], counts)
-        answers = encoder.answers([record.answers[0] for record in made])
+        answers = encoder.answers([record.answers[0] for record in made], counts)
         begins = np.fromiter(map(len, prompts), np.int32, len(made))
         lengths = begins + np.fromiter(map(len, answers), np.int64, len(made))
         flat = [token for pair in zip(prompts, answers, strict=True) for ids in pair for token in ids]

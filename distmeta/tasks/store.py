@@ -68,7 +68,7 @@ class TaskStore:
     groups: dict[str, Groups] = field(repr=False)  # by split
     sources: dict[str, dict[str, Groups]] = field(repr=False)  # by split and data source; {} without data.sources
     left_out: list[str] = field(repr=False)  # names that data.splits does not mention
-    encoding: dict[str, int] = field(repr=False)  # tasks.counts.Counts; {} in stores of before
+    encoding: dict[str, int] = field(repr=False)  # tasks.counts.Counts, answer_tokens; {} in stores of before
     _texts: Any = field(repr=False)
 
     @property

@@ -20,7 +20,7 @@ PART = 1 << 18  # rows that are compared at once
 def summary(store: TaskStore) -> dict[str, Any]:
     """{splits, repeated, encoding}: by split its rows, and those of each task and class; then the texts in two splits.
 
-    encoding: rows, those cut to max_tokens, tokens, unknown ones.
+    encoding: rows, those cut to max_tokens, tokens, unknown ones, and the answers cut to answer_tokens.
     repeated: by "test in train" and so on, how many rows of the first split have a text that stands in the second too.
     """
     splits: dict[str, dict[str, Any]] = {}

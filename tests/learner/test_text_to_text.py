@@ -1,6 +1,7 @@
 """Runs of family text_to_text: trained, scored, adapted and asked, as a user does it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,12 +9,14 @@ import small
 import torch
 
 import distmeta
+from distmeta import health
 from distmeta.drive.train import prepare_store
 from distmeta.errors import InputError
 from distmeta.evaluation.adapt import adapt, load_adapted
-from distmeta.evaluation.texts import TextScored, score_texts
+from distmeta.evaluation.texts import TextScored, fit_whole, score_texts, text_details
 from distmeta.learner.worker import learn
 from distmeta.tasks.records import Record
+from distmeta.tasks.tokenizer import train_tokenizer
 
 SMALL = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256},
@@ -127,12 +130,32 @@ def test_scores_by_groups_are_scores_one_by_one(kind, tmp_path):
 def test_metrics_take_the_best_of_the_accepted_answers():
     record = Record("q", ("a red lamp", "lamp"))
     scored = TextScored("t", ("answer",), (record, record), np.array([1.0, 0.5]), np.array([1.0, np.log(2)]),
-                        np.array([0.0, 0.5]), (("x", "x"), ("lamp", "blue chair")))  # fmt: skip
+                        np.array([0.0, 0.5]), (("x", "x"), ("lamp", "blue chair")), np.ones(2, bool))  # fmt: skip
     found = scored.metrics()
     assert found["exact_match"].tolist() == [0.5] and found["perplexity"][-1] == pytest.approx(2.0)
     assert scored.at_start().metrics()["exact_match"].tolist() == [0.0]
-    diverged = TextScored("t", ("answer",), (record,), *[np.array([np.nan])] * 2, np.zeros(1), (("x",),)).metrics()
+    nothing = (*[np.array([np.nan])] * 2, np.zeros(1))
+    diverged = TextScored("t", ("answer",), (record,), *nothing, (("x",),), np.ones(1, bool)).metrics()
     assert all(np.isfinite(values).all() for values in diverged.values())
+
+
+def test_answers_too_long_to_be_said_are_scored_whole_and_counted():
+    """The reference is never cut with the answer; the scores of the rows that can be answered stand beside."""
+    tokenizer = train_tokenizer(["a red lamp stands here"] * 3, "word", 300)
+    rows = (Record("q", ("a red lamp stands here",)), Record("q", ("a red", "lamp lamp lamp")),
+            Record("q", ("a red lamp stands here",), ("a red lamp stands here",)))  # fmt: skip
+    fits = fit_whole(rows, tokenizer, most=4)  # three tokens and the end
+    assert fits.tolist() == [False, True, True]
+    numbers = [np.array([1.0])] * 3
+    scored = TextScored("t", ("answer",), rows[:2], *numbers, (("a red lamp", "a red"),), fits[:2])
+    assert scored.metrics()["exact_match"].tolist() == [0.5]
+    details = text_details([scored])
+    assert {k: details["fitting_answers"][k] for k in ("rows", "of", "exact_match")} == {
+        "rows": 1, "of": 2, "exact_match": 1.0,
+    }  # fmt: skip
+    (warning,) = health.of_evaluation({"loss": {}}, details, None)
+    assert warning["what"].startswith("1 of 2 right answers are longer") and "answer_tokens" in warning["key"]
+    assert "fitting_answers" not in text_details([replace(scored, fits=np.ones(2, bool))])
 
 
 @pytest.mark.parametrize(

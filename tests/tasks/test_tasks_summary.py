@@ -49,6 +49,25 @@ def test_texts_that_are_cut_to_fit_and_unknown_words_are_counted(tmp_path):
     assert unknown.startswith(f"unknown words: {lost['unknown']} of {lost['tokens']} tokens")
 
 
+def test_prompts_and_answers_that_are_cut_are_counted_apart(tmp_path):
+    rows = [{"task": f"t{i}", "input": "a word", "target": "one two"} for i in range(6) for _ in range(3)]
+    rows += [{"task": "t0", "input": "a word " * 40, "target": "one"}]
+    rows += [{"task": "t1", "input": "a word", "target": ["one two one two one", "one"]}] * 2
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    model = {"max_tokens": 24, "answer_tokens": 4, "tokenizer": "word"}
+    config = make_config({"data": {"path": str(path), "cache": str(tmp_path)}, "model": model,
+                          "task": {"family": "text_to_text"}})  # fmt: skip
+    found = summary.summary(open_store(build_store(config.data, config.task, config.model)))
+    lost = found["encoding"]
+    assert (lost["rows"], lost["cut"], lost["cut_answers"], lost["answer_tokens"]) == (len(rows), 1, 2, 4)
+    prompts, answers = (sign["what"] for sign in summary.signs(found) if "cut to fit" in sign["what"])
+    assert prompts == f"texts are cut to fit: 1 of {len(rows)} rows are longer than 24 tokens, less 4 for the answer"
+    assert answers.startswith(f"answers are cut to fit: 2 of {len(rows)} rows have one that is longer than 4 tokens")
+    old = {key: value for key, value in lost.items() if key not in ("cut_answers", "answer_tokens")}  # of before
+    assert len(summary.signs({"encoding": old})) == 1
+
+
 def test_a_store_of_before_has_no_counts(tmp_path):
     store = store_of(tmp_path / "clean.csv", [*rows("a", "train"), *rows("b", "validation"), *rows("c", "test")])
     file = store.path / "meta.json"

@@ -167,12 +167,9 @@ def spread(of: dict[str, float], mean: str, half: str, repeats: int) -> str:
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """Efficiency over ranks, and where a step's time goes, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from distmeta.runs.report.plots import new_figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    figure, ((left, right),) = new_figure(1, 2, (10, 4))
     for mode in sorted({p["mode"] for p in result["points"]}):
         for actors in sorted({p["samplers"] for p in result["points"]}):
             line = [p for p in result["points"] if (p["mode"], p["samplers"]) == (mode, actors)]

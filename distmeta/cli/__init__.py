@@ -11,7 +11,7 @@ import typer
 
 from distmeta.cli.bench import bench
 from distmeta.cli.jobs import submit
-from distmeta.cli.words import Json, Source, note, split_source
+from distmeta.cli.words import Json, Source, configured, note, split_source
 from distmeta.errors import InputError
 from distmeta.runs import interrupt
 
@@ -59,17 +59,14 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Meta-train. Without arguments: the built-in product reviews, about a minute on two cores."""
-    from distmeta.config import load_config
     from distmeta.drive.train import train as run_training
 
-    name, overrides = split_source(source)
     if seeds is not None:
         from distmeta.cli.seeds import train_seeds
 
-        train_seeds(name, overrides, run_dir, seeds, resume, as_json)
+        train_seeds(*split_source(source), run_dir, seeds, resume, as_json)
         return
-    config = load_config(name, overrides + ([f"run.dir={run_dir}"] if run_dir else []))
-    run = run_training(config, resume=resume, show=True)
+    run = run_training(configured(source, {"run.dir": run_dir}), resume=resume, show=True)
     if as_json:
         evaluation = run.evaluation if run.is_evaluated else None  # null: ended by run.max_hours
         print(json.dumps({"run": str(run.path), "checkpoint": str(run.checkpoint), "evaluation": evaluation}))
@@ -87,12 +84,9 @@ def pretrain(
     as_json: Json = False,
 ) -> None:
     """Train a language model on text (section pretrain), for model.pretrained; default: the built-in reviews' text."""
-    from distmeta.config import load_config
     from distmeta.pretraining.pretrain import pretrain as run_pretraining
 
-    name, overrides = split_source(source)
-    config = load_config(name, overrides + ([f"run.dir={run_dir}"] if run_dir else []))
-    run = run_pretraining(config, resume=resume, show=True)
+    run = run_pretraining(configured(source, {"run.dir": run_dir}), resume=resume, show=True)
     if as_json:
         summary = {"model": str(run.model), **run.summary} if run.is_finished else {"model": None}  # by run.max_hours
         print(json.dumps({"run": str(run.path), **summary}))
@@ -109,12 +103,9 @@ def pipeline(
     as_json: Json = False,
 ) -> None:
     """Text, language model, tasks, meta-training, scores and export in one; only what has changed runs again."""
-    from distmeta.config import load_config
     from distmeta.pretraining.pipeline import pipeline as run_stages
 
-    name, overrides = split_source(source)
-    config = load_config(name or "pipeline", overrides + ([f"run.dir={run_dir}"] if run_dir else []))
-    done = run_stages(config, show=True)
+    done = run_stages(configured(source, {"run.dir": run_dir}, recipe="pipeline"), show=True)
     if as_json:
         print(json.dumps({"pipeline": str(done.path), "stages": done.stages, "evaluation": done.run.evaluation}))
     else:
@@ -134,13 +125,9 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Search inner learning rates, step counts and any other key over whole meta-training runs."""
-    from distmeta.config import load_config
     from distmeta.search import tune as run_search
 
-    name, overrides = split_source(source)
-    overrides += [f"tune.trials={trials}"] if trials else []
-    config = load_config(name, overrides + ([f"tune.dir={run_dir}"] if run_dir else []))
-    search = run_search(config, resume=resume, show=True)
+    search = run_search(configured(source, {"tune.trials": trials, "tune.dir": run_dir}), resume=resume, show=True)
     best = search.path / "best.yaml"
     if as_json:
         print(json.dumps({"search": str(search.path), "best": str(best), "trials": search.trials}))
@@ -321,10 +308,8 @@ def check(
 ) -> None:
     """Prove the meta-gradient's order and the sharded step on the configuration's own model; exit 1 if one differs."""
     from distmeta.bench import check as checks
-    from distmeta.config import load_config
 
-    name, overrides = split_source(source)
-    found = checks.check(load_config(name, overrides), ranks, note)
+    found = checks.check(configured(source), ranks, note)
     if as_json:
         print(json.dumps(checks.report(found)))
     else:
@@ -361,7 +346,7 @@ def config(
     as_json: Json = False,
 ) -> None:
     """Print everything that a run would use, defaults included; or what the keys do."""
-    from distmeta.config import dump_config, load_config
+    from distmeta.config import dump_config
 
     if list_keys or explain is not None:
         from distmeta.config import keys
@@ -371,8 +356,7 @@ def config(
         print(json.dumps([vars(key) for key in chosen]) if as_json else "\n".join(key.text() for key in chosen))
         return
 
-    name, overrides = split_source(source)
-    loaded = load_config(name, overrides)
+    loaded = configured(source)
     print(json.dumps(loaded.model_dump(mode="json")) if as_json else dump_config(loaded), end="\n" if as_json else "")
 
 

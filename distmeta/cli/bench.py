@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from distmeta.cli.words import Json, Source, note, split_source
+from distmeta.cli.words import Json, Source, configured, note, split_source
 from distmeta.errors import InputError
 from distmeta.runs.tables import show
 
@@ -25,17 +26,9 @@ def inner(
 ) -> None:
     """Time, peak memory and multiple of the FLOP floor of the inner loop's variants, and what `auto` chooses."""
     from distmeta.bench.inner import bench_inner, sentences, table
-    from distmeta.bench.measure import write_json
-    from distmeta.config import load_config
 
-    name, overrides = split_source(source)
-    result = bench_inner(load_config(name, overrides), rounds, say=note, memory=memory)
-    if out is not None:
-        write_json(out, result)
-    if as_json:
-        print(json.dumps(result))
-        return
-    show(table(result), *sentences(result), less=("low-high",))
+    result = bench_inner(configured(source), rounds, say=note, memory=memory)
+    tell(result, out, as_json, lambda: show(table(result), *sentences(result), less=("low-high",)))
 
 
 @bench.command()
@@ -46,19 +39,10 @@ def sampling(
     as_json: Json = False,
 ) -> None:
     """Episodes a second and core, padding, the object store's hop: of a recipe, or of 5-way 5-shot 64-token texts."""
-    from distmeta.bench.measure import write_json
     from distmeta.bench.sampling import bench_sampling, sentence, table
-    from distmeta.config import load_config
 
-    name, overrides = split_source(source)
-    config = load_config(name, overrides) if source else None
-    result = bench_sampling(config, seconds, say=note)
-    if out is not None:
-        write_json(out, result)
-    if as_json:
-        print(json.dumps(result))
-        return
-    show(table(result), sentence(result))
+    result = bench_sampling(configured(source) if source else None, seconds, say=note)
+    tell(result, out, as_json, lambda: show(table(result), sentence(result)))
 
 
 @bench.command()
@@ -76,7 +60,6 @@ def scaling(
     as_json: Json = False,
 ) -> None:
     """Tasks per second over numbers of ranks and samplers, their efficiency, and where the time goes."""
-    from distmeta.bench.measure import write_json
     from distmeta.bench.scaling import bench_scaling, plot, table
 
     name, overrides = split_source(source)
@@ -85,13 +68,21 @@ def scaling(
         modes=mode.split(","), steps=steps, repeats=repeats, say=note,
         timed=None if timed is None else tuple(numbers("--timed", timed, float, 2)),
     )  # fmt: skip
+    tell(result, out, as_json, lambda: show(table(result), less=("checkpoint", "aggregate", "peers")))
+    if out is not None:
+        plot(result, out.with_suffix(".png"))
+
+
+def tell(result: dict[str, Any], out: Path | None, as_json: bool, show_it: Callable[[], None]) -> None:
+    """Write a result to the file `out`, if any, and print it: as JSON, or as `show_it` does."""
+    from distmeta.bench.measure import write_json
+
     if out is not None:
         write_json(out, result)
-        plot(result, out.with_suffix(".png"))
     if as_json:
         print(json.dumps(result))
-        return
-    show(table(result), less=("checkpoint", "aggregate", "peers"))
+    else:
+        show_it()
 
 
 def numbers(flag: str, text: str, kind: Any, count: int | None = None) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from distmeta.cli.words import note, split_source
+from distmeta.cli.words import configured, note
 from distmeta.errors import InputError
 
 Address = Annotated[
@@ -79,8 +79,6 @@ def of_job(verb: str, words: tuple[str, ...], address: str) -> None:
 
 def parsed(command: Any, verb: str, words: tuple[str, ...]) -> Any:
     """The configuration that a verb's words give, None for a verb without one; exits 2 where it would not take them."""
-    from distmeta.config import load_config
-
     known = [name for name in command.commands if name not in ("submit", "recipes", "config")]
     if verb not in known:
         raise InputError(f"submit {verb}: no such verb; {', '.join(sorted(known))}, or status, logs, stop")
@@ -88,9 +86,9 @@ def parsed(command: Any, verb: str, words: tuple[str, ...]) -> Any:
         found = context.params
     if isinstance(found.get("source", ""), str):  # it takes no recipe, but a run, or nothing
         return None
-    name, overrides = split_source(found["source"])
-    name = name or ("pipeline" if verb == "pipeline" else None)
-    return load_config(name, overrides + ([f"run.dir={found['run_dir']}"] if found.get("run_dir") else []))
+    return configured(
+        found["source"], {"run.dir": found.get("run_dir")}, recipe="pipeline" if verb == "pipeline" else None
+    )
 
 
 def pairs(flag: str, given: list[str] | None) -> list[tuple[str, str]]:

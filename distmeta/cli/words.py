@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from distmeta.errors import InputError
+
+if TYPE_CHECKING:
+    from distmeta.config import Config
 
 Source = Annotated[
     list[str] | None,
@@ -24,6 +28,17 @@ def split_source(words: list[str] | None) -> tuple[str | None, list[str]]:
             f"{sources[1]}: one recipe or file at a time ({sources[0]} was given); an override is key=value"
         )
     return (sources[0] if sources else None), [word for word in words or [] if "=" in word]
+
+
+def configured(words: list[str] | None, more: Mapping[str, Any] | None = None, recipe: str | None = None) -> Config:
+    """The configuration of the words after a verb, over it what an option of `more`, by its key, has set.
+
+    recipe: where the words name none; None: `default`. Raises InputError.
+    """
+    from distmeta.config import load_config
+
+    name, overrides = split_source(words)
+    return load_config(name or recipe, overrides + [f"{key}={value}" for key, value in (more or {}).items() if value])
 
 
 def note(line: str) -> None:

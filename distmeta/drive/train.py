@@ -26,6 +26,7 @@ from distmeta.errors import InputError
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.runs import interrupt
 from distmeta.runs.directory import run_directory, write_setting
+from distmeta.runs.journal import records
 
 if TYPE_CHECKING:
     from distmeta.runs.progress import Display
@@ -46,8 +47,7 @@ class Run:
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, one a meta-step."""
-        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        return list(records(self.path))
 
     @property
     def checkpoint(self) -> Path:

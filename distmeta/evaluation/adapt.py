@@ -354,9 +354,9 @@ def _records(support: Sequence[Mapping[str, Any]] | str | Path, config: Config) 
     """As `_pairs`, of family text_to_text."""
     data = config.data
     if isinstance(support, str | Path):
-        from distmeta.tasks.readers import find_sources, read_records
+        from distmeta.tasks.readers import find_sources, read_examples
 
-        for batch in read_records(find_sources(str(support)), data, one_task=True, settable=False):
+        for batch in read_examples(find_sources(str(support)), data, "text_to_text", settable=False, one_task=True):
             yield from map(parse, batch.column("text").to_pylist())
         return
     if not support:

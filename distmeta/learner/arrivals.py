@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from distmeta.evaluation.scoring import curves, score_episodes, split_meta
 from distmeta.learner.group import score_in_group
 from distmeta.learner.ranks import episodes_of_rank, gather
 from distmeta.models.task_model import TaskModel
+from distmeta.runs.journal import records
 from distmeta.tasks.arrivals import arriving
 from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.store import TaskStore
@@ -64,8 +64,7 @@ def sentence(arrived: dict[str, Any]) -> str:
 
 def regret(run_dir: Path) -> dict[str, Any] | None:
     """What the tasks that arrived were scored, in order, and the cumulative losses; None where none arrived."""
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    tasks = [task for line in lines for task in json.loads(line).get("arrivals", [])]
+    tasks = [task for record in records(run_dir) for task in record.get("arrivals", [])]
     if not tasks:
         return None
     out: dict[str, Any] = {"tasks": [task["task"] for task in tasks]}

@@ -25,6 +25,7 @@ from distmeta.config.paths import absolute
 from distmeta.errors import InputError
 from distmeta.runs import interrupt
 from distmeta.runs.directory import run_directory, write_setting
+from distmeta.runs.journal import records
 
 if TYPE_CHECKING:
     from distmeta.runs.progress import Display
@@ -53,8 +54,7 @@ class Pretrained:
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, one a step."""
-        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        return list(records(self.path))
 
     @cached_property
     def summary(self) -> dict[str, Any]:

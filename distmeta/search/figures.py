@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distmeta.runs.report import plots
 from distmeta.runs.report.plots import new_axes
 
 Row = dict[str, Any]
@@ -22,20 +20,17 @@ ALT = {
 }
 
 
-def draw(directory: Path, rows: list[Row], metric: str) -> None:
-    """Writes what the rows allow; trials without a score are left out."""
-    directory.mkdir(exist_ok=True)
-    with plots.style():
-        for name, figure in figures(rows, metric).items():
-            plots.save(directory / f"{name}.png", figure)
-
-
 def figures(rows: list[Row], metric: str) -> dict[str, Any]:
     """The figures that the rows allow, by the names in `ALT`; empty where no trial was scored."""
     scored = [row for row in rows if row["value"] is not None]
     if not scored:
         return {}
-    drawn = {"trials": over_time(scored, metric), "adaptation": adaptation(scored, metric)}
+    over_time = [(row, [step for step, _ in row["over_time"]], [v for _, v in row["over_time"]]) for row in scored]
+    by_steps = [(row, list(range(len(row["curve"]))), row["curve"]) for row in scored]
+    drawn = {
+        "trials": curves(over_time, "trials over time", "meta-step", metric),
+        "adaptation": curves(by_steps, "adaptation curves", "adaptation steps", metric),
+    }
     keys = list(dict.fromkeys(k for row in scored for k in row["params"]))
     if keys:
         drawn["parallel"] = parallel(scored, keys, metric)
@@ -44,19 +39,11 @@ def figures(rows: list[Row], metric: str) -> dict[str, Any]:
     return {name: axes.figure for name, axes in drawn.items()}
 
 
-def over_time(rows: list[Row], metric: str) -> Any:
-    axes = new_axes("trials over time", "meta-step", f"meta-validation {metric}")
-    for row in rows:
-        steps, values = zip(*row["over_time"], strict=True)
+def curves(lines: list[tuple[Row, list[int], list[float]]], title: str, x: str, metric: str) -> Any:
+    """A line for each (trial, values on the x axis, scores); dashed for a rival."""
+    axes = new_axes(title, x, f"meta-validation {metric}")
+    for row, steps, values in lines:
         axes.plot(steps, values, marker=".", ls="-" if row["kind"] == "search" else "--", label=label(row))
-    axes.legend(fontsize=7, ncols=2)
-    return axes
-
-
-def adaptation(rows: list[Row], metric: str) -> Any:
-    axes = new_axes("adaptation curves", "adaptation steps", f"meta-validation {metric}")
-    for row in rows:
-        axes.plot(row["curve"], marker=".", ls="-" if row["kind"] == "search" else "--", label=label(row))
     axes.legend(fontsize=7, ncols=2)
     return axes
 

@@ -10,7 +10,7 @@ from distmeta.runs.report.files import RunFiles, read_run
 from distmeta.runs.report.page import Block, Code, Folded, Page, Picture, Section, Table, Text
 from distmeta.runs.report.sections import command, environment, place, setting
 from distmeta.search.figures import ALT, figures
-from distmeta.search.results import Row, best_of, collect
+from distmeta.search.results import Row, best_of, collect, listed, score, shown
 
 
 def is_search(path: str | Path) -> bool:
@@ -56,21 +56,9 @@ def trials(rows: list[Row], metric: str) -> Section:
     title = "Trials"
     if not rows:
         return Section(title, reason="no trial has begun")
-    sign = -1 if metric == "loss" else 1
-    ranked = sorted(rows, key=lambda row: (row["value"] is None, -sign * (row["value"] or 0.0), row["number"]))
-    keys = list(dict.fromkeys(key for row in ranked for key in row["params"]))
-    head = ["trial", *keys, f"meta-validation {metric}", "adapt steps", "meta-steps", "seconds", "ended"]
-    cells = [
-        [f"{row['number']}" + ("" if row["kind"] == "search" else f" ({row['kind']} rates)"),
-         *(shown(row["params"].get(key)) for key in keys), score(row), shown(row["adapt_steps"]),
-         str(row["meta_steps"]), "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
-         row["status"] + (f": {row['reason']}" if row["reason"] else "")]
-        for row in ranked
-    ]  # fmt: skip
-    found = best_of(rows, metric)
-    marked = [i for i, row in enumerate(ranked) if found is not None and row["number"] == found["number"]]
-    caption = "Scores at the best number of adaptation steps with 95% intervals; the best first."
-    return Section(title, [Table(caption, head, cells, marked=marked)])
+    heads, cells, best = listed(rows, metric)
+    caption = f"Meta-validation {metric} at the best number of adaptation steps with 95% intervals; the best first."
+    return Section(title, [Table(caption, heads, cells, marked=[] if best is None else [best])])
 
 
 def drawn(rows: list[Row], metric: str) -> Section:
@@ -92,11 +80,3 @@ def searched(run: RunFiles) -> Section:
 def again(run: RunFiles) -> Section:
     given = command(run.environment) or shlex.join(["distmeta", "tune", str(run.path / "config.yaml")])
     return Section("How to reproduce it", [Code(given)])
-
-
-def shown(value: object) -> str:
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def score(row: Row) -> str:
-    return "-" if row["value"] is None else f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"

@@ -1,4 +1,4 @@
-"""What a search leaves: results.parquet and a table (a row per trial), best.yaml, figures."""
+"""What a search leaves: results.parquet and a table (a row per trial), best.yaml."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def best_of(rows: list[Row], metric: str) -> Row | None:
 
 
 def write_results(sweep_dir: Path, config: Config, base: Config, rows: list[Row]) -> Search:
-    """results.parquet, best.yaml and figures/."""
+    """results.parquet and best.yaml."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -106,9 +106,6 @@ def write_results(sweep_dir: Path, config: Config, base: Config, rows: list[Row]
     best = best_of(rows, config.tune.metric)
     if best is not None:
         checkpoints.write_text(sweep_dir / "best.yaml", recipe(config, base, best))
-        from distmeta.search.figures import draw
-
-        draw(sweep_dir / "figures", rows, config.tune.metric)
     return Search(sweep_dir, config.tune.metric)
 
 
@@ -133,28 +130,39 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str | bool | None) else json.dumps(value)
 
 
+def listed(rows: list[Row], metric: str) -> tuple[list[str], list[list[str]], int | None]:
+    """(column heads, a row of cells for each trial, the best first, and the place of the best trial)."""
+    sign = -1 if metric == "loss" else 1
+    ranked = sorted(rows, key=lambda r: (r["value"] is None, -sign * (r["value"] or 0.0), r["number"]))
+    keys = list(dict.fromkeys(key for row in ranked for key in row["params"]))
+    best, place = best_of(rows, metric), None
+    cells = []
+    for at, row in enumerate(ranked):
+        name = f"{row['number']}" + ("" if row["kind"] == "search" else f" ({row['kind']} rates)")
+        seconds = "-" if row["seconds"] is None else f"{row['seconds']:.0f}"
+        ended = row["status"] + (f": {row['reason']}" if row["reason"] else "")
+        params = (shown(row["params"].get(key)) for key in keys)
+        cells.append([name, *params, score(row), shown(row["adapt_steps"]), str(row["meta_steps"]), seconds, ended])
+        place = at if best is not None and row["number"] == best["number"] else place
+    return ["trial", *keys, metric, "adapt steps", "meta-steps", "seconds", "ended"], cells, place
+
+
+def shown(value: object) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def score(row: Row) -> str:
+    return "-" if row["value"] is None else f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
 def table(search: Search) -> Any:
     """A rich table, the best first."""
     from rich.table import Table
 
-    sign = -1 if search.metric == "loss" else 1
-    rows = sorted(search.trials, key=lambda r: (r["value"] is None, -sign * (r["value"] or 0.0), r["number"]))
-    keys = list(dict.fromkeys(key for row in rows for key in row["params"]))
-    shown = Table(title=f"meta-validation {search.metric} at the best number of adaptation steps, 95% interval")
-    shown.add_column("trial", no_wrap=True)
-    for key in keys:
-        shown.add_column(key, justify="right", no_wrap=True)
-    for column in (search.metric, "adapt steps", "meta-steps", "seconds"):
-        shown.add_column(column, justify="right", no_wrap=True)
-    shown.add_column("ended")
-    best = search.best
-    for row in rows:
-        name = f"{row['number']}" + ("" if row["kind"] == "search" else f" ({row['kind']} rates)")
-        value = "-" if row["value"] is None else f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        ended = row["status"] + (f": {row['reason']}" if row["reason"] else "")
-        cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (row["params"].get(k, "-") for k in keys)]
-        seconds = "-" if row["seconds"] is None else f"{row['seconds']:.0f}"
-        steps = "-" if row["adapt_steps"] is None else str(row["adapt_steps"])
-        style = "bold" if best is not None and row["number"] == best["number"] else None
-        shown.add_row(name, *cells, value, steps, str(row["meta_steps"]), seconds, ended, style=style)
-    return shown
+    heads, rows, best = listed(search.trials, search.metric)
+    out = Table(title=f"meta-validation {search.metric} at the best number of adaptation steps, 95% interval")
+    for head in heads:
+        out.add_column(head, justify="left" if head in ("trial", "ended") else "right", no_wrap=head != "ended")
+    for at, row in enumerate(rows):
+        out.add_row(*row, style="bold" if at == best else None)
+    return out

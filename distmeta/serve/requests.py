@@ -11,8 +11,10 @@ from distmeta.errors import cut, nearest
 from distmeta.serve.tasks import Refused
 from distmeta.tasks.texts import fault, shown
 
-CLASSES = {"text": True, "label": True}  # columns of a row, and whether it needs them
-TEXT_TO_TEXT = {"input": True, "target": True, "options": False, "instruction": False}
+# Columns of a row: whether it needs them, and what they hold: a text, a text or a whole number, a text or several.
+CLASSES = {"text": (True, "text"), "label": (True, "label")}
+TEXT_TO_TEXT = {"input": (True, "text"), "target": (True, "texts"), "options": (False, "texts"),
+                "instruction": (False, "text")}  # fmt: skip
 MOST_LISTED = 100  # answers or options of one example
 
 
@@ -39,10 +41,15 @@ def support_of(
         if not isinstance(row, dict):
             raise Refused(400, f"{where} is {shown(row)}; give an object with {', '.join(columns)}")
         _known(where, row, columns)
-        for column, needed in columns.items():
-            if row.get(column) is None and needed:
+        for column, (needed, kind) in columns.items():
+            value, named = row.get(column), f"{where}, '{column}'"
+            if value is None and needed:
                 raise Refused(400, f"{where} has no '{column}'")
-            _value(f"{where}, '{column}'", row.get(column), column in ("target", "options"), limits)
+            if kind == "texts" and isinstance(value, list):
+                for one in _list(named, value, MOST_LISTED, "texts (of an example)"):
+                    _text(named, one, limits)
+            elif value is not None and not (kind == "label" and type(value) is int):  # which True is not
+                _text(named, value, limits)
     steps = body.get("steps")
     if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or not 0 <= steps <= limits.steps):
         raise Refused(400, f"steps is {shown(steps)}; a whole number from 0 to {limits.steps} (serve.steps)")
@@ -64,14 +71,6 @@ def _list(name: str, value: Any, most: int, what: str) -> list[Any]:
     if len(value) > most:
         raise Refused(413, f"{name} has {len(value)} {what.split(' (')[0]}, the limit is {most} ({what.split(' (')[1]}")
     return value
-
-
-def _value(where: str, value: Any, listed: bool, limits: ServeConfig) -> None:
-    if listed and isinstance(value, list):
-        for one in _list(where, value, MOST_LISTED, "texts (of an example)"):
-            _text(where, one, limits)
-    elif value is not None and not (isinstance(value, int) and not isinstance(value, bool) and "'label'" in where):
-        _text(where, value, limits)
 
 
 def _text(where: str, value: Any, limits: ServeConfig) -> None:

@@ -31,69 +31,38 @@ BATCH = 8192
 
 
 def read_examples(
-    sources: Sequence[Source], data: DataConfig, family: str, settable: bool = True
+    sources: Sequence[Source], data: DataConfig, family: str, settable: bool = True, one_task: bool = False
 ) -> Iterator[pa.RecordBatch]:
-    """Batches with the string columns text, label, task (family domain) and split (where the data has one).
+    """Batches with the string columns text, label, task (unless family classes) and split (where the data has one).
 
     Either all batches have a split column or none. Raises InputError for the first row that cannot be used.
     In family text_to_text the text is a record, as distmeta.tasks.records writes it, and the label the same for all.
-    settable: whether who reads can name other columns; those of a run that has ended stay.
+    settable: whether who reads can name other columns; those of a run that has ended stay. one_task: all rows are of
+    one task (family text_to_text), which needs no column to name it.
     """
-    if family == "text_to_text":
-        yield from read_records(sources, data, settable=settable)
-        return
+    words = family == "text_to_text"
     has_split = True if data.splits is None and any(source.split for source in sources) else None
     for source in sources:
         rows = 0
         choose = partial(
-            choose_columns, source=source, data=data, family=family, has_split=has_split, settable=settable
-        )
-        for arrays, numbers in READ[source.kind](source, choose):
-            if has_split is None:
-                has_split = "split" in arrays
-            if rows == 0 and source.kind in ("csv", "tsv"):
-                _refuse_numeric_strings(arrays["text"], source, data.text)
-            checked = {
-                role: _strings(array, role, getattr(data, role), source, numbers) for role, array in arrays.items()
-            }
-            if has_split and "split" not in checked:
-                checked["split"] = pa.array([source.split] * len(numbers), pa.large_string())
-            rows += len(numbers)
-            yield pa.RecordBatch.from_pydict(checked)
-        if rows == 0:
-            raise InputError(f"{source.name}: holds no examples")
-
-
-def read_records(
-    sources: Sequence[Source], data: DataConfig, one_task: bool = False, settable: bool = True
-) -> Iterator[pa.RecordBatch]:
-    """`read_examples` of family text_to_text. one_task: all rows are of one, which needs no column to name it."""
-    has_split = True if data.splits is None and any(source.split for source in sources) else None
-    for source in sources:
-        rows = 0
-        choose = partial(
-            choose_columns,
-            source=source,
-            data=data,
-            family="text_to_text",
-            has_split=has_split,
-            one_task=one_task,
+            choose_columns, source=source, data=data, family=family, has_split=has_split, one_task=one_task,
             settable=settable,
-        )
-        read = records.LAYOUTS.get(data.layout)
-        for arrays, numbers in read(source) if read else READ[source.kind](source, choose):
+        )  # fmt: skip
+        layout = records.LAYOUTS.get(data.layout) if words else None
+        for arrays, numbers in layout(source) if layout else READ[source.kind](source, choose):
             if has_split is None:
                 has_split = "split" in arrays
             columns = {role: getattr(data, role) for role in arrays}
-            made = {
-                "text": records.from_columns(arrays, columns, source, numbers),
-                "label": pa.array([records.ANSWER] * len(numbers), pa.large_string()),
-            }
-            made |= {
-                role: _strings(arrays[role], role, columns[role], source, numbers)
-                for role in ("task", "split")
-                if role in arrays
-            }
+            made: dict[str, pa.Array] = {}
+            if words:
+                made["text"] = records.from_columns(arrays, columns, source, numbers)
+                made["label"] = pa.array([records.ANSWER] * len(numbers), pa.large_string())
+            elif rows == 0 and source.kind in ("csv", "tsv"):
+                _refuse_numeric_strings(arrays["text"], source, data.text)
+            for role in ("task", "split") if words else arrays:
+                if role not in arrays:
+                    continue
+                made[role] = _strings(arrays[role], role, columns[role], source, numbers)
             if has_split and "split" not in made:
                 made["split"] = pa.array([source.split] * len(numbers), pa.large_string())
             rows += len(numbers)

@@ -12,8 +12,6 @@ from distmeta.errors import InputError
 
 
 def test_each_seed_has_a_run_of_its_own_and_one_table_has_all(monkeypatch, tmp_path):
-    import sys
-
     begun = []
 
     def train(config, resume, show):
@@ -21,7 +19,7 @@ def test_each_seed_has_a_run_of_its_own_and_one_table_has_all(monkeypatch, tmp_p
         scores = {"accuracy": {"mean": 0.8 + config.run.seed / 10}, "perplexity": {"mean": 1.1 + config.run.seed}}
         return SimpleNamespace(path=tmp_path, is_evaluated=True, evaluation={"meta_trained": scores})
 
-    monkeypatch.setattr(sys.modules["distmeta.drive.train"], "train", train)
+    monkeypatch.setattr("distmeta.drive.train.train", train)
     shown = CliRunner().invoke(app, ["train", "default", "--seeds", "0,1", "--json"])
     scores = json.loads(shown.stdout)["evaluation"]["meta_trained"]
     assert scores["perplexity"]["low"] == 1  # no perplexity is less

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from distmeta.algorithms.privacy import sentence
 from distmeta.algorithms.schedule import schedule_of
 from distmeta.tasks.summary import built_in
@@ -238,7 +240,7 @@ def files(trained: Trained) -> str:
         lines.append("- `model_int8.safetensors`: int8 matrices and float32 scales of their rows, for `load_int8`.")
     if trained.is_adapter and not trained.base_is_published:
         lines.append("- `base/`: the base, which was not a published model, or was trained.")
-    dropped = getattr(trained.model.backbone, "pooler", 0) is None
+    dropped = isinstance(getattr(trained.model.backbone, "pooler", None), nn.Identity)
     if dropped and not (trained.is_adapter and trained.base_is_published):
         own = "the pretrained base's" if trained.config.model.pretrained else "as initialised"
         lines.append(f"- The pooler in the weights is {own}; it was not trained, and nothing here uses it.")

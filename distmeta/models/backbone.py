@@ -31,7 +31,7 @@ def build_backbone(config: ModelConfig, vocab_size: int, pad_id: int, seed: int,
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # unused by the heads; as a meta-parameter it would be dead weight
+        model.pooler = nn.Identity()  # unused by the heads: dead weight as a meta-parameter; some families call it
     backbone: nn.Module = model
     return backbone
 
@@ -153,7 +153,9 @@ def _fresh_config(config: ModelConfig, vocab_size: int, pad_id: int) -> Any:
     if default.is_encoder_decoder:
         given["decoder_start_token_id"] = pad_id
     try:
-        return AutoConfig.for_model(config.architecture, **{**given, **sizes, "vocab_size": vocab_size})
+        made = AutoConfig.for_model(config.architecture, **{**given, **sizes, "vocab_size": vocab_size})
+        made.architectures = made.architectures or []  # transformers looks through it where a family has two models
+        return made
     except Exception as error:  # each architecture validates in its own way
         raise InputError(f"model.config: {_first_line(error)}") from None
 

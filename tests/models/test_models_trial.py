@@ -38,6 +38,14 @@ def test_what_cannot_be_run_is_refused_by_name(tmp_path, monkeypatch, kind, sect
     assert not any(tmp_path.rglob("*"))
 
 
+@pytest.mark.parametrize(("kind", "sizes"), [
+    ("funnel", {"block_sizes": [1, 1], "d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 32}),  # two models in one
+    ("squeezebert", {**SMALL, "embedding_size": 32}),  # it calls its pooler, which is none of ours
+])  # fmt: skip
+def test_what_can_be_run_is_not_refused(kind, sizes):
+    trial.try_model(of(kind, sizes))
+
+
 def test_quantised_weights_are_refused_by_name(tmp_path):
     build_backbone(small.config().model, 40, 0, 0).config.save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from distmeta.models import context
 from distmeta.models.batch import TextBatch, to_batch
@@ -91,8 +90,9 @@ def _decoder(model: LanguageModel, params: Params, batch: TextBatch) -> Any:
     at = begin.clone()
 
     def run(ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        states: Tensor = model._with(
-            params, lambda embed: model._run(embed(ids), context.additive(mask), positions, cache.again())
+        states: Tensor = model.under(
+            params,
+            lambda: model._run(model.embeddings()(ids), context.additive(mask), positions, cache.again()),
         )
         return states
 
@@ -132,7 +132,7 @@ def _again(model: LanguageModel, params: Params, batch: TextBatch) -> Any:
             "labels": batch.labels.cpu(), "store_rows": batch.store_rows, "total": batch.total,
         }  # fmt: skip
         whole = to_batch(part, ids.device, causal=True)
-        states = model._with(params, lambda embed: model._last_states(whole))
+        states = model.under(params, lambda: model._last_states(whole))
         last = states.gather(1, (size - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1]))
         return model.scores(params, last.view(tasks, rows, 1, -1)).flatten(0, 2)
 
@@ -142,23 +142,20 @@ def _again(model: LanguageModel, params: Params, batch: TextBatch) -> Any:
 def _encoder_decoder(model: LanguageModel, params: Params, batch: TextBatch) -> Any:
     """As `_decoder`. The encoder runs once; the decoder runs the answer so far again, which is short."""
     tasks, rows = batch.labels.shape
-    own = {name: value for name, value in params.items() if name.startswith("backbone.")}
     mask = model.attention_mask(batch)
-
-    def call(run: Any) -> Any:
-        return functional_call(model, own, (None,), {"run": run}, tie_weights=False)
-
-    encoded = call(lambda: model.backbone.get_encoder()(input_ids=batch.input_ids, attention_mask=mask))  # type: ignore[operator]
+    encoder = model.backbone.get_encoder()  # type: ignore[operator]
+    encoded = model.under(params, lambda: encoder(input_ids=batch.input_ids, attention_mask=mask))
     so_far = torch.full((tasks * rows, 1), model.start_id, device=batch.labels.device)
 
     def step(token: Tensor | None) -> Tensor:
         nonlocal so_far
         if token is not None:
             so_far = torch.cat([so_far, token.unsqueeze(1)], 1)
-        states = call(
+        states = model.under(
+            params,
             lambda: model._states_of(
                 encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=so_far, use_cache=False
-            )
+            ),
         )
         return model.scores(params, states[:, -1:].reshape(tasks, rows, 1, -1)).flatten(0, 2)
 

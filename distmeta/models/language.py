@@ -9,14 +9,13 @@ Letters: T tasks, n rows of a task in a batch, N = T n, L tokens, M tokens of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from distmeta.config import Config
 from distmeta.errors import InputError
@@ -109,10 +108,9 @@ class LanguageModel(TaskModel):
     def _try_task_axis(self) -> bool:
         return self.seq2seq or super()._try_task_axis()
 
-    def _lowest(self, names: Any) -> int:
-        names = list(names)
-        if self.seq2seq or self.output_name in names or self.reads_support:
-            return 0 if self.seq2seq or self.reads_support else super()._lowest(names)
+    def _lowest(self, names: Iterable[str]) -> int:
+        if self.seq2seq or self.reads_support:
+            return 0
         return min(super()._lowest(names), max(0, len(self.layers) - 1))  # the last layer is always run
 
     def _check_layers(self) -> None:
@@ -150,15 +148,9 @@ class LanguageModel(TaskModel):
         batch = to_batch(part, device, causal=not self.seq2seq)
         return replace(batch, answer=answer.to(device), answer_at=(place - 1).to(device))
 
-    def forward(
-        self, batch: TextBatch | None, states: Tensor | None = None, prefix: bool = False, run: Any = None
-    ) -> Any:
-        """The states that predict the answer's tokens, [N, M, D]; the rest as in `TaskModel`."""
-        if run is not None:
-            return run()
-        assert batch is not None and batch.answer_at is not None
-        if prefix:
-            return self.layers.entry_states(lambda: self._last_states(batch), self.entry)
+    def _pooled(self, batch: TextBatch, states: Tensor | None = None) -> Tensor:
+        """The states that predict the answer's tokens, [N, M, D], from the layer `entry` on if `states` are given."""
+        assert batch.answer_at is not None
         out = self.layers.from_states(lambda: self._last_states(batch), self.entry, states, None)
         return out if self.seq2seq else at_positions(out, batch.answer_at)
 
@@ -184,14 +176,13 @@ class LanguageModel(TaskModel):
         assert batch.answer_at is not None
         if context.KEPT in params:
             rows = batch.labels.shape[1]
-            states: Tensor = self._with(params, lambda embed: context.states_after(
-                self._run, params, embed(batch.input_ids), batch.keep, rows
+            states: Tensor = self.under(params, lambda: context.states_after(
+                self._run, params, self.embeddings()(batch.input_ids), batch.keep, rows
             ))  # fmt: skip
             states = at_positions(states, batch.answer_at)
         else:
             given = params[batch.states] if isinstance(batch.states, str) else batch.states
-            own = {name: value for name, value in params.items() if name.startswith("backbone.")}
-            states = functional_call(self, own, (batch, given), tie_weights=False)
+            states = self.under(params, lambda: self._pooled(batch, given))
         return states.view(*batch.labels.shape, *states.shape[1:])
 
     def logits(self, params: Params, batch: TextBatch) -> Tensor:
@@ -236,17 +227,11 @@ class LanguageModel(TaskModel):
             raise InputError("an encoder-decoder does not read a support set in context; use a decoder, such as gpt2")
         if not self.keeps_keys:
             self.check_support()
-        found: Params = self._with(params, lambda embed: context.read_rows(self._run, embed, support))
-        return found
+        kept: Params = self.under(params, lambda: context.read_rows(self._run, self.embeddings(), support))
+        return kept
 
     def start(self, params: Params, support: list[TextBatch]) -> Params:
         return self.read_support(params, support)
-
-    def _with(self, params: Mapping[str, Tensor], task: Any) -> Any:
-        """task(embed) with the backbone's running parameters in place."""
-        own = {name: value for name, value in params.items() if name.startswith("backbone.")}
-        embed: Any = self.backbone.get_input_embeddings()  # type: ignore[operator]
-        return functional_call(self, own, (None,), {"run": lambda: task(embed)}, tie_weights=False)
 
 
 def at_positions(states: Tensor, place: Tensor) -> Tensor:

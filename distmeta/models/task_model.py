@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -215,7 +215,7 @@ class TaskModel(nn.Module):
         length = calls.trial_length(self.backbone, length)
         half, short = length // 2, length // 2 - min(calls.gap(length), length // 2 - 1)
         batch = self._trial_batch(length)
-        embed: Any = self.backbone.get_input_embeddings()  # type: ignore[operator]
+        embed = self.embeddings()
         try:
             with torch.no_grad(), calls.shaken(self.backbone, self._fresh):
                 whole = TaskModel._last_states(self, batch)
@@ -245,18 +245,17 @@ class TaskModel(nn.Module):
         finally:
             self.classes = before
 
-    def forward(
-        self, batch: TextBatch | None, states: Tensor | None = None, prefix: bool = False, run: Any = None
-    ) -> Any:
-        """Pooled features [N, D], from the layer `entry` on if `states` are given; prefix: these states, [N, L, D].
+    def forward(self, function: Callable[[], Any]) -> Any:
+        """function() under the parameters in use; for `under` alone, which says what these are."""
+        return function()
 
-        run: called instead, for its result under the parameters in use.
-        """
-        if run is not None:
-            return run()
-        assert batch is not None
-        if prefix:
-            return self.layers.entry_states(lambda: self._last_states(batch), self.entry)
+    def under(self, params: Mapping[str, Tensor], function: Callable[[], Any]) -> Any:
+        """function() with the backbone's running parameters, those of `params`, in place."""
+        running = {name: value for name, value in params.items() if name.startswith("backbone.")}
+        return functional_call(self, running, (function,), tie_weights=False)
+
+    def _pooled(self, batch: TextBatch, states: Tensor | None = None) -> Tensor:
+        """Pooled features [N, D], from the layer `entry` on if `states` are given."""
         rows = {"mean": None, "first": torch.zeros_like(batch.last), "last": batch.last}[self.pooling]
         pruned = rows if self.layers.can_prune else None
         out = self.layers.from_states(lambda: self._last_states(batch), self.entry, states, pruned)
@@ -264,6 +263,10 @@ class TaskModel(nn.Module):
             keep = batch.keep.unsqueeze(-1).to(out.dtype)
             return (out * keep).sum(1) / keep.sum(1)
         return out[:, 0] if pruned is not None else out[torch.arange(out.shape[0], device=out.device), rows]
+
+    def _entry_states(self, batch: TextBatch) -> Tensor:
+        """What the layer `entry` is given, [N, L, D]."""
+        return self.layers.entry_states(lambda: self._last_states(batch), self.entry)
 
     def _last_states(self, batch: TextBatch) -> Tensor:
         """The backbone's last hidden states, [N, L, D]."""
@@ -296,16 +299,15 @@ class TaskModel(nn.Module):
         if states is not None and self.entry_is_pooled:
             pooled = states
         else:
-            own = {name: value for name, value in params.items() if name.startswith("backbone.")}
-            pooled = functional_call(self, own, (batch, states), tie_weights=False)
+            pooled = self.under(params, lambda: self._pooled(batch, states))
         pooled = pooled.view(*batch.labels.shape, -1)
         return self.length * F.normalize(pooled, dim=-1) if self.unit_length else pooled
 
     def prefix_states(self, params: Mapping[str, Tensor], batch: TextBatch) -> Tensor:
         """What the layers below `entry` make of the rows: [N, L, D], or pooled features [N, D]."""
-        own = {name: value for name, value in params.items() if name.startswith("backbone.")}
-        out: Tensor = functional_call(self, own, (batch, None, not self.entry_is_pooled), tie_weights=False)
-        return out
+        run = self._pooled if self.entry_is_pooled else self._entry_states
+        states: Tensor = self.under(params, lambda: run(batch))
+        return states
 
     def logits(self, params: Params, batch: TextBatch) -> Tensor:
         """Class scores, [T, n, C]. `params` holds the head and whatever differs from the initial values."""
@@ -341,16 +343,15 @@ class TaskModel(nn.Module):
         """Parts of `distmeta.tasks.episodes.collate` as this model reads them."""
         return [to_batch(part, device, self.causal) for part in parts]
 
-    def _in_context(self, params: Params, task: Any) -> Any:
-        """task(heads, embed) with the backbone's running parameters in place."""
-        own = {name: value for name, value in params.items() if name.startswith("backbone.")}
+    def _in_context(self, params: Params, function: Callable[[Params, Any], Any]) -> Any:
+        """function(heads, embed) under the running parameters; "table" among the heads: token embeddings, [V, D]."""
         heads = {name: params.get(name, getattr(self, name)) for name in ("head_labels", "head_ask")}
-        embedding: Any = self.backbone.get_input_embeddings()  # type: ignore[operator]
+        embed = self.embeddings()
+        return self.under(params, lambda: function({**heads, "table": embed.weight}, embed))
 
-        def run() -> Any:
-            return task({**heads, "table": embedding.weight}, embedding)
-
-        return functional_call(self, own, (None,), {"run": run}, tie_weights=False)
+    def embeddings(self) -> Any:
+        """The backbone's module that embeds token ids, under `under` with the running parameters."""
+        return self.backbone.get_input_embeddings()  # type: ignore[operator]
 
     def _run(self, embedded: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """The backbone's last states of embedded rows, with a cache of keys and values."""

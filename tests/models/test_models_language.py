@@ -227,14 +227,20 @@ def test_tied_weights_move_together():
         ids = batch.input_ids
         expected = functional_call(whole, {}, (ids,), {"decoder_input_ids": ids} if model.seq2seq else {}).logits
         if model.seq2seq:
-            states = functional_call(
-                model, {n: v for n, v in params.items() if n.startswith("backbone.")}, (None,),
-                {"run": lambda m=model, i=ids: m._states_of(input_ids=i, decoder_input_ids=i, use_cache=False)},
-                tie_weights=False,
-            )  # fmt: skip
+            states = model.under(
+                params, lambda m=model, i=ids: m._states_of(input_ids=i, decoder_input_ids=i, use_cache=False)
+            )
         else:
-            states = functional_call(
-                model, params, (None,), {"run": lambda m=model, i=ids: m.backbone(input_ids=i).last_hidden_state},
-                tie_weights=False,
-            )  # fmt: skip
+            states = model.under(params, lambda m=model, i=ids: m.backbone(input_ids=i).last_hidden_state)
         torch.testing.assert_close(model.scores(params, states), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_lies_below_the_output_layer_is_run_once_without_another_loss():
+    """Where the output layer alone adapts, the last layer is still run on the states below it."""
+    config = {**small.BACKBONES["llama"], "tie_word_embeddings": False}
+    model = made("llama", inner={"adapt": "^output_weight$"}, outer={"base": "freeze"}, model={"config": config})
+    params = {**model.fast, **model.shared}
+    batches = model.batches(collate([texts(1)[0]], 1, PAD), "cpu")
+    assert list(model.fast) == ["output_weight"] and has_prefix(model)
+    losses = [model.loss(params, batch) for batch in (*batches, *fixed_prefix(model, params, batches))]
+    torch.testing.assert_close(losses[1], losses[0])

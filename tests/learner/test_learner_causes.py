@@ -1,7 +1,9 @@
 """The last line of a failed run says what happened, where, and what to do; messages are as Ray and torch write them."""
 
 import pytest
+import small
 
+from distmeta.drive.train import TrainingError, raise_failure, ray_cluster, run_group
 from distmeta.learner.causes import explain, text_of
 
 RAY_MEMORY = """Training failed due to controller error:
@@ -105,3 +107,37 @@ def test_ranks_are_read_from_the_failure_and_not_from_its_shortened_text():
     failure.worker_failures = {1: ModuleNotFoundError("No module named 'peft'")}
     assert explain(text_of(failure)).startswith("the node of rank 1 lacks the package 'peft'")
     assert text_of(RuntimeError("of the controller")) == "of the controller"
+
+
+@pytest.mark.long
+def test_a_disk_a_package_and_a_kill_through_ray(tmp_path):
+    def fail(settings):
+        import os
+        import signal
+        import time
+        from pathlib import Path
+
+        import ray.train
+
+        if ray.train.get_context().get_world_rank() == 1:
+            time.sleep(5)  # until its start is over
+            if settings["what"] == "disk":
+                Path("/dev/full").write_bytes(bytes(9))
+            elif settings["what"] == "package":
+                import a_package_that_is_not_there  # noqa: F401
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
+
+    ends = {
+        "disk": "the disk that rank 1 writes to is full",
+        "package": "the node of rank 1 lacks the package 'a_package_that",
+        "kill": r"rank 1 \(pid \d+, node [\d.]+\) was killed \(SIGKILL\)",
+    }
+    config = small.config(cluster={"workers": 2, "max_failures": 0})
+    with ray_cluster(config):
+        for what, end in ends.items():
+            (tmp_path / what).mkdir()
+            failure = run_group(fail, config, tmp_path / what, {"what": what}, 2, 0.0, 0)
+            with pytest.raises(TrainingError, match=f"the last cause: {end}") as caught:
+                raise_failure(config, tmp_path / what, failure)
+            assert "\n" not in str(caught.value)

@@ -29,6 +29,12 @@ BACKBONES = {
     "lstm": {"embedding_size": 12, "hidden_size": 16, "num_hidden_layers": 1},
 }  # fmt: skip
 
+# As ChatML, without a system line.
+CHAT = (
+    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
 
 def write_domains(path: Path, tasks: int = 10, rows: int = 14) -> Path:
     """text,label,task: in each task two words of its own say yes, and two others no."""
@@ -57,6 +63,36 @@ def config(path: Path | None = None, architecture: str = "bert", **sections) -> 
         "run": {"checkpoint_every": 5, "timeout_s": 60},
     }  # fmt: skip
     return make_config(merge(base, sections))
+
+
+def decoder(
+    folder: Path, template: str | None = CHAT, begin: bool = False, letters: str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+) -> Path:
+    """A pretrained directory: a llama of two layers with random weights, 16 wide, bytes and letters as its tokens.
+
+    begin: whether its tokenizer puts <s> before a text.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    space = pre_tokenizers.ByteLevel().pre_tokenize_str(" A")[0][0][0]
+    words = ["<s>", "</s>", *alphabet, *(space + letter for letter in letters)]
+    tokenizer = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [(space, letter) for letter in letters]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    if begin:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    stock = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    stock.chat_template = template
+    stock.save_pretrained(folder)
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(**BACKBONES["llama"], vocab_size=len(words), max_position_embeddings=1024, pad_token_id=1)
+    ).save_pretrained(folder)
+    return folder
 
 
 def checkpoint_of(folder, path, **sections) -> Path:

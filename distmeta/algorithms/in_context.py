@@ -10,6 +10,7 @@ gradient over support and query sets. A new task costs one forward pass over its
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from distmeta import inner
@@ -19,4 +20,6 @@ ADAPTS = False
 
 
 def meta_gradient(loss: Any, params: Any, support: Any, query: Any, loop: Any, **options: Any) -> inner.MetaGradient:
-    return inner.meta_gradient(loss, params, support, query, loop, order="exact", **options)
+    """The support set is read, and never scored: what stands for its loss is the query set's."""
+    result = inner.meta_gradient(loss, params, support, query, loop, order="exact", last_inner_loss=False, **options)
+    return dataclasses.replace(result, inner_losses=result.loss.unsqueeze(-1))

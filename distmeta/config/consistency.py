@@ -109,7 +109,11 @@ def check(config: Config) -> None:
         raise ValueError(f"task.ways belongs to task.family=classes; {config.task.family} has no number of ways to set")
     if config.task.family == "text_to_text":
         check_text(config)
-    elif config.data.layout != "table":
+    elif config.task.labels == "letters":
+        check_letters(config)
+    elif config.task.prompt != "plain":
+        raise ValueError(f"task.prompt = {config.task.prompt} belongs to task.labels=letters; leave it out")
+    if config.task.family != "text_to_text" and config.data.layout != "table":
         raise ValueError(f"data.layout = {config.data.layout} belongs to task.family=text_to_text")
     if config.task.arrive_every and (config.task.family != "domain" or config.data.sources is not None):
         raise ValueError("task.arrive_every is for the tasks of task.family=domain, and one data source; set it to 0")
@@ -148,10 +152,14 @@ def check_ways(key: str, ways: int | None, config: Config) -> None:
         raise ValueError(f"{key} = {ways}: task.family = {config.task.family} has no number of ways to set")
     if ways < 2:
         raise ValueError(f"{key} = {ways}: at least 2")
+    if config.task.labels == "letters":
+        if ways > MOST_LETTERS:
+            raise ValueError(f"{key} = {ways}: there are {MOST_LETTERS} letters to name classes by: lower it")
+        return
     if ways != config.ways and config.model.head != "prototype":
         raise ValueError(
             f"{key} = {ways}: the head of this model has {config.ways} outputs; leave {key} out, or meta-train with "
-            "model.head=prototype, which takes any number"
+            "model.head=prototype or task.labels=letters, which take any number"
         )
 
 
@@ -160,6 +168,8 @@ def check_text(config: Config) -> None:
     for fits, key, value, mend in (
         (config.model.head != "prototype", "model.head", "prototype", "an answer has no class: linear, or context"),
         (not config.task.permute_labels, "task.permute_labels", "true", "there are no labels: false"),
+        (config.task.labels == "head", "task.labels", config.task.labels, "there are no labels: leave it out"),
+        (config.task.prompt == "plain", "task.prompt", config.task.prompt, "leave it out"),
         (not any(value for name, value in config.task.augment if name != "resplit"), "task.augment", "on",
          "it would change answers with the texts: resplit alone"),
         (config.task.arrive_every == 0, "task.arrive_every", config.task.arrive_every, "0"),
@@ -173,6 +183,33 @@ def check_text(config: Config) -> None:
     ):  # fmt: skip
         if not fits:
             raise ValueError(f"task.family = text_to_text does not go with {key} = {value}: {mend}")
+
+
+MOST_LETTERS = 26
+
+
+def check_letters(config: Config) -> None:
+    """Raises ValueError for what a decoder that names classes by letters cannot do."""
+    most = max(config.ways or 2, config.eval.ways or 2)
+    for fits, key, value, mend in (
+        (config.model.head != "prototype", "model.head", "prototype",
+         "it has no features: linear, or context for a model that reads its support set"),
+        (config.model.context == "direct", "model.context", config.model.context, "direct"),
+        (config.inner.adapt != "head", "inner.adapt", "head", "there is no head: lora, all, or a regular expression"),
+        (config.algorithm not in ("proto_maml", "prototypes", "anil", "boil"), "algorithm", config.algorithm,
+         "it needs a classifier's head: in_context, maml, fomaml, reptile, ..."),
+        (not any(value for name, value in config.task.augment if name != "resplit"), "task.augment", "on",
+         "it would change the prompt with the text: resplit alone"),
+        (config.cluster.episode == "rank", "cluster.episode", config.cluster.episode, "rank"),
+        (most <= MOST_LETTERS, "task.ways", most, f"there are {MOST_LETTERS} letters: lower it"),
+    ):  # fmt: skip
+        if not fits:
+            raise ValueError(f"task.labels = letters does not go with {key} = {value}: {mend}")
+    if config.model.head == "context" and config.inner.steps and config.task.shots < 2:
+        raise ValueError(
+            f"task.shots = {config.task.shots}: with inner.steps above 0 the inner loss is on examples whose class an "
+            "earlier one has: at least 2, or algorithm=in_context, which has no inner loop"
+        )
 
 
 SECRET = 1 << 32  # a smaller run.seed can be tried out
@@ -229,8 +266,11 @@ def check_algorithm(config: Config) -> None:
         check_settings(config, ALGORITHMS[config.algorithm].settings)
     if config.inner.steps == 0 and config.algorithm not in ("prototypes", "in_context"):
         raise ValueError("inner.steps = 0 adapts nothing: at least 1; prototypes and in_context need no inner loop")
-    if config.model.head == "context" and config.algorithm != "in_context":
-        raise ValueError("model.head = context belongs to algorithm=in_context, which has no inner loop")
+    if config.model.head == "context" and config.algorithm != "in_context" and config.task.labels != "letters":
+        raise ValueError(
+            "model.head = context belongs to algorithm=in_context, which has no inner loop; with task.labels=letters "
+            "it goes with every algorithm that adapts"
+        )
     if config.algorithm == "imaml" and config.inner.proximal == 0:
         raise ValueError("algorithm = imaml needs the pull to the initial weights: inner.proximal above 0")
     if config.algorithm == "online" and not config.task.arrive_every:
@@ -250,6 +290,11 @@ def check_used(config: Config) -> None:
     """Raises InputError for what a new run would leave without effect; one that exists is read as it is."""
     inner, outer = config.inner, config.outer
     trains_base = outer.base == "train" or (outer.base == "auto" and config.model.pretrained is None)
+    if config.task.labels == "letters" and config.model.pretrained is None:
+        raise InputError(
+            "task.labels = letters needs a pretrained decoder, which knows letters: set model.pretrained to its "
+            "directory or hub id"
+        )
     for unused, key, value, mend in (
         (outer.rate_lr is not None and inner.learn_lr == "none", "outer.rate_lr", outer.rate_lr,
          "is for learnt inner rates, and inner.learn_lr is none: set inner.learn_lr, or leave outer.rate_lr out"),

@@ -46,7 +46,9 @@ def with_distance(content: dict[str, Any]) -> dict[str, Any]:
     model = _section(content, "model")
     if not isinstance(content.get("model", {}), dict) or model.get("distance") is not None:
         return content
-    reads_words = _section(content, "task").get("family") == "text_to_text" or model.get("head") == "context"
+    task = _section(content, "task")
+    reads_words = task.get("family") == "text_to_text" or task.get("labels") == "letters"
+    reads_words = reads_words or model.get("head") == "context"
     cosine = not reads_words and model.get("pretrained") is not None and is_decoder(str(model["pretrained"]))
     return {**content, "model": {**model, "distance": "cosine" if cosine else "euclidean"}}
 

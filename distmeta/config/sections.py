@@ -64,7 +64,9 @@ class ModelConfig(Section):
     )
     lora_rank: int = Field(8, ge=1, description="rank of a LoRA matrix pair")
     lora_alpha: float = Field(16.0, gt=0, description="LoRA output is scaled by alpha / rank")
-    lora_targets: str = Field("auto", description="regular expression of linear module names; auto: query and value")
+    lora_targets: str = Field(
+        "auto", description="regular expression of linear module names; auto: query and value; all-linear: every one"
+    )
 
     @field_validator("lora_targets")
     @classmethod
@@ -174,6 +176,14 @@ class TaskConfig(Section):
     shots: int = Field(5, ge=1, description="support examples of each class (text_to_text: of a task)")
     queries: int = Field(10, ge=1, description="query examples of each class (text_to_text: of a task)")
     instructions: bool = Field(True, description="family text_to_text: put the task's instruction before the input")
+    labels: Literal["head", "letters"] = Field(
+        "head", description="how a class is named: head: by an output of the model's head; letters: by a letter that a "
+        "pretrained decoder says, drawn anew in each episode, so that only the examples tell what it means"
+    )  # fmt: skip
+    prompt: Literal["plain", "chat"] = Field(
+        "plain", description="task.labels=letters: how an example is written: plain (Input: ... Label: B), or as turns "
+        "of the model's own chat template"
+    )  # fmt: skip
     permute_labels: bool = Field(
         False, description="family domain: a new order of the label ids in each episode of every split"
     )

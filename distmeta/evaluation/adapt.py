@@ -29,13 +29,15 @@ from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.build import build_model, check_format
 from distmeta.models.compression import restore
+from distmeta.models.labels import LabelModel
 from distmeta.models.language import LanguageModel
 from distmeta.models.prefix import fixed_prefix
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
-from distmeta.tasks import counts
+from distmeta.tasks import counts, prompts
 from distmeta.tasks.episodes.collate import collate
 from distmeta.tasks.episodes.episode import Rows
+from distmeta.tasks.prompts import LETTERS
 from distmeta.tasks.records import Record, make, parse
 from distmeta.tasks.texts import fault
 
@@ -83,14 +85,15 @@ class AdaptedModel:
         for number, text in enumerate(texts):
             if reason := fault(text):
                 raise InputError(f"text {number} {reason}")
-        if isinstance(self.model, LanguageModel):
+        if self.config.task.family == "text_to_text":
+            assert isinstance(self.model, LanguageModel)
             return self._answer(self.model, texts)
         out = []
         tokenizer = _tokenizer(self.tokenizer_file)
         device = next(iter(self.params.values())).device
         for at in range(0, len(texts), BATCH_ROWS):
             part = texts[at : at + BATCH_ROWS]
-            rows = tokenise(tokenizer, part, [0] * len(part), self.config.model.max_tokens)
+            rows = tokenise(tokenizer, part, [0] * len(part), self.config)
             pad_id = int(self.state["pad_id"])
             batches = collate([rows], 0, pad_id)
             probabilities = np.zeros((len(part), len(self.labels)))
@@ -211,7 +214,7 @@ def read_support(
     pairs = list(_pairs(support, config, where))
     labels = task_labels([label for _, label in pairs], config, state, where)
     numbers = [labels.index(label) for _, label in pairs]
-    return Support(tokenise(tokenizer, [text for text, _ in pairs], numbers, config.model.max_tokens), labels, {})
+    return Support(tokenise(tokenizer, [text for text, _ in pairs], numbers, config), labels, {})
 
 
 def on_device(
@@ -219,6 +222,7 @@ def on_device(
 ) -> tuple[TaskModel, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """A checkpoint's model, and its meta-parameters by role as `split_meta` gives them."""
     model = load_model(saved)
+    name_any(model)
     fast, shared, rates = ({n: v.to(device) for n, v in d.items()} for d in split_meta(model, saved.meta))
     set_attention(model.backbone, "first_order")
     return model.to(device), fast, shared, rates
@@ -260,7 +264,7 @@ def fit(
         model.classes = len(supports[0].labels)
     steps = default_steps(config) if steps is None else steps
     device = next(iter({**fast, **shared}.values())).device
-    batches = model.batches(collate([s.rows for s in supports], config.inner.buckets, pad_id), device)
+    batches, _ = model.sets(collate([s.rows for s in supports], config.inner.buckets, pad_id), [], device, False)
     if not isinstance(model, LanguageModel) or not model.starts:
         batches = fixed_prefix(model, {**fast, **shared}, batches)
 
@@ -272,10 +276,12 @@ def fit(
         inner_loop(config.inner, rates, steps), shared=shared, start=model.start if model.starts else None,
         task_axis=False if tasks == 1 else "native", check=tasks == 1,
     )  # fmt: skip
+    with torch.no_grad():
+        params = result.params | model.settle({**shared, **result.params}, batches)
     if tasks == 1:
-        return [(result.params, result.inner_losses.tolist())]
+        return [(params, result.inner_losses.tolist())]
     # what `start` computes has an axis of its own, of one task where it is alone
-    own = {name: value if name in fast else value.unsqueeze(1) for name, value in result.params.items()}
+    own = {name: value if name in fast else value.unsqueeze(1) for name, value in params.items()}
     return [({n: v[t].clone() for n, v in own.items()}, result.inner_losses[t].tolist()) for t in range(tasks)]
 
 
@@ -296,6 +302,7 @@ def load_adapted(path: str | Path) -> AdaptedModel:
     check_format(path, state["format"], model)
     model.load_state_dict(restore(checkpoints.read_tensors(path, "base")), strict=False)
     set_attention(model.backbone, "first_order")
+    name_any(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     params = {name: value.to(device) for name, value in load_file(path / "adapted.safetensors").items()}
     return AdaptedModel(config, labels, model.to(device), params, path / "tokenizer.json", state, losses)
@@ -306,11 +313,15 @@ def task_labels(given: Sequence[str], config: Config, state: Mapping[str, Any], 
     found = list(dict.fromkeys(given))
     if len(found) < 2:
         raise InputError(f"{where}: one label only ('{found[0]}'); a task needs examples of at least two")
-    if config.task.family == "domain" and not config.task.permute_labels:
+    if config.task.family == "domain" and not config.task.permute_labels and config.task.labels == "head":
         unknown = [label for label in found if label not in state["labels"]]
         if unknown:
             raise InputError(f"{where}: label '{unknown[0]}' is not one the model knows: {', '.join(state['labels'])}")
         return list(state["labels"])
+    if config.task.labels == "letters":
+        if len(found) > len(LETTERS):
+            raise InputError(f"{where}: {len(found)} labels, and there are {len(LETTERS)} letters to name them by")
+        return found
     if len(found) > state["classes"] and config.model.head != "prototype":
         raise InputError(
             f"{where}: {len(found)} labels, but the model was meta-trained for {state['classes']}; "
@@ -319,11 +330,21 @@ def task_labels(given: Sequence[str], config: Config, state: Mapping[str, Any], 
     return found
 
 
-def tokenise(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], max_tokens: int) -> Rows:
+def name_any(model: TaskModel) -> None:
+    """A model that names classes by letters takes as many as there are."""
+    if isinstance(model, LabelModel):
+        model.classes = len(LETTERS)
+
+
+def tokenise(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], config: Config) -> Rows:
     """Texts and label numbers as rows of an episode."""
     from distmeta.tasks.tokenizer import encode
 
-    tokens, lengths = next(encode(tokenizer, [list(texts)], max_tokens))
+    most = config.model.max_tokens
+    if config.task.labels == "letters":
+        tokens, lengths = next(prompts.encode(tokenizer, [list(texts)], config.task, most))
+    else:
+        tokens, lengths = next(encode(tokenizer, [list(texts)], most))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return Rows(tokens, offsets, np.asarray(labels, np.int64), np.arange(len(lengths)))
 

@@ -107,7 +107,8 @@ def evaluate_methods(
     and a learning rate chosen on meta-validation (or -train) episodes where there are any. multi_task: likewise,
     from weights trained on the pooled meta-train tasks for as many steps as the run has (it may choose not to
     adapt). prototypes: nearest class mean of the untrained initial features; where answers are words there are none,
-    and in_context is the meta-trained decoder that reads the support set instead of adapting to it.
+    and in_context is the meta-trained decoder that reads the support set instead of adapting to it. base_in_context:
+    where a model reads its support set and names classes by letters, the pretrained one that does so untrained.
     """
     with model.of_ways(config.of_evaluation().ways):
         return _methods(model, meta, store, config, device, split, (rank, world), gather, score, say)
@@ -169,6 +170,12 @@ def _methods(
         more[name] = {"steps": tuned.steps, "lr": best, "chosen_on": held, **details_of(result)}
 
     untrained = dict(model.fast), dict(model.shared)
+    if config.task.labels == "letters" and config.model.head == "context":
+        say("baseline base_in_context: the model as it was pretrained reads the support set")
+        result = gather(scored_by(model, *untrained, dataclasses.replace(loop, steps=0), mine, config, pad_id, device))
+        methods["base_in_context"], more["base_in_context"] = summarise(result), details_of(result)
+        if not config.inner.steps:
+            return Evaluation(methods, more)
     fine_tuned("fine_tuned", *untrained, FINE_TUNE_FACTORS)
     if score is None:
         if _can_be_drawn(store, in_training, "train"):
@@ -180,6 +187,8 @@ def _methods(
                 read = in_context(store)
                 result = gather(read(model, fast, shared, loop, mine, config, pad_id, device))
                 methods["in_context"], more["in_context"] = summarise(result), details_of(result)
+            return Evaluation(methods, more)
+        if config.task.labels == "letters":
             return Evaluation(methods, more)
         say("baseline prototypes")
         values = {**untrained[0], **untrained[1]}

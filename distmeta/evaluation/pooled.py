@@ -45,7 +45,7 @@ def train_pooled(model: TaskModel, store: TaskStore, config: Config, device: tor
             for i in range(step * size, (step + 1) * size)
         ]
         for group in group_episodes(episodes, 16 if device.type == "cpu" else 32):
-            support, query = load_group(group, model, config, store.pad_id, device)
+            support, query = load_group(group, model, config, store.pad_id, device, training=True)
             batches = [*support, *query]
             if model.classes_differ:
                 batches = with_ways(batches, group, store.label_ids)

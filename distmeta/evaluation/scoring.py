@@ -92,16 +92,21 @@ def tasks_at_once(model: TaskModel, config: Config, episodes: Sequence[Episode],
 
 
 def load_group(
-    group: Sequence[Episode], model: TaskModel, config: Config, pad_id: int, device: torch.device
+    group: Sequence[Episode],
+    model: TaskModel,
+    config: Config,
+    pad_id: int,
+    device: torch.device,
+    training: bool = False,
 ) -> tuple[list[TextBatch], list[TextBatch]]:
-    """Support and query sets of a group of episodes as length-sorted parts on `device`."""
+    """Support and query sets of a group of episodes as length-sorted parts on `device`, to train on or to score."""
     inner = config.inner
     tokens = inner.part_tokens or (PART_TOKENS if device.type == "cpu" else 0)
     support, query = (
         collate(part, inner.buckets, pad_id, part_tokens=tokens)
         for part in ([e.support for e in group], [e.query for e in group])
     )
-    return model.batches(support, device), model.batches(query, device)
+    return model.sets(support, query, device, training)
 
 
 def with_ways(batches: Sequence[TextBatch], group: Sequence[Episode], label_ids: NDArray[np.int32]) -> list[TextBatch]:
@@ -165,6 +170,8 @@ def score_episodes(
         support, query = load_group(group, model, config, pad_id, device)
         support, query = (fixed_prefix(model, {**fast, **shared}, part) for part in (support, query))
         path = adaptation(model, fast, shared, loop, support, len(group), curve)
+        with torch.no_grad():
+            path = [values | model.settle({**shared, **values}, support) for values in path]
         labels = np.concatenate([b.labels.cpu().numpy() for b in query], 1)  # [T, n]
         predicted, losses, confidence = [], [], []
         with torch.no_grad():

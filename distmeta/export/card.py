@@ -79,6 +79,11 @@ def summary(trained: Trained) -> str:
             f"{what} for {named}: {base}, meta-trained with distmeta and adapted to this task by {config.algorithm}'s "
             "inner loop."
         )
+    if not config.inner.steps:
+        return (
+            f"{what} meta-trained with distmeta from {base}: it reads a few labelled examples of a new task, and "
+            "learns from them without a gradient step."
+        )
     return (
         f"{what} meta-trained with distmeta from {base}: initial weights from which {config.inner.steps} gradient "
         "steps on a few labelled examples of a new task are enough. As it is, it is where adaptation begins."
@@ -137,6 +142,8 @@ def evaluation(described: dict[str, Any]) -> str:
 def usage(trained: Trained, described: dict[str, Any]) -> str:
     """Code without distmeta: features, and class scores where the head is a linear one."""
     config, tokenizer = trained.config, described["tokenizer_class"]
+    if config.task.labels == "letters":
+        return letters_usage(trained, tokenizer)
     if trained.is_language:
         return language_usage(trained, tokenizer)
     kind = "AutoModelForTextEncoding" if trained.is_encoder_alone else "AutoModel"
@@ -229,6 +236,60 @@ def answer(prompt):
 ```
 
 To adapt it to a new task, give the checkpoint that this was made from to `distmeta adapt`.'''
+
+
+def letters_usage(trained: Trained, tokenizer: str) -> str:
+    """Code without distmeta: the class of a text, by the letter that is likeliest after it."""
+    from distmeta.tasks.prompts import label_tokens, prompt_of
+    from distmeta.tasks.tokenizer import load_tokenizer
+
+    config, read = trained.config, trained.config.model.head == "context"
+    own = load_tokenizer(trained.tokenizer_file)
+    prompt, tokens = prompt_of(config.task.prompt, own), label_tokens(config.task, own)
+    given, labels = ("support, text", "[]") if read else ("text", repr(trained.labels or []))
+    context = (
+        """
+    for example, label in support:
+        if label not in labels:
+            labels.append(label)
+        ids += asked(example) + [LETTERS[labels.index(label)]] + AFTER"""
+        if read
+        else ""
+    )
+    what = (
+        "support: pairs of a text and its label, in any order; several of each label."
+        if read
+        else "By the letters A, B, ... in the order of the labels."
+    )
+    return f'''## Use
+
+Without distmeta, in the directory of this card:
+
+```python
+import torch
+from transformers import AutoModelForCausalLM, {tokenizer}
+
+folder = "."
+tokenizer = {tokenizer}.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder).eval()
+LETTERS = {list(tokens.labels)}
+START, AFTER = {list(tokens.start)}, {list(tokens.after)}
+
+
+def asked(text):
+    """The tokens of an example, up to its letter."""
+    return tokenizer({prompt.before!r} + text + {prompt.between!r}, add_special_tokens=False)["input_ids"]
+
+
+def classify({given}):
+    """Each label's probability. {what}"""
+    ids, labels = list(START), {labels}{context}
+    with torch.no_grad():
+        scores = model(torch.tensor([ids + asked(text)])).logits[0, -1, LETTERS[: len(labels)]]
+    return dict(zip(labels, scores.softmax(0).tolist()))
+```
+
+`distmeta adapt` and `distmeta predict` do the same with the checkpoint that this was made from.'''
 
 
 def files(trained: Trained) -> str:

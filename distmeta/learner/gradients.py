@@ -99,7 +99,7 @@ def load_parts(
     group: list[Episode], model: TaskModel, config: Config, store: TaskStore, device: torch.device
 ) -> tuple[list[TextBatch], list[TextBatch]]:
     """(support, query) of a group of episodes on `device`, with the number of each class where it is asked for."""
-    support, query = load_group(group, model, config, store.pad_id, device)
+    support, query = load_group(group, model, config, store.pad_id, device, training=True)
     if not model.pooled:
         return support, query
     both = with_ways([*support, *query], group, store.label_ids)

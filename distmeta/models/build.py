@@ -9,8 +9,10 @@ from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
 from distmeta.models import calls
 from distmeta.models.fast_shards import FastShards
-from distmeta.models.language import build_language_model
+from distmeta.models.labels import LabelModel, longest_support
+from distmeta.models.language import LanguageModel, build_language_model
 from distmeta.models.task_model import TaskModel
+from distmeta.tasks.prompts import LETTERS, LabelTokens, label_tokens_of
 
 
 def build_model(
@@ -28,6 +30,8 @@ def build_model(
     shards: where its parameters go, each rank keeping its part of every one; all ranks build it together. copy: a
     transformers configuration in the place of config.model's, for a model to be tried (distmeta.models.trial).
     """
+    if config.task.labels == "letters":
+        return build_label_model(config, vocab_size, pad_id, classes, copy)
     if config.task.family == "text_to_text":
         language = build_language_model(config, vocab_size, pad_id, copy)
         check_positions(config, backbones.positions(language.backbone))
@@ -46,6 +50,30 @@ def build_model(
         shards.autocast, model.fast_shards = model.autocast, shards
         model.fast = {name: dict(model.named_parameters())[name] for name in model.fast}
         model.adapted = dict(model.fast)
+    return model
+
+
+def build_label_model(config: Config, vocab_size: int, pad_id: int, classes: int, copy: Any = None) -> LanguageModel:
+    """A pretrained decoder that names classes by letters; of `copy`, a model to be tried, any tokens are letters."""
+    if copy is None:
+        tokens = label_tokens_of(config.task, str(config.model.pretrained))
+    else:
+        tokens = LabelTokens((), tuple(range(len(LETTERS))), (0,))
+    model = build_language_model(
+        config, vocab_size, pad_id, copy, lambda whole, config: LabelModel(whole, config, classes, tokens, pad_id)
+    )
+    if model.seq2seq:
+        raise InputError(
+            "task.labels = letters: an encoder-decoder does not read a class in a text; give a decoder, such as gpt2 "
+            "or llama, or set task.labels=head"
+        )
+    limit, need = backbones.positions(model.backbone), longest_support(config, tokens)
+    if model.reads_support and limit is not None and need > limit:
+        raise InputError(
+            f"model.head = context: a support set and a text after it may take {need} positions, the model has "
+            f"{limit}; lower task.shots, task.ways or model.max_tokens"
+        )
+    check_positions(config, limit)
     return model
 
 

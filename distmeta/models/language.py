@@ -9,7 +9,7 @@ Letters: T tasks, n rows of a task in a batch, N = T n, L tokens, M tokens of th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +41,7 @@ class LanguageModel(TaskModel):
         start = getattr(model.config, "decoder_start_token_id", None)
         self.start_id = int(start if start is not None else model.config.pad_token_id or 0)
         self.reads_support = config.model.head == "context"
-        self._support_length = (config.most_shots + 1) * config.model.max_tokens
+        self._support_length = self._longest_support(config)
         backbone = model if self.seq2seq else model.base_model
         if self.seq2seq:
             for stack in (model.get_encoder(), model.get_decoder()):  # one module, so that it is replaced as one
@@ -52,6 +52,10 @@ class LanguageModel(TaskModel):
         self.keeps_keys = not self.seq2seq and self.keeps_context(self._trial_length)
         if self.reads_support and not self.seq2seq:
             self.check_support()
+
+    def _longest_support(self, config: Config) -> int:
+        """Tokens of the longest support set and a row after it."""
+        return (config.most_shots + 1) * config.model.max_tokens
 
     def _shape_scores(self, model: Any) -> None:
         """What a family does to its scores beside a linear layer: a scale, a soft cap (Gemma 2), an offset (BART)."""
@@ -214,7 +218,7 @@ class LanguageModel(TaskModel):
 
     def by_row(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Of each row's answer: its negative log-likelihood, how many tokens are right, how many there are; [T, n]."""
-        scores, answer = self.logits(params, batch), batch.answer
+        scores, answer = self.scores(params, self.features(params, batch)), batch.answer
         assert answer is not None
         losses = F.cross_entropy(scores.flatten(0, 2), answer.flatten(), reduction="none", ignore_index=NO_TOKEN)
         shape = (*batch.labels.shape, answer.shape[1])
@@ -245,15 +249,21 @@ def shifted(answer: Tensor, first: int) -> Tensor:
     return torch.cat([torch.full_like(answer[:, :1], first), before], 1)
 
 
-def build_language_model(config: Config, vocab_size: int, pad_id: int, copy: Any = None) -> LanguageModel:
-    """The language model that a configuration describes, or that of `copy`. Raises InputError."""
+def build_language_model(
+    config: Config,
+    vocab_size: int,
+    pad_id: int,
+    copy: Any = None,
+    kind: Callable[[Any, Config], LanguageModel] = LanguageModel,
+) -> LanguageModel:
+    """The language model that a configuration describes, or that of `copy`, as a `kind`. Raises InputError."""
     whole = backbones.build_language_model(config.model, vocab_size, pad_id, config.run.seed, copy)
     limit = backbones.positions(whole.base_model)
     length = calls.trial_length(whole, min(config.model.max_tokens, limit or config.model.max_tokens))
     ids, keep = calls.trial(whole.config, length)
     with calls.shaken(whole, config.model.pretrained is None):
         expected = ordinary_scores(whole, ids, keep)
-        model = LanguageModel(whole, config)
+        model = kind(whole, config)
         model.way, model.difference = choose_way(model, ids, keep, expected)
     return model
 

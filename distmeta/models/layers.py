@@ -149,12 +149,12 @@ def add_lora(backbone: nn.Module, rank: int, alpha: float, targets: str, seed: i
     """Add trainable low-rank pairs beside the linear layers that `targets` names; the names of those layers.
 
     A starts uniform as in peft, B at zero, so that the network's output is unchanged. `targets` is a regular
-    expression searched in the layer's path; "auto" takes the query and value projections, or the joint one.
-    Raises InputError when nothing matches.
+    expression searched in the layer's path; "auto" takes the query and value projections, or the joint one,
+    "all-linear" every one. Raises InputError when nothing matches.
     """
     linear = [(path, m) for path, m in backbone.named_modules() if isinstance(m, TaskLinear | TaskConv1D)]
     found: list[tuple[str, Any]] = []
-    for pattern in AUTO_TARGETS if targets == "auto" else (targets,):
+    for pattern in {"auto": AUTO_TARGETS, "all-linear": ("",)}.get(targets, (targets,)):
         found = found or [(path, module) for path, module in linear if re.search(pattern, path)]
     if not found:
         some = sorted({re.sub(r"\.\d+\.", ".*.", path) for path, _ in linear})

@@ -343,6 +343,17 @@ class TaskModel(nn.Module):
         """Parts of `distmeta.tasks.episodes.collate` as this model reads them."""
         return [to_batch(part, device, self.causal) for part in parts]
 
+    def sets(
+        self, support: Sequence[Mapping[str, Any]], query: Sequence[Mapping[str, Any]], device: torch.device | str,
+        training: bool,
+    ) -> tuple[list[TextBatch], list[TextBatch]]:  # fmt: skip
+        """Parts of support and query sets as this model reads them, to train on or to score."""
+        return self.batches(support, device), self.batches(query, device)
+
+    def settle(self, params: Params, support: Sequence[TextBatch]) -> Params:
+        """What is computed of the support set after adaptation, beside the fast weights."""
+        return {}
+
     def _in_context(self, params: Params, function: Callable[[Params, Any], Any]) -> Any:
         """function(heads, embed) under the running parameters; "table" among the heads: token embeddings, [V, D]."""
         heads = {name: params.get(name, getattr(self, name)) for name in ("head_labels", "head_ask")}

@@ -19,6 +19,7 @@ from typing import Any
 
 from distmeta.config import Config, ModelConfig
 from distmeta.errors import InputError, nearest
+from distmeta.tasks.prompts import label_tokens_of
 
 WORDS, PAD = 512, 1
 WIDTH, EXPERTS = 256, 16  # of the copy's feed-forward layers, at most
@@ -45,6 +46,9 @@ def check_model(config: Config, cache: Path) -> None:
     task = {"family": config.task.family, "classes": config.ways or 2, "algorithm": config.algorithm}
     if config.model.head == "context":
         task["shots"] = config.task.shots
+    if config.task.labels == "letters":
+        label_tokens_of(config.task, str(config.model.pretrained))  # raises InputError
+        task["labels"] = config.task.labels
     once(cache, config.model, {**task, "adapt": config.inner.adapt}, lambda: try_model(config))
 
 
@@ -156,8 +160,9 @@ def check_names(config: Config, hf_config: Any) -> None:
         give_task_axis(skeleton)
         add_lora(skeleton, 1, 1.0, config.model.lora_targets, 0)
         return
-    heads = ["output_weight"] if config.task.family == "text_to_text" else ["head_weight", "head_bias"]
-    heads += ["head_labels", "head_ask"] if config.model.head == "context" else []
+    words = config.task.family == "text_to_text" or config.task.labels == "letters"
+    heads = ["output_weight"] if words else ["head_weight", "head_bias"]
+    heads += ["head_labels", "head_ask"] if config.model.head == "context" and not words else []
     names = [f"backbone.{name}" for name, _ in skeleton.named_parameters()] + heads
     if not any(re.search(adapt, name) for name in names):
         some = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in names})

@@ -31,6 +31,7 @@ from distmeta.evaluation.adapt import (
     likeliest,
     on_device,
     read_support,
+    tokenise,
     without_pooled,
 )
 from distmeta.evaluation.scoring import tasks_at_once
@@ -172,6 +173,8 @@ class Base:
         return support
 
     def _rows(self, texts: Sequence[str]) -> Rows:
+        if self.config.task.labels == "letters":
+            return tokenise(self.tokenizer, texts, [0] * len(texts), self.config)
         ids = [encoding.ids for encoding in self._cutting.encode_batch_fast(list(texts))]
         if not all(ids):
             raise Refused(400, f"inputs, text {ids.index([])}: no token in it that the model knows")

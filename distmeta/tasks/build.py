@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError, cut
-from distmeta.tasks import mixture, questions, records, reviews, splits, tokenizer
+from distmeta.tasks import mixture, prompts, questions, records, reviews, splits, tokenizer
 from distmeta.tasks.counts import MOST_UNKNOWN, Counts, unknown_words
 from distmeta.tasks.readers import read_examples
 from distmeta.tasks.sources import Source, find_sources
@@ -173,6 +173,7 @@ def _key(
         "tokenizer": tokenizer.fingerprint(ready, ends=text) if ready else [model.tokenizer, model.vocab_size],
         "max_tokens": model.max_tokens,
         "family": [task.family, task.ways, *([model.answer_tokens, task.instructions] if text else [])],
+        **({"prompt": task.prompt} if task.labels == "letters" else {}),
         "labels": labels,
         "only": only,
     }
@@ -251,6 +252,8 @@ def _write(
         for flat, sizes, *begins in (
             records.encode(ready, lines_in_order, model, task.instructions, lost)
             if text
+            else prompts.encode(ready, lines_in_order, task, model.max_tokens, lost)
+            if task.labels == "letters"
             else tokenizer.encode(ready, lines_in_order, model.max_tokens, lost)
         ):
             rows = order[done : done + len(sizes)]

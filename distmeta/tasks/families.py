@@ -33,7 +33,7 @@ def choose_domain(store: TaskStore, groups: Groups, task: TaskConfig, draws: Dra
     """A task of the split, and rows of every label of it."""
     at = int(draws.below(np.array([len(groups.ids)]))[0])
     ways = len(store.labels)
-    order = draws.permutation(ways) if task.permute_labels else np.arange(ways)
+    order = draws.permutation(ways) if task.permute_labels or task.labels == "letters" else np.arange(ways)
     rows = _rows(groups.start[at, order], groups.count[at, order], task, draws)
     return Choice(store.tasks[groups.ids[at]], tuple(store.labels[i] for i in order), rows)
 

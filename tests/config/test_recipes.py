@@ -14,7 +14,12 @@ from distmeta.learner.worker import learn
 from distmeta.models.build import build_model
 
 # What each recipe needs of its user, and what makes it short.
-DATA = {"intents": "classes", "sentiment": "domains", "instructions": "questions"}  # all others: the built-in reviews
+DATA = {
+    "intents": "classes",
+    "llm": "classes",
+    "sentiment": "domains",
+    "instructions": "questions",
+}  # all others: the built-in reviews
 SHORT = [
     "outer.steps=2", "outer.warmup_steps=0", "outer.meta_batch_size=2", "eval.episodes=4", "eval.validation_episodes=2",
     "eval.baselines=false", "cluster.workers=1", "sampling.actors=1", "model.max_tokens=16", "model.answer_tokens=4",
@@ -39,7 +44,8 @@ def shortened(name, words_csv, classes_csv):
         # The recipe asks for a pretrained decoder; a new one runs as well.
         "questions": ["model.architecture=gpt2", "model.config={n_embd: 16, n_layer: 1, n_head: 2}"],
     }
-    return load_config(name, [*data, *fits.get(kind, []), *SHORT])
+    decoder = [f"model.pretrained={small.decoder(classes_csv.parent / 'decoder')}"] if name == "llm" else []
+    return load_config(name, [*data, *fits.get(kind, []), *SHORT, *decoder])
 
 
 @pytest.mark.long
@@ -73,7 +79,7 @@ def test_every_algorithm_has_a_recipe_that_runs(name, tmp_path):
     assert [r["step"] for r in small.records(tmp_path)] == list(range(1, config.outer.steps + 1))
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if name != "instructions"])  # its decoder is given
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name not in ("instructions", "llm")])
 def test_the_model_of_a_recipe_holds_what_the_recipe_reads(name):
     """At the recipe's own sizes, which the runs above cut: a context head's support set fits into its positions."""
     config = load_config(name)

@@ -1,0 +1,115 @@
+"""A decoder that names classes by letters, from a checkpoint to a new task's predictions."""
+
+import json
+import re
+
+import pytest
+import small
+import torch
+
+from distmeta.config import load_config
+from distmeta.drive.train import prepare_store
+from distmeta.errors import InputError
+from distmeta.evaluation.adapt import adapt, load_adapted
+from distmeta.evaluation.evaluate import evaluate
+from distmeta.export.export import export
+from distmeta.learner.worker import learn
+
+SUPPORT = [{"text": text, "label": label} for text, label in (
+    ("the red thing", "warm"), ("hot hot", "warm"), ("a cold blue thing it is", "cool"), ("so flat", "even"),
+)]  # fmt: skip
+TEXTS = ["the red thing", "it is a cold blue thing", "so hot"]
+CASES = {
+    "in_context": {"algorithm": "in_context", "inner": {"adapt": "lora", "steps": 0}},
+    "gradients": {"algorithm": "fomaml", "inner": {"adapt": "lora", "steps": 2}},
+    "both": {"algorithm": "fomaml", "inner": {"adapt": "lora", "steps": 2}, "model": {"head": "context"}},
+}
+
+
+def letters(folder, **sections):
+    data = folder / "data.csv"
+    if not data.exists():
+        small.decoder(folder / "model")
+        small.write_domains(data)
+    model = {"pretrained": str(folder / "model"), "max_tokens": 60} | sections.pop("model", {})
+    task = {"labels": "letters", "shots": 2, "queries": 2} | sections.pop("task", {})
+    outer = {"base": "freeze", "steps": 2, "meta_batch_size": 2} | sections.pop("outer", {})
+    return small.config(data, model=model, task=task, outer=outer, eval={"episodes": 4, "baselines": True}, **sections)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("letters")
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_trains_evaluates_adapts_predicts_and_exports_by_letters(case, folder, tmp_path, monkeypatch):
+    config = letters(folder, **CASES[case])
+    learn(config, tmp_path, prepare_store(config), [], 0, 1, torch.device("cpu"))
+    methods = json.loads((tmp_path / "evaluation.json").read_text())
+    assert ("base_in_context" in methods) == (case != "gradients") and "prototypes" not in methods
+    assert evaluate(tmp_path, baselines=False).methods["meta_trained"] == methods["meta_trained"]
+
+    # A task of three classes, where the run's had two.
+    adapted = adapt(tmp_path, SUPPORT)
+    assert adapted.labels == ["warm", "cool", "even"]
+    first = adapted.predict(TEXTS)
+    assert all(sum(of["probabilities"].values()) == pytest.approx(1, abs=1e-5) for of in first)
+    again = load_adapted(adapted.save(tmp_path / "adapted")).predict(TEXTS)
+    assert [of["label"] for of in again] == [of["label"] for of in first]
+    assert [of["confidence"] for of in again] == pytest.approx([of["confidence"] for of in first], abs=1e-5)
+
+    if case != "gradients":
+        with pytest.raises(InputError, match="a task that is learnt in context is its support set"):
+            export(tmp_path / "adapted", tmp_path / "no")
+    if case == "both":
+        return  # its export holds the initial weights, which adapt first
+
+    # The card's own code, without distmeta.
+    out = export(tmp_path if case == "in_context" else tmp_path / "adapted", tmp_path / "export")
+    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S)
+    monkeypatch.chdir(out)
+    names = {}
+    exec(code, names)
+    pairs = [(row["text"], row["label"]) for row in SUPPORT]
+    for text, of in zip(TEXTS, first, strict=True):
+        found = names["classify"](pairs, text) if case == "in_context" else names["classify"](text)
+        assert found == pytest.approx(of["probabilities"], abs=1e-4)
+
+
+def test_a_letter_means_another_label_in_another_episode(folder):
+    from distmeta.tasks.episodes import sample_episode
+    from distmeta.tasks.store import open_store
+
+    config = letters(folder, **CASES["in_context"])
+    store = open_store(prepare_store(config))
+    orders = {sample_episode(store, config.task, 0, "train", i).label_names for i in range(12)}
+    assert orders == {("no", "yes"), ("yes", "no")}
+
+
+@pytest.mark.parametrize(
+    ("sections", "line"),
+    [
+        ({"model": {"head": "prototype"}}, "model.head = prototype: it has no features"),
+        ({"algorithm": "anil", "outer": {"base": "train"}}, "inner.adapt = head: there is no head"),
+        ({"algorithm": "proto_maml"}, "model.head = prototype"),
+        ({"inner": {"adapt": "head"}}, "inner.adapt = head: there is no head"),
+        ({"task": {"family": "classes", "ways": 27, "labels": "letters"}}, "task.ways = 27: there are 26 letters"),
+        ({"task": {"family": "text_to_text", "labels": "letters"}}, "task.labels = letters: there are no labels"),
+        ({"task": {"labels": "head", "prompt": "chat"}}, "task.prompt = chat belongs to task.labels=letters"),
+        ({"task": {"augment": {"token_dropout": 0.1}, "labels": "letters"}}, "task.augment = on"),
+        ({"cluster": {"episode": "group"}}, "cluster.episode = group|group"),
+        ({"model": {"head": "context"}, "task": {"shots": 1}}, "task.shots = 1: with inner.steps above 0"),
+    ],
+)
+def test_what_letters_do_not_go_with_is_refused(folder, sections, line):
+    with pytest.raises(InputError, match=line):
+        letters(folder, **sections)
+
+
+def test_without_a_pretrained_decoder_letters_are_refused_before_anything_starts(tmp_path):
+    from distmeta.config.consistency import check_used
+
+    with pytest.raises(InputError, match="task.labels = letters needs a pretrained decoder"):
+        check_used(load_config("llm"))

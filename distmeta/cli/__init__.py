@@ -375,8 +375,10 @@ def main() -> None:
         code = 2
     except Exception as error:
         code = interrupt.exit_code() or _fail(error)  # an interrupt shows as many kinds of errors
-    if interrupt.exit_code() and code != 0:
-        print(f"distmeta: {interrupt.farewell()}", file=sys.stderr)
+    if interrupt.exit_code():
+        came_to_its_end = code in (None, 0)  # some library's code had swallowed the interrupt, or it came too late
+        said = "interrupted too late: the command had come to its end" if came_to_its_end else interrupt.farewell()
+        print(f"distmeta: {said}", file=sys.stderr)
         code = interrupt.exit_code()
     sys.exit(code)
 

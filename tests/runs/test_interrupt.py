@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: exit codes at the command line, and a driver that lets its learners save."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -41,6 +42,21 @@ def test_an_interrupted_verb_ends_with_the_signal_s_code_and_one_line(number, co
         cli.main()
     assert stop.value.code == code
     assert capsys.readouterr().err == "distmeta: interrupted; nothing was written\n"
+
+
+def test_a_verb_that_came_to_its_end_does_not_say_that_nothing_was_written(monkeypatch, capsys):
+    """A destructor swallows what is raised in it, and the verb goes on."""
+
+    def verb(**_):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    monkeypatch.setattr(cli, "app", verb)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 143
+    assert capsys.readouterr().err == "distmeta: interrupted too late: the command had come to its end\n"
 
 
 def test_a_signal_that_a_library_swallows_is_noticed_later():

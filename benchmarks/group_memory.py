@@ -34,7 +34,7 @@ from distmeta.config import Config, make_config
 from distmeta.config.algorithms import load_algorithm
 from distmeta.learner.gradients import meta_gradients
 from distmeta.learner.ranks import episodes_of_rank
-from distmeta.learner.worker import fast_shards, initial_values, make_engine
+from distmeta.learner.state import fast_shards, initial_values, make_engine
 from distmeta.models.build import build_model
 from distmeta.models.fast_shards import keep_heap_whole
 from distmeta.tasks.build import build_store

@@ -32,7 +32,7 @@ from distmeta.errors import InputError
 from distmeta.learner.engine import make_optimizer
 from distmeta.learner.gradients import meta_gradients
 from distmeta.learner.ranks import episodes_of_rank
-from distmeta.learner.worker import fast_shards, initial_values, make_engine
+from distmeta.learner.state import fast_shards, initial_values, make_engine
 from distmeta.models.build import build_model
 from distmeta.models.sharding import shard_frozen
 from distmeta.models.task_model import TaskModel

@@ -32,7 +32,7 @@ from distmeta.errors import InputError
 from distmeta.evaluation.scoring import split_meta
 from distmeta.inner import adapt
 from distmeta.learner.gradients import dropout_seed, group_gradient, load_parts, meta_gradients, one_task
-from distmeta.learner.worker import initial_values
+from distmeta.learner.state import initial_values
 from distmeta.models.backbone import set_attention
 from distmeta.models.build import build_model
 from distmeta.models.task_model import TaskModel

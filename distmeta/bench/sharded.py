@@ -23,7 +23,7 @@ from distmeta.config.algorithms import load_algorithm
 from distmeta.learner.engine import make_optimizer, set_lr
 from distmeta.learner.gradients import meta_gradients
 from distmeta.learner.ranks import episodes_of_rank
-from distmeta.learner.worker import fast_shards, initial_values, make_engine
+from distmeta.learner.state import fast_shards, initial_values, make_engine
 from distmeta.models.build import build_model
 from distmeta.models.sharding import shard_frozen
 from distmeta.tasks.episodes.episode import Episode, sample_episode

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from distmeta.algorithms.rates import inner_loop
-from distmeta.config import Config
 from distmeta.evaluation.evaluate import FINE_TUNE_LENGTH
 from distmeta.evaluation.scoring import curves, score_episodes, split_meta
 from distmeta.learner.group import score_in_group
-from distmeta.learner.ranks import episodes_of_rank, gather
+from distmeta.learner.ranks import Rank, episodes_of_rank, gather
 from distmeta.models.task_model import TaskModel
 from distmeta.runs.journal import records
 from distmeta.tasks.arrivals import arriving
@@ -24,21 +22,19 @@ from distmeta.tasks.store import TaskStore
 Params = dict[str, Tensor]
 
 
-def score_arrivals(
-    model: TaskModel, meta: Params, store: TaskStore, config: Config, step: int, rank: int, world: int,
-    device: torch.device,
-) -> list[dict[str, Any]]:  # fmt: skip
+def score_arrivals(rank: Rank, model: TaskModel, meta: Params, store: TaskStore, step: int) -> list[dict[str, Any]]:
     """Each task that arrives with this meta-step, scored before it is learnt from; the same on every rank.
 
     online: adapted from the meta-parameters as they are. from_scratch: from the initial weights, in FINE_TUNE_LENGTH
     times the steps. Means over `eval.validation_episodes` episodes of the task.
     """
+    config, device = rank.config, rank.device
     size, out = config.outer.meta_batch_size, []
     steps = config.inner.steps if config.eval.steps is None else config.eval.steps
     for k in arriving(config.task, len(store.groups["train"].ids), (step - 1) * size, step * size):
-        mine = episodes_of_rank(config, config.eval.validation_episodes, rank, world)
-        episodes = [sample_episode(store, config.task, config.run.seed, "train", i, only=k) for i in mine]
-        told: dict[str, Any] = {"task": store.tasks[store.groups["train"].ids[k]]}
+        share = episodes_of_rank(config, config.eval.validation_episodes, rank.number, rank.world)
+        episodes = [sample_episode(store, config.task, config.run.seed, "train", i, only=k) for i in share]
+        scores: dict[str, Any] = {"task": store.tasks[store.groups["train"].ids[k]]}
         for name, (fast, shared, rates), count in (
             ("online", split_meta(model, meta), steps),
             ("from_scratch", (model.fast, model.shared, {}), max(1, steps) * FINE_TUNE_LENGTH),
@@ -48,8 +44,8 @@ def score_arrivals(
                 scored = gather(score_episodes(model, fast, shared, loop, episodes, config, store.pad_id, device))
             else:
                 scored = score_in_group(model, fast, shared, loop, episodes, config, store.pad_id, device)
-            told[name] = {metric: curve["mean"][-1] for metric, curve in curves(scored).items()}
-        out.append(told)
+            scores[name] = {metric: curve["mean"][-1] for metric, curve in curves(scored).items()}
+        out.append(scores)
     return out
 
 

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from distmeta.config import Config
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A learner process: its number of `world`, its device, what it runs, and where; `say` is for lines of rank 0."""
+
+    number: int
+    world: int
+    device: torch.device
+    config: Config
+    run_dir: Path
+    say: Callable[[str], None]
 
 
 def share(total: int, rank: int, world: int) -> range:

@@ -236,7 +236,7 @@ def with_changes(config: Config, **sections: dict[str, Any]) -> Config:
 
 def initialise(config: Config, tasks: Path, file: Path) -> Path:
     """Build the task model as meta-training begins with it, and write down how many numbers play which role."""
-    from distmeta.learner.worker import initial_values
+    from distmeta.learner.state import initial_values
     from distmeta.models.build import build_model
     from distmeta.tasks.store import open_store
 

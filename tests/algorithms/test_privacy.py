@@ -16,7 +16,8 @@ from distmeta.errors import InputError
 from distmeta.export.export import export
 from distmeta.learner.gradients import meta_gradients
 from distmeta.learner.ranks import share
-from distmeta.learner.worker import initial_values, learn
+from distmeta.learner.state import initial_values
+from distmeta.learner.worker import learn
 from distmeta.models.build import build_model
 from distmeta.runs import checkpoint
 from distmeta.search import tune

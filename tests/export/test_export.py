@@ -17,7 +17,7 @@ from distmeta.evaluation.adapt import adapt, tokenise
 from distmeta.evaluation.evaluate import load_model
 from distmeta.evaluation.scoring import split_meta
 from distmeta.export.export import export, head_tensors, read
-from distmeta.learner.worker import initial_values
+from distmeta.learner.state import initial_values
 from distmeta.models.batch import to_batches
 from distmeta.models.build import build_model
 from distmeta.runs import checkpoint

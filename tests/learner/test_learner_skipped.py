@@ -10,7 +10,8 @@ from distmeta.config.algorithms import load_algorithm
 from distmeta.inner import Diverged
 from distmeta.learner import worker
 from distmeta.learner.gradients import meta_gradients
-from distmeta.learner.worker import OuterDiverged, initial_values
+from distmeta.learner.skipped import OuterDiverged
+from distmeta.learner.state import initial_values
 from distmeta.models.build import build_model
 from distmeta.runs import checkpoint
 from distmeta.tasks.build import build_store

@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and a second Ctrl-C, sent to every verb that writes: its exit code, its last line, what it leaves."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,14 +21,14 @@ class Verb:
     """A `distmeta` process in a session of its own, whose descendants can be told by the mark in their environment."""
 
     def __init__(self, place, *words):
-        self.mark, self.log = f"{place}-{time.monotonic()}", place / "log.txt"
+        self.mark, self.log = str(place), place / "log.txt"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*small.CLI, *words], cwd=place, stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, outside.MARK: self.mark},
             )  # fmt: skip
 
-    def wait_for_steps(self, folder, before, journals=1, seconds=200.0):
+    def wait_for_steps(self, folder, before, journals=1, seconds=400.0):
         """Until so many journals in it have a record, and they together more than `before` characters."""
         deadline = time.monotonic() + seconds
         while len(sizes := written(folder)) < journals or sum(sizes) <= before:
@@ -55,6 +56,15 @@ class Verb:
         return code, self.log.read_text().splitlines()[-1], seconds
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path):
+    """Also of a test that has failed."""
+    yield
+    for pid in outside.marked(str(tmp_path)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def configured(place, data, **sections):
     config = small.config(
         data, cluster={"workers": 1}, sampling={"actors": 0}, eval={"every": 2, "baselines": False},
@@ -70,7 +80,7 @@ def written(folder):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("words", [
     ("export", "{run}", "--out", "written"),
     ("adapt", "{run}", "--support", "few.csv", "--out", "written"),
@@ -84,7 +94,7 @@ def test_a_verb_that_makes_a_directory_leaves_it_whole_or_not_at_all(words, undi
     assert verb.process.wait(timeout=200) == 0
     length, whole = time.monotonic() - began, {file.name for file in out.iterdir()}
     shutil.rmtree(out)
-    for share, how in ((0.3, "Ctrl-C"), (0.5, "SIGTERM"), (0.7, "Ctrl-C twice"), (0.8, "SIGTERM"), (0.9, "Ctrl-C")):
+    for share, how in ((0.4, "Ctrl-C"), (0.6, "Ctrl-C twice"), (0.8, "SIGTERM")):
         verb = Verb(tmp_path, *words)
         time.sleep(share * length)
         over = verb.process.poll() == 0
@@ -100,7 +110,7 @@ def test_a_verb_that_makes_a_directory_leaves_it_whole_or_not_at_all(words, undi
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_search_keeps_its_trials_and_says_how_to_go_on(words_csv, tmp_path):
     configured(tmp_path, words_csv, tune={
         "space": {"inner.lr": {"grid": [0.5, 0.02]}}, "searcher": "grid", "scheduler": "none", "rivals": [],
@@ -123,7 +133,7 @@ def test_a_search_keeps_its_trials_and_says_how_to_go_on(words_csv, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_pretraining_saves_its_last_step_and_a_pipeline_what_was_done(words_csv, tmp_path):
     configured(tmp_path, words_csv, pretrain=PRETRAIN)
     run = tmp_path / "lm"
@@ -142,7 +152,7 @@ def test_a_pretraining_saves_its_last_step_and_a_pipeline_what_was_done(words_cs
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_pipeline_keeps_what_was_done_and_goes_on_with_the_same_command(words_csv, tmp_path):
     configured(tmp_path, words_csv, pretrain={**PRETRAIN, "steps": 4})
     folder = tmp_path / "p"
@@ -159,7 +169,7 @@ def test_a_pipeline_keeps_what_was_done_and_goes_on_with_the_same_command(words_
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_pretraining_ends_by_its_time_limit_and_is_no_failure(words_csv, tmp_path):
     configured(tmp_path, words_csv, pretrain=PRETRAIN)
     verb = Verb(tmp_path, "pretrain", "tiny.yaml", "run.dir=lm", "run.max_hours=0.01")

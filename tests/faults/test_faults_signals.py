@@ -134,7 +134,7 @@ def test_a_search_keeps_its_trials_and_says_how_to_go_on(words_csv, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_a_pretraining_saves_its_last_step_and_a_pipeline_what_was_done(words_csv, tmp_path):
+def test_a_pretraining_saves_its_last_step_and_goes_on_from_it(words_csv, tmp_path):
     configured(tmp_path, words_csv, pretrain=PRETRAIN)
     run = tmp_path / "lm"
     for how, words in (("SIGTERM", ()), ("Ctrl-C", ("--resume",)), ("Ctrl-C twice", ("--resume",))):

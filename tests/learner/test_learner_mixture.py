@@ -100,6 +100,13 @@ def test_the_weights_of_a_curriculum():
     assert curriculum(task, ["a", "b"], told, 4) is None
     assert curriculum(task, ["a", "b"], told, 6) == {"a": 1.0, "b": 4.0}
     assert curriculum(task, ["a", "b", "c"], told, 7) == {"a": 9.0, "b": 1.0, "c": 4.0}
-    with pytest.raises(InputError, match="task.lag = 3: episodes are asked for up to 10 meta-steps ahead"):
-        small.config(None, data={"sources": {"a": {"path": "a.csv"}}}, task={"mixture": "curriculum", "lag": 3},
-                     eval={"every": 2}, cluster={"workers": 1})  # fmt: skip
+
+
+@pytest.mark.parametrize(("batch", "ranks", "ahead"), [(4, 1, 10), (8, 3, 18), (5, 3, 34)])
+def test_the_lag_of_a_curriculum_covers_the_rank_that_looks_furthest_ahead(batch, ranks, ahead):
+    """Which has the least share of a meta-batch: 32 episodes are many of its meta-steps."""
+    sections = {"data": {"sources": {"a": {"path": "a.csv"}}}, "cluster": {"workers": ranks}, "eval": {"every": 2},
+                "sampling": {"window": 32}, "outer": {"meta_batch_size": batch}}  # fmt: skip
+    small.config(None, **sections, task={"mixture": "curriculum", "lag": ahead})
+    with pytest.raises(InputError, match=f"task.lag = {ahead - 1}: episodes are asked for up to {ahead} meta-steps"):
+        small.config(None, **sections, task={"mixture": "curriculum", "lag": ahead - 1})

@@ -186,7 +186,7 @@ def test_an_export_answers_as_its_card_says(kind, adapt, tmp_path):
     folder, _ = learnt(config, tmp_path / "run")
     rows = [{"input": f"{word} from oslo bought two red lamps", "target": word} for word in ("anna", "hugo", "ines")]
     found = fit(folder, rows, steps=20)
-    texts = [row["input"] for row in rows] + ["jonas from oslo bought two blue boats"]
+    texts = [row["input"] for row in rows] + ["jonas from oslo bought two blue boats", "ines bought red lamps " * 20]
     said = [one["text"] for one in found.predict(texts)]
     out = export(found.save(tmp_path / "adapted"), tmp_path / "out")
     code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0].replace('"."', repr(str(out)))

@@ -4,6 +4,7 @@ import ast
 import json
 from pathlib import Path
 
+import architectures
 import pytest
 import small
 
@@ -11,7 +12,7 @@ import distmeta
 from distmeta.config import make_config
 from distmeta.errors import InputError
 from distmeta.models import trial
-from distmeta.models.backbone import build_backbone
+from distmeta.models.backbone import build_backbone, model_config
 from distmeta.pretraining import model as pretraining
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -61,6 +62,12 @@ def test_names_that_nothing_has_are_refused_with_the_nearest(tmp_path):
     model = {"architecture": "bert", "lora_targets": "nothing"}
     with pytest.raises(InputError, match=r"lora_targets = nothing: matches no linear layer.*encoder\.layer"):
         trial.check_model(make_config({"model": model, "inner": {"adapt": "lora"}}), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "falcon", "ctrl"])
+def test_automatic_lora_finds_layers_of_a_family_by_whatever_name(kind):
+    config = of(kind, architectures.small_config(kind), inner={"adapt": "lora"})
+    trial.check_names(config, model_config(config.model, trial.WORDS, trial.PAD))  # raises where none is found
 
 
 def test_what_has_passed_is_not_tried_again_for_the_same_configuration_and_versions(tmp_path, monkeypatch):

@@ -110,6 +110,17 @@ def test_a_row_is_its_prompt_and_then_its_first_answer(level, tmp_path):
             assert tokenizer.decode(tokens[:begin]).startswith(record.prompt()[:8])
 
 
+def test_options_and_instructions_that_only_later_rows_have_are_read(tmp_path):
+    path = tmp_path / "late.jsonl"
+    plain = [{"task": task, "input": f"q {i}", "target": "yes"} for task in "abc" for i in range(5)]
+    late = [{**row, "task": "d", "options": ["yes", "no"], "instruction": "say yes or no"} for row in plain[:5]]
+    for rows in (plain + late, late + plain):
+        path.write_text("\n".join(map(json.dumps, rows)))
+        store, _ = store_of(path)
+        found = {(r.options, r.instruction) for r in (parse(store.text(i)) for i in range(store.rows))}
+        assert found == {((), ""), (("yes", "no"), "say yes or no")}
+
+
 def test_instructions_can_be_left_out(tmp_path):
     path, data = in_table(tmp_path)
     config = configured(path, **data)

@@ -22,7 +22,7 @@ from distmeta import health
 from distmeta.algorithms.schedule import validation_every
 from distmeta.config import Config, ConfigSource, config_of
 from distmeta.config.paths import absolute
-from distmeta.errors import InputError
+from distmeta.errors import InputError, cut
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.runs import interrupt
 from distmeta.runs.directory import run_directory, write_setting
@@ -206,10 +206,16 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
         check_gpus(config)
         workers, samplers = config.cluster.most, 4 if config.sampling.actors == "auto" else config.sampling.actors
         need = workers * config.cluster.cpus_per_worker + samplers * config.cluster.cpus_per_sampler
-        with interrupt.while_ray_starts():
-            ray.init(
-                address="local", num_cpus=max(os.cpu_count() or 1, int(need + 1)), include_dashboard=False, **quiet
-            )  # fmt: skip
+        try:
+            with interrupt.while_ray_starts():
+                ray.init(
+                    address="local", num_cpus=max(os.cpu_count() or 1, int(need + 1)), include_dashboard=False, **quiet
+                )  # fmt: skip
+        except Exception as error:  # Ray's processes wait for one another in many ways, each with an error of its own
+            raise TrainingError(
+                f"Ray did not start on this machine ({cut(' '.join(str(error).split()), 200)}): where its cores or its "
+                "memory are taken by other work, wait for that, and give the same command again"
+            ) from error
     else:
         check_reachable(address)
         try:

@@ -7,7 +7,7 @@ import pytest
 import small
 import torch
 import yaml
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RaySystemError
 
 import distmeta
 from distmeta.config import load_config, make_config
@@ -106,6 +106,20 @@ def test_an_error_of_a_learner_is_one_line_and_leaves_nothing(setting, ray_here,
     with pytest.raises(InputError, match="model.config.hidden_sise"):
         run(setting, tmp_path / "runs" / "bad", model={"config": {"hidden_sise": 16}}, cluster={"workers": 1})
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_machine_too_busy_for_ray_to_start_is_one_line(monkeypatch):
+    def init(**_):
+        raise RaySystemError("Failed to connect to GCS.\nPlease check if the GCS server is running")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    with (
+        pytest.raises(TrainingError, match=r"Ray did not start on this machine \(.*connect to GCS") as caught,
+        ray_cluster(small.config()),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
 
 
 def test_a_lost_cluster_is_one_line(monkeypatch, tmp_path):

@@ -125,46 +125,6 @@ class Display:
             self.phase(line)
 
 
-class TrialBars:
-    """The trials of a search: on a terminal a bar for each that runs and one for all, else a line for each score."""
-
-    def __init__(self, display: Display, total: int, steps: int) -> None:
-        self.display, self.total, self.steps = display, total, steps
-        self._rows: dict[int, Any] = {}
-        self._bars: Any = None
-
-    def __enter__(self) -> TrialBars:
-        if self.display.show and sys.stderr.isatty():
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-            self._bars = Progress(
-                TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-                TextColumn("{task.fields[line]}", markup=False), TimeElapsedColumn(), console=self.display.console,
-            )  # fmt: skip
-            self._bars.start()
-            self._all = self._bars.add_task("trials", total=self.total, line="")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-
-    def scored(self, number: int, step: int, score: str, params: str) -> None:
-        if self._bars is None:
-            self.display.phase(f"trial {number} of {self.total}  step {step}/{self.steps}  {score}  {params}")
-            return
-        if number not in self._rows:
-            self._rows[number] = self._bars.add_task(f"trial {number}  {params}", total=self.steps, line="")
-        self._bars.update(self._rows[number], completed=step, line=score)
-
-    def ended(self, number: int, how: str) -> None:
-        self.display.phase(f"trial {number} {how}")
-        if self._bars is not None:
-            self._bars.advance(self._all)
-            if number in self._rows:
-                self._bars.remove_task(self._rows.pop(number))
-
-
 def show_results(run: Run) -> None:
     """The closing table, on standard output."""
     tables.show(evaluation_table(run.evaluation), less=LESS)

@@ -1,12 +1,11 @@
-"""Plots of a search, figures/*.png: trials over time, adaptation curves, parallel coordinates, rates by steps."""
+"""Plots of a search, figures/*.png: trials over time, adaptation curves, scores by parameter."""
 
 from __future__ import annotations
 
 import itertools
 from typing import Any
 
-import numpy as np
-
+from distmeta.runs.report import plots
 from distmeta.runs.report.plots import new_axes
 
 Row = dict[str, Any]
@@ -15,8 +14,7 @@ Row = dict[str, Any]
 ALT = {
     "trials": "The score of each trial at each of its meta-validations, a line for a trial.",
     "adaptation": "The score of each trial after each number of adaptation steps, a line for a trial.",
-    "parallel": "The parameters of each trial and its score, scaled to 0..1 (below: it has none), a line for a trial.",
-    "lr_steps": "The best score for each range of inner.lr and each number of inner.steps.",
+    "parameters": "The score of each trial over each searched parameter, a dot for a trial.",
 }
 
 
@@ -33,10 +31,8 @@ def figures(rows: list[Row], metric: str) -> dict[str, Any]:
     }
     keys = list(dict.fromkeys(k for row in scored for k in row["params"]))
     if keys:
-        drawn["parallel"] = parallel(scored, keys, metric)
-    if {"inner.lr", "inner.steps"} <= set(keys):
-        drawn["lr_steps"] = heat_map(scored, metric)
-    return {name: axes.figure for name, axes in drawn.items()}
+        drawn["parameters"] = by_parameter(scored, keys, metric)
+    return drawn
 
 
 def curves(lines: list[tuple[Row, list[int], list[float]]], title: str, x: str, metric: str) -> Any:
@@ -45,58 +41,26 @@ def curves(lines: list[tuple[Row, list[int], list[float]]], title: str, x: str, 
     for row, steps, values in lines:
         axes.plot(steps, values, marker=".", ls="-" if row["kind"] == "search" else "--", label=label(row))
     axes.legend(fontsize=7, ncols=2)
-    return axes
+    return axes.figure
 
 
-def parallel(rows: list[Row], keys: list[str], metric: str) -> Any:
-    """Each trial a line over its parameters, each scaled to 0..1; the last column is the score."""
-    axes = new_axes("parameters of all trials, scaled to 0..1", "", "")
-    columns = [[row["params"].get(key) for row in rows] for key in keys] + [[row["value"] for row in rows]]
-    heights = np.array([scaled(column) for column in columns])
-    from matplotlib.colors import LinearSegmentedColormap
-
-    colours = LinearSegmentedColormap.from_list("score", ["#9aa4b2", "#d9741a"])  # both show on white and on black
-    for line, score in zip(heights.T, heights[-1], strict=True):
-        axes.plot(range(len(columns)), line, color=colours(score))
-    axes.set_xticks(range(len(columns)), [*keys, metric])
-    return axes
-
-
-def scaled(column: list[Any]) -> list[float]:
-    """Numbers by rank of magnitude (logarithms where all are positive), other values by their order; absent: below."""
-    there = [value for value in column if value is not None]
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in there):
-        use_log = all(v > 0 for v in there) and there and max(there) / min(there) > 20
-        numbers = {v: float(np.log(v)) if use_log else float(v) for v in there}
-    else:
-        names = sorted({str(value) for value in there})
-        numbers = {v: float(names.index(str(v))) for v in map(_hashable, there)}
-    low, high = min(numbers.values(), default=0.0), max(numbers.values(), default=1.0)
-    return [-0.1 if v is None else (numbers[_hashable(v)] - low) / ((high - low) or 1.0) for v in column]
-
-
-def _hashable(value: Any) -> Any:
-    return str(value) if isinstance(value, list | dict) else value
-
-
-def heat_map(rows: list[Row], metric: str) -> Any:
-    """The best score in each cell of inner.lr (in a logarithmic raster of 8) and inner.steps."""
-    both = [row for row in rows if {"inner.lr", "inner.steps"} <= set(row["params"])]
-    rates = np.log([row["params"]["inner.lr"] for row in both])
-    steps = sorted({row["params"]["inner.steps"] for row in both})
-    edges = np.linspace(rates.min() - 1e-9, rates.max() + 1e-9, 9)
-    best: Any = min if metric == "loss" else max
-    cells = np.full((len(steps), 8), np.nan)
-    for row, rate in zip(both, rates, strict=True):
-        i, j = steps.index(row["params"]["inner.steps"]), min(7, int(np.searchsorted(edges, rate, "right")) - 1)
-        cells[i, j] = row["value"] if np.isnan(cells[i, j]) else best(cells[i, j], row["value"])
-    axes = new_axes(f"best meta-validation {metric}", "inner.lr", "inner.steps")
-    axes.grid(False)
-    image = axes.imshow(cells, aspect="auto", origin="lower")
-    axes.set_xticks(range(8), [f"{np.exp((a + b) / 2):.2g}" for a, b in itertools.pairwise(edges)])
-    axes.set_yticks(range(len(steps)), [str(s) for s in steps])
-    axes.figure.colorbar(image)
-    return axes
+def by_parameter(rows: list[Row], keys: list[str], metric: str) -> Any:
+    """The score of each trial over each of its parameters; a rate that spans much is on a logarithmic axis."""
+    columns = min(3, len(keys))
+    figure, grid = plots.new_figure(-(-len(keys) // columns), columns, (3.6 * columns, 3 * -(-len(keys) // columns)))
+    for axes, key in itertools.zip_longest(grid.flat, keys):
+        if key is None:
+            axes.remove()
+            continue
+        there = [row for row in rows if key in row["params"]]
+        values = [row["params"][key] for row in there]
+        if not all(type(value) in (int, float) for value in values):
+            values = [str(value) for value in values]
+        elif min(values) > 0 and max(values) > 20 * min(values):
+            axes.set_xscale("log")
+        axes.plot(values, [row["value"] for row in there], "o")
+        axes.set(xlabel=key, ylabel=f"meta-validation {metric}")
+    return figure
 
 
 def label(row: Row) -> str:

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from ray.tune.schedulers import (
 from distmeta.config import Config
 from distmeta.drive.elastic import release
 from distmeta.runs.journal import records
-from distmeta.runs.progress import Display, TrialBars
+from distmeta.runs.progress import Display
 from distmeta.search.asha import Asha, rungs_of
 from distmeta.search.runs import ENDED, read_record, trial_dir, update_record, validations
 from distmeta.search.searcher import InOrder
@@ -82,7 +83,6 @@ def run_search(
     trainable = tune.with_parameters(
         Trial, sweep_dir=str(sweep_dir), base=config.model_dump(mode="json"), store=str(store)
     )
-    bars = TrialBars(display, len(given), config.outer.steps)
     tuner = tune.Tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory(OWN)),
         param_space=space,
@@ -95,11 +95,10 @@ def run_search(
             name=name, storage_path=str(sweep_dir), verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=t.retries),
-            callbacks=[*trackers(config), Recorder(sweep_dir, config, bars)],
+            callbacks=[*trackers(config), Recorder(sweep_dir, config, display.phase, len(given))],
         ),
     )  # fmt: skip
-    with bars:
-        tuner.fit()
+    tuner.fit()
 
 
 def name_of(trial: Any) -> str:
@@ -154,14 +153,14 @@ def trackers(config: Config) -> list[Any]:
 
 
 class Recorder(tune.Callback):  # type: ignore[misc]
-    """Writes down how each trial ended, and shows the search; it runs in the driver."""
+    """Writes down how each trial ended, and says each score and end; it runs in the driver."""
 
-    def __init__(self, sweep_dir: Path, config: Config, bars: TrialBars) -> None:
-        self.sweep_dir, self.config, self.bars = sweep_dir, config, bars
+    def __init__(self, sweep_dir: Path, config: Config, say: Callable[[str], None], trials: int) -> None:
+        self.sweep_dir, self.config, self.say, self.trials = sweep_dir, config, say, trials
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune writes its callbacks down, which nothing here reads; a display cannot be."""
-        return {**self.__dict__, "bars": None}
+        return {**self.__dict__, "say": None}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         path = trial_dir(self.sweep_dir, number_of(trial))
@@ -178,7 +177,8 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         if metric in result and read_record(trial_dir(self.sweep_dir, number_of(trial))).get("status") not in ENDED:
             shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in _shown(trial).items())
             score = f"{metric} {result[metric]:.3f} after {result['adapt_steps']}"
-            self.bars.scored(number_of(trial), result["step"], score, shown)
+            at = f"trial {number_of(trial)} of {self.trials}  step {result['step']}/{self.config.outer.steps}"
+            self.say(f"{at}  {score}  {shown}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         path = trial_dir(self.sweep_dir, number_of(trial))
@@ -206,7 +206,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             path, status=status, reason=reason, seconds=float((trial.last_result or {}).get("time_total_s", 0.0)),
             meta_steps=max((r["step"] for r in records(path)), default=0), scored_at=max(scored, default=None),
         )  # fmt: skip
-        self.bars.ended(number_of(trial), f"{status}{f' ({reason})' if reason else ''}")
+        self.say(f"trial {number_of(trial)} {status}{f' ({reason})' if reason else ''}")
 
 
 def number_of(trial: Any) -> int:

@@ -231,7 +231,7 @@ def test_a_search(tmp_path):
     assert "Trial 1: meta-validation accuracy 0.800 [0.100, 0.900] after 1 adaptation steps" in text
     assert [row[0] for row in outline.rows if len(row) == 8] == ["trial", "1", "0", "2"]
     assert any(f"failed: {HOSTILE}" in row for row in outline.rows) and "<script" not in text
-    assert sum(tag == "svg" for tag, _ in outline.tags) == 4
+    assert sum(tag == "svg" for tag, _ in outline.tags) == 3
     for trial in (sweep / "trials").iterdir():
         (trial / "metrics.jsonl").unlink()
     assert "Best trial: no trial has been scored" in of_search.write(sweep).read_text()

@@ -125,8 +125,7 @@ def test_a_trial_is_complete_if_its_end_was_heard(told, evaluated, status, tmp_p
     if evaluated:
         (run / "evaluation.json").write_text("{}")
     trial = SimpleNamespace(custom_trial_name="trial-0000", last_result={"step": told}, status="TERMINATED")
-    bars = SimpleNamespace(ended=lambda number, how: None)
-    Recorder(tmp_path, small.config(), bars).on_trial_complete(0, [], trial)
+    Recorder(tmp_path, small.config(), lambda line: None, 1).on_trial_complete(0, [], trial)
     found = read_record(run)
     assert found["status"] == status and found["scored_at"] == told
 
@@ -138,7 +137,6 @@ def test_a_trial_that_failed_says_which_rank_and_why(tmp_path, monkeypatch):
     failure = RuntimeError("... (Output truncated.")
     failure.worker_failures = {1: OSError("[Errno 28] No space left on device")}
     trial = SimpleNamespace(custom_trial_name="trial-0000", last_result={}, status="ERROR", get_error=lambda: failure)
-    bars = SimpleNamespace(ended=lambda number, how: None)
-    Recorder(tmp_path, small.config(), bars).on_trial_error(0, [], trial)
+    Recorder(tmp_path, small.config(), lambda line: None, 1).on_trial_error(0, [], trial)
     found = read_record(trial_dir(tmp_path, 0))
     assert found["status"] == "failed" and found["reason"].startswith("the disk that rank 1 writes to is full")

@@ -69,7 +69,7 @@ def test_the_table_is_complete_and_says_what_became_of_each(both):
 
 def test_what_a_search_leaves(both):
     search = both[0]
-    assert {p.name for p in (search.path / "figures").iterdir()} == {"trials.png", "adaptation.png", "parallel.png"}
+    assert {p.name for p in (search.path / "figures").iterdir()} == {"trials.png", "adaptation.png", "parameters.png"}
     assert all(p.read_bytes()[:4] == b"\x89PNG" for p in (search.path / "figures").iterdir())
     assert len({p.parent for p in search.path.glob("tune-*/trial-*/events.out.tfevents*")}) == 4
     stores = {json.loads((Path(r["run"]) / "environment.json").read_text())["store"] for r in search.trials}

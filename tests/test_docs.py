@@ -169,6 +169,6 @@ def test_the_wheel_holds_what_the_package_needs_and_nothing_else(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         held = {file for file in archive.namelist() if ".dist-info/" not in file}
     package = ROOT / "distmeta"
-    wanted = {p for p in package.rglob("*") if p.suffix in (".py", ".yaml", ".html", ".typed")}
+    wanted = {p for p in package.rglob("*") if p.suffix in (".py", ".yaml", ".html", ".jinja", ".typed")}
     assert held == {p.relative_to(ROOT).as_posix() for p in wanted}
     assert {"distmeta/py.typed", "distmeta/runs/report/page.html", "distmeta/recipes/default.yaml"} <= held

@@ -19,17 +19,29 @@ METRICS = (
     "accuracy", "f1", "precision", "recall", "exact_match", "token_f1", "rouge_l", "bleu", "perplexity", "loss", "ece",
 )  # fmt: skip
 POOLING = {
-    "first": "return states[:, 0]",
-    "last": "return states[torch.arange(len(texts)), keep.sum(1) - 1]",
-    "mean": "return (states * keep.unsqueeze(-1)).sum(1) / keep.sum(1, keepdim=True)",
+    "first": "states[:, 0]",
+    "last": "states[torch.arange(len(texts)), keep.sum(1) - 1]",
+    "mean": "(states * keep.unsqueeze(-1)).sum(1) / keep.sum(1, keepdim=True)",
 }
 
 
 def model_card(trained: Trained, described: dict[str, Any]) -> str:
-    """README.md, with the front matter of the Hugging Face hub."""
-    parts = [f"---\n{front_matter(trained, described)}\n---", f"# {trained.config.run.name}", summary(trained)]
-    parts += [training(trained, described), evaluation(described), usage(trained, described), files(trained)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    """README.md, with the front matter of the Hugging Face hub; card.md.jinja has its words and its code."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("distmeta.export", ""), trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+    )  # fmt: skip
+    methods = described.get("evaluation", {})
+    letters = trained.config.task.labels == "letters"
+    use = (of_letters if letters else of_language if trained.is_language else of_classifier)(trained)
+    return environment.get_template("card.md.jinja").render(
+        trained=trained, config=trained.config, front_matter=front_matter(trained, described),
+        summary=summary(trained), training=training(trained, described), methods=methods,
+        metrics=[name for name in METRICS if name in methods.get("meta_trained", ())], on=described.get("evaluated_on"),
+        tokenizer=described["tokenizer_class"], **use,
+    )  # fmt: skip
 
 
 def front_matter(trained: Trained, described: dict[str, Any]) -> str:
@@ -90,15 +102,15 @@ def summary(trained: Trained) -> str:
     )
 
 
-def training(trained: Trained, described: dict[str, Any]) -> str:
-    """Data, algorithm, steps and seeds."""
+def training(trained: Trained, described: dict[str, Any]) -> dict[str, str]:
+    """Data, algorithm, steps and seeds, by what they are called; some are empty."""
     config = trained.config
     task, inner, outer = config.task, config.inner, config.outer
     tasks = described.get("tasks")
     counted = ", ".join(f"{count} {split}" for split, count in tasks.items()) if tasks else ""
     unit = "classes" if task.family == "classes" else "tasks"
     shrunk = trained.about.get("compression", {})
-    rows = {
+    return {
         "data": data_name(trained) + (f" ({unit}: {counted})" if counted else ""),
         "episodes": f"{task.shots} support and {task.queries} query examples"
         + (f", family {task.family}" if trained.is_language else f" of each class, family {task.family}")
@@ -116,196 +128,44 @@ def training(trained: Trained, described: dict[str, Any]) -> str:
         "compression": " ".join([*shrunk.get("prune", []), shrunk.get("quantise") or ""]).strip(),
         "distmeta": described["distmeta"],
     }
-    lines = [f"| {key} | {value} |" for key, value in rows.items() if value]
-    return "\n".join(["## Training", "", "| | |", "|---|---|", *lines])
 
 
-def evaluation(described: dict[str, Any]) -> str:
-    """Each method's metrics with their 95% intervals; empty where this checkpoint was not evaluated."""
-    methods = described.get("evaluation")
-    if not methods:
-        return "## Evaluation\n\nThis checkpoint was not evaluated."
-    about = described["evaluated_on"]
-    shown = [name for name in METRICS if name in methods["meta_trained"]]
-    lines = [f"| method | {' | '.join(shown)} |", "|---" * (len(shown) + 1) + "|"]
-    for method, scores in methods.items():
-        cells = [f"{s['mean']:.3f} [{s['low']:.3f}, {s['high']:.3f}]" for s in (scores[name] for name in shown)]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    text = (
-        f"Mean and 95% interval over {about['episodes']} episodes of tasks kept apart from training "
-        f"({about['split']}), after {about['inner_steps']} inner steps"
-        + (f", seed {about['seed']}." if "seed" in about else ".")
-    )
-    return "\n".join(["## Evaluation", "", text, "", *lines])
-
-
-def usage(trained: Trained, described: dict[str, Any]) -> str:
-    """Code without distmeta: features, and class scores where the head is a linear one."""
-    config, tokenizer = trained.config, described["tokenizer_class"]
-    if config.task.labels == "letters":
-        return letters_usage(trained, tokenizer)
-    if trained.is_language:
-        return language_usage(trained, tokenizer)
-    kind = "AutoModelForTextEncoding" if trained.is_encoder_alone else "AutoModel"
-    peft = "from peft import PeftModel\n" if trained.is_adapter else ""
-    loader = f"{kind}.from_pretrained"
-    if trained.is_int8:
-        peft, loader = f"from distmeta.models.compression import load_int8\n{peft}", "load_int8"
-    if trained.is_adapter:
-        base = repr(config.model.pretrained) if trained.base_is_published else 'f"{folder}/base"'
-        load = f"model = PeftModel.from_pretrained({loader}({base}), folder).eval()"
-    else:
-        load = f"model = {loader}(folder).eval()"
-    if "head_weight" in trained.values:
-        scores = '''
-
-def logits(texts):
-    """Scores of the classes, [N, C]."""
-    return features(texts) @ head["head_weight"].T + head["head_bias"]'''
-    else:
-        scores = '''
-
-def logits(texts, support_texts, support_labels):
-    """Scores of the classes 0..C-1 of a support set, [N, C], before any inner step."""
-    x, y = features(support_texts), torch.tensor(support_labels)
-    centres = torch.stack([x[y == c].mean(0) for c in range(int(y.max()) + 1)])
-    scale = head["head_log_scale"].exp()
-    return 2 * scale * features(texts) @ centres.T - scale * centres.pow(2).sum(-1)'''
-    pooled = POOLING[trained.model.pooling]
-    if trained.model.unit_length:
-        length = "" if trained.model.length == 1 else f"{trained.model.length:g} * "
-        pooled = f"x = {pooled.removeprefix('return ')}\n    return {length}torch.nn.functional.normalize(x, dim=-1)"
-    return f'''## Use
-
-{"With distmeta for its int8 weights" if trained.is_int8 else "Without distmeta"}, in the directory of this card:
-
-```python
-import torch
-{peft}from safetensors.torch import load_file
-from transformers import {tokenizer if trained.is_int8 else f"{kind}, {tokenizer}"}
-
-folder = "."
-tokenizer = {tokenizer}.from_pretrained(folder)
-{load}
-head = load_file(f"{{folder}}/head.safetensors")
-
-
-@torch.no_grad()
-def features(texts):
-    """What the head reads, [N, D]."""
-    batch = tokenizer(texts, padding=True, truncation=True, max_length={config.model.max_tokens}, return_tensors="pt")
-    states, keep = model(**batch).last_hidden_state, batch["attention_mask"]
-    {pooled}
-{scores}
-```
-
-To adapt it to a new task, give the checkpoint that this was made from to `distmeta adapt`.'''
-
-
-def language_usage(trained: Trained, tokenizer: str) -> str:
-    """Code without distmeta: answers of an adapted model, or of the initial weights, by greedy decoding."""
+def of_language(trained: Trained) -> dict[str, Any]:
+    """What the code needs for answers of an adapted model, or of the initial weights, by greedy decoding."""
     from distmeta.tasks.records import Encoder
     from distmeta.tasks.tokenizer import load_tokenizer
 
-    encoder = Encoder(load_tokenizer(trained.tokenizer_file), trained.config.model)
     seq2seq = getattr(trained.model, "seq2seq", False)
-    kind = "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM"
-    new = "found[0, 1:]" if seq2seq else "found[0, ids.shape[1] :]"
-    return f'''## Use
-
-Without distmeta, in the directory of this card:
-
-```python
-import torch
-from transformers import {kind}, {tokenizer}
-
-folder = "."
-tokenizer = {tokenizer}.from_pretrained(folder)
-model = {kind}.from_pretrained(folder).eval()
+    return {
+        "kind": "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM", "seq2seq": seq2seq,
+        "encoder": Encoder(load_tokenizer(trained.tokenizer_file), trained.config.model),
+    }  # fmt: skip
 
 
-def answer(prompt):
-    """A prompt is the instruction, if there is one, a line break, and the input."""
-    cut = tokenizer(prompt, truncation=True, max_length={encoder.room})["input_ids"]
-    ids = torch.tensor([cut + {encoder.boundary}])
-    found = model.generate(
-        ids, max_new_tokens={trained.config.model.answer_tokens}, do_sample=False, eos_token_id={list(encoder.ends)},
-        pad_token_id={encoder.end},
-    )
-    return tokenizer.decode({new}, skip_special_tokens=True).strip()
-```
-
-To adapt it to a new task, give the checkpoint that this was made from to `distmeta adapt`.'''
-
-
-def letters_usage(trained: Trained, tokenizer: str) -> str:
-    """Code without distmeta: the class of a text, by the letter that is likeliest after it."""
+def of_letters(trained: Trained) -> dict[str, Any]:
+    """What the code needs for the class of a text, by the letter that is likeliest after it."""
     from distmeta.tasks.prompts import label_tokens, prompt_of
     from distmeta.tasks.tokenizer import load_tokenizer
 
-    config, read = trained.config, trained.config.model.head == "context"
-    own = load_tokenizer(trained.tokenizer_file)
-    prompt, tokens = prompt_of(config.task.prompt, own), label_tokens(config.task, own)
-    given, labels = ("support, text", "[]") if read else ("text", repr(trained.labels or []))
-    context = (
-        """
-    for example, label in support:
-        if label not in labels:
-            labels.append(label)
-        ids += asked(example) + [LETTERS[labels.index(label)]] + AFTER"""
-        if read
-        else ""
-    )
-    what = (
-        "support: pairs of a text and its label, in any order; several of each label."
-        if read
-        else "By the letters A, B, ... in the order of the labels."
-    )
-    return f'''## Use
-
-Without distmeta, in the directory of this card:
-
-```python
-import torch
-from transformers import AutoModelForCausalLM, {tokenizer}
-
-folder = "."
-tokenizer = {tokenizer}.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder).eval()
-LETTERS = {list(tokens.labels)}
-START, AFTER = {list(tokens.start)}, {list(tokens.after)}
+    task, own = trained.config.task, load_tokenizer(trained.tokenizer_file)
+    prompt = prompt_of(task.prompt, own)
+    return {
+        "before": repr(prompt.before), "between": repr(prompt.between), "tokens": label_tokens(task, own),
+        "reads": trained.config.model.head == "context",
+    }  # fmt: skip
 
 
-def asked(text):
-    """The tokens of an example, up to its letter."""
-    return tokenizer({prompt.before!r} + text + {prompt.between!r}, add_special_tokens=False)["input_ids"]
-
-
-def classify({given}):
-    """Each label's probability. {what}"""
-    ids, labels = list(START), {labels}{context}
-    with torch.no_grad():
-        scores = model(torch.tensor([ids + asked(text)])).logits[0, -1, LETTERS[: len(labels)]]
-    return dict(zip(labels, scores.softmax(0).tolist()))
-```
-
-`distmeta adapt` and `distmeta predict` do the same with the checkpoint that this was made from.'''
-
-
-def files(trained: Trained) -> str:
-    if trained.is_language:
-        return "## Files\n\n- `distmeta.json`: the inner loop, the names of the parameters that adapt."
-    lines = ["- `head.safetensors`: " + _head(trained) + "."]
-    lines.append("- `distmeta.json`: pooling, labels, the inner loop, the names of the parameters that adapt.")
-    if trained.is_int8:
-        lines.append("- `model_int8.safetensors`: int8 matrices and float32 scales of their rows, for `load_int8`.")
-    if trained.is_adapter and not trained.base_is_published:
-        lines.append("- `base/`: the base, which was not a published model, or was trained.")
-    dropped = isinstance(getattr(trained.model.backbone, "pooler", None), nn.Identity)
-    if dropped and not (trained.is_adapter and trained.base_is_published):
-        own = "the pretrained base's" if trained.config.model.pretrained else "as initialised"
-        lines.append(f"- The pooler in the weights is {own}; it was not trained, and nothing here uses it.")
-    return "\n".join(["## Files", "", *lines])
+def of_classifier(trained: Trained) -> dict[str, Any]:
+    """What the code needs for features, and class scores where the head is a linear one."""
+    pretrained = trained.config.model.pretrained
+    published = trained.is_adapter and trained.base_is_published
+    dropped = isinstance(getattr(trained.model.backbone, "pooler", None), nn.Identity) and not published
+    return {
+        "kind": "AutoModelForTextEncoding" if trained.is_encoder_alone else "AutoModel",
+        "base": repr(pretrained) if trained.base_is_published else 'f"{folder}/base"',
+        "pooled": POOLING[trained.model.pooling], "head": _head(trained),
+        "pooler": dropped and ("the pretrained base's" if pretrained else "as initialised"),
+    }  # fmt: skip
 
 
 def _head(trained: Trained) -> str:

@@ -289,14 +289,21 @@ def compress(
 
 @app.command()
 def report(
-    source: Annotated[str, typer.Argument(metavar="RUN|SEARCH")],
+    sources: Annotated[list[str], typer.Argument(metavar="RUN|SEARCH ...")],
     as_json: Json = False,
 ) -> None:
-    """Write report.html and figures/ of a run or a search, finished or not: one file that needs no network."""
+    """Write report.html and figures/ of a run or a search, finished or not; of several runs print a table of them."""
     from distmeta.runs import report as of_run
     from distmeta.search import report as of_search
 
-    page = (of_search if of_search.is_search(source) else of_run).write(source)
+    if len(sources) > 1:
+        from distmeta.runs.report import compare
+        from distmeta.runs.tables import show
+
+        runs = compare.compared(sources)
+        print(json.dumps({"runs": runs})) if as_json else show(compare.table(runs), less=("recall", "precision"))
+        return
+    page = (of_search if of_search.is_search(sources[0]) else of_run).write(sources[0])
     print(json.dumps({"report": str(page)}) if as_json else page)
 
 

@@ -25,7 +25,7 @@ from distmeta.config.paths import absolute
 from distmeta.errors import InputError, cut
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.runs import interrupt
-from distmeta.runs.directory import run_directory, write_setting
+from distmeta.runs.directory import note, now, run_directory, write_setting
 from distmeta.runs.journal import records
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def train(config: ConfigSource | None = None, *, resume: bool = False, show: boo
                 display.phase(f"run.max_hours = {config.run.max_hours:g} is over; {interrupt.farewell()}")
                 return Run(run_dir)
             write_export(run_dir, display)
+            note(run_dir, ended=now())
             write_report(run_dir, display)
     return Run(run_dir)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError, ProgramError
 from distmeta.runs import checkpoint as checkpoints
+from distmeta.runs.directory import note
 from distmeta.runs.interrupt import PLACEMENT
 
 
@@ -44,10 +46,18 @@ def run_rank(
     try:
         with alone if rank == 0 else contextlib.nullcontext():
             body(config, run_dir, rank, world, device)
+        if rank == 0:
+            note(run_dir, peak_mb=peak_mb(device))
     except lasting as error:
         kind = "input" if isinstance(error, InputError) else "diverged"
         checkpoints.write_text(run_dir / "error.json", json.dumps({"kind": kind, "message": str(error)}))
         raise
+
+
+def peak_mb(device: torch.device) -> dict[str, float]:
+    """The largest memory of this process so far, in megabytes: resident, and on its GPU what torch has allocated."""
+    peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return peak | ({"gpu": torch.cuda.max_memory_allocated(device) / 2**20} if device.type == "cuda" else {})
 
 
 def note_placement(run_dir: Path) -> None:

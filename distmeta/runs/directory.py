@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import itertools
 import json
 import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ RESUMABLE = ("cluster", "sampling", "run.name", "run.dir", "run.checkpoint_every
              "outer.max_skipped", "inner.memory", "inner.budget_mb", "inner.task_batch", "inner.buckets",
              "inner.part_tokens", "inner.prefix_mb",
              "deepspeed.zero_optimization", "data.path", "data.cache", "data.follow")  # fmt: skip
+ENVIRONMENT = "environment.json"
 HOLD_S = 30  # a resumed run's directory: learners of a driver that was killed outlive it by seconds
 
 
@@ -162,14 +165,40 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def write_setting(run_dir: Path, config: Config, store: Path) -> None:
-    """config.yaml and environment.json."""
+    """config.yaml and environment.json; of a run that is continued, the day of its start and how often it was."""
     from importlib.metadata import version
 
     packages = ("torch", "ray", "deepspeed", "transformers", "pyarrow", "tokenizers", "numpy", "safetensors")
+    before: dict[str, Any] = {}
+    if (run_dir / "config.yaml").is_file() and (run_dir / ENVIRONMENT).is_file():
+        before = json.loads((run_dir / ENVIRONMENT).read_text(encoding="utf-8"))
     environment = {
+        "started": before.get("started", now()), "continued": before.get("continued", -1) + 1, "commit": commit(),
         "command": sys.argv, "directory": os.getcwd(), "python": platform.python_version(),
         "platform": platform.platform(), "host": platform.node(), "cores": os.cpu_count(), "store": str(store),
         "versions": {"distmeta": version("distmeta"), **{name: version(name) for name in packages}},
     }  # fmt: skip
-    checkpoints.write_text(run_dir / "environment.json", json.dumps(environment, indent=1))
+    checkpoints.write_text(run_dir / ENVIRONMENT, json.dumps(environment, indent=1))
     checkpoints.write_text(run_dir / "config.yaml", dump_config(config))
+
+
+def note(run_dir: Path, **facts: Any) -> None:
+    """Write down in environment.json what is known of a run only once it has run."""
+    file = run_dir / ENVIRONMENT
+    if file.is_file():
+        known = json.loads(file.read_text(encoding="utf-8"))
+        checkpoints.write_text(file, json.dumps({**known, **facts}, indent=1))
+
+
+def now() -> str:
+    """The time in the form of ISO 8601, to the second, with its distance from UTC."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def commit() -> str | None:
+    """The commit of the working directory, + where files differ from it; None where it is no repository."""
+    words = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

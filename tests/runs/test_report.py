@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import small
 from safetensors.numpy import save_file
+from typer.testing import CliRunner
 
+from distmeta.cli import app
 from distmeta.errors import InputError
-from distmeta.runs import checkpoint, report
+from distmeta.runs import checkpoint, directory, report
+from distmeta.runs.report import compare
 from distmeta.runs.report.figures import layer_of, smooth
 from distmeta.runs.report.files import read_run
 from distmeta.runs.report.page import Page
@@ -148,6 +151,52 @@ def test_numbers_are_those_of_the_files(page):
     text = page.read_text()
     assert "The meta-trained model adapts better than every baseline: 0.900 against 0.400" in text
     assert "distmeta train &#39;a b.yaml&#39;" in text and "6 of 20" in text
+
+
+def test_a_report_says_when_how_long_of_what_commit_and_with_how_much_memory(tmp_path):
+    about = {"started": "2026-11-29T10:00:00+00:00", "ended": "2026-11-29T11:02:05+00:00", "continued": 0,
+             "commit": "0123abcd+", "peak_mb": {"resident": 812.4}}  # fmt: skip
+    run = made(tmp_path / "run", **{"environment.json": about})
+    rows = Outline(report.write(run).read_text()).rows
+    assert ["started", "2026-11-29 10:00:00+00:00; it took 1 h 2 min"] in rows and ["commit", "0123abcd+"] in rows
+    assert ["peak memory", "812 MB of the first rank"] in rows and ["meta-learnt numbers", "4"] in rows
+    assert ["starting, meta-validations, evaluation, export", "", "3713.0", "", ""] in rows  # all of the time
+    (run / "environment.json").write_text(json.dumps({**about, "continued": 1}))
+    rows = Outline(report.write(run).read_text()).rows
+    assert ["started", "2026-11-29 10:00:00+00:00"] in rows  # a run that lay still in between took nobody knows what
+
+
+def test_a_run_that_is_continued_keeps_the_day_of_its_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no repository
+    config = small.config(tmp_path / "words.csv")
+    monkeypatch.setattr(directory, "now", lambda: "2026-11-29T10:00:00+00:00")
+    directory.write_setting(tmp_path, config, tmp_path / "store")
+    directory.note(tmp_path, ended="2026-11-29T10:05:00+00:00", peak_mb={"resident": 1.0})
+    run = read_run(tmp_path)
+    assert run.took == 300 and run.environment["commit"] is None and run.environment["peak_mb"] == {"resident": 1.0}
+    monkeypatch.setattr(directory, "now", lambda: "2026-11-30T10:00:00+00:00")
+    directory.write_setting(tmp_path, config, tmp_path / "store")
+    run = read_run(tmp_path)
+    assert run.environment["started"] == "2026-11-29T10:00:00+00:00" and run.environment["continued"] == 1
+    assert run.took is None and "ended" not in run.environment
+
+
+def test_runs_side_by_side_with_what_differs(tmp_path):
+    one, two = (made(tmp_path / name) for name in ("one", "two"))
+    (two / "evaluation.json").unlink()
+    text = (one / "config.yaml").read_text().replace("learn_lr: per_layer_step", "learn_lr: none")
+    (two / "config.yaml").write_text(text)
+    shown = CliRunner().invoke(app, ["report", str(one), str(two)])
+    assert shown.exit_code == 0 and "0.900 [0.877, 0.923]" in shown.stdout
+    records = compare.compared([one, two])
+    assert [record["settings"] for record in records] == [
+        {"inner.learn_lr": "per_layer_step"}, {"inner.learn_lr": "none"},
+    ]  # fmt: skip
+    assert records[0]["scores"]["accuracy"]["mean"] == 0.9 and records[1]["scores"] is None
+    shown = compare.table(records)
+    assert [list(column.cells) for column in shown.columns][1:] == [
+        ["0.900 [0.877, 0.923]", "-"], ["6", "6"], ["12", "12"], ["per_layer_step", "none"],
+    ]  # fmt: skip
 
 
 def test_the_same_run_gives_the_same_page(page):

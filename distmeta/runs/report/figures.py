@@ -14,15 +14,6 @@ from distmeta.runs.report.plots import INK, SERIES, new_figure
 Records = list[dict[str, Any]]
 Methods = dict[str, Any]
 
-# What a meta-step consists of, in its order, and how it is said.
-PHASES = {
-    "wait_s": "waiting for episodes",
-    "inner_s": "inner loops and meta-gradients",
-    "peers_s": "waiting for other ranks",
-    "aggregate_s": "reduction and outer step",
-    "checkpoint_s": "checkpoints",
-    "source_s": "waiting for tasks to come",
-}
 WITHIN = {
     "comm_s": "gradients and meta-parameters on their way (in reduction and outer step)",
     "base_comm_s": "frozen weights on their way (in inner loops)",

@@ -15,7 +15,7 @@ from distmeta.config import Config, dump_config
 from distmeta.runs.progress import closing, verdict
 from distmeta.runs.progress import headline as compared_by
 from distmeta.runs.report import figures
-from distmeta.runs.report.files import RunFiles
+from distmeta.runs.report.files import PHASES, RunFiles
 from distmeta.runs.report.page import Block, Code, Folded, Picture, Section, Table, Text
 from distmeta.tasks import summary
 from distmeta.tasks.summary import built_in
@@ -61,6 +61,14 @@ def what(run: RunFiles) -> Section:
     rows = [*setting(config), ["meta-steps", f"{run.step} of {config.outer.steps}"]]
     if run.records:
         rows.append(["episodes seen", str(run.records[-1].get("tasks_seen", ""))])
+    if run.learnt:
+        rows.append(["meta-learnt numbers", f"{run.learnt:,}"])
+    if "started" in run.environment:
+        took = "" if run.took is None else f"; it took {duration(run.took)}"
+        rows.append(["started", run.environment["started"].replace("T", " ") + took])
+    if peak := run.environment.get("peak_mb"):
+        gpu = f", {peak['gpu']:,.0f} MB of its GPU" if "gpu" in peak else ""
+        rows.append(["peak memory", f"{peak['resident']:,.0f} MB of the first rank{gpu}"])
     whole = Folded("The whole configuration (config.yaml)", [Code(dump_config(config))])
     return Section("What was run", [Table("Key settings", [], rows), whole])
 
@@ -232,16 +240,19 @@ def time(run: RunFiles) -> Section:
     title, records = "Where the time went", [r for r in run.records if "inner_s" in r]
     if not records:
         return Section(title, reason="no meta-step is recorded yet (no metrics.jsonl)")
-    totals = {key: sum(r.get(key, 0.0) for r in records) for key in (*figures.PHASES, *figures.WITHIN)}
-    whole = sum(totals[key] for key in figures.PHASES) or 1.0
+    totals = {key: sum(r.get(key, 0.0) for r in records) for key in (*PHASES, *figures.WITHIN)}
+    whole = sum(totals[key] for key in PHASES) or 1.0
     there = [key for key in totals if any(key in r for r in records)]
     rows = [
-        [{**figures.PHASES, **figures.WITHIN}[key], key, f"{totals[key]:.1f}", f"{100 * totals[key] / whole:.1f}%",
+        [{**PHASES, **figures.WITHIN}[key], key, f"{totals[key]:.1f}", f"{100 * totals[key] / whole:.1f}%",
          f"{1000 * totals[key] / len(records):.1f}"]
         for key in there
     ]  # fmt: skip
     rows.append(["together", "", f"{whole:.1f}", "100.0%", f"{1000 * whole / len(records):.1f}"])
-    bar = [(said, totals[key]) for key, said in figures.PHASES.items() if key in there]
+    if run.took is not None and (rest := run.took - whole) > 0:
+        rows.append(["starting, meta-validations, evaluation, export", "", f"{rest:.1f}", "", ""])
+        rows.append(["the whole run", "", f"{run.took:.1f}", "", ""])
+    bar = [(said, totals[key]) for key, said in PHASES.items() if key in there]
     alt = ", ".join(f"{said} {100 * value / whole:.0f}%" for said, value in bar)
     caption = "Shares of the seconds of all meta-steps, as the first learner rank measured them."
     table = Table("Seconds by phase", ["phase", "key", "seconds", "share", "ms a step"], rows, marked=[len(rows) - 1])
@@ -252,7 +263,8 @@ def environment(run: RunFiles) -> Section:
     title, found = "Environment", run.environment
     if not found:
         return Section(title, reason="there is no environment.json")
-    rows = [[key, str(found[key])] for key in ("python", "platform", "host", "cores", "store") if key in found]
+    facts = ("commit", "python", "platform", "host", "cores", "store")
+    rows = [[key, str(found[key])] for key in facts if found.get(key) is not None]
     rows += [[name, version] for name, version in found.get("versions", {}).items()]
     return Section(title, [Table("As the run was started", [], rows)])
 
@@ -286,6 +298,12 @@ def place(path: Path) -> str:
     """A path as a person at the working directory would write it."""
     where = os.path.relpath(path)
     return where if not where.startswith("..") else str(path)
+
+
+def duration(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours} h {m} min" if hours else f"{m} min {s} s" if m else f"{s} s"
 
 
 def state(run: RunFiles) -> str:

@@ -58,6 +58,8 @@ def by_parameter(rows: list[Row], keys: list[str], metric: str) -> Any:
             values = [str(value) for value in values]
         elif min(values) > 0 and max(values) > 20 * min(values):
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
         axes.plot(values, [row["value"] for row in there], "o")
         axes.set(xlabel=key, ylabel=f"meta-validation {metric}")
     return figure

@@ -71,12 +71,13 @@ def scored(
     import torch
 
     from distmeta.algorithms.rates import inner_loop
-    from distmeta.evaluation.scoring import score_episodes
+    from distmeta.evaluation.scoring import Scoring, score_episodes
     from distmeta.tasks.episodes.episode import sample_episode
 
     episodes = [sample_episode(store, config.task, config.run.seed, split, i) for i in range(count)]
-    loop, curve = inner_loop(config.inner, rates, steps), split == "validation"
-    return score_episodes(model, fast, shared, loop, episodes, config, store.pad_id, torch.device("cpu"), curve)
+    loop = inner_loop(config.inner, rates, steps)
+    scoring = Scoring(model, fast, shared, loop, config, store.pad_id, torch.device("cpu"))
+    return score_episodes(scoring, episodes, curve=split == "validation")
 
 
 def train_here(config: Config, run: Path) -> tuple[tuple[Any, ...], float]:

@@ -54,7 +54,7 @@ def accuracies(config: Config, episodes: int) -> list[float]:
     from distmeta.algorithms.rates import inner_loop
     from distmeta.drive.train import prepare_store
     from distmeta.evaluation.evaluate import load_model
-    from distmeta.evaluation.scoring import by_episode, score_episodes, split_meta
+    from distmeta.evaluation.scoring import Scoring, by_episode, score_episodes, split_meta
     from distmeta.learner.worker import learn
     from distmeta.runs import checkpoint
     from distmeta.tasks.episodes.episode import sample_episode
@@ -68,7 +68,8 @@ def accuracies(config: Config, episodes: int) -> list[float]:
     fast, shared, rates = split_meta(model, saved.meta)
     mine = [sample_episode(store, config.task, config.run.seed, "test", i) for i in range(episodes)]
     loop = inner_loop(config.inner, rates)
-    scored = score_episodes(model, fast, shared, loop, mine, config, store.pad_id, torch.device("cpu"), curve=False)
+    scoring = Scoring(model, fast, shared, loop, config, store.pad_id, torch.device("cpu"))
+    scored = score_episodes(scoring, mine, curve=False)
     return [round(float(x), 6) for x in by_episode(scored)["accuracy"][:, -1]]
 
 

@@ -24,7 +24,8 @@ from real_text import RESULTS, overrides
 import distmeta
 from distmeta.config import load_config
 from distmeta.evaluation.evaluate import load_model
-from distmeta.evaluation.scoring import row_features, score_means, summarise
+from distmeta.evaluation.scoring import Scoring, row_features, score_means, summarise
+from distmeta.inner import InnerLoop
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.runs.checkpoint import write_text
 from distmeta.tasks.episodes.episode import sample_episode
@@ -67,7 +68,10 @@ def scored(run: Path, kinds: list[str], count: int, split: str) -> dict[str, dic
     together = [episode for some in episodes.values() for episode in some]
     features = {}
     for name, values in {"meta_trained": saved.meta, "frozen": {**model.fast, **model.shared}}.items():
-        ids, features[name] = row_features(model, values, together, saved.config, store.pad_id, torch.device("cpu"))
+        scoring = Scoring(
+            model, values, {}, InnerLoop(steps=0, lr=0.0), saved.config, store.pad_id, torch.device("cpu")
+        )
+        ids, features[name] = row_features(scoring, together)
     return {
         kind: {name: summarise(score_means(ids, x, some))["accuracy"] for name, x in features.items()}
         for kind, some in episodes.items()

@@ -23,7 +23,16 @@ from distmeta.config import Config, with_changes
 from distmeta.config.consistency import check_ways
 from distmeta.errors import InputError, nearest
 from distmeta.evaluation.pooled import train_pooled
-from distmeta.evaluation.scoring import Scored, curves, details, score_episodes, score_prototypes, split_meta, summarise
+from distmeta.evaluation.scoring import (
+    Scored,
+    Scoring,
+    curves,
+    details,
+    score_episodes,
+    score_prototypes,
+    split_meta,
+    summarise,
+)
 from distmeta.evaluation.texts import in_context, reads_in_context, score_texts, text_details
 from distmeta.models.build import build_model, check_format
 from distmeta.models.task_model import TaskModel
@@ -120,19 +129,19 @@ def _methods(
 ) -> Evaluation:  # fmt: skip
     (rank, world), in_training, config = share, config, config.of_evaluation()
     text = config.task.family == "text_to_text"
-    pad_id, scored_by = store.pad_id, score or scorer(config, store)
+    scored_by = score or scorer(config, store)
     count, seed = config.eval.episodes, config.run.seed
     mine = [sample_episode(store, config.task, seed, split, i) for i in _share(count, rank, world)]
     fast, shared, rates = split_meta(model, meta)
     steps = config.inner.steps if config.eval.steps is None else config.eval.steps
-    loop = inner_loop(config.inner, rates, steps)
+    scoring = Scoring(model, fast, shared, inner_loop(config.inner, rates, steps), config, store.pad_id, device)
     fixed, several = config.task.family == "domain", config.data.sources is not None
     details_of: Callable[[list[Any]], dict[str, Any]] = (
         text_details if text else partial(details, fixed_labels=fixed, from_sources=several)
     )
 
     say(f"evaluating on {count} episodes ({split})")
-    trained = gather(scored_by(model, fast, shared, loop, mine, config, pad_id, device))
+    trained = gather(scored_by(scoring, mine))
     about: dict[str, Any] = {"split": split, "episodes": count, "seed": seed, "inner_steps": steps}
     lost = sum(not np.isfinite(s.loss[-1]) for s in trained)
     if lost:
@@ -158,8 +167,8 @@ def _methods(
         """Adapt from other initial weights, at the best of the rates."""
 
         def scored(lr: float, episodes: list[Episode]) -> list[Scored]:
-            loop = dataclasses.replace(tuned, lr=lr)
-            return gather(scored_by(model, fast, shared, loop, episodes, config, pad_id, device, curve=False))
+            begun = dataclasses.replace(scoring, fast=fast, shared=shared, loop=dataclasses.replace(tuned, lr=lr))
+            return gather(scored_by(begun, episodes, curve=False))
 
         lrs = [config.inner.lr * factor for factor in factors] if held else [config.inner.lr]
         found = [goodness(summarise(scored(lr, few))) for lr in lrs] if held else [0.0]
@@ -169,14 +178,15 @@ def _methods(
         methods[name] = summarise(result)
         more[name] = {"steps": tuned.steps, "lr": best, "chosen_on": held, **details_of(result)}
 
-    untrained = dict(model.fast), dict(model.shared)
+    untrained = dataclasses.replace(scoring, fast=model.fast, shared=model.shared)
     if config.task.labels == "letters" and config.model.head == "context":
         say("baseline base_in_context: the model as it was pretrained reads the support set")
-        result = gather(scored_by(model, *untrained, dataclasses.replace(loop, steps=0), mine, config, pad_id, device))
+        at_once = dataclasses.replace(untrained, loop=dataclasses.replace(scoring.loop, steps=0))
+        result = gather(scored_by(at_once, mine))
         methods["base_in_context"], more["base_in_context"] = summarise(result), details_of(result)
         if not config.inner.steps:
             return Evaluation(methods, more)
-    fine_tuned("fine_tuned", *untrained, FINE_TUNE_FACTORS)
+    fine_tuned("fine_tuned", dict(model.fast), dict(model.shared), FINE_TUNE_FACTORS)
     if score is None:
         if _can_be_drawn(store, in_training, "train"):
             say(f"baseline multi_task: {config.outer.steps} steps on pooled tasks")
@@ -184,15 +194,13 @@ def _methods(
         if text:
             if reads_in_context(model, config):
                 say("in context: the meta-trained model reads the support set, and nothing is adapted")
-                read = in_context(store)
-                result = gather(read(model, fast, shared, loop, mine, config, pad_id, device))
+                result = gather(in_context(store)(scoring, mine))
                 methods["in_context"], more["in_context"] = summarise(result), details_of(result)
             return Evaluation(methods, more)
         if config.task.labels == "letters":
             return Evaluation(methods, more)
         say("baseline prototypes")
-        values = {**untrained[0], **untrained[1]}
-        result = gather(score_prototypes(model, values, mine, config, pad_id, device))
+        result = gather(score_prototypes(untrained, mine))
         methods["prototypes"] = summarise(result)
         more["prototypes"] = details_of(result)
     return Evaluation(methods, more)

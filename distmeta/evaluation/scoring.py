@@ -36,6 +36,35 @@ TABLED = ("accuracy", "precision", "recall", "f1")  # of each task and domain
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """What episodes are scored with: a model at given fast and shared weights, its inner loop, and where it runs.
+
+    pad_id: the token that rows are padded with.
+    """
+
+    model: TaskModel
+    fast: Mapping[str, Tensor]
+    shared: Mapping[str, Tensor]
+    loop: InnerLoop
+    config: Config
+    pad_id: int
+    device: torch.device
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """All weights, as no episode has changed them."""
+        return {**self.fast, **self.shared}
+
+    def load(self, group: Sequence[Episode]) -> tuple[list[TextBatch], list[TextBatch]]:
+        """Support and query sets of a group of episodes, as `load_group` gives them."""
+        return load_group(group, self.model, self.config, self.pad_id, self.device)
+
+    def groups(self, episodes: Sequence[Episode]) -> list[list[Episode]]:
+        """The episodes in groups that run as one."""
+        return group_episodes(episodes, tasks_at_once(self.model, self.config, episodes, self.device))
+
+
+@dataclass(frozen=True)
 class Scored:
     """One episode's query set after 0..K inner steps. `loss` is not finite where the inner loop diverged."""
 
@@ -122,23 +151,16 @@ def stack(fast: Mapping[str, Tensor], tasks: int) -> dict[str, Tensor]:
     return {name: value.unsqueeze(0).expand(tasks, *value.shape) for name, value in fast.items()}
 
 
-def adaptation(
-    model: TaskModel,
-    fast: Mapping[str, Tensor],
-    shared: Mapping[str, Tensor],
-    loop: InnerLoop,
-    support: Sequence[TextBatch],
-    tasks: int,
-    curve: bool,
-) -> list[dict[str, Tensor]]:
+def adaptation(scoring: Scoring, support: Sequence[TextBatch], tasks: int, curve: bool) -> list[dict[str, Tensor]]:
     """The fast weights of a group of tasks after 0..K inner steps; curve=False: after the last one only.
 
     With a task axis where the model takes one. They are not finite where the inner loop diverges.
     """
+    model, fast = scoring.model, scoring.fast
     native = model.takes_task_axis
     adapted = adapt(
         model.loss if native else lambda p, b: model.loss(p, b).sum(),
-        stack(fast, tasks) if native else dict(fast), support, loop, shared=dict(shared),
+        stack(fast, tasks) if native else dict(fast), support, scoring.loop, shared=dict(scoring.shared),
         start=model.start if model.starts else None, task_axis="native" if native else False, trajectory=curve,
         last_inner_loss=False, check=False,
     )  # fmt: skip
@@ -146,37 +168,26 @@ def adaptation(
 
 
 @all_together
-def score_episodes(
-    model: TaskModel,
-    fast: Mapping[str, Tensor],
-    shared: Mapping[str, Tensor],
-    loop: InnerLoop,
-    episodes: Sequence[Episode],
-    config: Config,
-    pad_id: int,
-    device: torch.device,
-    curve: bool = True,
-) -> list[Scored]:
+def score_episodes(scoring: Scoring, episodes: Sequence[Episode], curve: bool = True) -> list[Scored]:
     """Adapt to each episode and predict its query set after 0..K inner steps; curve=False: after the last one only.
 
     An episode whose inner loop diverges does not end the evaluation: its rows without finite scores are wrong.
     """
+    model = scoring.model
     set_attention(model.backbone, "first_order")
-    if model.prototype_head and not loop.steps:
-        scale = float(shared["head_log_scale"].exp())
-        return score_prototypes(model, {**fast, **shared}, episodes, config, pad_id, device, scale)
+    if model.prototype_head and not scoring.loop.steps:
+        return score_prototypes(scoring, episodes, float(scoring.shared["head_log_scale"].exp()))
     out: list[Scored] = []
-    for group in group_episodes(episodes, tasks_at_once(model, config, episodes, device)):
-        support, query = load_group(group, model, config, pad_id, device)
-        support, query = (fixed_prefix(model, {**fast, **shared}, part) for part in (support, query))
-        path = adaptation(model, fast, shared, loop, support, len(group), curve)
+    for group in scoring.groups(episodes):
+        support, query = (fixed_prefix(model, scoring.values, part) for part in scoring.load(group))
+        path = adaptation(scoring, support, len(group), curve)
         with torch.no_grad():
-            path = [values | model.settle({**shared, **values}, support) for values in path]
+            path = [values | model.settle({**scoring.shared, **values}, support) for values in path]
         labels = np.concatenate([b.labels.cpu().numpy() for b in query], 1)  # [T, n]
         predicted, losses, confidence = [], [], []
         with torch.no_grad():
             for params_k in path:
-                logits = torch.cat([model.logits({**shared, **params_k}, b) for b in query], 1)  # [T, n, C]
+                logits = torch.cat([model.logits({**scoring.shared, **params_k}, b) for b in query], 1)  # [T, n, C]
                 target = torch.cat([b.labels for b in query], 1)
                 predicted.append(predictions(logits, target).cpu().numpy())
                 confidence.append(confidences(logits).cpu().numpy())
@@ -214,22 +225,14 @@ def confidences(logits: Tensor) -> Tensor:
 
 
 @all_together
-def score_prototypes(
-    model: TaskModel,
-    values: Mapping[str, Tensor],
-    episodes: Sequence[Episode],
-    config: Config,
-    pad_id: int,
-    device: torch.device,
-    scale: float = 1.0,
-) -> list[Scored]:
+def score_prototypes(scoring: Scoring, episodes: Sequence[Episode], scale: float = 1.0) -> list[Scored]:
     """Nearest class mean of the features (Snell et al. 2017, arXiv 1703.05175), without any gradient step.
 
     scale: of the squared distances; it changes losses and confidences, not predictions. Since no episode changes the
     model, the features of a row are computed once, however many episodes it is in.
     """
-    set_attention(model.backbone, "first_order")
-    return score_means(*row_features(model, values, episodes, config, pad_id, device), episodes, scale)
+    set_attention(scoring.model.backbone, "first_order")
+    return score_means(*row_features(scoring, episodes), episodes, scale)
 
 
 def score_means(
@@ -258,15 +261,9 @@ def score_means(
 
 
 @torch.no_grad()
-def row_features(
-    model: TaskModel,
-    values: Mapping[str, Tensor],
-    episodes: Sequence[Episode],
-    config: Config,
-    pad_id: int,
-    device: torch.device,
-) -> tuple[NDArray[np.int64], Tensor]:
+def row_features(scoring: Scoring, episodes: Sequence[Episode]) -> tuple[NDArray[np.int64], Tensor]:
     """The distinct rows of episodes that are not augmented: ascending row numbers of the store [n], features [n, D]."""
+    model, inner, device = scoring.model, scoring.config.inner, scoring.device
     if not episodes:
         return np.zeros(0, np.int64), torch.zeros(0, model.width, device=device)
     sets = [rows for episode in episodes for rows in (episode.support, episode.query)]
@@ -274,11 +271,11 @@ def row_features(
     ids, first = np.unique(np.concatenate([rows.rows for rows in sets]), return_index=True)
     tokens, offsets = gather(np.concatenate([rows.tokens for rows in sets]), lengths.cumsum(), first)
     each = Rows(tokens, offsets, np.zeros(len(ids), np.int64), ids)
-    parts = collate([each], config.inner.buckets, pad_id, part_tokens=config.inner.part_tokens or PART_TOKENS)
+    parts = collate([each], inner.buckets, scoring.pad_id, part_tokens=inner.part_tokens or PART_TOKENS)
     features = torch.empty(len(ids), model.width, device=device)
     for part in parts:
         (batch,) = model.batches([part], device)  # one at a time: the masks of all of them together may be gigabytes
-        features[torch.as_tensor(part["rows"][0], device=device)] = model.features(dict(values), batch)[0]
+        features[torch.as_tensor(part["rows"][0], device=device)] = model.features(scoring.values, batch)[0]
     return ids, features
 
 

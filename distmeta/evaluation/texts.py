@@ -21,9 +21,8 @@ from torch import Tensor
 
 from distmeta.config import Config
 from distmeta.evaluation import metrics
-from distmeta.evaluation.scoring import WORST_LOSS, adaptation, group_episodes, load_group, stack, tasks_at_once
+from distmeta.evaluation.scoring import WORST_LOSS, Scoring, adaptation, stack
 from distmeta.evaluation.text_metrics import corpus_scores, text_scores
-from distmeta.inner import InnerLoop
 from distmeta.models.backbone import positions, set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.generate import generate
@@ -78,33 +77,29 @@ class TextScored:
 
 @all_together
 def score_texts(
-    model: LanguageModel,
-    fast: Mapping[str, Tensor],
-    shared: Mapping[str, Tensor],
-    loop: InnerLoop,
+    scoring: Scoring,
     episodes: Sequence[Episode],
-    config: Config,
-    pad_id: int,
-    device: torch.device,
     curve: bool = True,
     *,
     store: TaskStore,
     in_context: bool = False,
 ) -> list[TextScored]:
     """As `distmeta.evaluation.scoring.score_episodes`. in_context: the support set is read, and nothing is adapted."""
+    model, shared, config = scoring.model, scoring.shared, scoring.config
+    assert isinstance(model, LanguageModel)
     set_attention(model.backbone, "first_order")
     tokenizer = read_tokenizer(store.tokenizer_file)
     out: list[TextScored] = []
-    for group in group_episodes(episodes, tasks_at_once(model, config, episodes, device)):
-        support, query = load_group(group, model, config, pad_id, device)
+    for group in scoring.groups(episodes):
+        support, query = scoring.load(group)
         if not (in_context or model.starts):
-            support, query = (fixed_prefix(model, {**fast, **shared}, part) for part in (support, query))
+            support, query = (fixed_prefix(model, scoring.values, part) for part in (support, query))
         if in_context:
-            params = stack(fast, len(group)) if model.takes_task_axis else dict(fast)
+            params = stack(scoring.fast, len(group)) if model.takes_task_axis else dict(scoring.fast)
             with torch.no_grad():
                 path = [{**params, **model.read_support({**shared, **params}, support)}]
         else:
-            path = adaptation(model, fast, shared, loop, support, len(group), curve)
+            path = adaptation(scoring, support, len(group), curve)
         order = np.concatenate([batch.store_rows.reshape(len(group), -1) for batch in query], 1)  # [T, n]
         rows = [tuple(parse(store.text(row)) for row in of_task) for of_task in order.tolist()]
         with torch.no_grad():
@@ -112,8 +107,8 @@ def score_texts(
             wanted = path[:1] + path[1:][-1:]
             said = [answers(model, {**shared, **values}, query, rows, tokenizer, config) for values in wanted]
         for t, episode in enumerate(group):
-            loss, token_loss, hits = np.array([found[t] for found in totals]).T
-            words = tuple(tuple(found[t]) for found in said)
+            loss, token_loss, hits = np.array([of_tasks[t] for of_tasks in totals]).T
+            words = tuple(tuple(of_tasks[t]) for of_tasks in said)
             fits = fit_whole(rows[t], tokenizer, config.model.answer_tokens)
             out.append(TextScored(episode.task, episode.label_names, rows[t], loss, token_loss, hits, words, fits))
     return out

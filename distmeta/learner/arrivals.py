@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distmeta.algorithms.rates import inner_loop
 from distmeta.evaluation.evaluate import FINE_TUNE_LENGTH
-from distmeta.evaluation.scoring import curves, score_episodes, split_meta
+from distmeta.evaluation.scoring import Scoring, curves, score_episodes, split_meta
 from distmeta.learner.group import score_in_group
 from distmeta.learner.ranks import Rank, episodes_of_rank, gather
 from distmeta.models.task_model import TaskModel
@@ -28,7 +28,7 @@ def score_arrivals(rank: Rank, model: TaskModel, meta: Params, store: TaskStore,
     online: adapted from the meta-parameters as they are. from_scratch: from the initial weights, in FINE_TUNE_LENGTH
     times the steps. Means over `eval.validation_episodes` episodes of the task.
     """
-    config, device = rank.config, rank.device
+    config = rank.config
     size, out = config.outer.meta_batch_size, []
     steps = config.inner.steps if config.eval.steps is None else config.eval.steps
     for k in arriving(config.task, len(store.groups["train"].ids), (step - 1) * size, step * size):
@@ -40,10 +40,11 @@ def score_arrivals(rank: Rank, model: TaskModel, meta: Params, store: TaskStore,
             ("from_scratch", (model.fast, model.shared, {}), max(1, steps) * FINE_TUNE_LENGTH),
         ):
             loop = inner_loop(config.inner, rates, count)
+            scoring = Scoring(model, fast, shared, loop, config, store.pad_id, rank.device)
             if model.fast_shards is None:
-                scored = gather(score_episodes(model, fast, shared, loop, episodes, config, store.pad_id, device))
+                scored = gather(score_episodes(scoring, episodes))
             else:
-                scored = score_in_group(model, fast, shared, loop, episodes, config, store.pad_id, device)
+                scored = score_in_group(scoring, episodes)
             scores[name] = {metric: curve["mean"][-1] for metric, curve in curves(scored).items()}
         out.append(scores)
     return out

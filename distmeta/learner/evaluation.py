@@ -11,7 +11,7 @@ from distmeta import health
 from distmeta.algorithms import privacy
 from distmeta.algorithms.rates import inner_loop
 from distmeta.evaluation.evaluate import evaluate_methods, scorer
-from distmeta.evaluation.scoring import curves, domain_of, split_meta
+from distmeta.evaluation.scoring import Scoring, curves, domain_of, split_meta
 from distmeta.learner.arrivals import regret, sentence
 from distmeta.learner.best import Best
 from distmeta.learner.group import score_in_group
@@ -33,17 +33,17 @@ def validate(
 
     The same on every rank.
     """
-    config, device = rank.config.of_evaluation(), rank.device
+    config = rank.config.of_evaluation()
     fast, shared, rates = split_meta(model, meta)
     share = episodes_of_rank(config, config.eval.validation_episodes, rank.number, rank.world)
     episodes = [sample_episode(store, config.task, config.run.seed, "validation", i) for i in share]
     loop = inner_loop(config.inner, rates, config.eval.steps)
+    scoring = Scoring(model, fast, shared, loop, config, store.pad_id, rank.device)
     with model.of_ways(config.ways):
         if model.fast_shards is None:
-            score = scorer(config, store)
-            scored = gather(score(model, fast, shared, loop, episodes, config, store.pad_id, device))
+            scored = gather(scorer(config, store)(scoring, episodes))
         else:
-            scored = score_in_group(model, fast, shared, loop, episodes, config, store.pad_id, device)
+            scored = score_in_group(scoring, episodes)
     by_step = curves(scored)
     by_source: dict[str, list[float]] = {}
     for one in scored if config.data.sources else ():

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from distmeta.algorithms.rates import inner_loop, log_rate_gradients, mean_rate
 from distmeta.config import Config
-from distmeta.evaluation.scoring import Scored, confidences, load_group, predictions, split_meta
-from distmeta.inner import Diverged, InnerLoop, adapt
+from distmeta.evaluation.scoring import Scored, Scoring, confidences, load_group, predictions, split_meta
+from distmeta.inner import Diverged, adapt
 from distmeta.inner.adapt import refuse_divergence
 from distmeta.learner.engine import Divided, MetaEngine
 from distmeta.models.backbone import set_attention
@@ -166,27 +166,25 @@ def parts_of_rank(
     return [rows_of_rank(b, model.fast_shards) for b in support], [rows_of_rank(b, model.fast_shards) for b in query]
 
 
-def score_in_group(
-    model: TaskModel,
-    fast: Mapping[str, Tensor],
-    shared: Mapping[str, Tensor],
-    loop: InnerLoop,
-    episodes: Sequence[Episode],
-    config: Config,
-    pad_id: int,
-    device: torch.device,
-    curve: bool = True,
-) -> list[Scored]:
-    """As `evaluate.score_episodes`, of the same episodes on every rank, with `fast` in shards. `shared` is empty."""
+def score_in_group(scoring: Scoring, episodes: Sequence[Episode], curve: bool = True) -> list[Scored]:
+    """As `score_episodes`, of the same episodes on every rank, with `fast` in shards. `shared` is empty."""
+    model, device = scoring.model, scoring.device
     set_attention(model.backbone, "first_order")
     shards = model.fast_shards
     assert shards is not None
     loss = rank_loss(model, shards)
     out = []
     for episode in episodes:
-        support, query = parts_of_rank(model, config, pad_id, episode, device)
+        support, query = parts_of_rank(model, scoring.config, scoring.pad_id, episode, device)
         adapted = adapt(
-            loss, dict(fast), support, loop, has_aux=True, trajectory=curve, last_inner_loss=False, check=False
+            loss,
+            dict(scoring.fast),
+            support,
+            scoring.loop,
+            has_aux=True,
+            trajectory=curve,
+            last_inner_loss=False,
+            check=False,
         )
         labels = torch.cat([part.labels for part in query])
         predicted, losses, confidence = [], [], []
@@ -198,14 +196,14 @@ def score_in_group(
                     logits = loss(params, part)[1]
                 each = F.cross_entropy(logits[0], part.own.labels[0], reduction="none")
                 chosen = predictions(logits, part.own.labels)[0]
-                mine = torch.stack([chosen.double(), each.double(), confidences(logits)[0]])
-                rows[:, first + part.index] += mine * part.counts
+                of_rank = torch.stack([chosen.double(), each.double(), confidences(logits)[0]])
+                rows[:, first + part.index] += of_rank * part.counts
                 first += len(part.labels)
             if shards.world > 1:
                 dist.all_reduce(rows)
             predicted.append(rows[0].long().cpu().numpy())
             losses.append(float(rows[1].mean()))
             confidence.append(rows[2].cpu().numpy())
-        told = labels.cpu().numpy(), np.stack(predicted), np.array(losses), np.stack(confidence)
-        out.append(Scored(episode.task, episode.label_names, *told))
+        arrays = labels.cpu().numpy(), np.stack(predicted), np.array(losses), np.stack(confidence)
+        out.append(Scored(episode.task, episode.label_names, *arrays))
     return out

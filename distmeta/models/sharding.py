@@ -279,11 +279,12 @@ def together(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def all_together(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function of (model, ...) `together`."""
+    """Run a function of (model, ...), or of (what has a model, ...), `together`."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with together(cast(nn.Module, args[0])):
+        first: Any = args[0]
+        with together(first if isinstance(first, nn.Module) else first.model):
             return function(*args, **kwargs)
 
     return run

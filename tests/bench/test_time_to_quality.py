@@ -13,7 +13,7 @@ import torch
 
 from distmeta.algorithms.rates import initial_log_rates, inner_loop
 from distmeta.config.algorithms import load_algorithm
-from distmeta.evaluation.scoring import score_episodes, split_meta
+from distmeta.evaluation.scoring import Scoring, score_episodes, split_meta
 from distmeta.learner.gradients import meta_gradients
 from distmeta.models.build import build_model
 from distmeta.tasks.build import build_store
@@ -108,7 +108,8 @@ def test_a_plain_script_has_distmetas_meta_gradient_and_accuracy(peer, scripts, 
 
     fast, shared, rates = split_meta(model, meta)
     held = [sample_episode(store, config.task, 0, "validation", i) for i in range(6)]
-    scored = score_episodes(model, fast, shared, inner_loop(config.inner, rates), held, config, store.pad_id, cpu)
+    loop = inner_loop(config.inner, rates)
+    scored = score_episodes(Scoring(model, fast, shared, loop, config, store.pad_id, cpu), held)
     for episode, score in zip(held, scored, strict=True):
         of_plain = plain.accuracy(plain.PEERS[peer], module, log_rates, episode.support, episode.query, 3)
         assert of_plain == pytest.approx((score.predicted[-1] == score.labels).mean())

@@ -14,7 +14,7 @@ import distmeta
 from distmeta.errors import InputError
 from distmeta.evaluation.adapt import adapt, load_adapted
 from distmeta.evaluation.evaluate import load_model
-from distmeta.evaluation.scoring import score_episodes, split_meta
+from distmeta.evaluation.scoring import Scoring, score_episodes, split_meta
 from distmeta.export.export import export
 from distmeta.inner import InnerLoop
 from distmeta.runs import checkpoint
@@ -102,7 +102,8 @@ def test_adapting_is_what_evaluation_does(tmp_path, words_csv):
     episode = sample_episode(store, saved.config.task, 0, "test", 3)
     fast, shared, _ = split_meta(load_model(saved), saved.meta)
     loop = InnerLoop(steps=2, lr=0.2)
-    scored = score_episodes(load_model(saved), fast, shared, loop, [episode], saved.config, 0, torch.device("cpu"))[0]
+    scoring = Scoring(load_model(saved), fast, shared, loop, saved.config, 0, torch.device("cpu"))
+    (scored,) = score_episodes(scoring, [episode])
 
     def texts(part):
         return [(store.text(row), store.labels[label]) for row, label in zip(part.rows, part.labels, strict=True)]

@@ -21,6 +21,7 @@ from distmeta.evaluation.pooled import train_pooled
 from distmeta.evaluation.scoring import (
     WORST_LOSS,
     Scored,
+    Scoring,
     confidences,
     details,
     group_episodes,
@@ -128,7 +129,9 @@ def test_groups_of_tasks_are_tasks_one_by_one(words_csv):
             update={"inner": setting.config.inner.model_copy(update={"task_batch": size})}
         )
         found.append(
-            score_episodes(setting.model, setting.model.fast, setting.model.shared, loop, episodes, config, 0, CPU)
+            score_episodes(
+                Scoring(setting.model, setting.model.fast, setting.model.shared, loop, config, 0, CPU), episodes
+            )
         )
     for one, many in zip(*found, strict=True):
         assert one.task == many.task
@@ -149,10 +152,11 @@ def test_where_nothing_adapts_a_row_s_features_are_computed_once(words_csv, monk
     monkeypatch.setattr(
         type(setting.model), "features", lambda *a: read.extend(a[2].store_rows) or features(*a)
     )  # fmt: skip
-    given = setting.model, setting.model.fast, setting.model.shared
-    once = score_episodes(*given, InnerLoop(steps=0, lr=0.2), episodes, setting.config, setting.store.pad_id, CPU)
+    model, loop, pad_id = setting.model, InnerLoop(steps=0, lr=0.2), setting.store.pad_id
+    scoring = Scoring(model, model.fast, model.shared, loop, setting.config, pad_id, CPU)
+    once = score_episodes(scoring, episodes)
     assert len(read) == len(set(read)) < sum(len(e.support.labels) + len(e.query.labels) for e in episodes)
-    curves = score_episodes(*given, InnerLoop(steps=1, lr=0.2), episodes, setting.config, setting.store.pad_id, CPU)
+    curves = score_episodes(dataclasses.replace(scoring, loop=InnerLoop(steps=1, lr=0.2)), episodes)
     for one, curve in zip(once, curves, strict=True):
         start = curve.at_start()
         order, other = (np.argsort(s.labels, kind="stable") for s in (one, start))
@@ -160,7 +164,7 @@ def test_where_nothing_adapts_a_row_s_features_are_computed_once(words_csv, monk
         np.testing.assert_allclose(one.loss, start.loss, rtol=1e-5)
         np.testing.assert_allclose(np.sort(one.confidence[0][order]), np.sort(start.confidence[0][other]), rtol=1e-4)
         assert (one.predicted == one.labels).sum() == (start.predicted == start.labels).sum()
-    assert score_episodes(*given, InnerLoop(steps=0, lr=0.2), [], setting.config, setting.store.pad_id, CPU) == []
+    assert score_episodes(scoring, []) == []
 
 
 def test_an_episode_that_diverges_counts_as_wrong_and_ends_nothing(words_csv):
@@ -187,11 +191,10 @@ def test_one_task_that_diverges_does_not_touch_its_neighbours(words_csv):
     fast = {name: value.detach().clone() for name, value in setting.model.fast.items()}
     fast["backbone.embeddings.word_embeddings.weight"][bad] = float("inf")
     loop = InnerLoop(steps=2, lr=0.2)
-    args = (loop, [episodes[0], spoilt, episodes[2]], setting.config, 0, CPU)
-    found = score_episodes(setting.model, fast, setting.model.shared, *args)
+    scoring = Scoring(setting.model, fast, setting.model.shared, loop, setting.config, 0, CPU)
+    found = score_episodes(scoring, [episodes[0], spoilt, episodes[2]])
     assert not np.isfinite(found[1].loss[-1]) and (found[1].predicted[-1] != found[1].labels).all()
-    args = (loop, episodes, setting.config, 0, CPU)
-    clean = score_episodes(setting.model, setting.model.fast, setting.model.shared, *args)
+    clean = score_episodes(dataclasses.replace(scoring, fast=setting.model.fast), episodes)
     for i in (0, 2):
         np.testing.assert_allclose(found[i].loss, clean[i].loss, rtol=1e-5)
 
@@ -440,7 +443,7 @@ def test_a_prototype_head_is_evaluated_at_other_ways_and_shots(tmp_path):
     model = build_model(saved.config, store.vocab_size, store.pad_id, 2)
     fast, shared = ({n: saved.meta[n] for n in part} for part in (model.fast, model.shared))
     loop = InnerLoop(steps=saved.config.inner.steps, lr=saved.config.inner.lr)
-    by_hand = score_episodes(model, fast, shared, loop, episodes, saved.config, store.pad_id, CPU)
+    by_hand = score_episodes(Scoring(model, fast, shared, loop, saved.config, store.pad_id, CPU), episodes)
     for name, score in summarise(by_hand).items():
         assert_near(found.methods["meta_trained"][name], score, 1e-6)
     assert set(found.details["meta_trained"]["per_class"]) == {name for e in episodes for name in e.label_names}

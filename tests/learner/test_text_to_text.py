@@ -13,6 +13,7 @@ from distmeta import health
 from distmeta.drive.train import prepare_store
 from distmeta.errors import InputError
 from distmeta.evaluation.adapt import adapt, load_adapted
+from distmeta.evaluation.scoring import Scoring
 from distmeta.evaluation.texts import TextScored, fit_whole, score_texts, text_details
 from distmeta.learner.worker import learn
 from distmeta.tasks.records import Record
@@ -118,8 +119,8 @@ def test_scores_by_groups_are_scores_one_by_one(kind, tmp_path):
     for tasks in (4, 1):
         fit = config.model_copy(update={"inner": config.inner.model_copy(update={"task_batch": tasks})})
         loop = inner_loop(config.inner, {})
-        fast, device = (model.fast, model.shared), torch.device("cpu")
-        found.append(score_texts(model, *fast, loop, episodes, fit, store.pad_id, device, store=store))
+        scoring = Scoring(model, model.fast, model.shared, loop, fit, store.pad_id, torch.device("cpu"))
+        found.append(score_texts(scoring, episodes, store=store))
     for together, alone in zip(*found, strict=True):
         order = [alone.records.index(record) for record in together.records]
         assert [alone.said[-1][i] for i in order] == list(together.said[-1])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distmeta.errors import InputError
-from distmeta.evaluation.scoring import load_group, score_episodes
+from distmeta.evaluation.scoring import Scoring, load_group, score_episodes
 from distmeta.inner import InnerLoop
 from distmeta.learner.gradients import group_gradient, load_parts
 from distmeta.models.build import build_model
@@ -69,9 +69,8 @@ def plain(examples):
 def test_a_query_in_context_has_the_scores_of_transformers_on_the_text_as_one_would_write_it(folder):
     setting = Setting(folder, **IN_CONTEXT)
     episodes = setting.episodes(2)
-    scored = score_episodes(
-        setting.model, setting.values, {}, InnerLoop(0), episodes, setting.config, setting.store.pad_id, CPU
-    )
+    scoring = Scoring(setting.model, setting.values, {}, InnerLoop(0), setting.config, setting.store.pad_id, CPU)
+    scored = score_episodes(scoring, episodes)
     for episode, of in zip(episodes, scored, strict=True):
         before = plain(setting.written(episode.support, range(6)))
         losses = {}

@@ -8,7 +8,7 @@ import torch
 
 from distmeta.algorithms.rates import inner_loop
 from distmeta.evaluation.evaluate import load_model
-from distmeta.evaluation.scoring import curves, score_episodes, split_meta
+from distmeta.evaluation.scoring import Scoring, curves, score_episodes, split_meta
 from distmeta.learner.worker import learn
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.tasks.build import build_store
@@ -31,9 +31,8 @@ def test_every_count_agrees_with_an_evaluation_at_that_count(learn_lr, words_csv
     episodes = [sample_episode(store, config.task, config.run.seed, "validation", i) for i in range(6)]
     for count in range(6):
         loop = inner_loop(config.inner, rates, count)
-        scored = score_episodes(
-            model, fast, shared, loop, episodes, config, store.pad_id, torch.device("cpu"), curve=False
-        )
+        scoring = Scoring(model, fast, shared, loop, config, store.pad_id, torch.device("cpu"))
+        scored = score_episodes(scoring, episodes, curve=False)
         for metric, found in curves(scored).items():
             for name in ("mean", "low", "high"):
                 free = record["validation_curves"][metric][name]

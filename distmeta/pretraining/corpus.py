@@ -31,10 +31,11 @@ from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.pretraining.cleaning import REMOVED, clean
 from distmeta.tasks import tokenizer as tokenizers
-from distmeta.tasks.build import VOCABULARY_ROWS, build_store, built, cache_directory
+from distmeta.tasks.build import build_store, built, cache_directory
 from distmeta.tasks.readers import BATCH, read_texts
 from distmeta.tasks.sources import TEXT_KINDS, Source, find_sources
 from distmeta.tasks.store import open_store
+from distmeta.tasks.writing import VOCABULARY_ROWS
 
 FORMAT = 1  # part of every key: a change of what is written makes new corpora
 SPLITS = ("train", "validation")

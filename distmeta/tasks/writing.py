@@ -1,0 +1,259 @@
+"""Writing a task store from what was spooled: which rows lie where, their order, the vocabulary, tokens, files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from distmeta.config import DataConfig, ModelConfig, TaskConfig
+from distmeta.errors import InputError, cut
+from distmeta.tasks import prompts, records, splits, tokenizer
+from distmeta.tasks.counts import MOST_UNKNOWN, Counts, unknown_words
+from distmeta.tasks.splits import SPLITS
+from distmeta.tasks.spool import Progress, Spool, gather, ordered_names, parts_of, sort_by_cell, spooled_texts
+from distmeta.tasks.store import span
+
+VOCABULARY_ROWS = 1_000_000
+SORTED = ("text", "text_ends", "tokens", "token_ends", "label", "task")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows lie where: a cell is a group of rows side by side, (split, task, label), or in family classes
+    (split, class).
+
+    names: what is divided among the splits, tasks or classes. split: of each name; below 0 where it is left out. ids:
+    numbers of names as they lie in the store, by split, then by name, without those left out. width: cells of a name.
+    label_of, task_of: numbers of the spool's codes.
+    """
+
+    spool: Spool
+    work: Path
+    data: DataConfig
+    task: TaskConfig
+    model: ModelConfig
+    labels: list[str]
+    tasks: list[str]
+    split: NDArray[np.int8]
+    ids: NDArray[np.int32]
+    width: int
+    label_of: NDArray[np.int32]
+    task_of: NDArray[np.int32]
+
+    @property
+    def of_domain(self) -> bool:
+        """Whether a task is the data's own, with labels that all tasks share; else it is made of classes."""
+        return self.task.family != "classes"
+
+    @property
+    def has_answers(self) -> bool:
+        return self.task.family == "text_to_text"
+
+    @property
+    def names(self) -> list[str]:
+        return self.tasks if self.of_domain else self.labels
+
+
+@dataclass(frozen=True)
+class Order:
+    """cell: of each row of the spool, below 0 where it is left out. count: rows of each cell. rows: sorted by cell."""
+
+    cell: NDArray[np.int32]
+    count: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+
+def write_store(
+    spool: Spool, work: Path, key: str, data: DataConfig, task: TaskConfig, model: ModelConfig, ready: Any,
+    labels: list[str] | None, only: str | None, progress: Progress | None,
+) -> None:  # fmt: skip
+    """Write a store into the directory `work`, with the tokenizer `ready` or one of its own. Raises InputError.
+
+    key, labels, only, progress: as of `distmeta.tasks.build.build_store`.
+    """
+    plan = make_plan(spool, work, data, task, model, labels, only)
+    order = order_rows(plan)
+    if ready is None:
+        ready = train_vocabulary(plan, order)
+    lost = encode_rows(plan, order, ready, progress)
+    if model.pretrained is not None and lost.unknown > MOST_UNKNOWN * lost.tokens:
+        raise InputError(
+            f"model.pretrained = {model.pretrained}: {unknown_words(asdict(lost))} of its tokenizer; "
+            "give a model of the data's language, or check that the tokenizer is the model's own"
+        )
+    write_files(plan, order, ready, lost, key)
+
+
+def make_plan(
+    spool: Spool, work: Path, data: DataConfig, task: TaskConfig, model: ModelConfig, labels: list[str] | None,
+    only: str | None,
+) -> Plan:  # fmt: skip
+    """Numbers of labels and tasks, and the split of each name. Raises InputError."""
+    domain = task.family != "classes"
+    label_names, label_of = ordered_names(spool, "label", labels if domain else None)
+    task_names, task_of = ordered_names(spool, "task") if domain else ([], label_of)
+    names, role, what = (task_names, "task", "task") if domain else (label_names, "label", "class")
+    split = _assign(names, task_of, role, what, spool, data, task, only)
+    ids = np.argsort(split, kind="stable").astype(np.int32)
+    ids = ids[split[ids] >= 0]
+    width = len(label_names) if domain else 1
+    return Plan(spool, work, data, task, model, label_names, task_names, split, ids, width, label_of, task_of)
+
+
+def order_rows(plan: Plan) -> Order:
+    """A counting sort of the spool's rows by their cells."""
+    spool, role = plan.spool, "task" if plan.of_domain else "label"
+    place = np.full(len(plan.split), -1, np.int32)
+    place[plan.ids] = np.arange(len(plan.ids), dtype=np.int32)
+    cells = np.memmap(plan.work / "cells.spool", np.int32, "w+", shape=spool.rows)
+    count = np.zeros(len(plan.ids) * plan.width, np.int64)
+    for part in parts_of(spool.rows):
+        name = place[plan.task_of[spool.codes[role][part]]]
+        cell = name * plan.width + plan.label_of[spool.codes["label"][part]] if plan.of_domain else name
+        cells[part] = np.where(name < 0, -1, cell)
+        count += np.bincount(cells[part][name >= 0], minlength=len(count))
+    rows = np.memmap(plan.work / "order.spool", np.int64, "w+", shape=int(count.sum()))
+    sort_by_cell(cells, count, rows)
+    return Order(cells, count, rows)
+
+
+def train_vocabulary(plan: Plan, order: Order) -> Any:
+    """A tokenizer of meta-train text alone, evenly spaced if there is very much of it."""
+    in_train = int(order.count[: np.sum(plan.split[plan.ids] == 0) * plan.width].sum())
+    train = order.rows[: in_train or len(order.rows)]
+    train = train[:: -(-len(train) // VOCABULARY_ROWS)]
+    lines: Iterator[str] = (line for batch in spooled_texts(plan.spool, train) for line in batch)
+    if plan.has_answers:
+        lines = chain.from_iterable(records.words_of(line) for line in lines)
+    return tokenizer.train_tokenizer(lines, plan.model.tokenizer, plan.model.vocab_size)
+
+
+def encoded(plan: Plan, order: Order, ready: Any, lost: Counts) -> Iterator[tuple[Any, ...]]:
+    """(tokens one after another, how many of each row, and where answers begin if there are any) of batches of rows."""
+    lines, task, model = spooled_texts(plan.spool, order.rows), plan.task, plan.model
+    if plan.has_answers:
+        return records.encode(ready, lines, model, task.instructions, lost)
+    if task.labels == "letters":
+        return prompts.encode(ready, lines, task, model.max_tokens, lost)
+    return tokenizer.encode(ready, lines, model.max_tokens, lost)
+
+
+def encode_rows(plan: Plan, order: Order, ready: Any, progress: Progress | None) -> Counts:
+    """Write text, tokens, labels and tasks of all rows in order to flat files, and count what is lost of them."""
+    spool, ids, lost = plan.spool, plan.ids, Counts()
+    with ExitStack() as stack:
+        files = {n: stack.enter_context(open(plan.work / f"{n}.sorted", "wb")) for n in SORTED}
+        for name in ("token_ends", "text_ends"):
+            np.zeros(1, np.int64).tofile(files[name])
+        done = tokens = characters = 0
+        begins: Any = None  # of the answers
+        for flat, sizes, *begins in encoded(plan, order, ready, lost):
+            rows = order.rows[done : done + len(sizes)]
+            content, text_ends = gather(spool.text, spool.offsets, rows)
+            if not sizes.all():
+                bad = content[text_ends[np.argmin(sizes)] :].tobytes().decode()
+                raise InputError(f"the tokenizer makes no token of the text {cut(bad, 40)!r}; remove this example")
+            cell = order.cell[rows]
+            of_class = cell % plan.width if plan.of_domain else ids[cell]
+            for name, values in (
+                ("tokens", flat), ("token_ends", tokens + np.cumsum(sizes)),
+                ("text", content), ("text_ends", characters + text_ends[1:]),
+                ("label", begins[0] if plan.has_answers else of_class),
+                ("task", ids[cell // plan.width] if plan.of_domain else np.zeros(len(rows), np.int32)),
+            ):  # fmt: skip
+                values.tofile(files[name])
+            tokens, characters, done = tokens + len(flat), characters + len(content), done + len(rows)
+            if progress:
+                progress("tokenising", done, len(order.rows))
+    return lost
+
+
+def write_files(plan: Plan, order: Order, ready: Any, lost: Counts, key: str) -> None:
+    """The store's own files, from the flat ones, which are removed."""
+    work, model, rows = plan.work, plan.model, len(order.rows)
+    flat = {name: _mapped(work / f"{name}.sorted") for name in SORTED}
+    ends = pa.Array.from_buffers(pa.int64(), rows + 1, [None, flat["token_ends"]])
+    tokens = pa.Array.from_buffers(pa.int32(), flat["tokens"].size // 4, [None, flat["tokens"]])
+    columns = {
+        "text": pa.LargeStringArray.from_buffers(rows, flat["text_ends"], flat["text"]),
+        "tokens": pa.LargeListArray.from_arrays(ends, tokens),
+        **{n: pa.Array.from_buffers(pa.int32(), rows, [None, flat[n]]) for n in ("label", "task")},
+    }
+    _write_batch(work / "rows.arrow", columns)
+    groups = {"split": np.repeat(plan.split[plan.ids], plan.width), "id": np.repeat(plan.ids, plan.width)}
+    groups |= {"start": np.cumsum(order.count) - order.count, "count": order.count}
+    _write_batch(work / "groups.arrow", {name: pa.array(values) for name, values in groups.items()})
+    _write_batch(
+        work / "names.arrow",
+        {"labels": pa.array([plan.labels]), "tasks": pa.array([plan.tasks], pa.list_(pa.string()))},
+    )
+    for left in [*work.glob("*.spool"), *work.glob("*.sorted")]:
+        left.unlink()
+    special = tokenizer.special_ids(ready)
+    ready.enable_truncation(model.max_tokens)
+    tokenizer.save_tokenizer(ready, work)
+    meta = {
+        "key": key, "family": plan.task.family, "columns": plan.width, "rows": rows,
+        "vocab_size": special.vocab_size, "pad_id": special.pad, "cls_id": special.cls, "sep_id": special.sep,
+        "end_id": special.end,
+        "max_tokens": model.max_tokens,
+        "encoding": asdict(lost) | ({"answer_tokens": model.answer_tokens} if plan.has_answers else {}),
+        "left_out": [n for n, s in zip(plan.names, plan.split, strict=True) if s < 0],
+        "source": plan.data.path or "built-in reviews", "sources": sorted(plan.data.sources or []),
+    }  # fmt: skip
+    (work / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _assign(
+    names: list[str],
+    name_of: NDArray[np.int32],
+    role: str,
+    what: str,
+    spool: Spool,
+    data: DataConfig,
+    task: TaskConfig,
+    only: str | None,
+) -> NDArray[np.int8]:
+    words = spool.names.get("split", [])
+    met = np.zeros((len(names), len(words)), bool)
+    for part in parts_of(spool.rows if words else 0):
+        met[name_of[spool.codes[role][part]], spool.codes["split"][part]] = True
+    out = np.empty(len(names), np.int8)
+    for source in sorted(data.sources) if data.sources is not None else [""]:
+        of_source, own = span(names, source), data.of(source) if source else data
+        short = [name[len(source) + 1 :] for name in names[of_source]] if source else names
+        pairs = [(name, words[word]) for name, word in np.argwhere(met[of_source]).tolist() if words[word]]
+        if own.splits is not None:
+            out[of_source] = splits.split_by_lists(short, splits.read_lists(own.splits), what)
+        elif pairs:
+            out[of_source] = splits.split_by_column(short, pairs, what, own.split)
+        elif only is not None:
+            out[of_source] = SPLITS.index(only)
+        else:
+            out[of_source] = splits.split_by_hash(short, own.fractions, 1 if what == "task" else task.ways or 5)
+    splits.check_not_empty(out, what, (0, 2) if only is None else (SPLITS.index(only),))
+    return out
+
+
+def _mapped(path: Path) -> Any:
+    with pa.memory_map(str(path)) as file:
+        return file.read_buffer()
+
+
+def _write_batch(path: Path, columns: dict[str, Any]) -> None:
+    batch = pa.RecordBatch.from_pydict(columns)
+    with open(path, "wb") as sink:
+        with pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        sink.flush()
+        os.fsync(sink.fileno())

@@ -154,8 +154,10 @@ def _methods(
     if not config.eval.baselines:
         return Evaluation(methods, more)
 
-    start = [s.at_start() for s in trained]
-    methods["no_adaptation"], more["no_adaptation"] = summarise(start), details_of(start)
+    reads = config.task.labels == "letters" and config.model.head == "context"
+    if not reads or steps:
+        start = [s.at_start() for s in trained]
+        methods["no_adaptation"], more["no_adaptation"] = summarise(start), details_of(start)
     constant = config.inner.model_copy(update={"learn_lr": "none", "schedule": "constant"})
     tuned = inner_loop(constant, {}, max(1, steps) * FINE_TUNE_LENGTH)
     # The rate is chosen on tasks that are not those scored; data given to `evaluate` may have none.
@@ -179,7 +181,7 @@ def _methods(
         more[name] = {"steps": tuned.steps, "lr": best, "chosen_on": held, **details_of(result)}
 
     untrained = dataclasses.replace(scoring, fast=model.fast, shared=model.shared)
-    if config.task.labels == "letters" and config.model.head == "context":
+    if reads:
         say("baseline base_in_context: the model as it was pretrained reads the support set")
         at_once = dataclasses.replace(untrained, loop=dataclasses.replace(scoring.loop, steps=0))
         result = gather(scored_by(at_once, mine))

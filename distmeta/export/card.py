@@ -139,6 +139,7 @@ def of_language(trained: Trained) -> dict[str, Any]:
     return {
         "kind": "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM", "seq2seq": seq2seq,
         "encoder": Encoder(load_tokenizer(trained.tokenizer_file), trained.config.model),
+        "base": repr(trained.config.model.pretrained),
     }  # fmt: skip
 
 
@@ -151,7 +152,8 @@ def of_letters(trained: Trained) -> dict[str, Any]:
     prompt = prompt_of(task.prompt, own)
     return {
         "before": repr(prompt.before), "between": repr(prompt.between), "tokens": label_tokens(task, own),
-        "reads": trained.config.model.head == "context",
+        "reads": trained.config.model.head == "context", "kind": "AutoModelForCausalLM",
+        "base": repr(trained.config.model.pretrained),
     }  # fmt: skip
 
 

@@ -4,7 +4,8 @@
                                                load_int8 reads it, transformers does not); or, for a LoRA run,
     adapter_config.json  adapter_model.safetensors  and base/ where the base is not a published model as it is
     tokenizer.json  tokenizer_config.json      for AutoTokenizer
-    model.safetensors with its output layer    of a language model (text_to_text), LoRA merged, and no head
+    model.safetensors with its output layer    of a language model; or adapter_* alone, where its LoRA is on the base
+                                               as it was published; and no head
     head.safetensors                           the classifier's head, and learnt inner learning rates
     distmeta.json                              pooling, labels, inner loop: what the numbers above are used with
     README.md                                  the model card, with the few lines that use all this
@@ -32,8 +33,9 @@ from distmeta.evaluation.adapt import check_new, load_adapted
 from distmeta.evaluation.evaluate import load_model
 from distmeta.export.card import model_card
 from distmeta.export.compress import check_quantise, compressed, merged
-from distmeta.export.language import write_language
+from distmeta.export.language import Adapter, save_adapter, write_language
 from distmeta.models.compression import parse_prune, restore, save_int8
+from distmeta.models.layers import TaskConv1D, TaskLinear
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.runs.checkpoint import Checkpoint
@@ -60,7 +62,8 @@ class Trained:
 
     @property
     def is_adapter(self) -> bool:
-        return self.config.inner.adapt == "lora" and not self.is_language
+        """Whether it leaves as a PEFT directory: LoRA, of a language model on the published base alone."""
+        return self.config.inner.adapt == "lora" and (self.base_is_published or not self.is_language)
 
     @property
     def is_encoder_alone(self) -> bool:
@@ -77,7 +80,7 @@ class Trained:
     @property
     def base_is_published(self) -> bool:
         """Whether the base is the pretrained model as it is; else it is written beside the adapter."""
-        moved = any(name.startswith("backbone.") and not name.endswith(LORA) for name in self.values)
+        moved = any(name.startswith(("backbone.", "output_")) and not name.endswith(LORA) for name in self.values)
         return self.config.model.pretrained is not None and not moved
 
 
@@ -170,7 +173,8 @@ def write(trained: Trained, out: Path) -> Path:
     if trained.is_language:
         tokenizer = stock_tokenizer(trained, backbone)
         about = described(trained) | {"tokenizer_class": type(tokenizer).__name__}
-        return write_language(trained, tokenizer, about, out)
+        adapter = peft_adapter(trained, str(trained.config.model.pretrained)) if trained.is_adapter else None
+        return write_language(trained, tokenizer, about, out, adapter)
     plain = stock_model(trained) if not (trained.is_adapter and trained.base_is_published) else None
     if plain is not None and trained.labels is not None:
         plain.config.id2label = dict(enumerate(trained.labels))  # type: ignore[union-attr]
@@ -183,9 +187,7 @@ def write(trained: Trained, out: Path) -> Path:
         if trained.is_adapter:
             where = draft / "base"
             base = trained.config.model.pretrained if plain is None else str((out / "base").resolve())
-            config, weights = peft_adapter(trained, str(base))
-            (draft / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-            save_file(weights, draft / "adapter_model.safetensors", metadata={"format": "pt"})
+            save_adapter(peft_adapter(trained, str(base)), draft)
         else:
             where = draft
         if plain is not None:
@@ -247,10 +249,15 @@ def stock_model(trained: Trained) -> nn.Module:
     return stock
 
 
-def peft_adapter(trained: Trained, base: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def peft_adapter(trained: Trained, base: str) -> Adapter:
     """(adapter_config.json, adapter_model.safetensors) of peft, for a base by its name or directory."""
     model, backbone = trained.config.model, trained.model.backbone
-    prefix = "encoder." if trained.is_encoder_alone else ""
+    task = "FEATURE_EXTRACTION"
+    prefix = "encoder." if trained.is_encoder_alone and not trained.is_language else ""
+    if trained.is_language:
+        both = getattr(trained.model, "seq2seq", False)
+        task = "SEQ_2_SEQ_LM" if both else "CAUSAL_LM"
+        prefix = "" if both else f"{backbone.base_model_prefix}."
     weights, targets = {}, []
     for name, value in trained.values.items():
         if name.startswith("backbone.") and name.endswith(LORA):
@@ -259,11 +266,19 @@ def peft_adapter(trained: Trained, base: str) -> tuple[dict[str, Any], dict[str,
             targets.append(prefix + path)
     transposed = {type(backbone.get_submodule(t.removeprefix(prefix))).__name__ == "TaskConv1D" for t in targets}
     config = {
-        "peft_type": "LORA", "task_type": "FEATURE_EXTRACTION", "base_model_name_or_path": base, "inference_mode": True,
+        "peft_type": "LORA", "task_type": task, "base_model_name_or_path": base, "inference_mode": True,
         "r": model.lora_rank, "lora_alpha": model.lora_alpha, "lora_dropout": 0.0, "bias": "none",
-        "target_modules": list(dict.fromkeys(targets)), "fan_in_fan_out": transposed == {True},
+        "target_modules": short_names(list(dict.fromkeys(targets)), prefix, backbone),
+        "fan_in_fan_out": transposed == {True},
     }  # fmt: skip
     return config, weights
+
+
+def short_names(targets: list[str], prefix: str, backbone: nn.Module) -> list[str]:
+    """The targets by the last part of their names, which is what servers of adapters read, where that is as exact."""
+    last = sorted({name.rsplit(".", 1)[-1] for name in targets})
+    linear = (prefix + name for name, m in backbone.named_modules() if isinstance(m, TaskLinear | TaskConv1D))
+    return last if {name for name in linear if name.rsplit(".", 1)[-1] in last} == set(targets) else targets
 
 
 def head_tensors(trained: Trained) -> dict[str, Tensor]:

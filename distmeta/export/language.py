@@ -1,4 +1,4 @@
-"""The export of a language model (family text_to_text): transformers' own, with its output layer, LoRA pairs merged."""
+"""The export of a language model: transformers' own with its output layer, or a PEFT adapter on the published base."""
 
 from __future__ import annotations
 
@@ -19,9 +19,39 @@ from distmeta.tasks.tokenizer import load_tokenizer, special_ids
 if TYPE_CHECKING:
     from distmeta.export.export import Trained
 
+Adapter = tuple[dict[str, Any], dict[str, torch.Tensor]]  # PEFT's configuration, and its weights by name
 
-def write_language(trained: Trained, tokenizer: Any, described: dict[str, Any], out: Path) -> Path:
-    """Fill `out`, whole or not at all, with what AutoModelForCausalLM or AutoModelForSeq2SeqLM loads."""
+
+def write_language(
+    trained: Trained, tokenizer: Any, described: dict[str, Any], out: Path, adapter: Adapter | None = None
+) -> Path:
+    """Fill `out`, whole or not at all, with what AutoModelForCausalLM or AutoModelForSeq2SeqLM loads, or with PEFT's
+    `adapter` on the base as it was published."""
+
+    def fill(draft: Path) -> None:
+        if adapter is None:
+            with_words(trained, tokenizer).save_pretrained(draft)
+        else:
+            save_adapter(adapter, draft)
+        tokenizer.save_pretrained(draft)
+        (draft / "distmeta.json").write_text(json.dumps(described, indent=1, ensure_ascii=False), encoding="utf-8")
+        (draft / "README.md").write_text(model_card(trained, described), encoding="utf-8")
+
+    checkpoints.write_directory(out, fill)
+    return out
+
+
+def save_adapter(adapter: Adapter, draft: Path) -> None:
+    """PEFT's two files."""
+    from safetensors.torch import save_file
+
+    config, weights = adapter
+    (draft / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    save_file(weights, draft / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def with_words(trained: Trained, tokenizer: Any) -> Any:
+    """`whole_model` with the special tokens that its answers were learnt with."""
     from transformers import GenerationConfig
 
     model: Any = trained.model
@@ -37,15 +67,7 @@ def write_language(trained: Trained, tokenizer: Any, described: dict[str, Any], 
         setattr(whole.config, name, value)
     # Nothing of the base's own: what it forces, forbids or draws is not what the answers were learnt with.
     whole.generation_config = GenerationConfig(**words)
-
-    def fill(draft: Path) -> None:
-        whole.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
-        (draft / "distmeta.json").write_text(json.dumps(described, indent=1, ensure_ascii=False), encoding="utf-8")
-        (draft / "README.md").write_text(model_card(trained, described), encoding="utf-8")
-
-    checkpoints.write_directory(out, fill)
-    return out
+    return whole
 
 
 def whole_model(trained: Trained) -> Any:

@@ -49,6 +49,7 @@ def test_a_run_trains_evaluates_adapts_predicts_and_exports_by_letters(case, fol
     learn(config, tmp_path, prepare_store(config), [], 0, 1, torch.device("cpu"))
     methods = json.loads((tmp_path / "evaluation.json").read_text())
     assert ("base_in_context" in methods) == (case != "gradients") and "prototypes" not in methods
+    assert ("no_adaptation" in methods) == (case != "in_context")  # which adapts nothing
     assert evaluate(tmp_path, baselines=False).methods["meta_trained"] == methods["meta_trained"]
 
     # A task of three classes, where the run's had two.
@@ -68,6 +69,9 @@ def test_a_run_trains_evaluates_adapts_predicts_and_exports_by_letters(case, fol
 
     # The card's own code, without distmeta.
     out = export(tmp_path if case == "in_context" else tmp_path / "adapted", tmp_path / "export")
+    about = json.loads((out / "adapter_config.json").read_text())
+    assert (about["task_type"], about["target_modules"], about["r"]) == ("CAUSAL_LM", ["q_proj", "v_proj"], 8)
+    assert not (out / "model.safetensors").exists()  # a PEFT adapter on the base as it was published
     (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S)
     monkeypatch.chdir(out)
     names = {}

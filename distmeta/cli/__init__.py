@@ -350,9 +350,12 @@ def config(
         bool, typer.Option("--keys", help="what each key does, in all sections or in those named")
     ] = False,
     explain: Annotated[str | None, typer.Option(metavar="KEY", help="what one key does, such as inner.lr")] = None,
+    show_prompt: Annotated[
+        bool, typer.Option("--show-prompt", help="the first examples of the first episode, as the model sees them")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Print everything that a run would use, defaults included; or what the keys do."""
+    """Print everything that a run would use, defaults included; or what the keys do; or what the model sees."""
     from distmeta.config import dump_config
 
     if list_keys or explain is not None:
@@ -364,6 +367,13 @@ def config(
         return
 
     loaded = configured(source)
+    if show_prompt:
+        from distmeta.tasks.build import build_store
+        from distmeta.tasks.shown import shown
+        from distmeta.tasks.store import open_store
+
+        print(shown(open_store(build_store(loaded.data, loaded.task, loaded.model)), loaded))
+        return
     print(json.dumps(loaded.model_dump(mode="json")) if as_json else dump_config(loaded), end="\n" if as_json else "")
 
 

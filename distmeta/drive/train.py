@@ -147,10 +147,14 @@ def prepare_store(config: Config, display: Display | None = None) -> Path:
 
 
 def write_tasks(run_dir: Path, config: Config, store: Path, display: Display) -> None:
-    """tasks.json: which tasks and classes train, validate and test, with their rows; and the texts in two splits."""
-    from distmeta.tasks import summary
+    """tasks.json: which tasks and classes train, validate and test, with their rows; and the texts in two splits.
+
+    prompt.txt: the first examples of the first episode, as the model sees them.
+    """
+    from distmeta.tasks import shown, summary
     from distmeta.tasks.store import open_store
 
+    checkpoints.write_text(run_dir / shown.FILE, shown.shown(open_store(store), config))
     found = summary.summary(open_store(store)) | ({"follows": True} if config.data.follow else {})
     checkpoints.write_text(run_dir / summary.FILE, json.dumps(found, indent=1, ensure_ascii=False))
     display.phase(summary.headline(found))

@@ -1,0 +1,46 @@
+"""What a model sees of an episode, as text: for eyes, in `distmeta config --show-prompt` and in a run's directory."""
+
+from __future__ import annotations
+
+from distmeta.config import Config
+from distmeta.tasks.episodes.episode import Rows, sample_episode
+from distmeta.tasks.prompts import LETTERS, label_tokens, prompt_of
+from distmeta.tasks.store import TaskStore
+from distmeta.tasks.tokenizer import load_tokenizer
+
+FILE = "prompt.txt"  # in the run directory
+ROWS = 3
+ANSWER = "⇒"  # stands between what the model is given and what it is to say
+
+
+def shown(store: TaskStore, config: Config) -> str:
+    """The first examples of the first training episode, decoded: special tokens included, cut where the model's are.
+
+    What the model is to say follows the sign ANSWER; where it reads its support set these examples are one context.
+    """
+    tokenizer = load_tokenizer(store.tokenizer_file)
+    episode = sample_episode(store, config.task, config.run.seed, "train", 0)
+    rows = [tokens_of(episode.support, i) for i in range(min(ROWS, len(episode.support.labels)))]
+
+    def words(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=False)
+
+    if config.task.family == "text_to_text":
+        begins = episode.support.labels.tolist()
+        return "\n".join(f"{words(ids[:at])}{ANSWER}{words(ids[at:])}" for ids, at in zip(rows, begins, strict=False))
+    labels = episode.support.labels.tolist()
+    if config.task.labels == "letters":
+        prompt, tokens = prompt_of(config.task.prompt, tokenizer), label_tokens(config.task, tokenizer)
+        each = (
+            f"{words(ids)}{ANSWER}{prompt.gap}{LETTERS[label]}{prompt.after}"
+            for ids, label in zip(rows, labels, strict=False)
+        )
+        return words(list(tokens.start)) + "".join(each)
+    return "\n".join(
+        f"{words(ids)}{ANSWER} {episode.label_names[label]}" for ids, label in zip(rows, labels, strict=False)
+    )
+
+
+def tokens_of(rows: Rows, number: int) -> list[int]:
+    """The tokens of one example."""
+    return list(rows.tokens[rows.offsets[number] : rows.offsets[number + 1]].tolist())

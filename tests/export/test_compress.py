@@ -122,7 +122,7 @@ def batch_of(path, model):
     from distmeta.tasks.episodes.collate import collate
 
     saved = checkpoint.load(path)
-    rows = tokenise(Tokenizer.from_file(str(saved.tokenizer_file)), TEXTS, range(len(TEXTS)), 16)
+    rows = tokenise(Tokenizer.from_file(str(saved.tokenizer_file)), TEXTS, range(len(TEXTS)), saved.config)
     return to_batches(collate([rows], 1, saved.state["pad_id"]), "cpu", model.causal)[0]
 
 

@@ -82,7 +82,7 @@ def ours(path):
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(saved.tokenizer_file))
-        rows = tokenise(tokenizer, texts, labels, saved.config.model.max_tokens)
+        rows = tokenise(tokenizer, texts, labels, saved.config)
         return to_batches(collate([rows], 1, saved.state["pad_id"]), "cpu", model.causal)
 
     with torch.no_grad():

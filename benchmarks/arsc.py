@@ -26,6 +26,7 @@ from distmeta.config import load_config
 from distmeta.runs.checkpoint import write_text
 
 SETTINGS = [
+    "model.distance=euclidean",
     "algorithm=anil", "task.shots=5", "task.queries=7", "model.max_tokens=96", "inner.lr=0.1", "inner.steps=3",
     "inner.learn_lr=per_layer_step", "outer.lr=1e-4", "outer.rate_lr=0.02", "outer.meta_batch_size=4",
     "outer.steps=150", "outer.warmup_steps=10", "outer.schedule=cosine", "eval.every=0", "eval.episodes=12",

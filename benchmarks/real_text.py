@@ -49,6 +49,7 @@ def overrides(name: str, data: Path, pretrained: str | None) -> list[str]:
             f"data.path={data}/data.parquet",
             f"data.splits={data}/splits.json#01",
             f"model.pretrained={pretrained}",
+            "model.distance=euclidean",
         ]
     if name == "instructions":
         rows = pq.read_table(data / "data.parquet", columns=["task", "domain"]).to_pylist()
@@ -61,7 +62,11 @@ def overrides(name: str, data: Path, pretrained: str | None) -> list[str]:
         ]  # fmt: skip
     # One of its test domains has 11 neutral reviews of 60 characters.
     words = [f"data.path={data}/matched60.parquet", "task.queries=6"]
-    return [*words, f"model.pretrained={pretrained}", "outer.base=train"] if pretrained else words
+    return (
+        [*words, f"model.pretrained={pretrained}", "model.distance=euclidean", "outer.base=train"]
+        if pretrained
+        else words
+    )
 
 
 def row_scores(given: Sequence[str], said: Sequence[str]) -> dict[str, float]:

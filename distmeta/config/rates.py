@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 # (outer, inner) by what the outer loop trains, from pretrained weights. Weights that know a language lose it at the
-# rates that random ones need; LoRA and a head begin at random, or at nothing.
-PRETRAINED = {"whole": (3e-5, 0.02), "lora": (1e-3, 0.05), "head": (1e-3, 0.1)}
+# rates that random ones need; LoRA and a head begin at random, or at nothing. encoder: a whole one, under a linear head
+# on features of one length, which hold an inner loop steady at rates that learn in some forty meta-steps.
+PRETRAINED = {"whole": (3e-5, 0.02), "encoder": (2e-4, 0.05), "lora": (1e-3, 0.05), "head": (1e-3, 0.1)}
 RANDOM = (1e-3, 0.1)
-INNER_ADAM = {"whole": 1e-4, "lora": 1e-3, "head": 1e-2}  # whose steps are as long as its rate
+INNER_ADAM = {"whole": 1e-4, "encoder": 1e-4, "lora": 1e-3, "head": 1e-2}  # whose steps are as long as its rate
 
 
 def with_rates(content: dict[str, Any]) -> dict[str, Any]:
@@ -21,6 +22,8 @@ def with_rates(content: dict[str, Any]) -> dict[str, Any]:
     model, inner, outer = (_section(content, name) for name in ("model", "inner", "outer"))
     pretrained = model.get("pretrained") is not None
     kind = trained(str(inner.get("adapt", "all")), outer.get("base") == "train")
+    if kind == "whole" and model.get("distance") == "cosine" and is_encoder_under_linear_head(model):
+        kind = "encoder"
     outer_lr, inner_lr = PRETRAINED[kind] if pretrained else RANDOM
     if pretrained and inner.get("optimizer") == "adam":
         inner_lr = INNER_ADAM[kind]
@@ -39,9 +42,11 @@ def without_rates(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_distance(content: dict[str, Any]) -> dict[str, Any]:
-    """`content` with model.distance where it has none: cosine for a pretrained decoder that classifies.
+    """`content` with model.distance where it has none: cosine for a pretrained decoder that classifies, and for a
+    pretrained encoder that is trained whole under a linear head.
 
-    The last states of a decoder are so long that any rate is too high for a linear head on them.
+    The last states of a decoder are so long that any rate is too high for a linear head on them; an encoder's are so
+    short that a linear head moves little at the rates that its layers bear.
     """
     model = _section(content, "model")
     if not isinstance(content.get("model", {}), dict) or model.get("distance") is not None:
@@ -49,17 +54,34 @@ def with_distance(content: dict[str, Any]) -> dict[str, Any]:
     task = _section(content, "task")
     reads_words = task.get("family") == "text_to_text" or task.get("labels") == "letters"
     reads_words = reads_words or model.get("head") == "context"
-    cosine = not reads_words and model.get("pretrained") is not None and is_decoder(str(model["pretrained"]))
+    pretrained = model.get("pretrained")
+    whole = trained(
+        str(_section(content, "inner").get("adapt", "all")), _section(content, "outer").get("base") == "train"
+    )
+    encoder = whole == "whole" and is_encoder_under_linear_head(model)
+    cosine = not reads_words and pretrained is not None and (is_decoder(str(pretrained)) or encoder)
     return {**content, "model": {**model, "distance": "cosine" if cosine else "euclidean"}}
 
 
 def is_decoder(folder: str) -> bool:
     """Whether a Hugging Face directory holds a language model that predicts the next token, by its config.json."""
+    return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures(folder) or [])
+
+
+def is_encoder_under_linear_head(model: Mapping[str, Any]) -> bool:
+    """Whether the section model names the directory of a pretrained encoder, under a linear head."""
+    pretrained = model.get("pretrained")
+    known = None if pretrained is None else architectures(str(pretrained))
+    return known is not None and not is_decoder(str(pretrained)) and model.get("head", "linear") == "linear"
+
+
+def architectures(folder: str) -> list[str] | None:
+    """The classes that a Hugging Face directory's config.json names; None where there is none, as for a hub id."""
     try:
-        names = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("architectures") or []
-        return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+        names = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("architectures")
     except (OSError, ValueError, AttributeError):
-        return False  # refused where it is read, or a hub id
+        return None  # refused where it is read, or a hub id
+    return [str(name) for name in names or []]
 
 
 def trained(adapt: str, base: bool) -> str:

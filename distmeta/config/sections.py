@@ -47,7 +47,8 @@ class ModelConfig(Section):
     distance: Literal["euclidean", "cosine"] = Field(
         "euclidean",
         description="euclidean: features as they are; cosine: features of one length, as sentence "
-        "encoders' are. Where it is left open: cosine for a pretrained decoder that classifies, else euclidean",
+        "encoders' are. Where it is left open: cosine for a pretrained decoder that classifies, and for a pretrained "
+        "encoder that is trained whole under a linear head; else euclidean",
     )
     context: Literal["direct", "channel"] = Field(
         "direct", description="head context: p(label | text), or p(text | label) turned round"
@@ -204,7 +205,8 @@ class InnerConfig(Section):
 
     lr: float = Field(
         RANDOM[1], gt=0, description="(initial) inner learning rate; null: 0.1, with model.pretrained 0.02 where the "
-        "base is adapted whole, 0.05 for LoRA (optimizer adam: 1e-4, 1e-3; the head alone 1e-2)"
+        "base is adapted whole, 0.05 for LoRA or an encoder under a linear head (optimizer adam: 1e-4, 1e-3; the head "
+        "alone 1e-2)"
     )  # fmt: skip
     steps: int = Field(5, ge=0, description="inner steps in training")
     schedule: Literal["constant", "linear", "cosine", "warmup"] = Field(
@@ -249,7 +251,7 @@ class OuterConfig(Section):
 
     lr: float = Field(
         RANDOM[0], gt=0, description="outer learning rate; null: 1e-3, with model.pretrained 3e-5 where its own "
-        "weights are learnt, and not LoRA or the head alone"
+        "weights are learnt, and not LoRA or the head alone; 2e-4 for an encoder under a linear head"
     )  # fmt: skip
     rate_lr: float | None = Field(
         None, gt=0, description="of learnt inner rates (inner.learn_lr), whose logarithm is what steps; null: lr"
@@ -404,7 +406,7 @@ class Config(Section):
                 f"mypackage.mymodule.{nearest(name, ALGORITHMS)}"
             )
         whole = with_settings(given, ALGORITHMS[name], over=False) if name in ALGORITHMS else given
-        return with_distance(with_rates(whole))
+        return with_rates(with_distance(whole))
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

@@ -66,6 +66,20 @@ def test_a_pretrained_decoder_that_classifies_has_features_of_one_length(tmp_pat
         return small.config(**small.merge({"model": {"pretrained": str(tmp_path / name)}}, sections)).model.distance
 
     assert distance("decoder") == distance("decoder", model={"head": "prototype"}) == "cosine"
-    assert distance("encoder") == distance("decoder", model={"distance": "euclidean"}) == "euclidean"
+    assert (
+        distance("encoder", model={"head": "prototype"}) == distance("encoder", inner={"adapt": "lora"}) == "euclidean"
+    )
+    assert distance("encoder") == "cosine" and distance("decoder", model={"distance": "euclidean"}) == "euclidean"
     words = {"task": {"family": "text_to_text"}, "model": {"answer_tokens": 4}}
     assert distance("decoder", **words) == small.config().model.distance == "euclidean"
+
+
+def test_an_encoder_that_is_trained_whole_under_a_linear_head_has_rates_of_its_own(tmp_path):
+    """They go with features of one length: without these its inner loop moves little, or diverges."""
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
+    encoder = f"model.pretrained={tmp_path}"
+    assert rates(encoder) == rates(encoder, "inner.adapt=all") == (2e-4, 0.05)
+    assert rates(encoder, "model.distance=euclidean") == rates(encoder, "model.head=prototype") == (3e-5, 0.02)
+    assert rates(encoder, "inner.adapt=lora") == (1e-3, 0.05)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    assert rates(encoder) == (3e-5, 0.02)  # a decoder

@@ -14,6 +14,7 @@ from distmeta.evaluation.adapt import adapt, load_adapted
 from distmeta.evaluation.evaluate import evaluate
 from distmeta.export.export import export
 from distmeta.learner.worker import learn
+from distmeta.serve.batches import Base
 
 SUPPORT = [{"text": text, "label": label} for text, label in (
     ("the red thing", "warm"), ("hot hot", "warm"), ("a cold blue thing it is", "cool"), ("so flat", "even"),
@@ -60,6 +61,14 @@ def test_a_run_trains_evaluates_adapts_predicts_and_exports_by_letters(case, fol
     again = load_adapted(adapted.save(tmp_path / "adapted")).predict(TEXTS)
     assert [of["label"] for of in again] == [of["label"] for of in first]
     assert [of["confidence"] for of in again] == pytest.approx([of["confidence"] for of in first], abs=1e-5)
+
+    # Served, two tasks at once.
+    base = Base(tmp_path)
+    several = base.adapt([base.asked(SUPPORT), base.asked(SUPPORT[::-1])])
+    for task, of in zip(several, base.predict([(task, TEXTS) for task in several]), strict=True):
+        rows = SUPPORT if task is several[0] else SUPPORT[::-1]
+        for one, same in zip(of, adapt(tmp_path, rows).predict(TEXTS), strict=True):
+            assert one["probabilities"] == pytest.approx(same["probabilities"], abs=1e-4)
 
     if case != "gradients":
         with pytest.raises(InputError, match="a task that is learnt in context is its support set"):

@@ -27,7 +27,10 @@ def cut(text: str, most: int) -> str:
     return shortened if shortened != "..." else f"{line[: most - 3]}..."
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """ " Did you mean 'x'?" for the closest of `choices`, or an empty string when none is close."""
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+def nearest(word: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
+    """ " Did you mean 'x'?" for the closest of `choices`, or an empty string when none is close.
+
+    cutoff: the least likeness, from 0 to 1.
+    """
+    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)
     return f" Did you mean '{found[0]}'?" if found else ""

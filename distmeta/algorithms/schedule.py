@@ -9,7 +9,9 @@ from distmeta.config import Config
 
 LONG = 100  # meta-steps of a run that is meta-validated without being asked to
 VALIDATIONS = 10  # of such a run
-FALLING = 300  # meta-steps from which on a constant rate may lose again what was learnt; a shorter run needs all of it
+# Meta-steps from which on a constant rate may lose again what was learnt. A shorter run from random weights needs all
+# of it; pretrained ones learn early, and what they have learnt a constant rate shakes.
+FALLING = 300
 
 
 def is_open_ended(config: Config) -> bool:
@@ -22,7 +24,7 @@ def schedule_of(config: Config) -> tuple[str, int]:
     outer = config.outer
     if outer.schedule != "auto":
         return outer.schedule, outer.warmup_steps or 0
-    if is_open_ended(config) or outer.steps < FALLING:
+    if is_open_ended(config) or (outer.steps < FALLING and config.model.pretrained is None):
         return "constant", outer.warmup_steps or 0
     return "cosine", min(100, outer.steps // 20) if outer.warmup_steps is None else outer.warmup_steps
 

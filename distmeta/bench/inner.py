@@ -162,7 +162,7 @@ def _choices(subject: Subject) -> dict[str, Any]:
     """What inner.memory=auto, inner.task_batch=0, inner.buckets=0 and the order decide for these episodes."""
     own, model, config = subject.with_inner(memory="auto"), subject.model, subject.config
     group = group_episodes(subject.episodes, tasks_at_once(model, config, subject.episodes, subject.device))[0]
-    support, query = load_group(group, model, config, subject.store.pad_id, subject.device)
+    support, query = load_group(group, model, config, subject.store.pad_id, subject.device, training=True)
     calls = 0
 
     def counting(loss: Any, *arguments: Any, **options: Any) -> Any:

@@ -161,7 +161,10 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known, last = _keys_beside(first["loc"]), str(first["loc"][-1])
         elsewhere = [f"{name}.{last}" for name in Config.model_fields if last in _keys_beside((name, last))]
-        hint = f" Did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(last, known)
+        named = f" Did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
+        hint = (
+            nearest(last, known, cutoff=0.8) or named or nearest(last, known)
+        )  # a slip of the pen before another place
         line = f"unknown key '{key}'; allowed here: {', '.join(known)}.{hint}"
     else:
         reason = first["msg"].removeprefix("Value error, ")

@@ -251,7 +251,7 @@ class OuterConfig(Section):
 
     lr: float = Field(
         RANDOM[0], gt=0, description="outer learning rate; null: 1e-3, with model.pretrained 3e-5 where its own "
-        "weights are learnt, and not LoRA or the head alone; 2e-4 for an encoder under a linear head"
+        "weights are learnt, and not LoRA or the head alone; 3e-4 for an encoder under a linear head"
     )  # fmt: skip
     rate_lr: float | None = Field(
         None, gt=0, description="of learnt inner rates (inner.learn_lr), whose logarithm is what steps; null: lr"
@@ -267,7 +267,7 @@ class OuterConfig(Section):
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of outer optimizers sgd and rmsprop")
     schedule: Literal["auto", "constant", "cosine", "linear", "plateau"] = Field(
         "auto", description="of the rate; plateau: lowered when the meta-validation loss no longer falls; auto: "
-        "cosine, or constant below 300 outer.steps and where tasks arrive as the run learns"
+        "cosine, or constant below 300 outer.steps from random weights and where tasks arrive as the run learns"
     )  # fmt: skip
     patience: int = Field(
         2, ge=0, description="plateau only: meta-validations without a lower loss before the rate falls"

@@ -42,7 +42,8 @@ def test_the_terminal_and_the_run_directory(undisturbed, words_csv):
     """What a person sees, and every file of the design."""
     assert "unseen tasks" in undisturbed.stdout and "meta_trained" in undisturbed.stdout
     assert "20 meta-steps, 80 episodes; results in runs/tiny" in undisturbed.stdout
-    assert len(undisturbed.stderr.splitlines()) < 15
+    # Lines of steps come by the clock.
+    assert sum(" step " not in line for line in undisturbed.stderr.splitlines()) < 12
     for noise in ("Warning", "WARNING", "Traceback", "(pid=", "deprecat", "INFO"):
         assert noise not in undisturbed.stderr + undisturbed.stdout
     there = {p.name for p in undisturbed.run.iterdir() if not p.name.startswith(".")}

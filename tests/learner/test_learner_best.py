@@ -130,6 +130,8 @@ def test_the_outer_rate_rises_and_falls_unless_the_end_is_not_known():
     assert schedule_of(long) == ("cosine", 20)
     assert rates[0] == 0.05 and max(rates) == rates[19] == 1.0 and rates[-1] < 1e-3
     assert schedule_of(small.config(outer={"schedule": "auto", "steps": 299})) == ("constant", 0)
+    pretrained = small.config(model={"pretrained": "/a/model"}, outer={"schedule": "auto", "steps": 40})
+    assert schedule_of(pretrained) == ("cosine", 2)
     online = small.config(algorithm="online", outer={"schedule": "auto"})
     assert schedule_of(online) == ("constant", 0)
     assert schedule_of(small.config(outer={"schedule": "linear"})) == ("linear", 0)

@@ -49,7 +49,7 @@ def test_the_terminal_and_the_run_directory(undisturbed, words_csv):
     there = {p.name for p in undisturbed.run.iterdir() if not p.name.startswith(".")}
     assert there == {
         "config.yaml", "environment.json", "metrics.jsonl", "evaluation.json", "evaluation_details.json", "log.txt",
-        "tasks.json", "checkpoints", "export", "report.html", "figures",
+        "tasks.json", "prompt.txt", "checkpoints", "export", "report.html", "figures",
     }  # fmt: skip
     assert sorted(p.name for p in (undisturbed.run / "checkpoints").iterdir()) == ["step-000015", "step-000020"]
     environment = json.loads((undisturbed.run / "environment.json").read_text())

@@ -67,7 +67,7 @@ def build_label_model(config: Config, vocab_size: int, pad_id: int, classes: int
             "task.labels = letters: an encoder-decoder does not read a class in a text; give a decoder, such as gpt2 "
             "or llama, or set task.labels=head"
         )
-    limit, need = backbones.positions(model.backbone), longest_support(config, tokens)
+    limit, need = backbones.positions(model.backbone), longest_support(config, tokens, classes)
     if model.reads_support and limit is not None and need > limit:
         raise InputError(
             f"model.head = context: a support set and a text after it may take {need} positions, the model has "

@@ -35,7 +35,7 @@ class LabelModel(LanguageModel):
 
     def __init__(self, model: Any, config: Config, classes: int, tokens: LabelTokens, pad_id: int) -> None:
         self.tokens, self._pad_id = tokens, pad_id
-        self.adapts = config.inner.steps > 0
+        self.adapts, self._most_classes = config.inner.steps > 0, classes
         super().__init__(model, config)
         self.classes = classes
         self.register_buffer("letters", torch.tensor(tokens.labels), persistent=False)
@@ -45,7 +45,7 @@ class LabelModel(LanguageModel):
         return False  # the support set is read once there is nothing more to adapt
 
     def _longest_support(self, config: Config) -> int:
-        return longest_support(config, self.tokens)
+        return longest_support(config, self.tokens, self._most_classes)
 
     def sets(
         self, support: Sequence[Part], query: Sequence[Part], device: torch.device | str, training: bool
@@ -80,9 +80,9 @@ class LabelModel(LanguageModel):
         return scores[..., letters[: self.classes]]
 
 
-def longest_support(config: Config, tokens: LabelTokens) -> int:
-    """Tokens of the longest support set and a text after it, of a task of as many classes as there may be."""
-    rows = (config.eval.ways or config.ways or 2) * config.most_shots
+def longest_support(config: Config, tokens: LabelTokens, classes: int) -> int:
+    """Tokens of the longest support set and a text after it; of `classes` classes, or of more in an evaluation."""
+    rows = max(classes, config.eval.ways or 0) * config.most_shots
     return len(tokens.start) + (rows + 1) * (config.model.max_tokens + 1 + len(tokens.after))
 
 

@@ -12,7 +12,7 @@ from distmeta.evaluation.scoring import Scoring, load_group, score_episodes
 from distmeta.inner import InnerLoop
 from distmeta.learner.gradients import group_gradient, load_parts
 from distmeta.models.build import build_model
-from distmeta.models.labels import sequence
+from distmeta.models.labels import longest_support, sequence
 from distmeta.models.language import NO_TOKEN
 from distmeta.tasks.build import build_store
 from distmeta.tasks.episodes import collate, sample_episode
@@ -184,3 +184,10 @@ def test_tasks_together_are_each_alone(folder):
 def test_a_context_that_is_longer_than_the_model_is_refused(folder):
     with pytest.raises(InputError, match=r"may take \d+ positions, the model has 1024; lower task.shots"):
         Setting(folder, **IN_CONTEXT, task={"shots": 10})
+
+
+@pytest.mark.parametrize(("classes", "ways", "rows"), [(2, None, 6), (5, None, 15), (5, 8, 24), (5, 2, 15)])
+def test_the_longest_context_holds_every_class_that_there_may_be(classes, ways, rows, folder):
+    task = {"family": "classes", "ways": 5, "labels": "letters", "shots": 3}
+    config = small.config(model={"pretrained": str(folder), "max_tokens": 10}, task=task, eval={"ways": ways})
+    assert longest_support(config, LabelTokens((7,), (8, 9), (3, 4)), classes) == 1 + (rows + 1) * (10 + 1 + 2)

@@ -1,5 +1,7 @@
-"""The documentation: links lead somewhere, code runs, commands and configurations are accepted, api.md is current."""
+"""The documentation: links lead somewhere, code runs, commands and configurations are accepted, and what is
+generated is current."""
 
+import difflib
 import re
 import runpy
 import shlex
@@ -154,6 +156,13 @@ def test_the_configuration_s_page_is_what_the_fields_say():
     made = runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))["page"]()
     page = ROOT / "docs" / "configuration.md"
     assert page.read_text(encoding="utf-8") == made, "run python docs/make_configuration.py"
+
+
+def test_what_users_call_by_name_has_not_changed_unseen():
+    made = runpy.run_path(str(ROOT / "docs" / "make_signatures.py"))["page"]().splitlines()
+    recorded = (ROOT / "docs" / "signatures.txt").read_text(encoding="utf-8").splitlines()
+    changed = [line for line in difflib.unified_diff(recorded, made, lineterm="", n=0) if not line.startswith("@@")]
+    assert not changed, "if users are meant to see this change: python docs/make_signatures.py\n" + "\n".join(changed)
 
 
 def test_the_wheel_holds_what_the_package_needs_and_nothing_else(tmp_path):

@@ -69,7 +69,7 @@ def word_swap(tokens: Tokens, offsets: Numbers, words: Marks, share: float, draw
     first = np.flatnonzero((row[:-1] == row[1:]) & ((place + shift[row])[:-1] % 2 == 0))
     first = first[draws.below(np.full(len(first), ONE)) < share * ONE]
     left, right = at[first], at[first + 1]
-    out = tokens.copy()
+    out: Tokens = tokens.copy()
     out[left], out[right] = tokens[right], tokens[left]
     return out
 
@@ -94,7 +94,7 @@ def mix(tokens: Tokens, offsets: Numbers, labels: Numbers, words: Marks, share: 
     chosen = (draws.below(np.full(len(at), ONE)) < share * ONE) & (others > 0)
     donor = class_start + draws.below(np.maximum(others, 1))
     donor += np.where(donor >= row_start[row], of_row[row], 0)  # past the row's own words
-    out = tokens.copy()
+    out: Tokens = tokens.copy()
     out[at[chosen]] = tokens[at[donor[chosen]]]
     return out
 

@@ -23,7 +23,8 @@ class Draws:
     def below(self, limits: NDArray[np.int64]) -> NDArray[np.int64]:
         """One integer in [0, limit) for each limit (< 2**32); bias below limit / 2**32."""
         words = self._bits.random_raw(limits.size).reshape(limits.shape) >> _HALF
-        return ((words * limits.astype(np.uint64)) >> _HALF).astype(np.int64)
+        out: NDArray[np.int64] = ((words * limits.astype(np.uint64)) >> _HALF).astype(np.int64)
+        return out
 
     def permutation(self, n: int) -> NDArray[np.int64]:
         """A random order of 0..n-1."""

@@ -109,10 +109,12 @@ def check(config: Config) -> None:
         raise ValueError(f"task.ways belongs to task.family=classes; {config.task.family} has no number of ways to set")
     if config.task.family == "text_to_text":
         check_text(config)
-    elif config.task.labels == "letters":
-        check_letters(config)
+    elif config.task.labels != "head":
+        check_labels(config)
     elif config.task.prompt != "plain":
-        raise ValueError(f"task.prompt = {config.task.prompt} belongs to task.labels=letters; leave it out")
+        raise ValueError(f"task.prompt = {config.task.prompt} belongs to task.labels=letters or words; leave it out")
+    if config.eval.normalise is not None and config.task.labels != "words":
+        raise ValueError(f"eval.normalise = {config.eval.normalise} belongs to task.labels=words; leave it out")
     if config.task.family != "text_to_text" and config.data.layout != "table":
         raise ValueError(f"data.layout = {config.data.layout} belongs to task.family=text_to_text")
     if config.task.arrive_every and (config.task.family != "domain" or config.data.sources is not None):
@@ -152,14 +154,14 @@ def check_ways(key: str, ways: int | None, config: Config) -> None:
         raise ValueError(f"{key} = {ways}: task.family = {config.task.family} has no number of ways to set")
     if ways < 2:
         raise ValueError(f"{key} = {ways}: at least 2")
-    if config.task.labels == "letters":
-        if ways > MOST_LETTERS:
-            raise ValueError(f"{key} = {ways}: there are {MOST_LETTERS} letters to name classes by: lower it")
+    if config.task.labels == "letters" and ways > MOST_LETTERS:
+        raise ValueError(f"{key} = {ways}: there are {MOST_LETTERS} letters to name classes by: lower it")
+    if config.task.labels != "head":
         return
     if ways != config.ways and config.model.head != "prototype":
         raise ValueError(
             f"{key} = {ways}: the head of this model has {config.ways} outputs; leave {key} out, or meta-train with "
-            "model.head=prototype or task.labels=letters, which take any number"
+            "model.head=prototype, or task.labels=letters or words, which take any number"
         )
 
 
@@ -188,9 +190,9 @@ def check_text(config: Config) -> None:
 MOST_LETTERS = 26
 
 
-def check_letters(config: Config) -> None:
-    """Raises ValueError for what a decoder that names classes by letters cannot do."""
-    most = max(config.ways or 2, config.eval.ways or 2)
+def check_labels(config: Config) -> None:
+    """Raises ValueError for what a decoder that says the names of classes cannot do."""
+    labels, most = config.task.labels, max(config.ways or 2, config.eval.ways or 2)
     for fits, key, value, mend in (
         (config.model.head != "prototype", "model.head", "prototype",
          "it has no features: linear, or context for a model that reads its support set"),
@@ -201,10 +203,12 @@ def check_letters(config: Config) -> None:
         (not any(value for name, value in config.task.augment if name != "resplit"), "task.augment", "on",
          "it would change the prompt with the text: resplit alone"),
         (config.cluster.episode == "rank", "cluster.episode", config.cluster.episode, "rank"),
-        (most <= MOST_LETTERS, "task.ways", most, f"there are {MOST_LETTERS} letters: lower it"),
+        (labels != "letters" or most <= MOST_LETTERS, "task.ways", most, f"there are {MOST_LETTERS} letters: lower it"),
+        (labels != "words" or not config.task.permute_labels, "task.permute_labels", "true",
+         "a label's words are its own in every episode: leave it out"),
     ):  # fmt: skip
         if not fits:
-            raise ValueError(f"task.labels = letters does not go with {key} = {value}: {mend}")
+            raise ValueError(f"task.labels = {labels} does not go with {key} = {value}: {mend}")
     if config.model.head == "context" and config.inner.steps and config.task.shots < 2:
         raise ValueError(
             f"task.shots = {config.task.shots}: with inner.steps above 0 the inner loss is on examples whose class an "
@@ -266,10 +270,10 @@ def check_algorithm(config: Config) -> None:
         check_settings(config, ALGORITHMS[config.algorithm].settings)
     if config.inner.steps == 0 and config.algorithm not in ("prototypes", "in_context"):
         raise ValueError("inner.steps = 0 adapts nothing: at least 1; prototypes and in_context need no inner loop")
-    if config.model.head == "context" and config.algorithm != "in_context" and config.task.labels != "letters":
+    if config.model.head == "context" and config.algorithm != "in_context" and config.task.labels == "head":
         raise ValueError(
             "model.head = context belongs to algorithm=in_context, which has no inner loop; with task.labels=letters "
-            "it goes with every algorithm that adapts"
+            "or words it goes with every algorithm that adapts"
         )
     if config.algorithm == "imaml" and config.inner.proximal == 0:
         raise ValueError("algorithm = imaml needs the pull to the initial weights: inner.proximal above 0")
@@ -290,10 +294,10 @@ def check_used(config: Config) -> None:
     """Raises InputError for what a new run would leave without effect; one that exists is read as it is."""
     inner, outer = config.inner, config.outer
     trains_base = outer.base == "train" or (outer.base == "auto" and config.model.pretrained is None)
-    if config.task.labels == "letters" and config.model.pretrained is None:
+    if config.task.labels != "head" and config.model.pretrained is None:
         raise InputError(
-            "task.labels = letters needs a pretrained decoder, which knows letters: set model.pretrained to its "
-            "directory or hub id"
+            f"task.labels = {config.task.labels} needs a pretrained decoder, which knows {config.task.labels}: set "
+            "model.pretrained to its directory or hub id"
         )
     for unused, key, value, mend in (
         (outer.rate_lr is not None and inner.learn_lr == "none", "outer.rate_lr", outer.rate_lr,

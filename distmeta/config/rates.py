@@ -52,7 +52,7 @@ def with_distance(content: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(content.get("model", {}), dict) or model.get("distance") is not None:
         return content
     task = _section(content, "task")
-    reads_words = task.get("family") == "text_to_text" or task.get("labels") == "letters"
+    reads_words = task.get("family") == "text_to_text" or task.get("labels", "head") != "head"
     reads_words = reads_words or model.get("head") == "context"
     pretrained = model.get("pretrained")
     whole = trained(

@@ -37,7 +37,10 @@ class ModelConfig(Section):
     vocab_size: int = Field(8000, ge=16, description="largest vocabulary of the trained tokenizer")
     max_tokens: int = Field(64, ge=4, description="longer texts are cut, special tokens included")
     answer_tokens: int = Field(
-        16, ge=2, description="family text_to_text: of max_tokens, those that an answer may take, its end included"
+        16,
+        ge=2,
+        description="family text_to_text: of max_tokens, those that an answer may take, its end included; "
+        "task.labels=words: those that a label may take",
     )
     head: Literal["linear", "prototype", "context"] = Field(
         "linear",
@@ -177,13 +180,14 @@ class TaskConfig(Section):
     shots: int = Field(5, ge=1, description="support examples of each class (text_to_text: of a task)")
     queries: int = Field(10, ge=1, description="query examples of each class (text_to_text: of a task)")
     instructions: bool = Field(True, description="family text_to_text: put the task's instruction before the input")
-    labels: Literal["head", "letters"] = Field(
+    labels: Literal["head", "letters", "words"] = Field(
         "head", description="how a class is named: head: by an output of the model's head; letters: by a letter that a "
-        "pretrained decoder says, drawn anew in each episode, so that only the examples tell what it means"
+        "pretrained decoder says, drawn anew in each episode, so that only the examples tell what it means; words: by "
+        "the label's own words, of which the likeliest are chosen (eval.normalise)"
     )  # fmt: skip
     prompt: Literal["plain", "chat"] = Field(
-        "plain", description="task.labels=letters: how an example is written: plain (Input: ... Label: B), or as turns "
-        "of the model's own chat template"
+        "plain", description="task.labels=letters or words: how an example is written: plain (Input: ... Label: B), or "
+        "as turns of the model's own chat template"
     )  # fmt: skip
     permute_labels: bool = Field(
         False, description="family domain: a new order of the label ids in each episode of every split"
@@ -338,6 +342,10 @@ class EvalConfig(Section):
     )  # fmt: skip
     shots: int | None = Field(None, ge=1, description="support examples of each class there; null: task.shots")
     queries: int | None = Field(None, ge=1, description="query examples of each class there; null: task.queries")
+    normalise: Literal["none", "length", "unconditional"] | None = Field(
+        None, description="task.labels=words: a label's score: none: the log-likelihoods of its tokens, added up; "
+        "length: their mean; unconditional: their sum, less that after an example without a text; null: none"
+    )  # fmt: skip
 
     @field_validator("best")
     @classmethod

@@ -125,6 +125,7 @@ def prepare_store(config: Config, display: Display | None = None) -> Path:
     from distmeta.models.trial import check_model
     from distmeta.tasks.build import build_store, cache_directory
     from distmeta.tasks.families import check_feasible
+    from distmeta.tasks.prompts import check_labels
     from distmeta.tasks.store import open_store
 
     data = config.data
@@ -136,6 +137,7 @@ def prepare_store(config: Config, display: Display | None = None) -> Path:
     store = open_store(path)
     check_feasible(store, config.task, ["train"])
     check_feasible(store, config.of_evaluation().task, ["validation", "test"])
+    check_labels(store.labels, config)
     check_model(config, cache_directory(data))  # refused here, and not once all is started
     if config.outer.privacy is not None:
         from distmeta.algorithms.privacy import spent

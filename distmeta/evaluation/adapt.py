@@ -264,7 +264,8 @@ def fit(
         model.classes = len(supports[0].labels)
     steps = default_steps(config) if steps is None else steps
     device = next(iter({**fast, **shared}.values())).device
-    batches, _ = model.sets(collate([s.rows for s in supports], config.inner.buckets, pad_id), [], device, False)
+    parts, names = collate([s.rows for s in supports], config.inner.buckets, pad_id), [s.labels for s in supports]
+    batches, _ = model.sets(parts, [], device, False, names)
     if not isinstance(model, LanguageModel) or not model.starts:
         batches = fixed_prefix(model, {**fast, **shared}, batches)
 
@@ -318,9 +319,10 @@ def task_labels(given: Sequence[str], config: Config, state: Mapping[str, Any], 
         if unknown:
             raise InputError(f"{where}: label '{unknown[0]}' is not one the model knows: {', '.join(state['labels'])}")
         return list(state["labels"])
-    if config.task.labels == "letters":
-        if len(found) > len(LETTERS):
-            raise InputError(f"{where}: {len(found)} labels, and there are {len(LETTERS)} letters to name them by")
+    if config.task.labels == "letters" and len(found) > len(LETTERS):
+        raise InputError(f"{where}: {len(found)} labels, and there are {len(LETTERS)} letters to name them by")
+    if config.task.labels != "head":
+        prompts.check_labels(found, config)
         return found
     if len(found) > state["classes"] and config.model.head != "prototype":
         raise InputError(
@@ -332,7 +334,7 @@ def task_labels(given: Sequence[str], config: Config, state: Mapping[str, Any], 
 
 def name_any(model: TaskModel) -> None:
     """A model that names classes by letters takes as many as there are."""
-    if isinstance(model, LabelModel):
+    if isinstance(model, LabelModel) and model.tokens.labels:
         model.classes = len(LETTERS)
 
 
@@ -341,7 +343,7 @@ def tokenise(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], 
     from distmeta.tasks.tokenizer import encode
 
     most = config.model.max_tokens
-    if config.task.labels == "letters":
+    if config.task.labels != "head":
         tokens, lengths = next(prompts.encode(tokenizer, [list(texts)], config.task, most))
     else:
         tokens, lengths = next(encode(tokenizer, [list(texts)], most))

@@ -154,7 +154,7 @@ def _methods(
     if not config.eval.baselines:
         return Evaluation(methods, more)
 
-    reads = config.task.labels == "letters" and config.model.head == "context"
+    reads = config.task.labels != "head" and config.model.head == "context"
     if not reads or steps:
         start = [s.at_start() for s in trained]
         methods["no_adaptation"], more["no_adaptation"] = summarise(start), details_of(start)
@@ -199,7 +199,7 @@ def _methods(
                 result = gather(in_context(store)(scoring, mine))
                 methods["in_context"], more["in_context"] = summarise(result), details_of(result)
             return Evaluation(methods, more)
-        if config.task.labels == "letters":
+        if config.task.labels != "head":
             return Evaluation(methods, more)
         say("baseline prototypes")
         result = gather(score_prototypes(untrained, mine))

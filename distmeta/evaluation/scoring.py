@@ -135,7 +135,7 @@ def load_group(
         collate(part, inner.buckets, pad_id, part_tokens=tokens)
         for part in ([e.support for e in group], [e.query for e in group])
     )
-    return model.sets(support, query, device, training)
+    return model.sets(support, query, device, training, [e.label_names for e in group])
 
 
 def with_ways(batches: Sequence[TextBatch], group: Sequence[Episode], label_ids: NDArray[np.int32]) -> list[TextBatch]:

@@ -34,8 +34,8 @@ def model_card(trained: Trained, described: dict[str, Any]) -> str:
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
     )  # fmt: skip
     methods = described.get("evaluation", {})
-    letters = trained.config.task.labels == "letters"
-    use = (of_letters if letters else of_language if trained.is_language else of_classifier)(trained)
+    says = trained.config.task.labels != "head"
+    use = (of_labels if says else of_language if trained.is_language else of_classifier)(trained)
     return environment.get_template("card.md.jinja").render(
         trained=trained, config=trained.config, front_matter=front_matter(trained, described),
         summary=summary(trained), training=training(trained, described), methods=methods,
@@ -143,15 +143,16 @@ def of_language(trained: Trained) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def of_letters(trained: Trained) -> dict[str, Any]:
-    """What the code needs for the class of a text, by the letter that is likeliest after it."""
+def of_labels(trained: Trained) -> dict[str, Any]:
+    """What the code needs for the class of a text, by the letter or the words that are likeliest after it."""
     from distmeta.tasks.prompts import label_tokens, prompt_of
     from distmeta.tasks.tokenizer import load_tokenizer
 
     task, own = trained.config.task, load_tokenizer(trained.tokenizer_file)
     prompt = prompt_of(task.prompt, own)
     return {
-        "before": repr(prompt.before), "between": repr(prompt.between), "tokens": label_tokens(task, own),
+        "before": repr(prompt.before), "between": repr(prompt.between), "gap": repr(prompt.gap),
+        "tokens": label_tokens(trained.config, own), "normalise": trained.config.eval.normalise or "none",
         "reads": trained.config.model.head == "context", "kind": "AutoModelForCausalLM",
         "base": repr(trained.config.model.pretrained),
     }  # fmt: skip

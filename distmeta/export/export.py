@@ -58,7 +58,7 @@ class Trained:
 
     @property
     def is_language(self) -> bool:
-        return self.config.task.family == "text_to_text" or self.config.task.labels == "letters"
+        return self.config.task.family == "text_to_text" or self.config.task.labels != "head"
 
     @property
     def is_adapter(self) -> bool:
@@ -137,11 +137,7 @@ def read(
 
 def write(trained: Trained, out: Path) -> Path:
     """Fill `out`, whole or not at all; an earlier export there is replaced. Raises InputError."""
-    if (
-        trained.config.task.labels == "letters"
-        and trained.config.model.head == "context"
-        and "adapted" in trained.about
-    ):
+    if trained.config.task.labels != "head" and trained.config.model.head == "context" and "adapted" in trained.about:
         raise InputError(
             "export: a task that is learnt in context is its support set, and no weights: export the run that it was "
             "made from, whose card shows how to write a support set, or use `distmeta predict` or `serve`"

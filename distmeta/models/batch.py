@@ -28,6 +28,8 @@ class TextBatch:
     # Family text_to_text: the answers' tokens, int64 [N, M], -100 beyond their ends, and the place before each of them
     answer: Tensor | None = None
     answer_at: Tensor | None = None
+    # task.labels=words, of support sets: the tokens of each class's words, int64 [T, C, W], -100 beyond their ends
+    words: Tensor | None = None
     # What the layers below the lowest adapted one make of these rows, [N, L, D] or pooled [N, D]; or the name under
     # which the parameters hold it. None: they are run.
     states: Tensor | str | None = None

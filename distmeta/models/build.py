@@ -30,7 +30,7 @@ def build_model(
     shards: where its parameters go, each rank keeping its part of every one; all ranks build it together. copy: a
     transformers configuration in the place of config.model's, for a model to be tried (distmeta.models.trial).
     """
-    if config.task.labels == "letters":
+    if config.task.labels != "head":
         return build_label_model(config, vocab_size, pad_id, classes, copy)
     if config.task.family == "text_to_text":
         language = build_language_model(config, vocab_size, pad_id, copy)
@@ -54,18 +54,26 @@ def build_model(
 
 
 def build_label_model(config: Config, vocab_size: int, pad_id: int, classes: int, copy: Any = None) -> LanguageModel:
-    """A pretrained decoder that names classes by letters; of `copy`, a model to be tried, any tokens are letters."""
+    """A pretrained decoder that says the names of classes; of `copy`, a model to be tried, any tokens are names."""
+    labels = config.task.labels
     if copy is None:
-        tokens = label_tokens_of(config.task, str(config.model.pretrained))
+        tokens = label_tokens_of(config)
     else:
-        tokens = LabelTokens((), tuple(range(len(LETTERS))), (0,))
+        tokens = LabelTokens((), tuple(range(len(LETTERS))), (0,), (0,))
     model = build_language_model(
         config, vocab_size, pad_id, copy, lambda whole, config: LabelModel(whole, config, classes, tokens, pad_id)
     )
     if model.seq2seq:
         raise InputError(
-            "task.labels = letters: an encoder-decoder does not read a class in a text; give a decoder, such as gpt2 "
+            f"task.labels = {labels}: an encoder-decoder does not read a class in a text; give a decoder, such as gpt2 "
             "or llama, or set task.labels=head"
+        )
+    if labels == "words" and not model.keeps_keys:
+        kind = model.backbone.config.model_type  # type: ignore[union-attr]
+        raise InputError(
+            f"task.labels = words: {kind} does not give its ordinary states where several labels follow one text (a "
+            "sliding window is shorter than model.max_tokens, or its keys and values cannot be kept); choose another "
+            "model, such as gpt2 or llama, or set task.labels=letters"
         )
     limit, need = backbones.positions(model.backbone), longest_support(config, tokens, classes)
     if model.reads_support and limit is not None and need > limit:

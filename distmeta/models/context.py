@@ -101,15 +101,24 @@ def keep_states(run: Run, embedded: Tensor, keep: Tensor) -> dict[str, Tensor]:
     return out | {f"{VALUES}.{i}": values for i, values in enumerate(record.values)} | {KEPT: keep}
 
 
-def states_after(run: Run, params: Params, embedded: Tensor, kept: Tensor, rows: int) -> Tensor:
-    """Last states [N, L, D] of rows that follow their task's support set. embedded [N, L, D], kept [N, L]."""
-    before = params[KEPT]  # [T, S]
+def states_after(
+    run: Run, params: Params, embedded: Tensor, kept: Tensor, rows: int, seen: Tensor | None = None,
+    place: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Last states [N, L, D] of rows that follow their task's support set, where one was read. embedded [N, L, D].
+
+    kept [N, L]: 1 where a token is. seen [L, L]: which earlier tokens of its row a token sees; None: all. place [N, L]:
+    positions in the row; None: 0, 1, ...
+    """
     length = embedded.shape[1]
-    positions = before.sum(1).long().repeat_interleave(rows).unsqueeze(1) + torch.arange(length, device=kept.device)
+    before = params.get(KEPT, kept.new_zeros(len(kept) // rows, 0))  # [T, S]
+    place = torch.arange(length, device=kept.device) if place is None else place
+    positions = before.sum(1).long().repeat_interleave(rows).unsqueeze(1) + place
     causal = torch.ones(length, length, dtype=torch.bool, device=kept.device).tril()
-    own = causal & (kept > 0).view(-1, 1, 1, length)
-    earlier = (before > 0).repeat_interleave(rows, 0).view(-1, 1, 1, before.shape[1]).expand(-1, 1, length, -1)
-    return run(embedded, additive(torch.cat([earlier, own], -1)), positions, Recall(params, rows))
+    own = (causal if seen is None else causal & seen) & (kept > 0).view(-1, 1, 1, length)
+    earlier = (before > 0).repeat_interleave(rows, 0)[:, None, None].expand(-1, 1, length, -1)
+    cache = Recall(params, rows) if KEPT in params else Record()
+    return run(embedded, additive(torch.cat([earlier, own], -1)), positions, cache)
 
 
 def direct(run: Run, embed: Embed, ask: Tensor, params: Params, batch: TextBatch) -> Tensor:

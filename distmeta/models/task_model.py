@@ -345,9 +345,10 @@ class TaskModel(nn.Module):
 
     def sets(
         self, support: Sequence[Mapping[str, Any]], query: Sequence[Mapping[str, Any]], device: torch.device | str,
-        training: bool,
+        training: bool, names: Sequence[Sequence[str]] = (),
     ) -> tuple[list[TextBatch], list[TextBatch]]:  # fmt: skip
-        """Parts of support and query sets as this model reads them, to train on or to score."""
+        """Parts of support and query sets as this model reads them, to train on or to score. names: each task's labels,
+        for a model that says them."""
         return self.batches(support, device), self.batches(query, device)
 
     def settle(self, params: Params, support: Sequence[TextBatch]) -> Params:

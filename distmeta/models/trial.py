@@ -46,8 +46,8 @@ def check_model(config: Config, cache: Path) -> None:
     task = {"family": config.task.family, "classes": config.ways or 2, "algorithm": config.algorithm}
     if config.model.head == "context":
         task["shots"] = config.task.shots
-    if config.task.labels == "letters":
-        label_tokens_of(config.task, str(config.model.pretrained))  # raises InputError
+    if config.task.labels != "head":
+        label_tokens_of(config)  # raises InputError
         task["labels"] = config.task.labels
     once(cache, config.model, {**task, "adapt": config.inner.adapt}, lambda: try_model(config))
 
@@ -160,7 +160,7 @@ def check_names(config: Config, hf_config: Any) -> None:
         give_task_axis(skeleton)
         add_lora(skeleton, 1, 1.0, config.model.lora_targets, 0)
         return
-    words = config.task.family == "text_to_text" or config.task.labels == "letters"
+    words = config.task.family == "text_to_text" or config.task.labels != "head"
     heads = ["output_weight"] if words else ["head_weight", "head_bias"]
     heads += ["head_labels", "head_ask"] if config.model.head == "context" and not words else []
     names = [f"backbone.{name}" for name, _ in skeleton.named_parameters()] + heads

@@ -93,7 +93,7 @@ class Base:
             except (InputError, Refused) as error:
                 found[i] = error
                 continue
-            ways = len(support.labels) if self.model.prototype_head else 0
+            ways = len(support.labels) if self.model.prototype_head or self.config.task.labels == "words" else 0
             groups.setdefault((len(support.rows.labels), asked.steps, ways), []).append((i, support))
         for (_, steps, _), group in groups.items():
             most = min(self.batch_tasks, self._at_once([support for _, support in group]))
@@ -173,7 +173,7 @@ class Base:
         return support
 
     def _rows(self, texts: Sequence[str]) -> Rows:
-        if self.config.task.labels == "letters":
+        if self.config.task.labels != "head":
             return tokenise(self.tokenizer, texts, [0] * len(texts), self.config)
         ids = [encoding.ids for encoding in self._cutting.encode_batch_fast(list(texts))]
         if not all(ids):

@@ -155,7 +155,7 @@ def _key(
         "tokenizer": tokenizer.fingerprint(ready, ends=text) if ready else [model.tokenizer, model.vocab_size],
         "max_tokens": model.max_tokens,
         "family": [task.family, task.ways, *([model.answer_tokens, task.instructions] if text else [])],
-        **({"prompt": task.prompt} if task.labels == "letters" else {}),
+        **({"prompt": task.prompt} if task.labels != "head" else {}),
         "labels": labels,
         "only": only,
     }

@@ -3,13 +3,14 @@
     plain   Input: TEXT          chat   the model's own template: TEXT is the user's turn, the class the assistant's
             Label: B
 
-A class is named by a letter that its episode draws (task.labels=letters), so that a letter means nothing outside it.
+A class is named by a letter that its episode draws (task.labels=letters), so that a letter means nothing outside it; or
+by its label's own words (task.labels=words).
 """
 
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -18,13 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from distmeta.errors import InputError
+from distmeta.errors import InputError, cut
 from distmeta.tasks.counts import Counts, unknown_id
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from distmeta.config import TaskConfig
+    from distmeta.config import Config, TaskConfig
 
 LETTERS = string.ascii_uppercase
 MARKS = ("⟦1⟧", "⟦2⟧", "⟦3⟧", "⟦4⟧")  # stand for two texts and two classes, where a template is taken apart
@@ -50,11 +51,31 @@ PLAIN = Prompt("", "Input: ", "\nLabel:", " ", "\n\n")
 
 @dataclass(frozen=True)
 class LabelTokens:
-    """Token ids of what stands around the examples of a context. labels [C]: one token for each class."""
+    """Token ids of what stands around the examples of a context, and of the names of classes.
+
+    labels: one token for each letter; none where classes have their own words. blank: `start`, and an example without a
+    text, up to its class. words: the tokens of a label; raises InputError. longest: tokens that a class may have.
+    """
 
     start: tuple[int, ...]
     labels: tuple[int, ...]
     after: tuple[int, ...]
+    blank: tuple[int, ...] = ()
+    words: Callable[[str], tuple[int, ...]] | None = None
+    longest: int = 1
+
+    def of(self, names: Sequence[str]) -> list[tuple[int, ...]]:
+        """The tokens of an episode's classes, by their labels. Raises InputError."""
+        if self.words is None:
+            return [(self.labels[i],) for i in range(len(names))]
+        found = [self.words(name) for name in names]
+        if len(set(found)) < len(found):
+            twice = next(name for i, name in enumerate(names) if found[i] in found[:i])
+            other = names[found.index(self.words(twice))]
+            raise InputError(
+                f"task.labels = words: the labels '{other}' and '{twice}' have the same tokens; rename one"
+            )
+        return found
 
 
 def prompt_of(style: str, tokenizer: Tokenizer) -> Prompt:
@@ -101,30 +122,73 @@ def split_at(text: str, marks: Sequence[str]) -> list[str]:
     return [*out, text]
 
 
-def label_tokens(task: TaskConfig, tokenizer: Tokenizer) -> LabelTokens:
+def label_tokens(config: Config, tokenizer: Tokenizer) -> LabelTokens:
     """The tokens of task.prompt and task.labels. Raises InputError where a letter is not one token of its own."""
-    prompt = prompt_of(task.prompt, tokenizer)
+    return _tokens(config.task.labels, config.task.prompt, tokenizer, config.model.answer_tokens, _sources(config))
+
+
+def _sources(config: Config) -> tuple[str, ...]:
+    """Names of data sources that a class's label begins with."""
+    return tuple(config.data.sources or ()) if config.task.family == "classes" else ()
+
+
+def _tokens(labels: str, style: str, tokenizer: Tokenizer, most: int, sources: Sequence[str]) -> LabelTokens:
+    prompt = prompt_of(style, tokenizer)
     plain = plain_copy(tokenizer)
 
     def ids(text: str) -> tuple[int, ...]:
         return tuple(plain.encode(text, add_special_tokens=False).ids)
 
+    first = (beginning(plain) if not prompt.start else ()) + ids(prompt.start)
+    after, blank = ids(prompt.after), first + ids(prompt.example(""))
+    if labels == "words":
+
+        @lru_cache(maxsize=1 << 16)
+        def words(name: str) -> tuple[int, ...]:
+            source, _, bare = name.partition("/")
+            found = ids(prompt.gap + (bare if source in sources else name))
+            if not found or len(found) > most:
+                raise InputError(
+                    f"task.labels = words: the label '{cut(name, 60)}' has {len(found)} tokens, and may have 1 to "
+                    f"{most}; raise model.answer_tokens, rename it, or set task.labels=letters"
+                )
+            return found
+
+        return LabelTokens(first, (), after, blank, words, most)
+    return LabelTokens(first, letter_tokens(prompt, ids), after, blank)
+
+
+def letter_tokens(prompt: Prompt, ids: Callable[[str], tuple[int, ...]]) -> tuple[int, ...]:
+    """The token of each letter. Raises InputError."""
     labels = [ids(prompt.gap + letter) for letter in LETTERS]
     if any(len(of) != 1 for of in labels) or len(set(labels)) < len(labels):
         raise InputError(
             "task.labels = letters: the model's tokenizer has not one token for each of the letters A to Z; "
             "choose another model, or set task.labels=head"
         )
-    first = beginning(plain) if not prompt.start else ()
-    return LabelTokens(first + ids(prompt.start), tuple(i for of in labels for i in of), ids(prompt.after))
+    return tuple(i for of in labels for i in of)
+
+
+def label_tokens_of(config: Config) -> LabelTokens:
+    """`label_tokens` for the tokenizer of model.pretrained. Raises InputError."""
+    task, model = config.task, config.model
+    return _of_source(task.labels, task.prompt, str(model.pretrained), model.answer_tokens, _sources(config))
 
 
 @lru_cache(maxsize=4)
-def label_tokens_of(task: TaskConfig, source: str) -> LabelTokens:
-    """`label_tokens` for the tokenizer of a pretrained directory or hub id."""
+def _of_source(labels: str, style: str, source: str, most: int, sources: tuple[str, ...]) -> LabelTokens:
     from distmeta.tasks.tokenizer import load_tokenizer
 
-    return label_tokens(task, load_tokenizer(source))
+    return _tokens(labels, style, load_tokenizer(source), most, sources)
+
+
+def check_labels(labels: Sequence[str], config: Config) -> None:
+    """Raises InputError for a label of the data that the model cannot say; at the start of a run."""
+    if config.task.labels == "words":
+        tokens, sources = label_tokens_of(config), _sources(config)
+        of_source = {name: name.partition("/")[0] if name.partition("/")[0] in sources else "" for name in labels}
+        for source in set(of_source.values()):
+            tokens.of([name for name in labels if of_source[name] == source])
 
 
 def beginning(plain: Tokenizer) -> tuple[int, ...]:

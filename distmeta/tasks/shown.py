@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distmeta.config import Config
 from distmeta.tasks.episodes.episode import Rows, sample_episode
-from distmeta.tasks.prompts import LETTERS, label_tokens, prompt_of
+from distmeta.tasks.prompts import label_tokens, prompt_of
 from distmeta.tasks.store import TaskStore
 from distmeta.tasks.tokenizer import load_tokenizer
 
@@ -29,12 +29,10 @@ def shown(store: TaskStore, config: Config) -> str:
         begins = episode.support.labels.tolist()
         return "\n".join(f"{words(ids[:at])}{ANSWER}{words(ids[at:])}" for ids, at in zip(rows, begins, strict=False))
     labels = episode.support.labels.tolist()
-    if config.task.labels == "letters":
-        prompt, tokens = prompt_of(config.task.prompt, tokenizer), label_tokens(config.task, tokenizer)
-        each = (
-            f"{words(ids)}{ANSWER}{prompt.gap}{LETTERS[label]}{prompt.after}"
-            for ids, label in zip(rows, labels, strict=False)
-        )
+    if config.task.labels != "head":
+        prompt, tokens = prompt_of(config.task.prompt, tokenizer), label_tokens(config, tokenizer)
+        names = [words(list(name)) for name in tokens.of(episode.label_names)]
+        each = (f"{words(ids)}{ANSWER}{names[label]}{prompt.after}" for ids, label in zip(rows, labels, strict=False))
         return words(list(tokens.start)) + "".join(each)
     return "\n".join(
         f"{words(ids)}{ANSWER} {episode.label_names[label]}" for ids, label in zip(rows, labels, strict=False)

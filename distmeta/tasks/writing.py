@@ -143,7 +143,7 @@ def encoded(plan: Plan, order: Order, ready: Any, lost: Counts) -> Iterator[tupl
     lines, task, model = spooled_texts(plan.spool, order.rows), plan.task, plan.model
     if plan.has_answers:
         return records.encode(ready, lines, model, task.instructions, lost)
-    if task.labels == "letters":
+    if task.labels != "head":
         return prompts.encode(ready, lines, task, model.max_tokens, lost)
     return tokenizer.encode(ready, lines, model.max_tokens, lost)
 

@@ -1,4 +1,4 @@
-"""A decoder that names classes by letters, from a checkpoint to a new task's predictions."""
+"""A decoder that says the names of classes, letters or words, from a checkpoint to a new task's predictions."""
 
 import json
 import re
@@ -24,6 +24,18 @@ CASES = {
     "in_context": {"algorithm": "in_context", "inner": {"adapt": "lora", "steps": 0}},
     "gradients": {"algorithm": "fomaml", "inner": {"adapt": "lora", "steps": 2}},
     "both": {"algorithm": "fomaml", "inner": {"adapt": "lora", "steps": 2}, "model": {"head": "context"}},
+    "words in context": {
+        "algorithm": "in_context",
+        "inner": {"adapt": "lora", "steps": 0},
+        "task": {"labels": "words"},
+        "eval": {"normalise": "unconditional", "baselines": False},
+    },
+    "words by gradients": {
+        "algorithm": "fomaml",
+        "inner": {"adapt": "lora", "steps": 2},
+        "task": {"labels": "words"},
+        "eval": {"normalise": "length", "baselines": False},
+    },
 }
 
 
@@ -35,7 +47,8 @@ def letters(folder, **sections):
     model = {"pretrained": str(folder / "model"), "max_tokens": 60} | sections.pop("model", {})
     task = {"labels": "letters", "shots": 2, "queries": 2} | sections.pop("task", {})
     outer = {"base": "freeze", "steps": 2, "meta_batch_size": 2} | sections.pop("outer", {})
-    return small.config(data, model=model, task=task, outer=outer, eval={"episodes": 4, "baselines": True}, **sections)
+    scored = {"episodes": 4, "baselines": True} | sections.pop("eval", {})
+    return small.config(data, model=model, task=task, outer=outer, eval=scored, **sections)
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +58,14 @@ def folder(tmp_path_factory):
 
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_trains_evaluates_adapts_predicts_and_exports_by_letters(case, folder, tmp_path, monkeypatch):
+def test_a_run_trains_evaluates_adapts_predicts_and_exports_by_names(case, folder, tmp_path, monkeypatch):
     config = letters(folder, **CASES[case])
     learn(config, tmp_path, prepare_store(config), [], 0, 1, torch.device("cpu"))
     methods = json.loads((tmp_path / "evaluation.json").read_text())
-    assert ("base_in_context" in methods) == (case != "gradients") and "prototypes" not in methods
-    assert ("no_adaptation" in methods) == (case != "in_context")  # which adapts nothing
+    gradients, in_context = "gradients" in case, "in" in case.replace("_", " ").split()
+    if config.eval.baselines:
+        assert ("base_in_context" in methods) == (not gradients) and "prototypes" not in methods
+        assert ("no_adaptation" in methods) == (not in_context)  # which adapts nothing
     assert evaluate(tmp_path, baselines=False).methods["meta_trained"] == methods["meta_trained"]
 
     # A task of three classes, where the run's had two.
@@ -70,14 +85,14 @@ def test_a_run_trains_evaluates_adapts_predicts_and_exports_by_letters(case, fol
         for one, same in zip(of, adapt(tmp_path, rows).predict(TEXTS), strict=True):
             assert one["probabilities"] == pytest.approx(same["probabilities"], abs=1e-4)
 
-    if case != "gradients":
+    if not gradients:
         with pytest.raises(InputError, match="a task that is learnt in context is its support set"):
             export(tmp_path / "adapted", tmp_path / "no")
     if case == "both":
         return  # its export holds the initial weights, which adapt first
 
     # The card's own code, without distmeta.
-    out = export(tmp_path if case == "in_context" else tmp_path / "adapted", tmp_path / "export")
+    out = export(tmp_path if in_context else tmp_path / "adapted", tmp_path / "export")
     about = json.loads((out / "adapter_config.json").read_text())
     assert (about["task_type"], about["target_modules"], about["r"]) == ("CAUSAL_LM", ["q_proj", "v_proj"], 8)
     assert not (out / "model.safetensors").exists()  # a PEFT adapter on the base as it was published
@@ -87,7 +102,7 @@ def test_a_run_trains_evaluates_adapts_predicts_and_exports_by_letters(case, fol
     exec(code, names)
     pairs = [(row["text"], row["label"]) for row in SUPPORT]
     for text, of in zip(TEXTS, first, strict=True):
-        found = names["classify"](pairs, text) if case == "in_context" else names["classify"](text)
+        found = names["classify"](pairs, text) if in_context else names["classify"](text)
         assert found == pytest.approx(of["probabilities"], abs=1e-4)
 
 
@@ -110,7 +125,9 @@ def test_a_letter_means_another_label_in_another_episode(folder):
         ({"inner": {"adapt": "head"}}, "inner.adapt = head: there is no head"),
         ({"task": {"family": "classes", "ways": 27, "labels": "letters"}}, "task.ways = 27: there are 26 letters"),
         ({"task": {"family": "text_to_text", "labels": "letters"}}, "task.labels = letters: there are no labels"),
-        ({"task": {"labels": "head", "prompt": "chat"}}, "task.prompt = chat belongs to task.labels=letters"),
+        ({"task": {"labels": "head", "prompt": "chat"}}, "task.prompt = chat belongs to task.labels=letters or words"),
+        ({"eval": {"normalise": "length"}}, "eval.normalise = length belongs to task.labels=words"),
+        ({"task": {"labels": "words", "permute_labels": True}}, "a label's words are its own in every episode"),
         ({"task": {"augment": {"token_dropout": 0.1}, "labels": "letters"}}, "task.augment = on"),
         ({"cluster": {"episode": "group"}}, "cluster.episode = group|group"),
         ({"model": {"head": "context"}, "task": {"shots": 1}}, "task.shots = 1: with inner.steps above 0"),

@@ -157,7 +157,8 @@ def test_a_sequence_is_the_examples_in_their_order_with_no_padding_between(seed)
     tokens = LabelTokens((7, 8)[: seed % 3], (21, 22, 23), (30, 31))
     support, query = ([rows_of(rng, n, 3) for _ in range(2)] for n in (6, 3))
     sets = [collate(support, 2, 0), collate(query, 0, 0)]
-    part, answer, place = sequence(sets, [False, True], tokens, 0)
+    words = np.broadcast_to(np.array(tokens.labels)[:, None], (2, 3, 1))
+    part, answer, place = sequence(sets, [False, True], words, tokens, 0)
     for t in range(2):
         expected, answers = list(tokens.start), []
         for rows in (support[t], query[t]):

@@ -3,7 +3,7 @@
 import pytest
 import small
 
-from distmeta.config import TaskConfig
+from distmeta.config import Config, TaskConfig
 from distmeta.errors import InputError
 from distmeta.tasks.counts import Counts
 from distmeta.tasks.prompts import chat_prompt, encode, label_tokens
@@ -14,6 +14,10 @@ CHAT = TaskConfig(labels="letters", family="classes", prompt="chat")
 SYSTEM = "{% if messages[0]['role'] != 'system' %}<s>system\nBe kind.</s>\n{% endif %}" + small.CHAT
 NUMBERED = "{% for m in messages %}<s>{{ loop.index }} {{ m['content'] }}</s>\n{% endfor %}"
 THINKING = small.CHAT.replace("<s>assistant\n{% endif %}", "<s>assistant\n<think>{% endif %}")
+
+
+def config(task):
+    return Config(task=task)
 
 
 def tokenizer_of(folder, **settings):
@@ -43,13 +47,13 @@ def test_a_chat_is_taken_apart_at_its_turns(tmp_path):
 )
 def test_a_template_that_cannot_hold_several_examples_is_refused(tmp_path, template, line):
     with pytest.raises(InputError, match=f"task.prompt = chat: .*{line}.*set task.prompt=plain"):
-        label_tokens(CHAT, tokenizer_of(tmp_path, template=template))
+        label_tokens(config(CHAT), tokenizer_of(tmp_path, template=template))
 
 
 @pytest.mark.parametrize("begin", [False, True])
 def test_what_a_tokenizer_puts_before_a_text_is_put_before_a_context_once(tmp_path, begin):
     tokenizer = tokenizer_of(tmp_path, begin=begin)
-    tokens = label_tokens(LETTERS, tokenizer)
+    tokens = label_tokens(config(LETTERS), tokenizer)
     assert tokens.start == ((0,) if begin else ())
     assert [words(tokenizer, [i]) for i in tokens.labels[:3]] == [" A", " B", " C"]
     assert words(tokenizer, tokens.after) == "\n\n"
@@ -67,4 +71,4 @@ def test_a_cut_takes_the_middle_and_is_counted(tmp_path):
 
 def test_a_tokenizer_without_letters_is_refused(tmp_path):
     with pytest.raises(InputError, match="not one token for each of the letters A to Z"):
-        label_tokens(LETTERS, tokenizer_of(tmp_path, letters="ABC"))
+        label_tokens(config(LETTERS), tokenizer_of(tmp_path, letters="ABC"))

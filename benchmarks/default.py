@@ -1,0 +1,40 @@
+"""The record of the default run, as `distmeta train` leaves it.
+
+    distmeta train && python benchmarks/default.py runs/default
+
+Writes benchmarks/results/default.json: scores of the meta-test tasks, the checkpoint that was kept, and what share of
+a meta-step the ranks spent on handing gradients over.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from real_text import RESULTS
+
+from distmeta import Run
+from distmeta.runs.checkpoint import write_text
+
+
+def main() -> None:
+    run = Run(Path(sys.argv[1]))
+    environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    steps = [record for record in run.metrics if "inner_s" in record]
+    parts = ("wait_s", "inner_s", "peers_s", "aggregate_s", "checkpoint_s")
+    record = {
+        "command": "distmeta train",
+        "hardware": {key: environment[key] for key in ("platform", "cores")},
+        "versions": environment["versions"],
+        "date": environment["started"][:10],
+        "meta_steps": steps[-1]["step"],
+        "kept": run.checkpoint.name,
+        "comm_share": sum(step["comm_s"] for step in steps) / sum(step[part] for step in steps for part in parts),
+        "evaluation": run.evaluation,
+    }
+    write_text(RESULTS / "default.json", json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

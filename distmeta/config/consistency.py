@@ -113,8 +113,11 @@ def check(config: Config) -> None:
         check_labels(config)
     elif config.task.prompt != "plain":
         raise ValueError(f"task.prompt = {config.task.prompt} belongs to task.labels=letters or words; leave it out")
-    if config.eval.normalise is not None and config.task.labels != "words":
-        raise ValueError(f"eval.normalise = {config.eval.normalise} belongs to task.labels=words; leave it out")
+    if config.eval.normalise is not None and config.task.labels != "words" and config.task.family != "text_to_text":
+        raise ValueError(
+            f"eval.normalise = {config.eval.normalise} belongs to task.labels=words, and to the options of "
+            "task.family=text_to_text; leave it out"
+        )
     if config.task.family != "text_to_text" and config.data.layout != "table":
         raise ValueError(f"data.layout = {config.data.layout} belongs to task.family=text_to_text")
     if config.task.arrive_every and (config.task.family != "domain" or config.data.sources is not None):

@@ -343,8 +343,9 @@ class EvalConfig(Section):
     shots: int | None = Field(None, ge=1, description="support examples of each class there; null: task.shots")
     queries: int | None = Field(None, ge=1, description="query examples of each class there; null: task.queries")
     normalise: Literal["none", "length", "unconditional"] | None = Field(
-        None, description="task.labels=words: a label's score: none: the log-likelihoods of its tokens, added up; "
-        "length: their mean; unconditional: their sum, less that after an example without a text; null: none"
+        None, description="how likely a label is, with task.labels=words, or an option, in family text_to_text: none: "
+        "the log-likelihoods of its tokens, added up; length: their mean; unconditional: their sum, less that after an "
+        "example without a text; null: none for labels, length for options"
     )  # fmt: skip
 
     @field_validator("best")

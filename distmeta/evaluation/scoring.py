@@ -292,9 +292,10 @@ def curves(scored: Sequence[Any]) -> dict[str, dict[str, list[float]]]:
 
 
 def by_episode(scored: Sequence[Any]) -> dict[str, NDArray[np.float64]]:
-    """Each metric's values, [E, K+1] or [E, 1], of `Scored` or what has its `metrics`."""
+    """Each metric's values, [E, K+1] or [E, 1], of `Scored` or what has its `metrics`; of the episodes that have it."""
     each = [s.metrics() for s in scored]
-    return {name: np.stack([found[name] for found in each]) for name in (each[0] if each else ())}
+    names = dict.fromkeys(name for found in each for name in found)
+    return {name: np.stack([found[name] for found in each if name in found]) for name in names}
 
 
 def details(scored: Sequence[Scored], fixed_labels: bool, from_sources: bool = False) -> dict[str, Any]:

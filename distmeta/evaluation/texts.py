@@ -54,17 +54,33 @@ class TextScored:
     token_accuracy: NDArray[np.float64]  # likewise, after the right tokens before each
     said: tuple[tuple[str, ...], ...]  # answers [n] before the first step (where asked for) and after the last
     fits: NDArray[np.bool_]  # [n]: whether model.answer_tokens has room for one of the accepted answers
+    # Where all rows have options, at the same times: the probability of the one that is chosen, [n], and free answers
+    confidence: tuple[NDArray[np.float64], ...] = ()
+    free: tuple[tuple[str, ...], ...] = ()
 
     def at_start(self) -> TextScored:
         """The same before the first inner step."""
-        first = {name: getattr(self, name)[:1] for name in ("loss", "token_loss", "token_accuracy", "said")}
+        curves = ("loss", "token_loss", "token_accuracy", "said", "confidence", "free")
+        first = {name: getattr(self, name)[:1] for name in curves}
         return dataclasses.replace(self, **first)
 
     @cached_property
     def of_words(self) -> dict[str, NDArray[np.float64]]:
-        """Each metric of the last answers, [1]; it is asked for by summary, tables and curves."""
-        found = text_scores(self.said[-1], [record.answers for record in self.records])
-        return {name: np.array([values.mean()]) for name, values in found.items()}
+        """Each metric of the last answers, [1]; it is asked for by summary, tables and curves.
+
+        Where rows have options the answers are the chosen ones: option_accuracy and option_ece are of them, and
+        free_match the exact match of what is said freely.
+        """
+        accepted = [record.answers for record in self.records]
+        found = text_scores(self.said[-1], accepted)
+        means = {name: np.array([values.mean()]) for name, values in found.items()}
+        if self.confidence:
+            right = found["exact_match"] == 1
+            error = metrics.calibration_error(self.confidence[-1], right)
+            free = text_scores(self.free[-1], accepted)["exact_match"]
+            means |= {"option_accuracy": np.array([right.mean()]), "option_ece": np.array([error]),
+                      "free_match": np.array([free.mean()])}  # fmt: skip
+        return means
 
     def metrics(self) -> dict[str, NDArray[np.float64]]:
         """Each metric after 0..K inner steps, or of the last answers alone, [K+1] or [1]."""
@@ -108,9 +124,13 @@ def score_texts(
             said = [answers(model, {**shared, **values}, query, rows, tokenizer, config) for values in wanted]
         for t, episode in enumerate(group):
             loss, token_loss, hits = np.array([of_tasks[t] for of_tasks in totals]).T
-            words = tuple(tuple(of_tasks[t]) for of_tasks in said)
+            of_task = [of_tasks[t] for of_tasks in said]
             fits = fit_whole(rows[t], tokenizer, config.model.answer_tokens)
-            out.append(TextScored(episode.task, episode.label_names, rows[t], loss, token_loss, hits, words, fits))
+            out.append(TextScored(
+                episode.task, episode.label_names, rows[t], loss, token_loss, hits, tuple(s.words for s in of_task),
+                fits, tuple(s.confidence for s in of_task if s.confidence is not None),
+                tuple(s.free for s in of_task if s.confidence is not None),
+            ))  # fmt: skip
     return out
 
 
@@ -132,6 +152,16 @@ def _totals(model: LanguageModel, params: Mapping[str, Tensor], query: Sequence[
     return found
 
 
+@dataclass(frozen=True)
+class Said:
+    """What the model says to the rows of a task: words [n]. Of options, where the rows have them, each chosen one's
+    probability [n], and what the model says freely."""
+
+    words: tuple[str, ...]
+    confidence: NDArray[np.float64] | None
+    free: tuple[str, ...]
+
+
 def answers(
     model: LanguageModel,
     params: Mapping[str, Tensor],
@@ -139,54 +169,78 @@ def answers(
     records: Sequence[Sequence[Record]],
     tokenizer: Tokenizer,
     config: Config,
-) -> list[list[str]]:
-    """What the model says to each row, by task, [T][n], in the order of the batches.
+) -> list[Said]:
+    """What the model says to the rows of each task, in the order of the batches.
 
-    Where all of a task's rows have options, the one whose tokens are likeliest on average (Min et al. 2022,
-    arXiv 2110.15943, section 4.2); else by greedy decoding.
+    Where all of a task's rows have options, the one that `choose` gives; else by greedy decoding.
     """
     most, ends = config.model.answer_tokens, special_ids(tokenizer).ends
-    said: list[list[str]] = [[] for _ in records]
-    if not all(record.options for task in records for record in task):
-        for batch in query:
-            tokens, _ = generate(model, params, replace(batch, states=None), ends, most)
-            words = in_words(tokenizer, tokens.tolist(), ends)
-            n = batch.labels.shape[1]
-            for t, of_task in enumerate(said):
-                of_task += words[t * n : (t + 1) * n]
-    for t, task in enumerate(records):
-        if all(record.options for record in task):
-            own = {
-                name: value[t : t + 1] if name in model.fast and value.dim() > model.fast[name].dim() else value
-                for name, value in params.items()
-            } | {name: value[t : t + 1] for name, value in params.items() if name.startswith("context_")}
-            said[t] = [chosen for chosen, _ in choose(model, own, task, tokenizer, config)]
+    free: list[list[str]] = [[] for _ in records]
+    for batch in query:
+        tokens, _ = generate(model, params, replace(batch, states=None), ends, most)
+        words = in_words(tokenizer, tokens.tolist(), ends)
+        n = batch.labels.shape[1]
+        for t, of_task in enumerate(free):
+            of_task += words[t * n : (t + 1) * n]
+    said = []
+    for t, (task, greedy) in enumerate(zip(records, map(tuple, free), strict=True)):
+        if not all(record.options for record in task):
+            said.append(Said(greedy, None, greedy))
+            continue
+        own = {
+            name: value[t : t + 1] if name in model.fast and value.dim() > model.fast[name].dim() else value
+            for name, value in params.items()
+        } | {name: value[t : t + 1] for name, value in params.items() if name.startswith("context_")}
+        options, confidence = zip(*choose(model, own, task, tokenizer, config), strict=True)
+        said.append(Said(options, np.array(confidence), greedy))
     return said
 
 
 def choose(
     model: LanguageModel, params: Mapping[str, Tensor], records: Sequence[Record], tokenizer: Tokenizer, config: Config
 ) -> list[tuple[str, float]]:
-    """For each record of one task its likeliest option, and its probability among the options."""
-    encoder = Encoder(tokenizer, config.model)
+    """For each record of one task its likeliest option, and its probability among the options.
+
+    By eval.normalise: the log-likelihood of an option's tokens, its end among them, on average (length, the default:
+    Min et al. 2022, arXiv 2110.15943, section 4.2), added up (none), or added up less that after an empty input and
+    without a support set (unconditional: PMI_DC, Holtzman et al. 2021, arXiv 2104.08315).
+    """
     pairs = [(record, option) for record in records for option in record.options]
-    prompts = encoder.prompts([record.prompt(config.task.instructions) for record, _ in pairs])
-    rows = as_rows(prompts, encoder.answers([option for _, option in pairs]))
-    device = next(iter(params.values())).device
-    per_token = np.zeros(len(pairs))
-    parts = collate([rows], config.inner.buckets, special_ids(tokenizer).pad, part_tokens=4096)
-    with torch.no_grad():
-        for part, batch in zip(parts, model.batches(parts, device), strict=True):
-            losses, _, counts = model.by_row(dict(params), batch)
-            per_token[part["rows"][0]] = -(losses / counts)[0].double().cpu().numpy()
+    how = config.eval.normalise or "length"
+    total, tokens = option_likelihoods(model, params, pairs, tokenizer, config)
+    each = total / tokens if how == "length" else total
+    if how == "unconditional":
+        bare = [(Record("", (), (), record.instruction), option) for record, option in pairs]
+        kinds = {pair: i for i, pair in enumerate(dict.fromkeys(bare))}
+        alone = {name: value for name, value in params.items() if not name.startswith("context_")}
+        prior, _ = option_likelihoods(model, alone, list(kinds), tokenizer, config)
+        each = total - prior[[kinds[pair] for pair in bare]]
     out, at = [], 0
     for record in records:
-        scores = per_token[at : at + len(record.options)]
+        scores = np.nan_to_num(each[at : at + len(record.options)], nan=-1e9, neginf=-1e9)  # of weights that diverged
         at += len(record.options)
         weights = np.exp(scores - scores.max())
         best = int(scores.argmax())
         out.append((record.options[best], float(weights[best] / weights.sum())))
     return out
+
+
+def option_likelihoods(
+    model: LanguageModel, params: Mapping[str, Tensor], pairs: Sequence[tuple[Record, str]], tokenizer: Tokenizer,
+    config: Config,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # fmt: skip
+    """Of each option after its record's prompt: the log-likelihood of its tokens, added up, and their number, [m]."""
+    encoder = Encoder(tokenizer, config.model)
+    prompts = encoder.prompts([record.prompt(config.task.instructions) for record, _ in pairs])
+    rows = as_rows(prompts, encoder.answers([option for _, option in pairs]))
+    device = next(iter(params.values())).device
+    out = np.zeros((2, len(pairs)))
+    parts = collate([rows], config.inner.buckets, special_ids(tokenizer).pad, part_tokens=4096)
+    with torch.no_grad():
+        for part, batch in zip(parts, model.batches(parts, device), strict=True):
+            losses, _, counts = model.by_row(dict(params), batch)
+            out[:, part["rows"][0]] = torch.stack([-losses[0], counts[0]]).double().cpu().numpy()
+    return out[0], out[1]
 
 
 def write(
@@ -259,6 +313,12 @@ def text_details(scored: Sequence[TextScored], shown: int = 10) -> dict[str, Any
         scores = {name: values[fits] for name, values in text_scores(said, accepted).items()}
         means = {name: float(scores[name].mean()) if fits.any() else None for name in PER_TASK}
         over["fitting_answers"] = {"rows": int(fits.sum()), "of": len(fits), **means}
+    optional = [s for s in scored if s.confidence]
+    if optional:  # the calibration error of an episode's few rows is too high
+        right = np.concatenate([text_scores(s.said[-1], [r.answers for r in s.records])["exact_match"] == 1
+                                for s in optional])  # fmt: skip
+        error = metrics.calibration_error(np.concatenate([s.confidence[-1] for s in optional]), right)
+        over["options"] = {"rows": len(right), "accuracy": float(right.mean()), "ece_pooled": float(error)}
     if len(per_task) > 1:
         means, counts = np.array([(of["token_f1"]["mean"], of["token_f1"]["episodes"]) for of in per_task.values()]).T
         over["over_tasks"] = {**metrics.over_clusters(means * counts, counts.astype(np.int64)), "tasks": len(per_task)}

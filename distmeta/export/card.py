@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from distmeta.export.export import Trained
 
 METRICS = (
-    "accuracy", "f1", "precision", "recall", "exact_match", "token_f1", "rouge_l", "bleu", "perplexity", "loss", "ece",
+    "accuracy", "f1", "precision", "recall", "exact_match", "token_f1", "rouge_l", "bleu", "option_accuracy",
+    "perplexity", "loss", "ece", "option_ece",
 )  # fmt: skip
 POOLING = {
     "first": "states[:, 0]",

@@ -186,6 +186,7 @@ class Tail:
 # What the table of an evaluation shows: first with its interval, last over the inner steps.
 CLASS_COLUMNS = ("accuracy", "precision", "recall", "f1", "accuracy")
 TEXT_COLUMNS = ("token_f1", "exact_match", "rouge_l", "bleu", "perplexity", "loss")
+OPTION_COLUMNS = ("option_accuracy", "option_ece")  # where some tasks have options
 
 
 LESS = ("recall", "precision", "loss", "BLEU", "ROUGE-L", "worst task", "F1")  # left out first where it is narrow
@@ -215,6 +216,7 @@ def evaluation_table(
     table = Table(title=title)
     table.add_column("method", no_wrap=True)
     first, *others, by_steps = TEXT_COLUMNS if "token_f1" in methods["meta_trained"] else CLASS_COLUMNS
+    others += [name for name in OPTION_COLUMNS if all(name in scores for scores in methods.values())]
     for column in (first, *others, "by inner steps" if by_steps == first else f"{by_steps} by inner steps"):
         heading = column.replace("_", " ").replace("f1", "F1").replace("rouge l", "ROUGE-L").replace("bleu", "BLEU")
         table.add_column(heading, justify="right", no_wrap=True)

@@ -13,7 +13,7 @@ from distmeta import health
 from distmeta.drive.train import prepare_store
 from distmeta.errors import InputError
 from distmeta.evaluation.adapt import adapt, load_adapted
-from distmeta.evaluation.scoring import Scoring
+from distmeta.evaluation.scoring import Scoring, summarise
 from distmeta.evaluation.texts import TextScored, fit_whole, score_texts, text_details
 from distmeta.learner.worker import learn
 from distmeta.tasks.records import Record
@@ -64,11 +64,14 @@ def test_a_run_is_scored_in_words_and_by_loss(run):
     assert set(methods) == {"meta_trained", "no_adaptation", "fine_tuned", "multi_task", "in_context"}
     for scores in methods.values():
         assert {"exact_match", "token_f1", "rouge_l", "bleu", "chrf", "perplexity", "loss"} <= set(scores)
+        assert scores["option_accuracy"] == scores["exact_match"]
+        assert 0 <= scores["option_ece"]["mean"] <= 1 and "free_match" in scores
     assert len(methods["meta_trained"]["loss"]["curve"]) == 3
     assert methods["meta_trained"]["loss"]["curve"][0] == pytest.approx(methods["no_adaptation"]["loss"]["mean"])
     details = json.loads((run[0] / "evaluation_details.json").read_text())["meta_trained"]
     assert details["worst_task"]["task"] in details["per_task"]
     assert all(answer["said"] in ("yes", "no") for answer in details["answers"])
+    assert details["options"]["accuracy"] == pytest.approx(methods["meta_trained"]["option_accuracy"]["mean"])
 
 
 def test_an_adapted_model_answers_with_an_option(run, tmp_path):
@@ -138,6 +141,21 @@ def test_metrics_take_the_best_of_the_accepted_answers():
     nothing = (*[np.array([np.nan])] * 2, np.zeros(1))
     diverged = TextScored("t", ("answer",), (record,), *nothing, (("x",),), np.ones(1, bool)).metrics()
     assert all(np.isfinite(values).all() for values in diverged.values())
+
+
+def test_options_and_free_answers_are_scored_side_by_side():
+    record = Record("q", ("lamp",), ("lamp", "chair"))
+    numbers = [np.array([1.0])] * 3
+    optional = TextScored("t", ("answer",), (record, record), *numbers, (("lamp", "chair"),), np.ones(2, bool),
+                          (np.array([0.9, 0.6]),), (("a lamp!", "red"),))  # fmt: skip
+    open_one = TextScored("t", ("answer",), (Record("q", ("x",)),), *numbers, (("x",),), np.ones(1, bool))
+    found = summarise([open_one, optional])  # data may have both
+    assert (found["exact_match"]["mean"], found["exact_match"]["episodes"]) == (0.75, 2)
+    assert (found["option_accuracy"]["mean"], found["option_accuracy"]["episodes"]) == (0.5, 1)
+    assert found["option_ece"]["mean"] == pytest.approx((0.1 + 0.6) / 2)
+    assert found["free_match"]["mean"] == 0.5
+    assert text_details([open_one, optional])["options"]["rows"] == 2
+    assert "options" not in text_details([open_one])
 
 
 def test_answers_too_long_to_be_said_are_scored_whole_and_counted():

@@ -34,7 +34,8 @@ def test_options_are_compared_by_the_mean_over_their_tokens(monkeypatch):
     monkeypatch.setattr("distmeta.evaluation.texts.collate", lambda *_, **__: [part])
     model = SimpleNamespace(batches=lambda parts, device: [None], by_row=lambda params, batch: (losses, None, counts))
     config = SimpleNamespace(
-        model=None, task=SimpleNamespace(instructions=True), inner=SimpleNamespace(buckets=0)
+        model=None, task=SimpleNamespace(instructions=True), inner=SimpleNamespace(buckets=0),
+        eval=SimpleNamespace(normalise=None),
     )  # fmt: skip
     record = Record("which", ("yes",), ("yes", "a long answer indeed"))
     ((option, probability),) = choose(model, {"x": torch.zeros(1)}, [record], None, config)

@@ -21,3 +21,8 @@ class ServeConfig(Section):
     waiting: int = Field(1000, ge=1, description="requests that wait for the model at once")
     batch_tasks: int = Field(16, ge=1, description="tasks that go through the base as one batch")
     wait_ms: float = Field(4, ge=0, description="for other requests that may join a batch")
+    answers: int = Field(
+        32, ge=1, description="of /v1 that are generated at once, a token each in turn; requests beyond wait; n times "
+        "the prompts of one request are at most as many"
+    )  # fmt: skip
+    max_tokens: int = Field(1024, ge=1, description="of an answer of /v1")

@@ -1,11 +1,11 @@
-"""Answers in words: greedy decoding with keys and values kept, under parameters that may be each task's own.
+"""Answers in words: tokens one by one with keys and values kept, under parameters that may be each task's own.
 
 Letters: T tasks, n rows of a task, N = T n, P tokens of the longest prompt, S of a support set that is read in context.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from distmeta.models.batch import TextBatch, to_batch
 from distmeta.models.language import LanguageModel
 
 Params = Mapping[str, Tensor]
+Pick = Callable[[Tensor], Tensor]  # log-probabilities [N, V] -> a token of each row [N]
+GREEDY = 1e-5  # a temperature below it is 0
 
 
 class Growing:
@@ -45,31 +47,82 @@ class Growing:
         return 0  # positions and masks are given
 
 
-@torch.no_grad()
+def likeliest(scores: Tensor) -> Tensor:
+    """A `Pick`: the likeliest token."""
+    return scores.max(-1).indices
+
+
+def sampler(temperature: float, top_p: float, seed: int, device: torch.device) -> Pick:
+    """A `Pick` that draws, the same for the same seed; at temperature 0 `likeliest`.
+
+    top_p: of the tokens in the order of their probability, the first that reach it together are drawn from, at least
+    one (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751).
+    """
+    if temperature < GREEDY:
+        return likeliest
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def pick(scores: Tensor) -> Tensor:
+        chances = ((scores - scores.max(-1, keepdim=True).values) / temperature).softmax(-1)
+        if top_p < 1:
+            ordered, tokens = chances.sort(dim=-1, descending=True, stable=True)
+            before = ordered.cumsum(-1) - ordered
+            before[:, 0] = 0
+            chances = torch.zeros_like(chances).scatter(-1, tokens, ordered.masked_fill(before >= top_p, 0))
+        return torch.multinomial(chances, 1, generator=generator).squeeze(-1)
+
+    return pick
+
+
+class Generation:
+    """Answers that grow by a token a step, until any of `ends`.
+
+    params: running values by name, a task axis where the model takes one, a support set read in context or not. The
+    batch is one of `LanguageModel.batches`; its answers are not looked at. running: bool [N], the rows that go on;
+    whoever makes the steps may end a row.
+    """
+
+    def __init__(
+        self, model: LanguageModel, params: Params, batch: TextBatch, ends: Sequence[int], pick: Pick = likeliest
+    ) -> None:
+        keeps = model.keeps_keys or context.KEPT in params
+        steps = _encoder_decoder if model.seq2seq else _decoder if keeps else _again
+        with torch.no_grad():
+            self._step = steps(model, params, batch)
+        self._pick = pick
+        self._ends = torch.tensor(ends, device=batch.labels.device)
+        self._token: Tensor | None = None
+        self.running = torch.ones(batch.labels.numel(), dtype=torch.bool, device=batch.labels.device)
+
+    @torch.no_grad()
+    def step(self) -> tuple[Tensor, Tensor]:
+        """The next token of each row, [N], and the log-probabilities that it was picked from, [N, V].
+
+        What follows an answer's end is the first of `ends`.
+        """
+        scores = self._step(self._token).log_softmax(-1)
+        self._token = token = torch.where(self.running, self._pick(scores), self._ends[0])
+        self.running = self.running & ~torch.isin(token, self._ends)
+        return token, scores
+
+
 def generate(
     model: LanguageModel, params: Params, batch: TextBatch, ends: Sequence[int], most: int
 ) -> tuple[Tensor, Tensor]:
     """The likeliest next token, again and again, until any of `ends` or `most` tokens: int64 [N, <= most].
 
-    params: running values by name, a task axis where the model takes one, a support set read in context or not. The
-    batch is one of `LanguageModel.batches`; its answers are not looked at. Also the mean log-probability of the tokens
-    of each answer, its end included, [N]. What follows an answer's end is the first of `ends`.
+    The arguments are those of `Generation`. Also the mean log-probability of the tokens of each answer, its end
+    included, [N].
     """
-    steps = _encoder_decoder if model.seq2seq else _decoder if model.keeps_keys or context.KEPT in params else _again
-    step = steps(model, params, batch)
-    rows = batch.labels.numel()
-    running = torch.ones(rows, dtype=torch.bool, device=batch.labels.device)
-    total, count = torch.zeros(2, rows, device=batch.labels.device).unbind(0)
+    answers = Generation(model, params, batch, ends)
+    total, count = torch.zeros(2, len(answers.running), device=answers.running.device).unbind(0)
     tokens: list[Tensor] = []
-    stops = torch.tensor(ends, device=batch.labels.device)
-    for _ in range(most):
-        scores = step(tokens[-1] if tokens else None).log_softmax(-1)
-        best, token = scores.max(-1)
-        total, count = total + best * running, count + running
-        tokens.append(torch.where(running, token, ends[0]))
-        running = running & ~torch.isin(token, stops)
-        if not running.any():
-            break
+    while len(tokens) < most and answers.running.any():
+        running = answers.running
+        token, scores = answers.step()
+        best = scores.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+        total, count = total + torch.where(running, best, 0), count + running
+        tokens.append(token)
     return torch.stack(tokens, 1), total / count
 
 

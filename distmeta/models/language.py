@@ -24,6 +24,7 @@ from distmeta.models import calls, context
 from distmeta.models.batch import TextBatch, to_batch
 from distmeta.models.task_model import Params, TaskModel
 
+NO_POSITIONS = 8192  # tokens of a text, where the model's configuration sets no limit
 NO_TOKEN = -100  # in the place of a target beyond an answer's end
 
 
@@ -236,6 +237,13 @@ class LanguageModel(TaskModel):
 
     def start(self, params: Params, support: list[TextBatch]) -> Params:
         return self.read_support(params, support)
+
+    def longest_text(self) -> int:
+        """Tokens that a prompt and its answer, and a support set before them, may have together."""
+        limit = backbones.positions(self.backbone) or NO_POSITIONS
+        if self.seq2seq or not self.keeps_keys or self.keeps_context(limit):
+            return limit
+        return max(self._trial_length, self._support_length if self.reads_support else 0)
 
 
 def at_positions(states: Tensor, place: Tensor) -> Tensor:

@@ -20,13 +20,16 @@ from starlette.routing import Route
 
 from distmeta.config import ServeConfig
 from distmeta.errors import InputError
-from distmeta.serve import requests
+from distmeta.serve import requests, shapes
 from distmeta.serve.batches import Asked, Base
+from distmeta.serve.events import GONE, Events
 from distmeta.serve.metrics import Metrics
+from distmeta.serve.openai import OpenAI
 from distmeta.serve.tasks import Refused, Task, TaskStore
 from distmeta.serve.worker import Worker
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[Response | Events]]
+Shape = Callable[[int, str], dict[str, Any]]
 LISTED = 1000  # handles of one GET /tasks
 log = logging.getLogger(__name__)
 
@@ -39,8 +42,9 @@ class Service:
         self.store = TaskStore(directory, base.checkpoint, limits.memory_mb * 2**20, limits.tasks, base.device)
         self.worker = Worker(
             {"adapt": self._adapt, "predict": base.predict}, 4 * limits.batch_tasks, limits.wait_ms / 1000,
-            limits.waiting, lambda kind, size: self.metrics.batch.labels(kind).observe(size),
+            limits.waiting, lambda kind, size: self.metrics.batch.labels(kind).observe(size), limits.answers,
         )  # fmt: skip
+        self.openai = OpenAI(base, self.store, self.worker, limits, self.metrics)
 
     def _adapt(self, several: Any) -> list[Any]:
         """A task for each request, in the model's thread; the same support set, however often and when, once."""
@@ -71,7 +75,7 @@ class Service:
         self.metrics.waiting.set(self.worker.waiting)
 
     async def add(self, request: Request) -> Response:
-        body = requests.parse(await read_body(request, self.limits))
+        body = requests.parse(await requests.read_body(request, self.limits))
         rows, steps = requests.support_of(body, self.limits, self.base.text_to_text)
         asked = self.base.asked(rows, steps)
         task = await asyncio.to_thread(self.store.find, asked.handle)
@@ -82,7 +86,7 @@ class Service:
         return JSONResponse(described(task), status)
 
     async def predict(self, request: Request) -> Response:
-        body = requests.parse(await read_body(request, self.limits))
+        body = requests.parse(await requests.read_body(request, self.limits))
         texts = requests.inputs_of(body, self.limits)
         task = await asyncio.to_thread(self.store.get, request.path_params["handle"])
         return JSONResponse({"predictions": await self.worker.do("predict", (task, texts))})
@@ -113,12 +117,17 @@ class Service:
 def build_app(service: Service, token: str | None = None) -> Starlette:
     """The application; with a token everything but GET /health asks for `Authorization: Bearer TOKEN`."""
     guarded = partial(endpoint, service, token)
+    openai = partial(guarded, shape=shapes.refusal)
     routes = [
         Route("/tasks", guarded("add", service.add), methods=["POST"]),
         Route("/tasks", guarded("list", service.list), methods=["GET"]),
         Route("/tasks/{handle}/predict", guarded("predict", service.predict), methods=["POST"]),
         Route("/tasks/{handle}", guarded("show", service.show), methods=["GET"]),
         Route("/tasks/{handle}", guarded("delete", service.delete), methods=["DELETE"]),
+        Route("/v1/models", openai("models", service.openai.models), methods=["GET"]),
+        Route("/v1/models/{handle}", openai("model", service.openai.model), methods=["GET"]),
+        Route("/v1/completions", openai("completions", service.openai.completions), methods=["POST"]),
+        Route("/v1/chat/completions", openai("chat", service.openai.chat), methods=["POST"]),
         Route("/health", endpoint(service, None, "health", service.health), methods=["GET"]),
         Route("/metrics", guarded("metrics", service.count), methods=["GET"]),
     ]
@@ -130,67 +139,72 @@ def build_app(service: Service, token: str | None = None) -> Starlette:
 
     async def unknown(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return JSONResponse({"error": f"{request.method} {request.url.path[:100]}: {error.detail}"}, error.status_code)
+        shape = shapes.refusal if request.url.path.startswith("/v1/") else plain
+        line = f"{request.method} {request.url.path[:100]}: {error.detail}"
+        return JSONResponse(shape(error.status_code, line), error.status_code)
 
     return Starlette(routes=routes, lifespan=life, exception_handlers={HTTPException: unknown})
 
 
-def endpoint(service: Service, token: str | None, name: str, handler: Handler) -> Handler:
-    """A handler within its time, whose failures are JSON of one line, counted."""
+def plain(status: int, line: str) -> dict[str, Any]:
+    """An error's JSON."""
+    return {"error": line}
 
-    async def answer(request: Request) -> Response:
+
+def endpoint(service: Service, token: str | None, name: str, handler: Handler, shape: Shape = plain) -> Handler:
+    """A handler within its time, whose failures are JSON of one line, counted. shape: (status, line) -> that JSON."""
+
+    async def answer(request: Request) -> Response | Events:
         began = time.perf_counter()
-        response = await guard(request)
-        service.answered(name, response.status_code, time.perf_counter() - began)
-        return response
 
-    async def guard(request: Request) -> Response:
+        def count(status: int) -> None:
+            service.answered(name, status, time.perf_counter() - began)
+
+        def failed(error: Exception) -> tuple[int, dict[str, Any]]:
+            status, line = reason(error, service.limits)
+            return status, shape(status, line)
+
         try:
             if token is not None and not allowed(request, token):
                 raise Refused(401, "no or another token; give the header Authorization: Bearer TOKEN")
-            return await asyncio.wait_for(handler(request), service.limits.seconds)
-        except Refused as error:
-            return refusal(error.status, str(error))
-        except InputError as error:
-            return refusal(400, str(error))
-        except (TimeoutError, asyncio.TimeoutError):
-            return refusal(504, f"not done within {service.limits.seconds:g} seconds (serve.seconds)")
-        except ClientDisconnect:
-            return refusal(400, "the client went away before its body's end")
-        except Exception:
-            log.exception("request failed")
-            return refusal(500, "internal error; the log below /tmp/ray/session_latest/logs/serve says more")
+            response = await asyncio.wait_for(handler(request), service.limits.seconds)
+        except Exception as error:
+            response = refusal(*failed(error))
+        if isinstance(response, Events):
+            response.failed, response.ended = failed, count
+        else:
+            count(response.status_code)
+        return response
 
     return answer
 
 
-def refusal(status: int, line: str) -> Response:
-    """An answer of one line. What the client still sends is not waited for."""
+def reason(error: Exception, limits: ServeConfig) -> tuple[int, str]:
+    """The status and the line of a request that failed."""
+    if isinstance(error, Refused):
+        return error.status, str(error)
+    if isinstance(error, InputError):
+        return 400, str(error)
+    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+        return 504, f"not done within {limits.seconds:g} seconds (serve.seconds)"
+    if isinstance(error, ClientDisconnect):
+        return GONE, "the client went away"
+    log.error("request failed", exc_info=error)
+    return 500, "internal error; the log below /tmp/ray/session_latest/logs/serve says more"
+
+
+def refusal(status: int, content: dict[str, Any]) -> Response:
+    """An answer that is an error. What the client still sends is not waited for."""
     headers = {"connection": "close"} if status in (401, 408, 413, 504) else {}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse({"error": line}, status, headers=headers)
+    return JSONResponse(content, status, headers=headers)
 
 
 def allowed(request: Request, token: str) -> bool:
     """Compared in constant time."""
     kind, _, given = request.headers.get("authorization", "").partition(" ")
     return hmac.compare_digest(given.strip().encode(), token.encode()) and kind.lower() == "bearer"
-
-
-async def read_body(request: Request, limits: ServeConfig) -> bytes:
-    """The body, of which no more is read than may be. 413."""
-    most = int(limits.body_mb * 2**20)
-    too_long = Refused(413, f"the body is longer than {limits.body_mb:g} MB (serve.body_mb)")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length[:20]) > most:
-        raise too_long
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise too_long
-    return bytes(body)
 
 
 def described(task: Task) -> dict[str, Any]:

@@ -134,6 +134,10 @@ class Base:
                 self._predict_part(group[at : at + self.batch_tasks], padded, several, out)
         return out
 
+    def tokens_of(self, texts: Sequence[str]) -> int:
+        """How many tokens of the texts the model reads."""
+        return len(tokenise(self.tokenizer, texts, [0] * len(texts), self.config).tokens)
+
     def _predict_part(
         self,
         group: Sequence[tuple[int, int, Rows]],

@@ -34,6 +34,7 @@ class Metrics:
             "distmeta_request_seconds", "From a request to its answer", ["endpoint"], buckets=SECONDS, **given
         )  # fmt: skip
         self.batch = Histogram("distmeta_batch_size", "Requests in a batch", ["kind"], buckets=SIZES, **given)
+        self.tokens = Counter("distmeta_tokens", "Tokens of /v1, of prompts and of answers", ["kind"], **given)
         gauge = {"multiprocess_mode": "livesum", **given}
         self.in_memory = Gauge("distmeta_tasks_in_memory", "Adapted tasks, over replicas", **gauge)
         self.bytes = Gauge("distmeta_tasks_memory_bytes", "Of these tasks", **gauge)

@@ -1,10 +1,12 @@
-"""What a request may hold: JSON bodies as checked rows and texts. Raises Refused, 400 with one line."""
+"""What a request may hold: JSON bodies as checked rows and texts. Raises Refused with one line."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 from typing import Any
+
+from starlette.requests import Request
 
 from distmeta.config import ServeConfig
 from distmeta.errors import cut, nearest
@@ -16,6 +18,21 @@ CLASSES = {"text": (True, "text"), "label": (True, "label")}
 TEXT_TO_TEXT = {"input": (True, "text"), "target": (True, "texts"), "options": (False, "texts"),
                 "instruction": (False, "text")}  # fmt: skip
 MOST_LISTED = 100  # answers or options of one example
+
+
+async def read_body(request: Request, limits: ServeConfig) -> bytes:
+    """The body, of which no more is read than may be. 413."""
+    most = int(limits.body_mb * 2**20)
+    too_long = Refused(413, f"the body is longer than {limits.body_mb:g} MB (serve.body_mb)")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > most:
+        raise too_long
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise too_long
+    return bytes(body)
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -47,9 +64,9 @@ def support_of(
                 raise Refused(400, f"{where} has no '{column}'")
             if kind == "texts" and isinstance(value, list):
                 for one in _list(named, value, MOST_LISTED, "texts (of an example)"):
-                    _text(named, one, limits)
+                    check_text(named, one, limits)
             elif value is not None and not (kind == "label" and type(value) is int):  # which True is not
-                _text(named, value, limits)
+                check_text(named, value, limits)
     steps = body.get("steps")
     if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or not 0 <= steps <= limits.steps):
         raise Refused(400, f"steps is {shown(steps)}; a whole number from 0 to {limits.steps} (serve.steps)")
@@ -61,7 +78,7 @@ def inputs_of(body: dict[str, Any], limits: ServeConfig) -> list[str]:
     _known("the body", body, ("inputs",))
     texts = _list("inputs", body.get("inputs"), limits.inputs, "texts (serve.inputs)")
     for number, text in enumerate(texts):
-        _text(f"inputs, text {number}", text, limits)
+        check_text(f"inputs, text {number}", text, limits)
     return texts
 
 
@@ -73,7 +90,8 @@ def _list(name: str, value: Any, most: int, what: str) -> list[Any]:
     return value
 
 
-def _text(where: str, value: Any, limits: ServeConfig) -> None:
+def check_text(where: str, value: Any, limits: ServeConfig) -> None:
+    """Raises Refused for what no model can answer, or is too long."""
     if reason := fault(value):
         raise Refused(400, f"{where} {reason}")
     if len(value) > limits.characters:

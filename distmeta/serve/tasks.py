@@ -130,6 +130,14 @@ class TaskStore:
         """Handles of all tasks in the directory, those of other checkpoints among them, in order."""
         return sorted(file.name.removesuffix(SUFFIX) for file in self._files())
 
+    def made(self) -> dict[str, int]:
+        """As `list`, with when each was made, in seconds of 1970."""
+        found = {}
+        for file in sorted(self._files()):
+            with contextlib.suppress(FileNotFoundError):  # it has just been deleted
+                found[file.name.removesuffix(SUFFIX)] = int(file.stat().st_mtime)
+        return found
+
     @property
     def in_memory(self) -> tuple[int, int]:
         """(tasks, bytes)."""

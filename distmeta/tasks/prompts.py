@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,16 +85,14 @@ def prompt_of(style: str, tokenizer: Tokenizer) -> Prompt:
 
 def chat_prompt(tokenizer: Tokenizer) -> Prompt:
     """The model's own chat template, taken apart at the texts and classes of two examples. Raises InputError."""
-    from distmeta.tasks.tokenizer import as_transformers, named_tokens
+    from distmeta.tasks.tokenizer import named_tokens
 
     if "chat_template" not in named_tokens(tokenizer):
         raise InputError("task.prompt = chat: the model's directory has no chat template; set task.prompt=plain")
-    copy = type(tokenizer).from_str(tokenizer.to_str())
-    copy.__dict__["named"] = named_tokens(tokenizer)
     roles = ("user", "assistant", "user", "assistant")
     turns = [{"role": role, "content": mark} for role, mark in zip(roles, MARKS, strict=True)]
     try:
-        stock = as_transformers(copy, 1 << 20, takes_types=False)
+        stock = templated(tokenizer)
         whole, asked = (
             stock.apply_chat_template(part, tokenize=False, add_generation_prompt=part is not turns)
             for part in (turns, turns[:1])
@@ -109,6 +107,15 @@ def chat_prompt(tokenizer: Tokenizer) -> Prompt:
             "example would not look alike at each place of a context; set task.prompt=plain"
         )
     return Prompt(start.removesuffix(before), before, between, "", after)
+
+
+def templated(tokenizer: Tokenizer) -> Any:
+    """The tokenizer as transformers', whose apply_chat_template writes turns as the model's authors do."""
+    from distmeta.tasks.tokenizer import as_transformers, named_tokens
+
+    copy = type(tokenizer).from_str(tokenizer.to_str())
+    copy.__dict__["named"] = named_tokens(tokenizer)
+    return as_transformers(copy, 1 << 20, takes_types=False)
 
 
 def split_at(text: str, marks: Sequence[str]) -> list[str]:

@@ -1,7 +1,10 @@
 """An ASGI application asked in this process, as a server would ask it."""
 
 import asyncio
+import contextlib
 import json
+import threading
+import time
 from dataclasses import dataclass
 
 from distmeta.config import ServeConfig
@@ -105,3 +108,21 @@ class Server:
         answer = self.ask("POST", f"/tasks/{handle}/predict", {"inputs": texts})
         assert answer.status == 200, answer.body
         return answer.json["predictions"]
+
+
+@contextlib.contextmanager
+def listening(app):
+    """The application at a port of this machine, from a thread: its address."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)

@@ -11,13 +11,12 @@ import typer
 
 from distmeta.cli.bench import bench
 from distmeta.cli.jobs import submit
-from distmeta.cli.words import Json, Source, configured, note, split_source
+from distmeta.cli.words import Json, Loud, Quiet, Source, configured, note, shown, silent, split_source
 from distmeta.errors import InputError
 from distmeta.runs import interrupt
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -56,17 +55,18 @@ def train(
     run_dir: Annotated[str | None, typer.Option(help="run directory; default runs/NAME")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue from the newest whole checkpoint")] = False,
     seeds: Annotated[str | None, typer.Option(help="such as 0,1,2: a run for each, then a table over them")] = None,
+    loud: Loud = None,
     as_json: Json = False,
 ) -> None:
-    """Meta-train. Without arguments: the built-in product reviews, about a minute on two cores."""
+    """Meta-train. Without arguments: the built-in product reviews, two to four minutes on two cores."""
     from distmeta.drive.train import train as run_training
 
     if seeds is not None:
         from distmeta.cli.seeds import train_seeds
 
-        train_seeds(*split_source(source), run_dir, seeds, resume, as_json)
+        train_seeds(*split_source(source), run_dir, seeds, resume, loud, as_json)
         return
-    run = run_training(configured(source, {"run.dir": run_dir}), resume=resume, show=True)
+    run = run_training(configured(source, {"run.dir": run_dir}), resume=resume, show=shown(loud))
     if as_json:
         evaluation = run.evaluation if run.is_evaluated else None  # null: ended by run.max_hours
         print(json.dumps({"run": str(run.path), "checkpoint": str(run.checkpoint), "evaluation": evaluation}))
@@ -81,12 +81,13 @@ def pretrain(
     source: Source = None,
     run_dir: Annotated[str | None, typer.Option(help="run directory; default runs/NAME-pretrain")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue from the newest whole checkpoint")] = False,
+    loud: Loud = None,
     as_json: Json = False,
 ) -> None:
     """Train a language model on text (section pretrain), for model.pretrained; default: the built-in reviews' text."""
     from distmeta.pretraining.pretrain import pretrain as run_pretraining
 
-    run = run_pretraining(configured(source, {"run.dir": run_dir}), resume=resume, show=True)
+    run = run_pretraining(configured(source, {"run.dir": run_dir}), resume=resume, show=shown(loud))
     if as_json:
         summary = {"model": str(run.model), **run.summary} if run.is_finished else {"model": None}  # by run.max_hours
         print(json.dumps({"run": str(run.path), **summary}))
@@ -100,12 +101,13 @@ def pretrain(
 def pipeline(
     source: Source = None,
     run_dir: Annotated[str | None, typer.Option(help="directory; default runs/NAME")] = None,
+    loud: Loud = None,
     as_json: Json = False,
 ) -> None:
     """Text, language model, tasks, meta-training, scores and export in one; only what has changed runs again."""
     from distmeta.pretraining.pipeline import pipeline as run_stages
 
-    done = run_stages(configured(source, {"run.dir": run_dir}, recipe="pipeline"), show=True)
+    done = run_stages(configured(source, {"run.dir": run_dir}, recipe="pipeline"), show=shown(loud))
     if as_json:
         print(json.dumps({"pipeline": str(done.path), "stages": done.stages, "evaluation": done.run.evaluation}))
     else:
@@ -122,12 +124,15 @@ def tune(
     trials: Annotated[int | None, typer.Option(min=1, help="default: tune.trials")] = None,
     run_dir: Annotated[str | None, typer.Option(help="directory of the search; default runs/NAME-tune")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue a search that was cut off")] = False,
+    loud: Loud = None,
     as_json: Json = False,
 ) -> None:
     """Search inner learning rates, step counts and any other key over whole meta-training runs."""
     from distmeta.search import tune as run_search
 
-    search = run_search(configured(source, {"tune.trials": trials, "tune.dir": run_dir}), resume=resume, show=True)
+    search = run_search(
+        configured(source, {"tune.trials": trials, "tune.dir": run_dir}), resume=resume, show=shown(loud)
+    )
     best = search.path / "best.yaml"
     if as_json:
         print(json.dumps({"search": str(search.path), "best": str(best), "trials": search.trials}))
@@ -155,6 +160,7 @@ def evaluate(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="directory for evaluation.json")] = None,
     checkpoint: Chosen = "best",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Score a checkpoint on few-shot episodes, with 95% intervals."""
@@ -163,7 +169,7 @@ def evaluate(
     paths: Any = data[0] if data and len(data) == 1 else data
     result = score(
         source, paths, episodes, split=split, ways=ways, shots=shots, steps=steps, baselines=baselines,
-        checkpoint=checkpoint, say=note,
+        checkpoint=checkpoint, say=silent if quiet else note,
     )  # fmt: skip
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -311,12 +317,13 @@ def report(
 def check(
     source: Source = None,
     ranks: Annotated[int, typer.Option(min=2, help="processes of the sharded comparison")] = 2,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Prove the meta-gradient's order and the sharded step on the configuration's own model; exit 1 if one differs."""
     from distmeta.bench import check as checks
 
-    found = checks.check(configured(source), ranks, note)
+    found = checks.check(configured(source), ranks, silent if quiet else note)
     if as_json:
         print(json.dumps(checks.report(found)))
     else:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from distmeta.cli.words import Json, Source, configured, note, split_source
+from distmeta.cli.words import Json, Quiet, Source, configured, note, silent, split_source
 from distmeta.errors import InputError
 from distmeta.runs.tables import show
 
@@ -22,12 +22,13 @@ def inner(
     rounds: Annotated[int, typer.Option(min=1, help="interleaved rounds after a warm-up")] = 3,
     memory: Annotated[bool, typer.Option(help="peak memory too: a new process for each variant")] = True,
     out: Annotated[Path | None, typer.Option(help="file for the JSON document")] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Time, peak memory and multiple of the FLOP floor of the inner loop's variants, and what `auto` chooses."""
     from distmeta.bench.inner import bench_inner, sentences, table
 
-    result = bench_inner(configured(source), rounds, say=note, memory=memory)
+    result = bench_inner(configured(source), rounds, say=silent if quiet else note, memory=memory)
     tell(result, out, as_json, lambda: show(table(result), *sentences(result), less=("low-high",)))
 
 
@@ -36,12 +37,13 @@ def sampling(
     source: Source = None,
     seconds: Annotated[float, typer.Option(help="of each measurement")] = 2.0,
     out: Annotated[Path | None, typer.Option(help="file for the JSON document")] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Episodes a second and core, padding, the object store's hop: of a recipe, or of 5-way 5-shot 64-token texts."""
     from distmeta.bench.sampling import bench_sampling, sentence, table
 
-    result = bench_sampling(configured(source) if source else None, seconds, say=note)
+    result = bench_sampling(configured(source) if source else None, seconds, say=silent if quiet else note)
     tell(result, out, as_json, lambda: show(table(result), sentence(result)))
 
 
@@ -57,6 +59,7 @@ def scaling(
     repeats: Annotated[int, typer.Option(help="runs of each point, interleaved")] = 3,
     timed: Annotated[str | None, typer.Option(help="SECONDS,DEVIATION of a task, waited instead of computed")] = None,
     out: Annotated[Path | None, typer.Option(help="file for the JSON document; a plot beside it")] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Tasks per second over numbers of ranks and samplers, their efficiency, and where the time goes."""
@@ -65,7 +68,7 @@ def scaling(
     name, overrides = split_source(source)
     result = bench_scaling(
         name, overrides, workers=numbers("--workers", workers, int), samplers=numbers("--samplers", samplers, int),
-        modes=mode.split(","), steps=steps, repeats=repeats, say=note,
+        modes=mode.split(","), steps=steps, repeats=repeats, say=silent if quiet else note,
         timed=None if timed is None else tuple(numbers("--timed", timed, float, 2)),
     )  # fmt: skip
     tell(result, out, as_json, lambda: show(table(result), less=("checkpoint", "aggregate", "peers")))

@@ -13,10 +13,16 @@ from distmeta.evaluation.metrics import interval, limits
 
 
 def train_seeds(
-    name: str | None, overrides: list[str], run_dir: str | None, seeds: str, resume: bool, as_json: bool
+    name: str | None,
+    overrides: list[str],
+    run_dir: str | None,
+    seeds: str,
+    resume: bool,
+    loud: bool | None,
+    as_json: bool,
 ) -> None:
     """A run for each seed; with --resume each is continued, and one that has ended is read. Raises InputError."""
-    from distmeta.cli.words import note
+    from distmeta.cli.words import note, shown, silent
     from distmeta.config import load_config
     from distmeta.drive.train import Run, train
 
@@ -25,8 +31,8 @@ def train_seeds(
     configs = [load_config(name, [*overrides, *of_seed(base, run_dir, seed)]) for seed in numbers]
     runs: list[Run] = []
     for config in configs:
-        note(f"seed {config.run.seed}, {len(runs) + 1} of {len(configs)}")
-        runs.append(train(config, resume=resume, show=True))
+        (silent if loud is False else note)(f"seed {config.run.seed}, {len(runs) + 1} of {len(configs)}")
+        runs.append(train(config, resume=resume, show=shown(loud)))
         if not runs[-1].is_evaluated:  # run.max_hours has ended it
             break
     whole = len(runs) == len(configs) and runs[-1].is_evaluated

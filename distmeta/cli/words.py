@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,12 +13,39 @@ from distmeta.errors import InputError
 
 if TYPE_CHECKING:
     from distmeta.config import Config
+    from distmeta.runs.progress import Show
+
+
+def recipes(incomplete: str) -> list[str]:
+    """For shell completion."""
+    folder = Path(__file__).parents[1] / "recipes"
+    return sorted(file.stem for file in folder.glob(f"{incomplete}*.yaml"))
+
 
 Source = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[RECIPE|FILE.yaml] [section.key=value ...]", help="a recipe or file, and overrides"),
+    typer.Argument(
+        metavar="[RECIPE|FILE.yaml] [section.key=value ...]",
+        help="a recipe or file, and overrides",
+        autocompletion=recipes,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document on standard output and nothing else")]
+
+Loud = Annotated[
+    bool | None,
+    typer.Option("--verbose/--quiet", "-v/-q", help="a line for each step; or no progress, only the result"),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only the result")]
+
+
+def shown(loud: bool | None) -> Show:
+    """What a Display shows for --verbose, --quiet, or neither."""
+    return {None: True, True: "steps", False: False}[loud]  # type: ignore[return-value]
+
+
+def silent(line: str) -> None:
+    """In the place of `note`, for --quiet."""
 
 
 def split_source(words: list[str] | None) -> tuple[str | None, list[str]]:

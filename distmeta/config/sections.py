@@ -368,6 +368,11 @@ class RunConfig(Section):
     checkpoint_every: int = Field(50, ge=1, description="meta-steps between checkpoints")
     keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
     timeout_s: float = Field(600, gt=0, description="longest wait for another rank")
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        [],
+        description="experiment trackers that follow `train` and `pretrain`; tensorboard writes into the run "
+        "directory, wandb and mlflow are extras of those names",
+    )
 
 
 DEEPSPEED_DEFAULTS: dict[str, Any] = {"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}

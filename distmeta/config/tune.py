@@ -37,6 +37,7 @@ class TuneConfig(Section):
         None, description="learnt rates in trials of their own, against constant ones; null: per_layer; []: none"
     )
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
-        ["tensorboard"], description="wandb and mlflow: extras of those names"
+        ["tensorboard"],
+        description="experiment trackers that follow the trials; wandb and mlflow are extras of those names",
     )
     dir: str | None = Field(None, description="directory of the search; null: runs/NAME-tune")

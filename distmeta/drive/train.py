@@ -29,7 +29,7 @@ from distmeta.runs.directory import note, now, run_directory, write_setting
 from distmeta.runs.journal import records
 
 if TYPE_CHECKING:
-    from distmeta.runs.progress import Display
+    from distmeta.runs.progress import Display, Show
 
 CONNECT_S = 10.0
 
@@ -66,23 +66,26 @@ class Run:
         return found
 
 
-def train(config: ConfigSource | None = None, *, resume: bool = False, show: bool = False) -> Run:
+def train(config: ConfigSource | None = None, *, resume: bool = False, show: Show = None) -> Run:
     """Meta-train as `config` says, on a Ray cluster or on one started here; returns when the run has ended.
 
     config: a Config, nested dictionaries, or the name of a recipe or YAML file; None: the recipe `default`.
     resume: continue the newest run of that name (or the one in run.dir) from its newest whole checkpoint; without
-    one it begins anew. show: progress on standard error. A run that run.max_hours has ended has no evaluation yet.
+    one it begins anew. show: progress on standard error; "steps": a line for each meta-step; None: only in a notebook.
+    A run that run.max_hours has ended has no evaluation yet.
     Raises InputError (nothing was written), TrainingError, or KeyboardInterrupt once the last whole meta-step is saved.
     """
     config = absolute(config_of(config))
     from distmeta.config.consistency import check_used
+    from distmeta.runs import trackers
     from distmeta.runs.progress import Display
 
     if not resume:
         check_used(config)
+    trackers.check("run.trackers", config.run.trackers)
     ends_at = interrupt.deadline(config.run.max_hours, time.monotonic())
     with Display(config, show) as display:
-        display.phase("reading tasks")
+        display.waiting("reading tasks")
         store = prepare_store(config, display)
         with run_directory(config, resume, store) as (run_dir, is_new):
             if not is_new and has_ended(run_dir, config):
@@ -91,11 +94,12 @@ def train(config: ConfigSource | None = None, *, resume: bool = False, show: boo
             interrupt.driving(run_dir)
             write_setting(run_dir, config, store)
             write_tasks(run_dir, config, store, display)
-            display.phase("starting Ray")
-            with ray_cluster(config) as cluster:
-                interrupt.check()
-                display.follow(run_dir)
-                run_learners(config, run_dir, store, cluster, ends_at)
+            with trackers.following(config, run_dir, display.phase):
+                display.waiting("starting Ray")
+                with ray_cluster(config) as cluster:
+                    interrupt.check()
+                    display.follow(run_dir)
+                    run_learners(config, run_dir, store, cluster, ends_at)
             if (run_dir / interrupt.LEAVE).exists():
                 display.phase(f"run.max_hours = {config.run.max_hours:g} is over; {interrupt.farewell()}")
                 return Run(run_dir)

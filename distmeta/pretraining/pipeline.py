@@ -36,6 +36,7 @@ from distmeta.runs.directory import refuse_limit
 if TYPE_CHECKING:
     from distmeta.drive.train import Run
     from distmeta.pretraining.pretrain import Pretrained
+    from distmeta.runs.progress import Show
 
 RECORD = "pipeline.json"
 
@@ -65,10 +66,10 @@ class Pipeline:
         return Run(self.path / "train")
 
 
-def pipeline(config: ConfigSource | None = None, *, show: bool = False) -> Pipeline:
+def pipeline(config: ConfigSource | None = None, *, show: Show = None) -> Pipeline:
     """Run the stages that are not done, in run.dir; returns when all are. Raises InputError or TrainingError.
 
-    config: as of `train`; None: the recipe `pipeline`.
+    config: as of `train`; None: the recipe `pipeline`. show: as of `train`.
     """
     config = absolute(config_of("pipeline" if config is None else config))
     from distmeta import pretrain as pretraining  # the function, as the package gives it

@@ -28,7 +28,7 @@ from distmeta.runs.directory import run_directory, write_setting
 from distmeta.runs.journal import records
 
 if TYPE_CHECKING:
-    from distmeta.runs.progress import Display
+    from distmeta.runs.progress import Display, Show
 
 # The keys that make a pretraining run; what is in pretrain.path is known by its content.
 OF_MODEL = ("pretrained", "architecture", "config", "tokenizer", "vocab_size", "max_tokens", "dtype", "dropout")
@@ -63,32 +63,34 @@ class Pretrained:
         return found
 
 
-def pretrain(config: ConfigSource | None = None, *, resume: bool = False, show: bool = False) -> Pretrained:
+def pretrain(config: ConfigSource | None = None, *, resume: bool = False, show: Show = None) -> Pretrained:
     """Train a language model as config.pretrain and config.model say; returns when the run has ended.
 
     config: as of `train`. resume: continue the newest run of that name (or the one in run.dir) from its newest whole
-    checkpoint; without one it begins anew. show: progress on standard error. A run that run.max_hours has ended has no
-    model yet. Raises InputError (nothing was written), TrainingError, or KeyboardInterrupt once the last whole step is
-    saved.
+    checkpoint; without one it begins anew. show: as of `train`. A run that run.max_hours has ended has no model yet.
+    Raises InputError (nothing was written), TrainingError, or KeyboardInterrupt once the last whole step is saved.
     """
     config = absolute(config_of(config))
     check(config)
     ends_at = interrupt.deadline(config.run.max_hours, time.monotonic())
     from distmeta.drive.train import ray_cluster
+    from distmeta.runs import trackers
     from distmeta.runs.progress import Display
 
+    trackers.check("run.trackers", config.run.trackers)
     config = as_run(config)
     with Display(config, show) as display:
-        display.phase("reading text")
+        display.waiting("reading text")
         corpus = prepare_corpus(config, display)
         with run_directory(config, resume, corpus, may_differ=lambda key: not matters(key)) as (run_dir, _):
             interrupt.driving(run_dir)
             write_setting(run_dir, config, corpus)
-            display.phase("starting Ray")
-            with ray_cluster(config) as cluster:
-                interrupt.check()
-                display.follow(run_dir, "pretraining", config.pretrain.steps)
-                run_ranks(config, run_dir, corpus, cluster, ends_at)
+            with trackers.following(config, run_dir, display.phase):
+                display.waiting("starting Ray")
+                with ray_cluster(config) as cluster:
+                    interrupt.check()
+                    display.follow(run_dir, "pretraining", config.pretrain.steps)
+                    run_ranks(config, run_dir, corpus, cluster, ends_at)
             if (run_dir / interrupt.LEAVE).exists():
                 display.phase(f"run.max_hours = {config.run.max_hours:g} is over; {interrupt.farewell()}")
     return Pretrained(run_dir)

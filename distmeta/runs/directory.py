@@ -24,9 +24,9 @@ from distmeta.runs import checkpoint as checkpoints
 
 # What may differ between a run and its continuation; all else would make it another run.
 RESUMABLE = ("cluster", "sampling", "run.name", "run.dir", "run.checkpoint_every", "run.keep", "run.timeout_s",
-             "run.max_hours", "eval", "tune", "pretrain", "outer.steps", "outer.until", "outer.stop_after",
-             "outer.max_skipped", "inner.memory", "inner.budget_mb", "inner.task_batch", "inner.buckets",
-             "inner.part_tokens", "inner.prefix_mb",
+             "run.max_hours", "run.trackers", "eval", "tune", "pretrain", "outer.steps", "outer.until",
+             "outer.stop_after", "outer.max_skipped", "inner.memory", "inner.budget_mb", "inner.task_batch",
+             "inner.buckets", "inner.part_tokens", "inner.prefix_mb",
              "deepspeed.zero_optimization", "data.path", "data.cache", "data.follow")  # fmt: skip
 ENVIRONMENT = "environment.json"
 HOLD_S = 30  # a resumed run's directory: learners of a driver that was killed outlive it by seconds

@@ -12,12 +12,12 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from distmeta import health
 from distmeta.config import Config
 from distmeta.errors import cut
-from distmeta.runs import tables
+from distmeta.runs import notebook, tables
 
 if TYPE_CHECKING:
     from distmeta.drive.train import Run
@@ -25,23 +25,35 @@ if TYPE_CHECKING:
 
 POLL_S = 0.3
 LOG_EVERY_S = 10.0  # between plain progress lines
+WAIT_S = 4.5  # without a line, before the first meta-step
+Show = bool | Literal["steps"] | None
 
 
 class Display:
-    """Follows metrics.jsonl and log.txt of a run in a thread, and shows them on standard error."""
+    """Follows metrics.jsonl and log.txt of a run in a thread, and shows them on standard error.
 
-    def __init__(self, config: Config, show: bool) -> None:
-        self.config, self.show = config, show
+    show: whether anything is shown; "steps": a line for each meta-step, and no bar; None: in a notebook.
+    """
+
+    def __init__(self, config: Config, show: Show) -> None:
+        self.config = config
+        self.show = notebook.is_running() if show is None else bool(show)
+        self._every_step = show == "steps"
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._sources: tuple[Tail, Tail] | None = None  # log, records
         self._bar: Any = None
-        self._began = self._last = time.monotonic()
-        if show:
+        self._waits_for = ""
+        self._began = self._counted = self._printed = time.monotonic()
+        if self.show:
             from rich.console import Console
 
             self.console = Console(stderr=True)
 
     def __enter__(self) -> Display:
+        if self.show:
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
         return self
 
     def __exit__(
@@ -53,23 +65,43 @@ class Display:
         self._end_bar()
 
     def phase(self, what: str) -> None:
-        if self._thread is None:
+        """A line, with the seconds since the beginning."""
+        if self._sources is None:
             self._end_bar()  # that of a preparation
+            self._waits_for = ""
+        self._print(what)
+
+    def waiting(self, what: str) -> None:
+        """A phase that may take long: a spinner on a terminal, else further lines until the next phase."""
+        self.phase(what)
+        self._waits_for = what
+        if self.show and sys.stderr.isatty():
+            from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+
+            self._bar = Progress(SpinnerColumn(), TimeElapsedColumn(), console=self.console, transient=True)
+            self._bar.add_task("")
+            self._bar.start()
+
+    def _print(self, what: str) -> None:
         if self.show:
-            since = time.monotonic() - self._began
+            self._printed = time.monotonic()
+            since = self._printed - self._began
             self.console.print(f"[{since:5.1f} s] {what}", highlight=False, markup=False, soft_wrap=True)
 
     def counted(self, what: str, done: int, total: int | None) -> None:
         """Progress of a long preparation: a bar on a terminal, else a line now and then."""
         if self.show and sys.stderr.isatty():
             self._advance(what, done, total)
-        elif time.monotonic() - self._last > LOG_EVERY_S:
-            self._last = time.monotonic()
-            self.phase(f"{what} {done:,}" + (f" of {total:,}" if total else ""))
+        elif time.monotonic() - self._counted > LOG_EVERY_S:
+            self._counted = time.monotonic()
+            self._print(f"{what} {done:,}" + (f" of {total:,}" if total else ""))
 
     def _advance(self, what: str, done: int, total: int | None) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        if self._waits_for:
+            self._end_bar()
+            self._waits_for = ""
         if self._bar is None:
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
             self._bar = Progress(*columns, console=self.console)
@@ -78,9 +110,9 @@ class Display:
         self._bar.update(self._bar.add_task(what, total=None) if task is None else task, completed=done, total=total)
 
     def _end_bar(self) -> None:
-        if self._bar is not None:
+        if hasattr(self._bar, "stop"):
             self._bar.stop()
-            self._bar = None
+        self._bar = None
 
     def follow(self, run_dir: Path, what: str = "meta-training", steps: int | None = None) -> None:
         """Begin to show what is appended to the run's files from now on. steps: of the run; None: outer.steps."""
@@ -88,41 +120,64 @@ class Display:
         if self.show:
             self.phase(f"run directory {_relative(run_dir)}")
             log = Tail(run_dir / "log.txt", from_end=True)
-            records = Tail(run_dir / "metrics.jsonl", from_end=False)
-            self._thread = threading.Thread(target=self._watch, args=(log, records), daemon=True)
-            self._thread.start()
+            self._waits_for = "waiting for the first step"
+            self._sources = log, Tail(run_dir / "metrics.jsonl", from_end=False)
 
-    def _watch(self, log: Tail, records: Tail) -> None:
-        if sys.stderr.isatty():
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            self._stop.wait(POLL_S)
+            if self._sources is not None:
+                self._read(*self._sources)
+            if self._waits_for and self._bar is None and time.monotonic() - self._printed > WAIT_S:
+                self._print(f"still {self._waits_for}")
+
+    def _read(self, log: Tail, records: Tail) -> None:
+        if self._bar is None and not self._every_step:
+            self._start_bar()
+        said = log.lines()  # read first and shown last: what is said of a meta-step follows its record
+        new = [json.loads(line) for line in records.lines()]
+        if new:
+            self._waits_for = ""
+        if new and self._bar is not None:
+            self._move(new[-1]["step"], describe(new[-1]))
+        elif self._every_step:
+            for record in new:
+                self._print(f"step {record['step']}/{self._steps}  {describe(record)}")
+        elif new and (time.monotonic() - self._counted > LOG_EVERY_S or new[-1]["step"] >= self._steps):
+            self._counted = time.monotonic()
+            self._print(f"step {new[-1]['step']}/{self._steps}  {describe(new[-1])}")
+        for record in new:
+            if "validation" in record:
+                self._print(describe_validation(record))
+        for line in said:
+            self._print(line)
+
+    def _start_bar(self) -> None:
+        """That of the steps, on a terminal or in a notebook."""
+        if notebook.is_running():
+            self._bar = notebook.Bar(self._what, self._steps)
+        elif sys.stderr.isatty():
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
 
             self._bar = Progress(
                 TextColumn(self._what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[line]}"),
-                TimeRemainingColumn(), console=self.console,
+                TimeElapsedColumn(), TimeRemainingColumn(), console=self.console,
             )  # fmt: skip
             self._bar.start()
-            task = self._bar.add_task("", total=self._steps, line="")
-        last_line = time.monotonic()
-        while not self._stop.is_set():
-            self._stop.wait(POLL_S)
-            said = log.lines()  # read first and shown last: what is said of a meta-step follows its record
-            new = [json.loads(line) for line in records.lines()]
-            if not new:
-                self._say(said)
-                continue
-            if self._bar is not None:
-                self._bar.update(task, completed=new[-1]["step"], line=describe(new[-1]))
-            elif time.monotonic() - last_line > LOG_EVERY_S or new[-1]["step"] >= self._steps:
-                last_line = time.monotonic()
-                self.phase(f"step {new[-1]['step']}/{self._steps}  {describe(new[-1])}")
-            for record in new:
-                if "validation" in record:
-                    self.phase(describe_validation(record))
-            self._say(said)
+            self._task = self._bar.add_task("", total=self._steps, line="")
 
-    def _say(self, lines: list[str]) -> None:
-        for line in lines:
-            self.phase(line)
+    def _move(self, step: int, line: str) -> None:
+        if isinstance(self._bar, notebook.Bar):
+            self._bar.update(step, line)
+        else:
+            self._bar.update(self._task, completed=step, line=line)
 
 
 def show_results(run: Run) -> None:

@@ -12,41 +12,44 @@ their checkpoints. Tune's own files are only for its trackers.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distmeta.config import Config, ConfigSource, config_of
 from distmeta.config.paths import absolute
 from distmeta.errors import InputError
 from distmeta.runs import checkpoint as checkpoints
-from distmeta.runs import interrupt
+from distmeta.runs import interrupt, trackers
 from distmeta.runs.directory import refuse_limit, run_directory, write_setting
 from distmeta.search.results import Search, collect, write_results
 from distmeta.search.space import Params, points, read_space, with_params
 
-TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
+if TYPE_CHECKING:
+    from distmeta.runs.progress import Show
+
 # What may differ between a search and its continuation.
 RESUMABLE = ("trials", "max_concurrent", "retries", "trackers", "dir")
 
 __all__ = ["Search", "tune"]
 
 
-def tune(config: ConfigSource | None = None, *, resume: bool = False, show: bool = False) -> Search:
+def tune(config: ConfigSource | None = None, *, resume: bool = False, show: Show = None) -> Search:
     """Search as `config.tune` says, each trial a meta-training run; returns when all have ended.
 
-    config: as of `train`. resume: continue the newest search of that name (or the one in tune.dir). show: progress on
-    standard error. Raises InputError before anything was started, or TrainingError when no trial could be scored.
+    config: as of `train`. resume: continue the newest search of that name (or the one in tune.dir). show: as of
+    `train`. Raises InputError before anything was started, or TrainingError when no trial could be scored.
     """
     config = absolute(config_of(config))
     if config.outer.privacy is not None:
         raise InputError("outer.privacy: a search trains on the same tasks again and again, which is not counted: null")
     axes = read_space(config)
     check_metric(config)
-    check_trackers(config)
+    trackers.check("tune.trackers", config.tune.trackers)
+    if config.run.trackers:
+        raise InputError("run.trackers follows a run alone: set tune.trackers for a search, and leave run.trackers out")
     base = base_config(config)
     trials: list[tuple[str, Params]] = [(rates, {}) for rates in rivals(config)]
     for rates, params in trials:
@@ -60,7 +63,7 @@ def tune(config: ConfigSource | None = None, *, resume: bool = False, show: bool
 
     with Display(config, show) as display:
         refuse_limit(config, "tune")
-        display.phase("reading tasks")
+        display.waiting("reading tasks")
         store = prepare_store(base, display)
         named = config.tune.dir or (f"{config.run.dir}-tune" if config.run.dir else None)
         place = {"run.name": f"{config.run.name}-tune", "run.dir": named}
@@ -72,7 +75,7 @@ def tune(config: ConfigSource | None = None, *, resume: bool = False, show: bool
             if not fresh:
                 check_same_search(sweep_dir, config)
             write_setting(sweep_dir, claimed, store)
-            display.phase("starting Ray")
+            display.waiting("starting Ray")
             # Tune, and Ray's own thread that tells of processes that end, speak there whatever they are told.
             with contextlib.redirect_stdout(io.StringIO()), ray_cluster(base) as cluster:
                 interrupt.check()
@@ -132,14 +135,6 @@ def check_metric(config: Config) -> None:
             f"tune.metric = {config.tune.metric}: answers in words have their loss alone after every inner step; set "
             "tune.metric=loss"
         )
-
-
-def check_trackers(config: Config) -> None:
-    for name in config.tune.trackers:
-        if importlib.util.find_spec(TRACKERS[name]) is None:
-            raise InputError(
-                f"tune.trackers = {name}: the package {TRACKERS[name]} is not installed; pip install 'distmeta[{name}]'"
-            )
 
 
 def check_same_search(sweep_dir: Path, config: Config) -> None:

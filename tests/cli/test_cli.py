@@ -115,3 +115,32 @@ def test_json_is_one_document_and_config_round_trips(tmp_path):
         json.loads(run("config", str(tmp_path / "mine.yaml"), "--json").stdout)["inner"]
         == json.loads(printed.stdout)["inner"]
     )
+
+
+@pytest.mark.parametrize(("words", "show"), [([], True), (["--quiet"], False), (["-q"], False), (["-v"], "steps")])
+def test_quiet_and_verbose_reach_the_run(words, show, monkeypatch):
+    shown = []
+    monkeypatch.setattr("distmeta.drive.train.train", lambda config, resume, show: shown.append(show) or Ended())
+    result = CliRunner().invoke(app, ["train", "default", *words])
+    assert result.exit_code == 0 and shown == [show]
+
+
+class Ended:
+    """A run that run.max_hours has ended."""
+
+    is_evaluated = False
+
+
+@pytest.mark.parametrize(
+    ("line", "offers"),
+    [
+        ("distmeta tr", {"train"}),
+        ("distmeta train --re", {"--resume"}),
+        ("distmeta train questions_", {"questions_t5"}),
+    ],
+)
+def test_a_shell_completes_verbs_options_and_recipes(line, offers):
+    words = line.split()
+    environment = {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), "_DISTMETA_COMPLETE": "complete_bash"}
+    result = CliRunner().invoke(app, [], prog_name="distmeta", env=environment)
+    assert set(result.stdout.split()) == offers

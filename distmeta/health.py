@@ -90,17 +90,22 @@ def inner_signs(before: float, after: float) -> list[Sign]:
     return []
 
 
-def of_evaluation(scores: Mapping[str, Any], details: Mapping[str, Any], classes: int | None) -> list[Sign]:
-    """Signs in the scores of the meta-trained model, as in evaluation.json, and their details."""
+def of_evaluation(
+    scores: Mapping[str, Any], details: Mapping[str, Any], classes: int | None, is_base: bool = False
+) -> list[Sign]:
+    """Signs in the scores of the meta-trained model, as in evaluation.json, and their details.
+
+    is_base: it was not meta-trained, so that there is nothing to change in its training.
+    """
     out = []
     accuracy, loss = scores.get("accuracy"), scores["loss"]
-    if accuracy and classes and accuracy["low"] <= 1 / classes:
+    if accuracy and classes and not is_base and accuracy["low"] <= 1 / classes:
         out.append(sign(
             f"on unseen tasks the model is not above chance: accuracy {accuracy['mean']:.3f} [{accuracy['low']:.3f}, "
             f"{accuracy['high']:.3f}], 1/{classes} = {1 / classes:.3f}", "outer.lr, or outer.steps"
         ))  # fmt: skip
     table = details.get("confusion", {}).get("rows_are_labels")
-    if table:
+    if table and not is_base:
         by_class = [sum(column) for column in zip(*table, strict=True)]
         if max(by_class) > ONE_CLASS * sum(by_class):
             name = details["confusion"]["labels"][by_class.index(max(by_class))]

@@ -5,10 +5,9 @@ Letters: E episodes, K inner steps.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,31 +21,18 @@ from distmeta.algorithms.rates import inner_loop
 from distmeta.config import Config, with_changes
 from distmeta.config.consistency import check_ways
 from distmeta.errors import InputError, nearest
-from distmeta.evaluation.pooled import train_pooled
-from distmeta.evaluation.scoring import (
-    Scored,
-    Scoring,
-    curves,
-    details,
-    score_episodes,
-    score_prototypes,
-    split_meta,
-    summarise,
-)
-from distmeta.evaluation.texts import in_context, reads_in_context, score_texts, text_details
+from distmeta.evaluation.baselines import BASELINES, OF_BASE, Gather, Setting, main_of
+from distmeta.evaluation.scoring import Scoring, curves, details, score_episodes, split_meta, summarise
+from distmeta.evaluation.texts import score_texts, text_details
 from distmeta.models.build import build_model, check_format
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.tasks import summary
-from distmeta.tasks.episodes.episode import Episode, sample_episode
 from distmeta.tasks.families import check_feasible
 from distmeta.tasks.splits import SPLITS
 
 if TYPE_CHECKING:
     from distmeta.tasks.store import TaskStore
-
-FINE_TUNE_FACTORS = (0.3, 1.0, 3.0)  # of inner.lr: what a fine-tuned baseline may choose from on meta-validation
-FINE_TUNE_LENGTH = 4  # it takes this many times the inner steps
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,10 +73,6 @@ class Evaluation:
         checkpoints.write_text(directory / "evaluation_details.json", text)
 
 
-Params = dict[str, Tensor]
-Gather = Callable[[list[Scored]], list[Scored]]
-
-
 def evaluate_methods(
     model: TaskModel,
     meta: Mapping[str, Tensor],
@@ -102,134 +84,63 @@ def evaluate_methods(
     rank: int = 0,
     world: int = 1,
     gather: Gather = lambda mine: mine,
-    score: Callable[..., list[Scored]] | None = None,
+    score: Callable[..., list[Any]] | None = None,
+    is_base: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Score the meta-trained model, and with `eval.baselines` those that were not, on the same episodes.
 
     Episodes 0.. of the split are divided over `world` ranks; `gather` brings the parts together in order, on
     every rank that goes on to use the result. score: in the place of `score_episodes`, by ranks that all see the whole
-    of an episode's score; then there is no baseline `prototypes`.
+    of an episode's score; then there are no baselines `multi_task` and `prototypes`. is_base: `meta` is the untrained
+    model's.
 
-    meta_trained: the meta-parameters, after `eval.steps` inner steps. no_adaptation: the same before the first.
-    fine_tuned: the untrained initial weights, adapted by the same inner optimizer with several times the steps
-    and a learning rate chosen on meta-validation (or -train) episodes where there are any. multi_task: likewise,
-    from weights trained on the pooled meta-train tasks for as many steps as the run has (it may choose not to
-    adapt). prototypes: nearest class mean of the untrained initial features; where answers are words there are none,
-    and in_context is the meta-trained decoder that reads the support set instead of adapting to it. base_in_context:
-    where a model reads its support set and names classes by letters, the pretrained one that does so untrained.
+    meta_trained: the meta-parameters, after `eval.steps` inner steps. The others: distmeta.evaluation.baselines.
     """
-    with model.of_ways(config.of_evaluation().ways):
-        return _methods(model, meta, store, config, device, split, (rank, world), gather, score, say)
-
-
-def _methods(
-    model: TaskModel, meta: Mapping[str, Tensor], store: TaskStore, config: Config, device: torch.device, split: str,
-    share: tuple[int, int], gather: Gather, score: Callable[..., list[Scored]] | None, say: Callable[[str], None],
-) -> Evaluation:  # fmt: skip
-    (rank, world), in_training, config = share, config, config.of_evaluation()
-    text = config.task.family == "text_to_text"
-    scored_by = score or scorer(config, store)
-    count, seed = config.eval.episodes, config.run.seed
-    mine = [sample_episode(store, config.task, seed, split, i) for i in _share(count, rank, world)]
+    evaluated = config.of_evaluation()
     fast, shared, rates = split_meta(model, meta)
     steps = config.inner.steps if config.eval.steps is None else config.eval.steps
-    scoring = Scoring(model, fast, shared, inner_loop(config.inner, rates, steps), config, store.pad_id, device)
-    fixed, several = config.task.family == "domain", config.data.sources is not None
-    details_of: Callable[[list[Any]], dict[str, Any]] = (
-        text_details if text else partial(details, fixed_labels=fixed, from_sources=several)
+    scoring = Scoring(model, fast, shared, inner_loop(config.inner, rates, steps), evaluated, store.pad_id, device)
+    setting = Setting(scoring, [], store, split, config, rank, world, gather, score, say, is_base=is_base)
+    setting = replace(setting, episodes=setting.draw(split, 0, config.eval.episodes))
+    with model.of_ways(evaluated.ways):
+        return _methods(setting)
+
+
+def _methods(setting: Setting) -> Evaluation:
+    config, store, scoring, split = setting.config, setting.store, setting.scoring, setting.split
+    count, text, name = config.eval.episodes, setting.text, main_of(setting)
+    details_of = (
+        text_details
+        if text
+        else partial(details, fixed_labels=config.task.family == "domain", from_sources=config.data.sources is not None)
     )
-
-    say(f"evaluating on {count} episodes ({split})")
-    trained = gather(scored_by(scoring, mine))
-    about: dict[str, Any] = {"split": split, "episodes": count, "seed": seed, "inner_steps": steps}
-    lost = sum(not np.isfinite(s.loss[-1]) for s in trained)
+    setting.say(f"evaluating on {count} episodes ({split})")
+    scored = setting.score_all(scoring, setting.episodes, curve=True)
+    lost = sum(not np.isfinite(s.loss[-1]) for s in scored)
     if lost:
-        say(f"the inner loop diverged in {lost} of {count} episodes, whose rows count as wrong; use a smaller inner.lr")
-    methods = {"meta_trained": summarise(trained)}
-    more: dict[str, Any] = {"settings": about, "meta_trained": details_of(trained) | {"curves": curves(trained)}}
-    about |= {"tasks": len(store.groups[split].ids), "rows": store.groups[split].examples}
+        setting.say(
+            f"the inner loop diverged in {lost} of {count} episodes, whose rows count as wrong; use a smaller inner.lr"
+        )
+    methods = {name: summarise(scored)}
+    about = {
+        "split": split, "episodes": count, "seed": config.run.seed, "inner_steps": setting.steps, "method": name,
+        "tasks": len(store.groups[split].ids), "rows": store.groups[split].examples,
+    }  # fmt: skip
+    more: dict[str, Any] = {"settings": about, name: details_of(scored) | {"curves": curves(scored)}}
     classes = None if text else config.ways or len(store.labels)
-    more["warnings"] = health.of_evaluation(methods["meta_trained"], more["meta_trained"], classes)
-    if not config.eval.baselines:
-        return Evaluation(methods, more)
-
-    reads = config.task.labels != "head" and config.model.head == "context"
-    if not reads or steps:
-        start = [s.at_start() for s in trained]
-        methods["no_adaptation"], more["no_adaptation"] = summarise(start), details_of(start)
-    constant = config.inner.model_copy(update={"learn_lr": "none", "schedule": "constant"})
-    tuned = inner_loop(constant, {}, max(1, steps) * FINE_TUNE_LENGTH)
-    # The rate is chosen on tasks that are not those scored; data given to `evaluate` may have none.
-    others = (name for name in ("validation", "train") if name != split)
-    held = next((name for name in others if _can_be_drawn(store, config, name)), None)
-    few = [sample_episode(store, config.task, seed, held, i) for i in _share(24, rank, world)] if held else []
-
-    def fine_tuned(name: str, fast: Params, shared: Params, factors: Sequence[float]) -> None:
-        """Adapt from other initial weights, at the best of the rates."""
-
-        def scored(lr: float, episodes: list[Episode]) -> list[Scored]:
-            begun = dataclasses.replace(scoring, fast=fast, shared=shared, loop=dataclasses.replace(tuned, lr=lr))
-            return gather(scored_by(begun, episodes, curve=False))
-
-        lrs = [config.inner.lr * factor for factor in factors] if held else [config.inner.lr]
-        found = [goodness(summarise(scored(lr, few))) for lr in lrs] if held else [0.0]
-        best = lrs[max(range(len(lrs)), key=found.__getitem__)]
-        say(f"baseline {name}: {tuned.steps} steps at lr {best:g}" + (f" (chosen on {held} episodes)" if held else ""))
-        result = scored(best, mine)
-        methods[name] = summarise(result)
-        more[name] = {"steps": tuned.steps, "lr": best, "chosen_on": held, **details_of(result)}
-
-    untrained = dataclasses.replace(scoring, fast=model.fast, shared=model.shared)
-    if reads:
-        say("baseline base_in_context: the model as it was pretrained reads the support set")
-        at_once = dataclasses.replace(untrained, loop=dataclasses.replace(scoring.loop, steps=0))
-        result = gather(scored_by(at_once, mine))
-        methods["base_in_context"], more["base_in_context"] = summarise(result), details_of(result)
-        if not config.inner.steps:
-            return Evaluation(methods, more)
-    fine_tuned("fine_tuned", dict(model.fast), dict(model.shared), FINE_TUNE_FACTORS)
-    if score is None:
-        if _can_be_drawn(store, in_training, "train"):
-            say(f"baseline multi_task: {config.outer.steps} steps on pooled tasks")
-            fine_tuned("multi_task", *train_pooled(model, store, in_training, device), (0.0, *FINE_TUNE_FACTORS))
-        if text:
-            if reads_in_context(model, config):
-                say("in context: the meta-trained model reads the support set, and nothing is adapted")
-                result = gather(in_context(store)(scoring, mine))
-                methods["in_context"], more["in_context"] = summarise(result), details_of(result)
-            return Evaluation(methods, more)
-        if config.task.labels != "head":
-            return Evaluation(methods, more)
-        say("baseline prototypes")
-        result = gather(score_prototypes(untrained, mine))
-        methods["prototypes"] = summarise(result)
-        more["prototypes"] = details_of(result)
+    more["warnings"] = health.of_evaluation(methods[name], more[name], classes, is_base=setting.is_base)
+    setting = replace(setting, scored=scored)
+    rows = BASELINES if config.eval.baselines else OF_BASE if setting.is_base else {}
+    for method, row in rows.items():
+        if (found := row(setting)) is not None:
+            methods[method], more[method] = summarise(found[0]), found[1] | details_of(found[0])
     return Evaluation(methods, more)
-
-
-def _can_be_drawn(store: TaskStore, config: Config, split: str) -> bool:
-    """Whether a split has tasks, with the examples that episodes of `config` need."""
-    try:
-        check_feasible(store, config.task, [split])
-    except InputError:
-        return False
-    return len(store.groups[split].ids) > 0
 
 
 def scorer(config: Config, store: TaskStore) -> Callable[..., list[Any]]:
     """`score_episodes`, or where answers are words `score_texts`."""
     return partial(score_texts, store=store) if config.task.family == "text_to_text" else score_episodes
-
-
-def goodness(summary: Mapping[str, Any]) -> float:
-    """What a rate is chosen by: accuracy, or where answers are words the loss, downwards."""
-    return float(summary["accuracy"]["mean"] if "accuracy" in summary else -summary["loss"]["mean"])
-
-
-def _share(count: int, rank: int, world: int) -> range:
-    """This rank's consecutive share of range(count)."""
-    return range(rank * count // world, (rank + 1) * count // world)
 
 
 def evaluate(

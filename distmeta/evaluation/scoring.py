@@ -5,9 +5,9 @@ Letters: T tasks of a group, E episodes, n query rows, K inner steps, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from distmeta.algorithms.rates import PREFIX
 from distmeta.config import Config
 from distmeta.evaluation import metrics
 from distmeta.inner import InnerLoop, adapt
+from distmeta.inner.adapt import follow
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.prefix import fixed_prefix
@@ -151,27 +152,39 @@ def stack(fast: Mapping[str, Tensor], tasks: int) -> dict[str, Tensor]:
     return {name: value.unsqueeze(0).expand(tasks, *value.shape) for name, value in fast.items()}
 
 
-def adaptation(scoring: Scoring, support: Sequence[TextBatch], tasks: int, curve: bool) -> list[dict[str, Tensor]]:
-    """The fast weights of a group of tasks after 0..K inner steps; curve=False: after the last one only.
+def adaptation(
+    scoring: Scoring, support: Sequence[TextBatch], tasks: int, curve: bool, starts: bool = True
+) -> Iterator[dict[str, Tensor]]:
+    """The fast weights of a group of tasks after 0..K inner steps, one after another; curve=False: after the last only.
 
-    With a task axis where the model takes one. They are not finite where the inner loop diverges.
+    With a task axis where the model takes one. They are not finite where the inner loop diverges. starts: whether a
+    model that begins with what it computes of the support set does so.
     """
-    model, fast = scoring.model, scoring.fast
+    model = scoring.model
     native = model.takes_task_axis
+    loss = model.loss if native else lambda p, b: model.loss(p, b).sum()
+    fast = stack(scoring.fast, tasks) if native else dict(scoring.fast)
+    start = model.start if model.starts and starts else None
+    axis: Literal["native", False] = "native" if native else False
+    shared = dict(scoring.shared)
+    if curve:
+        yield from follow(loss, fast, support, scoring.loop, shared=shared, start=start, task_axis=axis)
+        return
     adapted = adapt(
-        model.loss if native else lambda p, b: model.loss(p, b).sum(),
-        stack(fast, tasks) if native else dict(fast), support, scoring.loop, shared=dict(scoring.shared),
-        start=model.start if model.starts else None, task_axis="native" if native else False, trajectory=curve,
-        last_inner_loss=False, check=False,
+        loss, fast, support, scoring.loop, shared=shared, start=start, task_axis=axis, last_inner_loss=False,
+        check=False,
     )  # fmt: skip
-    return adapted.trajectory or [adapted.params]
+    yield adapted.params
 
 
 @all_together
-def score_episodes(scoring: Scoring, episodes: Sequence[Episode], curve: bool = True) -> list[Scored]:
+def score_episodes(
+    scoring: Scoring, episodes: Sequence[Episode], curve: bool = True, in_context: bool = True
+) -> list[Scored]:
     """Adapt to each episode and predict its query set after 0..K inner steps; curve=False: after the last one only.
 
-    An episode whose inner loop diverges does not end the evaluation: its rows without finite scores are wrong.
+    in_context: whether a language model that reads its support set answers with that before its eyes. An episode whose
+    inner loop diverges does not end the evaluation: its rows without finite scores are wrong.
     """
     model = scoring.model
     set_attention(model.backbone, "first_order")
@@ -180,14 +193,14 @@ def score_episodes(scoring: Scoring, episodes: Sequence[Episode], curve: bool = 
     out: list[Scored] = []
     for group in scoring.groups(episodes):
         support, query = (fixed_prefix(model, scoring.values, part) for part in scoring.load(group))
-        path = adaptation(scoring, support, len(group), curve)
-        with torch.no_grad():
-            path = [values | model.settle({**scoring.shared, **values}, support) for values in path]
         labels = np.concatenate([b.labels.cpu().numpy() for b in query], 1)  # [T, n]
         predicted, losses, confidence = [], [], []
-        with torch.no_grad():
-            for params_k in path:
-                logits = torch.cat([model.logits({**scoring.shared, **params_k}, b) for b in query], 1)  # [T, n, C]
+        for values in adaptation(scoring, support, len(group), curve):
+            params = {**scoring.shared, **values}
+            with torch.no_grad():
+                settled = model.settle(params, support)
+                params |= {n: v for n, v in settled.items() if in_context or not n.startswith("context_")}
+                logits = torch.cat([model.logits(params, b) for b in query], 1)  # [T, n, C]
                 target = torch.cat([b.labels for b in query], 1)
                 predicted.append(predictions(logits, target).cpu().numpy())
                 confidence.append(confidences(logits).cpu().numpy())

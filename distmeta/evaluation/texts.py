@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from distmeta.evaluation.scoring import WORST_LOSS, Scoring, adaptation, stack
 from distmeta.evaluation.text_metrics import corpus_scores, text_scores
 from distmeta.models.backbone import positions, set_attention
 from distmeta.models.batch import TextBatch
+from distmeta.models.calls import windows_of
 from distmeta.models.generate import generate
 from distmeta.models.language import LanguageModel
 from distmeta.models.prefix import fixed_prefix
@@ -98,9 +99,14 @@ def score_texts(
     curve: bool = True,
     *,
     store: TaskStore,
-    in_context: bool = False,
+    in_context: bool | None = None,
+    words: bool = True,
 ) -> list[TextScored]:
-    """As `distmeta.evaluation.scoring.score_episodes`. in_context: the support set is read, and nothing is adapted."""
+    """As `distmeta.evaluation.scoring.score_episodes`.
+
+    in_context: True: the support set is read, and nothing is adapted; False: it is not read, by a model that would read
+    it either; None: as the model does. words: whether answers are generated; without them there are losses alone.
+    """
     model, shared, config = scoring.model, scoring.shared, scoring.config
     assert isinstance(model, LanguageModel)
     set_attention(model.backbone, "first_order")
@@ -108,20 +114,21 @@ def score_texts(
     out: list[TextScored] = []
     for group in scoring.groups(episodes):
         support, query = scoring.load(group)
-        if not (in_context or model.starts):
+        reads = model.starts if in_context is None else in_context
+        if not reads:
             support, query = (fixed_prefix(model, scoring.values, part) for part in (support, query))
-        if in_context:
-            params = stack(scoring.fast, len(group)) if model.takes_task_axis else dict(scoring.fast)
-            with torch.no_grad():
-                path = [{**params, **model.read_support({**shared, **params}, support)}]
-        else:
-            path = adaptation(scoring, support, len(group), curve)
         order = np.concatenate([batch.store_rows.reshape(len(group), -1) for batch in query], 1)  # [T, n]
         rows = [tuple(parse(store.text(row)) for row in of_task) for of_task in order.tolist()]
-        with torch.no_grad():
-            totals = [_totals(model, {**shared, **values}, query) for values in path]
-            wanted = path[:1] + path[1:][-1:]
-            said = [answers(model, {**shared, **values}, query, rows, tokenizer, config) for values in wanted]
+        path = [_read(scoring, support, len(group))] if in_context else adaptation(
+            scoring, support, len(group), curve, starts=reads
+        )  # fmt: skip
+        last = 0 if in_context or not curve else scoring.loop.steps
+        totals, said = [], []
+        for k, values in enumerate(path):
+            with torch.no_grad():
+                totals.append(_totals(model, {**shared, **values}, query))
+                if words and k in (0, last):
+                    said.append(answers(model, {**shared, **values}, query, rows, tokenizer, config))
         for t, episode in enumerate(group):
             loss, token_loss, hits = np.array([of_tasks[t] for of_tasks in totals]).T
             of_task = [of_tasks[t] for of_tasks in said]
@@ -132,6 +139,15 @@ def score_texts(
                 tuple(s.free for s in of_task if s.confidence is not None),
             ))  # fmt: skip
     return out
+
+
+@torch.no_grad()
+def _read(scoring: Scoring, support: Sequence[TextBatch], tasks: int) -> dict[str, Tensor]:
+    """The fast weights as they are, and what the model keeps of the support sets of a group of tasks."""
+    model = scoring.model
+    assert isinstance(model, LanguageModel)
+    params = stack(scoring.fast, tasks) if model.takes_task_axis else dict(scoring.fast)
+    return {**params, **model.read_support({**scoring.shared, **params}, support)}
 
 
 def fit_whole(records: Sequence[Record], tokenizer: Tokenizer, most: int) -> NDArray[np.bool_]:
@@ -332,13 +348,11 @@ def text_details(scored: Sequence[TextScored], shown: int = 10) -> dict[str, Any
     }
 
 
-def reads_in_context(model: Any, config: Config) -> bool:
-    """Whether a checkpoint that adapts could also read its support set: a decoder with room for it."""
-    limit = positions(model.backbone)
-    need = (config.task.shots + 1) * config.model.max_tokens
-    return not (model.seq2seq or model.starts) and (limit is None or need <= limit)
-
-
-def in_context(store: TaskStore) -> Any:
-    """`score_texts` with the support set read and nothing adapted, with the arguments of `score_episodes`."""
-    return partial(score_texts, store=store, in_context=True)
+def can_read(model: LanguageModel, config: Config) -> bool:
+    """Whether a model could read a support set in context, also one that adapts: a decoder with room for it."""
+    if model.seq2seq:
+        return False
+    limit, need = positions(model.backbone), (config.task.shots + 1) * config.model.max_tokens
+    if any(window < need for window in windows_of(model.backbone.config.to_dict())):  # type: ignore[operator, union-attr]
+        return model.keeps_context(need)
+    return model.keeps_keys and (limit is None or need <= limit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,12 +76,7 @@ def adapt(
     losses and weights of a loop that diverges are returned as they are, not finite.
     """
     count = inner.steps if steps is None else steps
-    problem = pose(loss, params, support, inner, shared, task_axis, has_aux)
-    first = dict(params)
-    if start is not None:
-        with torch.no_grad():
-            first |= checked(start_values(problem, start, {**problem.shared, **first}, support), params)
-    problem, theta = with_names(problem, first)
+    problem, theta = begun(pose(loss, params, support, inner, shared, task_axis, has_aux), params, support, start)
     rates = Rates(inner, problem.names, theta, problem.per_task)
     keep = frozenset({"theta"}) if trajectory else frozenset()
     descent = descend(problem, inner, rates, theta, count, keep)
@@ -92,6 +87,49 @@ def adapt(
     adapted = named(problem, descent.theta)
     path = [named(problem, step.theta) for step in descent.steps] + [adapted] if trajectory else None
     return Adapted(adapted, stacked(problem, descent.losses, adapted), path)
+
+
+def follow(
+    loss: Loss,
+    params: Mapping[str, Tensor],
+    support: Any,
+    inner: InnerLoop,
+    *,
+    shared: Mapping[str, Tensor] | None = None,
+    start: Start | None = None,
+    task_axis: TaskAxis = False,
+    has_aux: bool = False,
+) -> Iterator[Named]:
+    """The fast weights after 0, 1, ... inner.steps steps, one after another, so that no more than two are held at once.
+
+    Arguments as `adapt`; those of a loop that diverges are not finite.
+    """
+    problem, theta = begun(pose(loss, params, support, inner, shared, task_axis, has_aux), params, support, start)
+    rates = Rates(inner, problem.names, theta, problem.per_task)
+    anchor = theta
+    state: optimizers.State = ()
+    yield named(problem, theta)
+    for k in range(inner.steps):
+        g = pulled(inner, _step_gradient(problem, theta, k, None)[1], theta, anchor)
+        direction, state = optimizers.update(inner, k, g, state)
+        theta = minus(theta, rates.at(k), direction)
+        yield named(problem, theta)
+
+
+def begun(problem: Problem, params: Mapping[str, Tensor], support: Any, start: Start | None) -> tuple[Problem, Tensors]:
+    """The problem with the names of all fast weights, and their values before step 0, those of `start` included."""
+    first = dict(params)
+    if start is not None:
+        with torch.no_grad():
+            first |= checked(start_values(problem, start, {**problem.shared, **first}, support), params)
+    return with_names(problem, first)
+
+
+def pulled(inner: InnerLoop, gradient: Tensors, theta: Tensors, anchor: Tensors) -> Tensors:
+    """The gradient with that of the pull to the initial weights."""
+    if not inner.proximal:
+        return gradient
+    return [g + inner.proximal * (t - z) for g, t, z in zip(gradient, theta, anchor, strict=True)]
 
 
 def pose(
@@ -155,8 +193,7 @@ def descend(
     shelf: Shelf | None = None
     for k in range(steps):
         loss, g, graphs = _step_gradient(problem, theta, k, budget)
-        if inner.proximal:
-            g = [a + inner.proximal * (t - z) for a, t, z in zip(g, theta, anchor, strict=True)]
+        g = pulled(inner, g, theta, anchor)
         direction, state = optimizers.update(inner, k, g, state)
         if keep:
             fields = {"theta": theta, "gradient": g, "state": state, "direction": direction}

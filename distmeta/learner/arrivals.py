@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from distmeta.algorithms.rates import inner_loop
-from distmeta.evaluation.evaluate import FINE_TUNE_LENGTH
+from distmeta.evaluation.fine_tuning import LENGTH
 from distmeta.evaluation.scoring import Scoring, curves, score_episodes, split_meta
 from distmeta.learner.group import score_in_group
 from distmeta.learner.ranks import Rank, episodes_of_rank, gather
@@ -25,8 +25,8 @@ Params = dict[str, Tensor]
 def score_arrivals(rank: Rank, model: TaskModel, meta: Params, store: TaskStore, step: int) -> list[dict[str, Any]]:
     """Each task that arrives with this meta-step, scored before it is learnt from; the same on every rank.
 
-    online: adapted from the meta-parameters as they are. from_scratch: from the initial weights, in FINE_TUNE_LENGTH
-    times the steps. Means over `eval.validation_episodes` episodes of the task.
+    online: adapted from the meta-parameters as they are. from_scratch: from the initial weights, in LENGTH times the
+    steps. Means over `eval.validation_episodes` episodes of the task.
     """
     config = rank.config
     size, out = config.outer.meta_batch_size, []
@@ -37,7 +37,7 @@ def score_arrivals(rank: Rank, model: TaskModel, meta: Params, store: TaskStore,
         scores: dict[str, Any] = {"task": store.tasks[store.groups["train"].ids[k]]}
         for name, (fast, shared, rates), count in (
             ("online", split_meta(model, meta), steps),
-            ("from_scratch", (model.fast, model.shared, {}), max(1, steps) * FINE_TUNE_LENGTH),
+            ("from_scratch", (model.fast, model.shared, {}), max(1, steps) * LENGTH),
         ):
             loop = inner_loop(config.inner, rates, count)
             scoring = Scoring(model, fast, shared, loop, config, store.pad_id, rank.device)

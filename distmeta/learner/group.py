@@ -25,7 +25,7 @@ from distmeta.algorithms.rates import inner_loop, log_rate_gradients, mean_rate
 from distmeta.config import Config
 from distmeta.evaluation.scoring import Scored, Scoring, confidences, load_group, predictions, split_meta
 from distmeta.inner import Diverged, adapt
-from distmeta.inner.adapt import refuse_divergence
+from distmeta.inner.adapt import follow, refuse_divergence
 from distmeta.learner.engine import Divided, MetaEngine
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
@@ -176,19 +176,13 @@ def score_in_group(scoring: Scoring, episodes: Sequence[Episode], curve: bool = 
     out = []
     for episode in episodes:
         support, query = parts_of_rank(model, scoring.config, scoring.pad_id, episode, device)
-        adapted = adapt(
-            loss,
-            dict(scoring.fast),
-            support,
-            scoring.loop,
-            has_aux=True,
-            trajectory=curve,
-            last_inner_loss=False,
-            check=False,
-        )
+        given = (loss, dict(scoring.fast), support, scoring.loop)
+        path = follow(*given, has_aux=True) if curve else iter(
+            [adapt(*given, has_aux=True, last_inner_loss=False, check=False).params]
+        )  # fmt: skip
         labels = torch.cat([part.labels for part in query])
         predicted, losses, confidence = [], [], []
-        for params in adapted.trajectory or [adapted.params]:
+        for params in path:
             rows = torch.zeros(3, len(labels), dtype=torch.float64, device=device)  # predictions, losses, confidences
             first = 0
             for part in query:

@@ -172,6 +172,8 @@ def adapt(
     model, fast, shared, rates = on_device(saved, device)
     params, losses = fit(model, fast, shared, rates, [found], config, int(saved.state["pad_id"]), steps)[0]
     state = kept_state(saved) | found.about
+    if isinstance(model, LanguageModel) and model.reads_support:
+        state["context"] = read_tokens(model, found, config, int(saved.state["pad_id"]))
     warnings = tuple(remarks(found, losses, tokenizer))
     adapted = {**without_pooled(shared), **params}
     return AdaptedModel(config, found.labels, model, adapted, saved.tokenizer_file, state, losses, warnings)
@@ -284,6 +286,13 @@ def fit(
     # what `start` computes has an axis of its own, of one task where it is alone
     own = {name: value if name in fast else value.unsqueeze(1) for name, value in params.items()}
     return [({n: v[t].clone() for n, v in own.items()}, result.inner_losses[t].tolist()) for t in range(tasks)]
+
+
+def read_tokens(model: TaskModel, support: Support, config: Config, pad_id: int) -> list[int]:
+    """The tokens of a support set, in the order in which a model that reads it does."""
+    parts = collate([support.rows], config.inner.buckets, pad_id)
+    batches, _ = model.sets(parts, [], "cpu", False, [support.labels])
+    return [token for batch in batches for token in batch.input_ids[batch.keep > 0].tolist()]
 
 
 def load_adapted(path: str | Path) -> AdaptedModel:

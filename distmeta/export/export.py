@@ -55,6 +55,7 @@ class Trained:
     labels: list[str] | None  # of the head's rows; None where they are an episode's own
     tokenizer_file: Path
     about: dict[str, Any] = field(default_factory=dict)  # meta_steps, tasks_seen, adapted, evaluation, tasks
+    context: list[int] | None = None  # tokens of the support set that an adapted model reads before each text
 
     @property
     def is_language(self) -> bool:
@@ -107,6 +108,7 @@ def read(
     check_quantise(quantise)
     source = Path(source)
     labels: list[str] | None
+    context: list[int] | None = None
     if (source / "adapted.json").is_file():
         if checkpoint != "best":
             raise InputError(f"--checkpoint {checkpoint}: {source} is an adapted model; leave --checkpoint out")
@@ -116,7 +118,12 @@ def read(
         state = {**found.state, "labels": []}
         base = restore(checkpoints.read_tensors(source, "base"))
         saved = Checkpoint(source, found.config, state, values, {}, base)
-        labels = found.labels
+        labels, context = found.labels, found.state.pop("context", None)
+        if getattr(found.model, "reads_support", False) and context is None:
+            raise InputError(
+                f"export: {source} was adapted by an older version, which kept no text of its support set; adapt to "
+                "that again"
+            )
     else:
         saved = checkpoints.load(source, which=checkpoint)
         task = saved.config.task
@@ -132,16 +139,11 @@ def read(
     if "compression" not in saved.state and "adapted" not in about:
         about |= _of_run(saved)
     about |= {key: saved.state[key] for key in ("compression", "merged") if key in saved.state}
-    return Trained(saved.config, load_model(saved), saved.meta, labels, saved.tokenizer_file, about)
+    return Trained(saved.config, load_model(saved), saved.meta, labels, saved.tokenizer_file, about, context)
 
 
 def write(trained: Trained, out: Path) -> Path:
     """Fill `out`, whole or not at all; an earlier export there is replaced. Raises InputError."""
-    if trained.config.task.labels != "head" and trained.config.model.head == "context" and "adapted" in trained.about:
-        raise InputError(
-            "export: a task that is learnt in context is its support set, and no weights: export the run that it was "
-            "made from, whose card shows how to write a support set, or use `distmeta predict` or `serve`"
-        )
     if trained.config.model.head == "context" and not trained.is_language:
         raise InputError(
             "model.head = context: learning in context by label embeddings has no Hugging Face form; adapt the "

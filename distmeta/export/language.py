@@ -34,6 +34,9 @@ def write_language(
         else:
             save_adapter(adapter, draft)
         tokenizer.save_pretrained(draft)
+        if trained.context is not None:
+            words = {"tokens": trained.context, "text": tokenizer.decode(trained.context), "labels": trained.labels}
+            (draft / "context.json").write_text(json.dumps(words, indent=1, ensure_ascii=False), encoding="utf-8")
         (draft / "distmeta.json").write_text(json.dumps(described, indent=1, ensure_ascii=False), encoding="utf-8")
         (draft / "README.md").write_text(model_card(trained, described), encoding="utf-8")
 

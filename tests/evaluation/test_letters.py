@@ -1,5 +1,6 @@
 """A decoder that says the names of classes, letters or words, from a checkpoint to a new task's predictions."""
 
+import dataclasses
 import json
 import re
 
@@ -85,25 +86,53 @@ def test_a_run_trains_evaluates_adapts_predicts_and_exports_by_names(case, folde
         for one, same in zip(of, adapt(tmp_path, rows).predict(TEXTS), strict=True):
             assert one["probabilities"] == pytest.approx(same["probabilities"], abs=1e-4)
 
-    if not gradients:
-        with pytest.raises(InputError, match="a task that is learnt in context is its support set"):
-            export(tmp_path / "adapted", tmp_path / "no")
-    if case == "both":
-        return  # its export holds the initial weights, which adapt first
+    # The card's own code, without distmeta: of the run, and of the task with its support set.
+    pairs = [(row["text"], row["label"]) for row in SUPPORT]
+    for source in ([tmp_path] if in_context else []) + [tmp_path / "adapted"]:
+        out = export(source, tmp_path / f"export-{source.name}")
+        about = json.loads((out / "adapter_config.json").read_text())
+        assert (about["task_type"], about["target_modules"], about["r"]) == ("CAUSAL_LM", ["q_proj", "v_proj"], 8)
+        assert not (out / "model.safetensors").exists()  # a PEFT adapter on the base as it was published
+        reads = (out / "context.json").exists()
+        assert reads == (source != tmp_path and not gradients)
+        classify = by_card(out, monkeypatch)["classify"]
+        for text, of in zip(TEXTS, first, strict=True):
+            found = classify(pairs, text) if source == tmp_path else classify(text)
+            assert found == pytest.approx(of["probabilities"], abs=1e-4)
+        if reads:
+            words = json.loads((out / "context.json").read_text())
+            assert words["labels"] == adapted.labels and all(row["text"] in words["text"] for row in SUPPORT)
 
-    # The card's own code, without distmeta.
-    out = export(tmp_path if in_context else tmp_path / "adapted", tmp_path / "export")
-    about = json.loads((out / "adapter_config.json").read_text())
-    assert (about["task_type"], about["target_modules"], about["r"]) == ("CAUSAL_LM", ["q_proj", "v_proj"], 8)
-    assert not (out / "model.safetensors").exists()  # a PEFT adapter on the base as it was published
+
+def by_card(out, monkeypatch):
+    """What the code of an export's card defines."""
     (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S)
     monkeypatch.chdir(out)
     names = {}
     exec(code, names)
-    pairs = [(row["text"], row["label"]) for row in SUPPORT]
-    for text, of in zip(TEXTS, first, strict=True):
-        found = names["classify"](pairs, text) if in_context else names["classify"](text)
-        assert found == pytest.approx(of["probabilities"], abs=1e-4)
+    return names
+
+
+def test_an_answer_in_words_that_is_learnt_in_context_is_exported_with_its_support_set(folder, tmp_path, monkeypatch):
+    small.decoder(folder / "words")
+    rows = [{"task": f"t{t}", "input": f"{word} thing", "target": word} for t in range(6) for word in small.PLENTY]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = small.checkpoint_of(
+        tmp_path / "step-000001", tmp_path / "data.jsonl", task={"family": "text_to_text"}, outer={"base": "freeze"},
+        model={"pretrained": str(folder / "words"), "max_tokens": 60, "answer_tokens": 8}, **CASES["in_context"],
+    )  # fmt: skip
+    support = [{"input": "a cold thing", "target": "blue"}, {"input": "hot", "target": "red"}]
+    adapted = adapt(source, support)
+    adapted.save(tmp_path / "adapted")
+    out = export(tmp_path / "adapted", tmp_path / "export")
+    answer = by_card(out, monkeypatch)["answer"]
+    inputs = ["a hot thing", "cold", "so flat"]
+    assert [answer(text) for text in inputs] == [one["text"] for one in adapted.predict(inputs)]
+    assert json.loads((out / "context.json").read_text())["text"] == "hot\nred</s>a cold thing\nblue</s>"
+    state = {key: value for key, value in adapted.state.items() if key != "context"}
+    dataclasses.replace(adapted, state=state).save(tmp_path / "older")
+    with pytest.raises(InputError, match="adapt to that again"):
+        export(tmp_path / "older", tmp_path / "again")
 
 
 def test_a_letter_means_another_label_in_another_episode(folder):

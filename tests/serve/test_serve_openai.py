@@ -233,6 +233,8 @@ def test_what_is_held_back_for_a_stop_sequence_leaves_when_it_is_none(base):
     pieces = [growing.add(base.tokenizer.token_to_id(letter)).text for letter in "abcdfcd"]
     assert pieces == ["a", "b", "", "", "cdf", "", ""]
     assert growing.end("length").text == "cd"
+    piece = Growing(base.tokenizer, ["A", " A"]).add(base.tokenizer.token_to_id("ĠA"))  # one token ends both
+    assert (piece.text, piece.finish) == ("", "stop")
 
 
 def test_a_task_that_classifies_says_a_label(sources, tmp_path):

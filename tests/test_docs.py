@@ -16,9 +16,10 @@ import small
 import typer
 import yaml
 
+import distmeta
 from distmeta.cli import app
 from distmeta.cli.words import split_source
-from distmeta.config import load_config, make_config
+from distmeta.config import config_of, load_config, make_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -83,16 +84,41 @@ def place(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
+@pytest.fixture
+def trains_at_once(monkeypatch):
+    """`distmeta.train` refuses what it would refuse, and leaves an untrained run."""
+
+    def train(config=None, *, resume=False, show=None, **sections):
+        config = config_of(config, sections)
+        run = small.checkpoint_of(Path(config.run.dir), config.data.path, eval={"baselines": False})
+        distmeta.evaluate(run, episodes=2).save(run)
+        (run / "metrics.jsonl").write_text('{"step": 1, "outer_loss": 1.0}\n')
+        return distmeta.Run(run)
+
+    monkeypatch.setattr("distmeta.drive.train.train", train)
+
+
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
-def test_code_and_commands(page, place):
+def test_code_and_commands(page, place, trains_at_once):
+    run_page(page, place)
+
+
+@pytest.mark.long
+def test_the_page_on_python_with_a_real_run(place):
+    run_page(ROOT / "docs" / "python.md", place)
+
+
+def run_page(page, place):
     """A block that begins with a comment like `# mine/half.py` is also that file."""
+    if page.name == "python.md":
+        exec(blocks(ROOT / "docs" / "tutorial.md", "python")[0], {})  # reviews.csv
     namespace = {"__name__": page.stem}
     for code in blocks(page, "python"):
         file = re.match(r"# ([\w/]+\.py)\n", code)
         if file:
             (place / file[1]).parent.mkdir(parents=True, exist_ok=True)
             (place / file[1]).write_text(code)
-        for run in re.findall(r'"(runs/\w+)"', code):  # what the command before it would have left, but untrained
+        for run in re.findall(r'[(]"(runs/\w+)"', code):  # what the command before it would have left, but untrained
             if not (place / run).exists():
                 small.checkpoint_of(place / run, place / "reviews.csv")
         exec(compile(code, page.name, "exec"), namespace)

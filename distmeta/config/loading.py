@@ -6,6 +6,7 @@ key or an unusable value is one line that names the key, the value, what is allo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -49,9 +50,13 @@ def load_config(source: str | Path | None = None, overrides: list[str] | None = 
     An algorithm that an override asks for brings its settings, over the file's. A recipe's rates are for the weights
     that it begins from: with another model.pretrained they are those that fit it. Raises InputError, in one line.
     """
+    return laid_over(source, [parse_override(override) for override in overrides or []], "the command line")
+
+
+def laid_over(source: str | Path | None, parsed: list[dict[str, Any]], where: str) -> Config:
+    """`load_config` with overrides as nested dictionaries. where: what a refusal calls the place that they are from."""
     path = recipe_path(str(source or "default"))
-    content = read_yaml(path)
-    parsed, alone = [parse_override(override) for override in overrides or []], content
+    content = alone = read_yaml(path)
     for override in parsed:
         if "algorithm" in override:
             content = with_settings(content, entry(override["algorithm"]), over=True)
@@ -68,7 +73,7 @@ def load_config(source: str | Path | None = None, overrides: list[str] | None = 
     except InputError:
         # The file is at fault if it is refused without the overrides too.
         make_config(with_settings(alone, entry(alone.get("algorithm", "maml")), over=False), where=str(path))
-        return make_config(content, where="the command line")
+        return make_config(content, where)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -100,17 +105,18 @@ def check_keys(node: yaml.Node | None, path: Path) -> None:
         check_keys(value, path)
 
 
-def config_of(source: ConfigSource | None) -> Config:
+def config_of(source: ConfigSource | None, sections: Mapping[str, Any] | None = None) -> Config:
     """The configuration that a caller in Python names: one that is made, nested dictionaries, a recipe or YAML file.
 
-    None: the recipe `default`. Raises InputError.
+    None: the recipe `default`. sections: laid over it. Raises InputError.
     """
+    over = dict(sections or {})
     if isinstance(source, Config):
-        return source
+        return make_config(merge(source.model_dump(mode="json"), over)) if over else source
     if source is None or isinstance(source, str | Path):
-        return load_config(source)
+        return laid_over(source, [over], "the arguments")
     if isinstance(source, dict):
-        return make_config(source)
+        return make_config(merge(source, over))
     raise InputError(
         f"configuration: is {type(source).__name__}; give a Config, a dictionary of sections such as "
         "{'outer': {'steps': 100}}, or the name of a recipe or a YAML file"

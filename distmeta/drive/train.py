@@ -7,6 +7,7 @@ writes, and reads the result back. It does no mathematics and imports no model.
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ from distmeta.runs.directory import note, now, run_directory, write_setting
 from distmeta.runs.journal import records
 
 if TYPE_CHECKING:
+    from distmeta.evaluation.evaluate import Evaluation
     from distmeta.runs.progress import Display, Show
 
 CONNECT_S = 10.0
@@ -38,11 +40,24 @@ class TrainingError(RuntimeError):
     """A run that did not end; the message is for a person, the cause in `RUN/log.txt` and Ray's logs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A finished run."""
 
     path: Path
+
+    def __repr__(self) -> str:
+        return f"Run({self.path}; {self._scores() if self.is_evaluated else 'not evaluated yet'})"
+
+    def _repr_html_(self) -> str:
+        """A table, in notebooks."""
+        return self._scores()._repr_html_() if self.is_evaluated else html.escape(repr(self))
+
+    def _scores(self) -> Evaluation:
+        from distmeta.evaluation.evaluate import Evaluation
+
+        details = json.loads((self.path / "evaluation_details.json").read_text(encoding="utf-8"))
+        return Evaluation(self.evaluation, details)
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -66,16 +81,17 @@ class Run:
         return found
 
 
-def train(config: ConfigSource | None = None, *, resume: bool = False, show: Show = None) -> Run:
+def train(config: ConfigSource | None = None, *, resume: bool = False, show: Show = None, **sections: Any) -> Run:
     """Meta-train as `config` says, on a Ray cluster or on one started here; returns when the run has ended.
 
-    config: a Config, nested dictionaries, or the name of a recipe or YAML file; None: the recipe `default`.
+    config: a Config, nested dictionaries, or the name of a recipe or YAML file; None: the recipe `default`. sections:
+    laid over it, such as outer={"steps": 100} or algorithm="fomaml".
     resume: continue the newest run of that name (or the one in run.dir) from its newest whole checkpoint; without
     one it begins anew. show: progress on standard error; "steps": a line for each meta-step; None: only in a notebook.
     A run that run.max_hours has ended has no evaluation yet.
     Raises InputError (nothing was written), TrainingError, or KeyboardInterrupt once the last whole meta-step is saved.
     """
-    config = absolute(config_of(config))
+    config = absolute(config_of(config, sections))
     from distmeta.config.consistency import check_used
     from distmeta.runs import trackers
     from distmeta.runs.progress import Display

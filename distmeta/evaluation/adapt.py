@@ -62,6 +62,10 @@ class AdaptedModel:
     inner_losses: list[float]  # support loss after 0..K inner steps
     warnings: tuple[str, ...] = ()  # of the support set and of what adaptation came to, a line each
 
+    def __repr__(self) -> str:
+        losses = " -> ".join(f"{loss:.3f}" for loss in self.inner_losses)
+        return f"AdaptedModel({', '.join(self.labels) or 'answers in words'}; support loss {losses})"
+
     @property
     def text_column(self) -> str:
         """The column that inputs to predict are in."""

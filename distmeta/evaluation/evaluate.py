@@ -27,6 +27,7 @@ from distmeta.evaluation.texts import score_texts, text_details
 from distmeta.models.build import build_model, check_format
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
+from distmeta.runs import notebook
 from distmeta.tasks import summary
 from distmeta.tasks.families import check_feasible
 from distmeta.tasks.splits import SPLITS
@@ -50,11 +51,7 @@ class Evaluation:
     def _repr_html_(self) -> str:
         """A table, in notebooks."""
         name, shown = self._shown()
-        rows = "".join(f"<tr><td>{method}</td><td>{text}</td></tr>" for method, text in shown.items())
-        return (
-            f"<table><caption>{self._title()}</caption><tr><th>method</th><th>{name}, 95% interval</th></tr>"
-            f"{rows}</table>"
-        )
+        return notebook.table(self._title(), ["method", f"{name}, 95% interval"], list(shown.items()))
 
     def _title(self) -> str:
         settings = self.details["settings"]

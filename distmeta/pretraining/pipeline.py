@@ -41,11 +41,15 @@ if TYPE_CHECKING:
 RECORD = "pipeline.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pipeline:
     """A finished pipeline."""
 
     path: Path
+
+    def __repr__(self) -> str:
+        stages = ", ".join(f"{name} {stage['state']}" for name, stage in self.stages.items())
+        return f"Pipeline({self.path}; {stages})"
 
     @cached_property
     def stages(self) -> dict[str, dict[str, Any]]:
@@ -66,12 +70,12 @@ class Pipeline:
         return Run(self.path / "train")
 
 
-def pipeline(config: ConfigSource | None = None, *, show: Show = None) -> Pipeline:
+def pipeline(config: ConfigSource | None = None, *, show: Show = None, **sections: Any) -> Pipeline:
     """Run the stages that are not done, in run.dir; returns when all are. Raises InputError or TrainingError.
 
-    config: as of `train`; None: the recipe `pipeline`. show: as of `train`.
+    config, sections: as of `train`; None: the recipe `pipeline`. show: as of `train`.
     """
-    config = absolute(config_of("pipeline" if config is None else config))
+    config = absolute(config_of("pipeline" if config is None else config, sections))
     from distmeta import pretrain as pretraining  # the function, as the package gives it
     from distmeta.drive.train import prepare_store, train, write_export
     from distmeta.evaluation.evaluate import evaluate

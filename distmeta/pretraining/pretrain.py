@@ -35,11 +35,18 @@ OF_MODEL = ("pretrained", "architecture", "config", "tokenizer", "vocab_size", "
 FREE = ("pretrain.path", "pretrain.every", "pretrain.validation_rows", "pretrain.micro_batch")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pretrained:
     """A finished pretraining run."""
 
     path: Path
+
+    def __repr__(self) -> str:
+        if not self.is_finished:
+            return f"Pretrained({self.path}; not finished yet)"
+        split = "validation" if "validation" in self.summary else "train"
+        perplexity = self.summary[split]["perplexity"]
+        return f"Pretrained({self.path}; {split} perplexity {perplexity['before']:.2f} -> {perplexity['after']:.2f})"
 
     @property
     def model(self) -> Path:
@@ -63,14 +70,16 @@ class Pretrained:
         return found
 
 
-def pretrain(config: ConfigSource | None = None, *, resume: bool = False, show: Show = None) -> Pretrained:
+def pretrain(
+    config: ConfigSource | None = None, *, resume: bool = False, show: Show = None, **sections: Any
+) -> Pretrained:
     """Train a language model as config.pretrain and config.model say; returns when the run has ended.
 
-    config: as of `train`. resume: continue the newest run of that name (or the one in run.dir) from its newest whole
-    checkpoint; without one it begins anew. show: as of `train`. A run that run.max_hours has ended has no model yet.
+    config, sections, show: as of `train`. resume: continue the newest run of that name (or the one in run.dir) from
+    its newest whole checkpoint; without one it begins anew. A run that run.max_hours has ended has no model yet.
     Raises InputError (nothing was written), TrainingError, or KeyboardInterrupt once the last whole step is saved.
     """
-    config = absolute(config_of(config))
+    config = absolute(config_of(config, sections))
     check(config)
     ends_at = interrupt.deadline(config.run.max_hours, time.monotonic())
     from distmeta.drive.train import ray_cluster

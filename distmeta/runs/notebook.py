@@ -1,9 +1,10 @@
-"""A progress bar in a notebook, as HTML that replaces itself; nothing beside IPython is needed."""
+"""What a notebook shows: a table of a result, and a bar that replaces itself; nothing beside IPython is needed."""
 
 from __future__ import annotations
 
 import html
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -11,6 +12,16 @@ def is_running() -> bool:
     """Whether this process is the kernel of a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """HTML."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    return f"<table><caption>{html.escape(title)}</caption>{line('th', heads)}{body}</table>"
 
 
 class Bar:

@@ -36,13 +36,13 @@ RESUMABLE = ("trials", "max_concurrent", "retries", "trackers", "dir")
 __all__ = ["Search", "tune"]
 
 
-def tune(config: ConfigSource | None = None, *, resume: bool = False, show: Show = None) -> Search:
+def tune(config: ConfigSource | None = None, *, resume: bool = False, show: Show = None, **sections: Any) -> Search:
     """Search as `config.tune` says, each trial a meta-training run; returns when all have ended.
 
-    config: as of `train`. resume: continue the newest search of that name (or the one in tune.dir). show: as of
-    `train`. Raises InputError before anything was started, or TrainingError when no trial could be scored.
+    config, sections, show: as of `train`. resume: continue the newest search of that name (or the one in tune.dir).
+    Raises InputError before anything was started, or TrainingError when no trial could be scored.
     """
-    config = absolute(config_of(config))
+    config = absolute(config_of(config, sections))
     if config.outer.privacy is not None:
         raise InputError("outer.privacy: a search trains on the same tasks again and again, which is not counted: null")
     axes = read_space(config)

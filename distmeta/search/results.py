@@ -12,6 +12,7 @@ import yaml
 
 from distmeta.config import Config, TuneConfig, dump_config, make_config
 from distmeta.runs import checkpoint as checkpoints
+from distmeta.runs import notebook
 from distmeta.runs.journal import records
 from distmeta.runs.report.files import read_json
 from distmeta.search.runs import best_count, read_record, trial_config, validations
@@ -20,12 +21,22 @@ from distmeta.search.space import with_params
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Search:
     """A finished search."""
 
     path: Path
     metric: str
+
+    def __repr__(self) -> str:
+        best = self.best
+        result = f"{self.metric} {score(best)} by {best['params'] or best['kind']}" if best else "none was scored"
+        return f"Search({self.path}; {len(self.trials)} trials, the best: {result})"
+
+    def _repr_html_(self) -> str:
+        """A table, in notebooks."""
+        heads, rows, _ = listed(self.trials, self.metric)
+        return notebook.table(f"meta-validation {self.metric}, 95% interval", heads, rows)
 
     @cached_property
     def trials(self) -> list[Row]:

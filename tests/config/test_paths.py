@@ -118,6 +118,13 @@ def test_a_configuration_is_named_in_python_by_a_recipe_a_file_or_sections(tmp_p
     assert config_of(None) == config_of("default") == load_config("default")
     assert config_of(tmp_path / "mine.yaml").outer.steps == config_of({"outer": {"steps": 7}}).outer.steps == 7
     assert config_of(load_config("intents")) == config_of("intents")
+    over = {"outer": {"steps": 7}}  # laid over each of them, as the command line's overrides are
+    for source in (None, "default", load_config("default")):
+        assert config_of(source, over) == load_config("default", ["outer.steps=7"])
+    algorithm = config_of("default", {"algorithm": "anil"})
+    assert algorithm == load_config("default", ["algorithm=anil"]) and algorithm.inner.adapt == "head"
+    with pytest.raises(InputError, match=r"the arguments: unknown key 'outer.stps'.*'steps'"):
+        config_of("default", {"outer": {"stps": 7}})
     for wrong, reason in (("nothing", "no recipe of that name"), ({"outre": 1}, "outre.*'outer'"), (3, "is int; give")):
         with pytest.raises(InputError, match=reason):
             config_of(wrong)

@@ -22,6 +22,7 @@ from distmeta.config import Config, with_changes
 from distmeta.config.consistency import check_ways
 from distmeta.errors import InputError, nearest
 from distmeta.evaluation.baselines import BASELINES, OF_BASE, Gather, Setting, main_of
+from distmeta.evaluation.paired import difference
 from distmeta.evaluation.scoring import Scoring, curves, details, score_episodes, split_meta, summarise
 from distmeta.evaluation.texts import score_texts, text_details
 from distmeta.models.build import build_model, check_format
@@ -132,6 +133,9 @@ def _methods(setting: Setting) -> Evaluation:
     for method, row in rows.items():
         if (found := row(setting)) is not None:
             methods[method], more[method] = summarise(found[0]), found[1] | details_of(found[0])
+            if not setting.is_base:
+                less = difference(scored, found[0], by_class=config.task.family == "classes")
+                more.setdefault("differences", {})[method] = less
     return Evaluation(methods, more)
 
 

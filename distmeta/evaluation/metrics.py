@@ -113,14 +113,17 @@ def curve(values: NDArray[np.floating], within: tuple[float, float] = SHARE) -> 
     return {name: [end[name] for end in ends] for name in ("mean", "low", "high")}
 
 
-def over_clusters(totals: NDArray[np.floating], counts: NDArray[np.integer]) -> dict[str, float]:
-    """Mean and 95% interval of a share over clusters (tasks or classes), of each one's total and count [G], G > 1.
+def over_clusters(
+    totals: NDArray[np.floating], counts: NDArray[np.integer], within: tuple[float, float] = SHARE
+) -> dict[str, float]:
+    """Mean and 95% interval over clusters (tasks or classes), of each one's total and count [G], G > 1.
 
     A cluster bootstrap: whole clusters are drawn with replacement, always the same draws. Its standard error is widened
-    to that of G - 1 degrees of freedom, since few clusters vary less among themselves than new ones would.
+    to that of G - 1 degrees of freedom, since few clusters vary less among themselves than new ones would. within: as
+    in `interval`.
     """
     groups = len(counts)
     drawn = np.random.default_rng(0).multinomial(groups, np.full(groups, 1 / groups), DRAWS)  # [DRAWS, G]
     means = (drawn @ totals) / (drawn @ counts)
     half = student(groups - 1) * float(means.std()) * np.sqrt(groups / (groups - 1))
-    return bounds(float(totals.sum() / counts.sum()), half)
+    return bounds(float(totals.sum() / counts.sum()), half, within)

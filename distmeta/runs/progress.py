@@ -184,15 +184,16 @@ def show_results(run: Run) -> None:
     """The closing table, on standard output."""
     tables.show(evaluation_table(run.evaluation), less=LESS)
     last = run.metrics[-1]
-    print(verdict(run.evaluation))
-    for line in closing(json.loads((run.path / "evaluation_details.json").read_text(encoding="utf-8"))):
+    details = json.loads((run.path / "evaluation_details.json").read_text(encoding="utf-8"))
+    print(verdict(run.evaluation, details))
+    for line in closing(details):
         print(line)
     print(f"{last['step']} meta-steps, {last['tasks_seen']} episodes; results in {_relative(run.path)}")
 
 
 def closing(details: dict[str, Any]) -> list[str]:
-    """What goes below the table of an evaluation: what it reaches, and its warnings, each once."""
-    lines = [reach(details), *(health.sentence(warning) for warning in details.get("warnings", []))]
+    """What goes below the table of an evaluation: paired differences, what it reaches, and its warnings, each once."""
+    lines = [paired(details), reach(details), *(health.sentence(warning) for warning in details.get("warnings", []))]
     return list(dict.fromkeys(line for line in lines if line))
 
 
@@ -337,26 +338,60 @@ def class_table(details: dict[str, Any], most: int = 20) -> Any:
     return table
 
 
-def verdict(methods: dict[str, Any]) -> str:
-    """One sentence: does the meta-trained model adapt better than those that were not meta-trained?"""
+def paired(details: dict[str, Any]) -> str:
+    """One sentence: the meta-trained model less each other method on the same episodes; empty where there is none."""
+    each = details.get("differences", {})
+    metric = next((name for name in ("token_f1", "accuracy") if all(name in found for found in each.values())), None)
+    if not each or metric is None:
+        return ""
+    said = [f"{name} {found[metric]['mean']:+.3f} {signed(found[metric])}" for name, found in each.items()]
+    first = next(iter(each.values()))[metric]
+    unit = next(name for name in ("tasks", "classes", "episodes") if name in first)
+    return f"Meta-trained less each, paired, {_said(metric)} over {first[unit]} {unit}: {', '.join(said)}."
+
+
+def signed(difference: dict[str, float]) -> str:
+    return f"[{difference['low']:+.3f}, {difference['high']:+.3f}]"
+
+
+def verdict(methods: dict[str, Any], details: dict[str, Any]) -> str:
+    """One sentence: does the meta-trained model adapt better than those that were not meta-trained?
+
+    By paired differences where the details have them, else by whether intervals overlap.
+    """
     metric = headline(methods)
     ours = methods["meta_trained"][metric]
     others = {name: scores[metric] for name, scores in methods.items() if name != "meta_trained"}
     if not others:
         return f"meta-trained: {ours['mean']:.3f}"
-    name, best = max(others.items(), key=lambda item: item[1]["mean"])
-    if ours["low"] > best["high"]:
-        return (
-            f"The meta-trained model adapts better than every baseline: {ours['mean']:.3f} against "
-            f"{best['mean']:.3f} ({name})."
-        )
-    if ours["high"] < best["low"]:
-        return f"The meta-trained model adapts worse than {name}: {ours['mean']:.3f} against {best['mean']:.3f}."
-    return f"No clear difference from {name}: {ours['mean']:.3f} against {best['mean']:.3f}."
+    less = details.get("differences", {})
+    apart = {
+        name: (less[name][metric]["low"], less[name][metric]["high"])
+        if metric in less.get(name, {})
+        else (ours["low"] - other["high"], ours["high"] - other["low"])
+        for name, other in others.items()
+    }
+    close = min(apart, key=lambda name: apart[name][0])
+    ahead = min(apart, key=lambda name: apart[name][1])
+    if apart[close][0] > 0:
+        best = max(others, key=lambda name: others[name]["mean"])
+        return f"The meta-trained model adapts better than every baseline: {against(ours, others, best)}."
+    if apart[ahead][1] < 0:
+        return f"The meta-trained model adapts worse than {ahead}: {against(ours, others, ahead)}."
+    return f"No clear difference from {close}: {against(ours, others, close)}."
+
+
+def against(ours: dict[str, float], others: dict[str, Any], name: str) -> str:
+    return f"{ours['mean']:.3f} against {others[name]['mean']:.3f} ({name})"
 
 
 def _main(scores: dict[str, float]) -> str:
-    return f"token F1 {scores['token_f1']:.3f}" if "token_f1" in scores else f"accuracy {scores['accuracy']:.3f}"
+    metric = "token_f1" if "token_f1" in scores else "accuracy"
+    return f"{_said(metric)} {scores[metric]:.3f}"
+
+
+def _said(metric: str) -> str:
+    return metric.replace("token_f1", "token F1")
 
 
 def _relative(path: Path) -> str:

@@ -36,6 +36,10 @@ def test_evaluation_has_the_design_s_shape(words_csv, tmp_path):
     assert set(found.details["meta_trained"]["per_class"]) == {"yes", "no"}
     assert np.sum(found.details["meta_trained"]["confusion"]["rows_are_labels"]) == 8 * 2 * 4
     assert found.details["meta_trained"]["diverged"] == 0
+    assert list(found.details["differences"]) == list(found.methods)[1:]
+    for name, less in found.details["differences"].items():
+        ours, theirs = (found.methods[method]["accuracy"]["mean"] for method in ("meta_trained", name))
+        assert less["accuracy"]["mean"] == pytest.approx(ours - theirs) and less["accuracy"]["tasks"] == 2
     found.save(tmp_path)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == found.methods
     assert list(setting.methods(eval={"baselines": False}).methods) == ["meta_trained"]

@@ -44,7 +44,10 @@ def headline(run: RunFiles) -> Section:
     caption = f"Mean and 95% interval over {methods['meta_trained'][metrics[0]]['episodes']} episodes"
     if about:
         caption += f" of {about['split']} tasks, after {about['inner_steps']} inner steps, seed {about['seed']}"
-    blocks: list[Block] = [Text(verdict(methods), strong=True), *(Text(line) for line in closing(run.details))]
+    blocks: list[Block] = [
+        Text(verdict(methods, run.details), strong=True),
+        *(Text(line) for line in closing(run.details)),
+    ]
     blocks += [Table(caption + ".", ["method", *metrics], rows, marked=[list(methods).index("meta_trained")])]
     lost = run.details.get("meta_trained", {}).get("diverged", 0)
     if lost:

@@ -154,6 +154,8 @@ def parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"{override}: an override is section.key=value, such as inner.lr=0.05")
+    if key == "task.prompt" and "{{" in text:  # a template is no YAML; shells have no line break in plain words
+        return nested({key: text.replace("\\n", "\n")})
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

@@ -15,6 +15,7 @@ from distmeta.config.parts import AugmentConfig, PrivacyConfig
 from distmeta.config.pretrain import PretrainConfig
 from distmeta.config.rates import RANDOM, with_distance, with_rates
 from distmeta.config.serve import ServeConfig
+from distmeta.config.templates import read_prompt
 from distmeta.config.trees import merge
 from distmeta.config.tune import TuneConfig
 from distmeta.errors import nearest
@@ -185,9 +186,11 @@ class TaskConfig(Section):
         "pretrained decoder says, drawn anew in each episode, so that only the examples tell what it means; words: by "
         "the label's own words, of which the likeliest are chosen (eval.normalise)"
     )  # fmt: skip
-    prompt: Literal["plain", "chat"] = Field(
-        "plain", description="task.labels=letters or words: how an example is written: plain (Input: ... Label: B), or "
-        "as turns of the model's own chat template"
+    prompt: str = Field(
+        "plain", description="task.labels=letters or words: how an example is written: plain (Input: ... Label: B); "
+        "chat: as turns of the model's own chat template; auto: the better of these two, as the untrained model reads "
+        "some validation tasks, chosen before the run starts; or a Jinja template with {{ input }} and {{ target }}, "
+        "or a file that holds one, which is kept in the run"
     )  # fmt: skip
     permute_labels: bool = Field(
         False, description="family domain: a new order of the label ids in each episode of every split"
@@ -202,6 +205,11 @@ class TaskConfig(Section):
     )  # fmt: skip
     temperature: float = Field(1.0, gt=0, description="of mixtures temperature and curriculum; larger: more equal")
     lag: int = Field(20, ge=1, description="curriculum: meta-steps from a meta-validation to the first that goes by it")
+
+    @field_validator("prompt")
+    @classmethod
+    def _reads(cls, value: str) -> str:
+        return read_prompt(value)
 
 
 class InnerConfig(Section):

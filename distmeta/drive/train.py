@@ -93,6 +93,7 @@ def train(config: ConfigSource | None = None, *, resume: bool = False, show: Sho
     """
     config = absolute(config_of(config, sections))
     from distmeta.config.consistency import check_used
+    from distmeta.drive import prompt
     from distmeta.runs import trackers
     from distmeta.runs.progress import Display
 
@@ -102,6 +103,9 @@ def train(config: ConfigSource | None = None, *, resume: bool = False, show: Sho
     ends_at = interrupt.deadline(config.run.max_hours, time.monotonic())
     with Display(config, show) as display:
         display.waiting("reading tasks")
+        config, choice = prompt.with_prompt(
+            config, lambda plain: prepare_store(plain, display), resume, display.waiting
+        )
         store = prepare_store(config, display)
         with run_directory(config, resume, store) as (run_dir, is_new):
             if not is_new and has_ended(run_dir, config):
@@ -109,6 +113,8 @@ def train(config: ConfigSource | None = None, *, resume: bool = False, show: Sho
                 return Run(run_dir)
             interrupt.driving(run_dir)
             write_setting(run_dir, config, store)
+            if choice:
+                checkpoints.write_text(run_dir / prompt.FILE, json.dumps(choice, indent=1))
             write_tasks(run_dir, config, store, display)
             with trackers.following(config, run_dir, display.phase):
                 display.waiting("starting Ray")

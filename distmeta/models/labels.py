@@ -48,6 +48,11 @@ class LabelModel(LanguageModel):
         self.normalise = config.eval.normalise or "none"
         super().__init__(model, config)
         self.classes = classes
+        self.take(tokens)
+
+    def take(self, tokens: LabelTokens) -> None:
+        """Read contexts that are written in another way."""
+        self.tokens = tokens
         self.register_buffer("letters", torch.tensor(tokens.labels, dtype=torch.int64), persistent=False)
 
     @property

@@ -1,7 +1,7 @@
 """How a decoder reads a classification: each example is a text and the name of its class, in words that it knows.
 
     plain   Input: TEXT          chat   the model's own template: TEXT is the user's turn, the class the assistant's
-            Label: B
+            Label: B             or a template of the user's (distmeta.config.templates)
 
 A class is named by a letter that its episode draws (task.labels=letters), so that a letter means nothing outside it; or
 by its label's own words (task.labels=words).
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distmeta.config.templates import INPUT, TARGET, take_apart
 from distmeta.errors import InputError, cut
 from distmeta.tasks.counts import Counts, unknown_id
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from distmeta.config import Config, TaskConfig
 
 LETTERS = string.ascii_uppercase
-MARKS = ("⟦1⟧", "⟦2⟧", "⟦3⟧", "⟦4⟧")  # stand for two texts and two classes, where a template is taken apart
+MARKS = (INPUT, TARGET, "⟦3⟧", "⟦4⟧")  # stand for two texts and two classes, where a template is taken apart
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,18 @@ class LabelTokens:
 
 def prompt_of(style: str, tokenizer: Tokenizer) -> Prompt:
     """The prompt of task.prompt, for a tokenizer of `distmeta.tasks.tokenizer`. Raises InputError."""
-    return PLAIN if style == "plain" else chat_prompt(tokenizer)
+    if style == "auto":
+        raise InputError(
+            "task.prompt = auto is chosen by `distmeta train`, before it starts; set task.prompt=plain or chat"
+        )
+    return PLAIN if style == "plain" else chat_prompt(tokenizer) if style == "chat" else template_prompt(style)
+
+
+def template_prompt(text: str) -> Prompt:
+    """A template of the user's; spaces before the target belong to it. Raises ValueError."""
+    before, between, after = take_apart(text)
+    asked = between.rstrip(" ")
+    return Prompt("", before, asked, between[len(asked) :], after or "\n")
 
 
 def chat_prompt(tokenizer: Tokenizer) -> Prompt:

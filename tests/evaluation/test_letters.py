@@ -34,7 +34,7 @@ CASES = {
     "words by gradients": {
         "algorithm": "fomaml",
         "inner": {"adapt": "lora", "steps": 2},
-        "task": {"labels": "words"},
+        "task": {"labels": "words", "prompt": "Q: {{ input }}\nA: {{ target }}"},
         "eval": {"normalise": "length", "baselines": False},
     },
 }

@@ -25,6 +25,7 @@ from distmeta.tasks.store import open_store
 CPU = torch.device("cpu")
 IN_CONTEXT = {"algorithm": "in_context", "inner": {"adapt": "lora", "steps": 0}}
 NAMES = ["red", "light blue", "A", "so very green", "A B", "no"]  # of 1 to 14 tokens
+TEMPLATE = "Q: {{ input }}\nA: {{ target }}\n\n"
 TEST = ["hot", "cold one", "flat C"]
 
 
@@ -69,8 +70,12 @@ class Setting:
 
     def written(self, style, text, name=None):
         """An example as a user would write it, with its class or up to it."""
-        asked = f"Input: {text}\nLabel:" if style == "plain" else f"<s>user\n{text}</s>\n<s>assistant\n"
-        gap, after = (" ", "\n\n") if style == "plain" else ("", "</s>\n")
+        if style == TEMPLATE:
+            asked, gap, after = f"Q: {text}\nA:", " ", "\n\n"
+        elif style == "plain":
+            asked, gap, after = f"Input: {text}\nLabel:", " ", "\n\n"
+        else:
+            asked, gap, after = f"<s>user\n{text}</s>\n<s>assistant\n", "", "</s>\n"
         return asked if name is None else f"{asked}{gap}{name}{after}"
 
     def texts(self, rows):
@@ -85,13 +90,13 @@ def scored(setting, episodes, steps=0):
 @pytest.mark.parametrize(
     ("normalise", "style", "head"),
     [(None, "plain", "context"), ("length", "chat", "context"), ("unconditional", "plain", "context"),
-     ("none", "chat", "linear"), ("unconditional", "chat", "linear")],
+     ("none", TEMPLATE, "context"), ("unconditional", "chat", "linear")],
 )  # fmt: skip
 def test_a_class_has_the_score_that_transformers_gives_its_words(folder, normalise, style, head):
     sections = {"context": IN_CONTEXT, "linear": {"algorithm": "fomaml", "inner": {"adapt": "lora"}}}[head]
     setting = Setting(folder, **sections, task={"prompt": style}, eval={"normalise": normalise})
     episodes = setting.episodes(3)
-    gap = " " if style == "plain" else ""
+    gap = "" if style == "chat" else " "
     for episode, of in zip(episodes, scored(setting, episodes), strict=True):
         names = episode.label_names
         pairs = zip(setting.texts(episode.support), episode.support.labels, strict=True)

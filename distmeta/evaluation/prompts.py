@@ -1,0 +1,81 @@
+"""Which way of writing an example an untrained model reads better: `task.prompt=auto`, in a process of its own.
+
+    python -m distmeta.evaluation.prompts STORE < CONFIG.json     prints {"plain": {"accuracy": ..., "loss": ...}, ...}
+
+The same meta-validation episodes are written in each style, and the model classifies their queries with the support set
+in its context, whatever the run trains it to do: nothing is adapted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from distmeta.config import Config, make_config
+from distmeta.evaluation.scoring import Scoring, score_episodes, summarise
+from distmeta.inner import InnerLoop
+from distmeta.models.build import build_model
+from distmeta.models.labels import LabelModel
+from distmeta.tasks.episodes.episode import Episode, Rows, sample_episode
+from distmeta.tasks.families import ways_of
+from distmeta.tasks.prompts import encode, label_tokens_of
+from distmeta.tasks.store import TaskStore, open_store
+from distmeta.tasks.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+EPISODES = 6
+STYLES = ("plain", "chat")
+
+
+def measure(config: Config, store: TaskStore, episodes: int = EPISODES) -> dict[str, dict[str, float]]:
+    """Accuracy and loss of each of STYLES on the first meta-validation episodes. Raises InputError.
+
+    store: of the run's data under task.prompt=plain.
+    """
+    reads = {
+        "model": config.model.model_copy(update={"head": "context"}), "algorithm": "in_context",
+        "inner": config.inner.model_copy(update={"steps": 0}),
+    }  # fmt: skip
+    drawn = config.of_evaluation().model_copy(update=reads)
+    sampled = [sample_episode(store, drawn.task, drawn.run.seed, "validation", i) for i in range(episodes)]
+    tokenizer, found = load_tokenizer(store.tokenizer_file), {}
+    model = build_model(drawn, store.vocab_size, store.pad_id, ways_of(store, drawn.task))
+    assert isinstance(model, LabelModel)
+    for style in STYLES:
+        of_style = drawn.model_copy(update={"task": drawn.task.model_copy(update={"prompt": style})})
+        model.take(label_tokens_of(of_style))
+        written = [rewritten(episode, store, tokenizer, of_style) for episode in sampled]
+        scoring = Scoring(
+            model, model.fast, model.shared, InnerLoop(0), of_style, store.pad_id, next(model.parameters()).device
+        )
+        scores = summarise(score_episodes(scoring, written, curve=False))
+        found[style] = {name: round(float(scores[name]["mean"]), 6) for name in ("accuracy", "loss")}
+    return found
+
+
+def rewritten(episode: Episode, store: TaskStore, tokenizer: Tokenizer, config: Config) -> Episode:
+    """The episode with its texts as task.prompt writes them."""
+
+    def of(rows: Rows) -> Rows:
+        texts = [store.text(int(row)) for row in rows.rows]
+        tokens, lengths = next(encode(tokenizer, [texts], config.task, config.model.max_tokens))
+        return replace(rows, tokens=tokens, offsets=np.concatenate([[0], np.cumsum(lengths)]))
+
+    return replace(episode, support=of(episode.support), query=of(episode.query))
+
+
+def better(found: dict[str, dict[str, float]]) -> str:
+    """The style with the higher accuracy; of equals that of the lower loss, then the first."""
+    return max(found, key=lambda style: (found[style]["accuracy"], -found[style]["loss"]))
+
+
+if __name__ == "__main__":
+    given = make_config(json.load(sys.stdin))
+    print(json.dumps(measure(given, open_store(Path(sys.argv[1])))))

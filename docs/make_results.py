@@ -143,6 +143,22 @@ def exact_walk() -> str:
     return table(["", "time / best peer", "memory, MB (peer)"], rows)
 
 
+DEPTH_WAYS = {
+    "eager": "every layer's graph kept, transformers' attention", "walk": "the same, attention in blocks",
+    "layers": "`inner.memory=layers`", "first": "first order", "first_again": "first order, layers run again",
+}  # fmt: skip
+
+
+def depth() -> str:
+    ways = record("depth")["cases"]["30x1x512"]
+    plain = ways["eager"]
+    rows = (
+        [about, f"{ways[way]['peak_mb']:,.0f}", f"{ways[way]['peak_mb'] / plain['peak_mb']:.2f}",
+         f"{ways[way]['cpu_s'] / plain['cpu_s']:.2f}"] for way, about in DEPTH_WAYS.items()
+    )  # fmt: skip
+    return table(["", "memory above the model, MB", "of the first row", "CPU seconds, of the first row"], rows)
+
+
 def scaling_points(name: str) -> dict[tuple[str, int], Any]:
     return {(point["mode"], point["workers"]): point for point in record(name)["points"]}
 
@@ -384,7 +400,7 @@ def letters() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
-        default, default_short, peers, exact_walk, scaling, time_to_quality, classics, orders, algorithms,
+        default, default_short, peers, exact_walk, depth, scaling, time_to_quality, classics, orders, algorithms,
         algorithms_short, algorithms_real, padding, compression, answers, sentiment, sentiment_rows,
         sentiment_train_whole, sentiment_whole, intents, letters,
     )

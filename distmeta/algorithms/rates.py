@@ -92,15 +92,23 @@ def log_rate_gradients(
 
 
 def inner_loop(
-    config: InnerConfig, log_rates: Mapping[str, Tensor], steps: int | None = None, seed: int | None = None
+    config: InnerConfig,
+    log_rates: Mapping[str, Tensor],
+    steps: int | None = None,
+    seed: int | None = None,
+    budget_mb: float | None = None,
 ) -> InnerLoop:
-    """The inner loop of a configuration, with its own number of steps or another."""
+    """The inner loop of a configuration, with its own number of steps or another.
+
+    budget_mb: for graphs that an exact order keeps, where the configuration leaves it to the device.
+    """
     steps = config.steps if steps is None else steps
     with torch.no_grad():
         lr = rates_of(config, log_rates, steps)
     return InnerLoop(
         steps=steps, lr=lr, optimizer=config.optimizer, momentum=config.momentum, betas=config.betas,
-        memory=config.memory, budget_mb=config.budget_mb, seed=seed,
+        memory="walk" if config.memory == "layers" else config.memory, seed=seed,
+        budget_mb=config.budget_mb or budget_mb or InnerLoop.budget_mb,
         proximal=config.proximal, solver=config.solver, cg_steps=config.cg_steps,
         # which of the two a bias means that has as many numbers as there are steps
         lr_per="parameter" if config.learn_lr == "per_parameter" else "step",

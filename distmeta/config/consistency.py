@@ -33,7 +33,7 @@ REFUSED: dict[str, str] = {
     "amp": _WIDTH,
     "torch_autocast": _WIDTH,
     "communication_data_type": "gradients travel as float32, so that every world size gives the same step",
-    "activation_checkpointing": f"{_FORWARD}; set model.activation_checkpointing=true, or inner.memory=walk",
+    "activation_checkpointing": f"{_FORWARD}; set model.activation_checkpointing=true, or inner.memory=layers",
     "pipeline": f"{_FORWARD}; a base that is too large for a rank is sharded by zero_optimization.stage=3",
     "tensor_parallel": f"{_FORWARD}; a base that is too large for a rank is sharded by zero_optimization.stage=3",
     "compression_training": f"{_FORWARD}; remove it",
@@ -88,11 +88,6 @@ def check(config: Config) -> None:
         raise ValueError(
             f"outer.meta_batch_size = {config.outer.meta_batch_size} is less than cluster.workers = "
             f"{config.cluster.shown}: every rank needs an episode; lower cluster.workers"
-        )
-    if config.model.activation_checkpointing and config.algorithm not in ("fomaml", "reptile"):
-        raise ValueError(
-            f"model.activation_checkpointing does not go with algorithm = {config.algorithm}: a layer that is run "
-            "again has no second derivative; inner.memory=walk and inner.part_tokens save memory at every order"
         )
     if config.model.distance != "euclidean" and config.model.head == "context":
         raise ValueError(
@@ -358,6 +353,8 @@ def check_group(config: Config) -> None:
         (config.model.architecture != "lstm" or config.model.pretrained is not None, "model.architecture", "lstm",
          "it runs a layer once for each token, and ranks have texts of other lengths: a transformer"),
         (not config.model.activation_checkpointing, "model.activation_checkpointing", "true",
+         "its weights are gathered while a layer runs: lower inner.part_tokens instead"),
+        (config.inner.memory != "layers", "inner.memory", "layers",
          "its weights are gathered while a layer runs: lower inner.part_tokens instead"),
     ):  # fmt: skip
         if not fits:

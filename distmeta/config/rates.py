@@ -12,7 +12,7 @@ from typing import Any
 # (outer, inner) by what the outer loop trains, from pretrained weights. Weights that know a language lose it at the
 # rates that random ones need; LoRA and a head begin at random, or at nothing. encoder: a whole one, under a linear head
 # on features of one length, which hold an inner loop steady at rates that learn in some forty meta-steps.
-PRETRAINED = {"whole": (3e-5, 0.02), "encoder": (3e-4, 0.05), "lora": (1e-3, 0.05), "head": (1e-3, 0.1)}
+PRETRAINED = {"whole": (3e-5, 0.02), "encoder": (5e-4, 0.05), "lora": (1e-3, 0.05), "head": (1e-3, 0.1)}
 RANDOM = (1e-3, 0.1)
 INNER_ADAM = {"whole": 1e-4, "encoder": 1e-4, "lora": 1e-3, "head": 1e-2}  # whose steps are as long as its rate
 

@@ -65,7 +65,7 @@ class ModelConfig(Section):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="rate of every dropout layer, while training")
     activation_checkpointing: bool = Field(
-        False, description="layers are run again on the way back instead of keeping what is in them; first order only"
+        False, description="layers keep their inputs alone and are run again on the way back, at every order"
     )
     lora_rank: int = Field(8, ge=1, description="rank of a LoRA matrix pair")
     lora_alpha: float = Field(16.0, gt=0, description="LoRA output is scaled by alpha / rank")
@@ -238,14 +238,20 @@ class InnerConfig(Section):
     solver: Literal["cg", "neumann"] = Field("cg", description="of algorithm imaml's linear system")
     cg_steps: int = Field(5, ge=1, description="steps of that solver")
     adapt: str = Field("all", description="all, lora, head, or a regular expression of parameter names")
-    memory: Literal["auto", "walk", "unroll"] = Field(
-        "auto", description="walk: steps are computed again, memory does not grow with them; unroll: all are kept; "
-        "auto: unroll within inner.budget_mb"
+    memory: Literal["auto", "layers", "walk", "unroll"] = Field(
+        "auto", description="walk: steps are computed again, memory does not grow with them; layers: layers too, "
+        "memory hardly grows with them either; unroll: all are kept; auto: unroll within inner.budget_mb"
     )  # fmt: skip
-    budget_mb: float = Field(2048, gt=0, description="memory: auto unrolls within this many megabytes")
+    budget_mb: float | None = Field(
+        None, gt=0, description="memory: auto keeps graphs within this many megabytes: as many steps as fit, and where "
+        "one part of a step does not, layers are run again; null: 1024 on a CPU, a quarter of a GPU's memory"
+    )  # fmt: skip
     buckets: int = Field(0, ge=0, description="length-sorted micro-batches of a set; 0: chosen by their cost")
     part_tokens: int = Field(
-        0, ge=0, description="most padded tokens of a micro-batch; 0: 4096 on a CPU, else no limit"
+        0,
+        ge=0,
+        description="most padded tokens of a micro-batch; 0: as many as inner.budget_mb has room for, 512 to "
+        "4096 on a CPU",
     )
     prefix_mb: float = Field(
         512, ge=0, description="megabytes for what frozen layers below the adapted ones make of examples; 0: keep none"
@@ -263,7 +269,7 @@ class OuterConfig(Section):
 
     lr: float = Field(
         RANDOM[0], gt=0, description="outer learning rate; null: 1e-3, with model.pretrained 3e-5 where its own "
-        "weights are learnt, and not LoRA or the head alone; 3e-4 for an encoder under a linear head"
+        "weights are learnt, and not LoRA or the head alone; 5e-4 for an encoder under a linear head"
     )  # fmt: skip
     rate_lr: float | None = Field(
         None, gt=0, description="of learnt inner rates (inner.learn_lr), whose logarithm is what steps; null: lr"
@@ -439,6 +445,11 @@ class Config(Section):
     def ways(self) -> int | None:
         """Classes in an episode where the configuration alone says (family classes); else None."""
         return (self.task.ways or 5) if self.task.family == "classes" else None
+
+    @property
+    def runs_layers_again(self) -> bool:
+        """Whether each layer keeps its inputs alone, and is run again on the way back."""
+        return self.model.activation_checkpointing or self.inner.memory == "layers"
 
     @property
     def most_shots(self) -> int:

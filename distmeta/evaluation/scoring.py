@@ -22,6 +22,7 @@ from distmeta.inner import InnerLoop, adapt
 from distmeta.inner.adapt import follow
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
+from distmeta.models.footprint import CPU_TOKENS, fit_layers, part_tokens
 from distmeta.models.prefix import fixed_prefix
 from distmeta.models.sharding import all_together
 from distmeta.models.task_model import TaskModel
@@ -32,7 +33,6 @@ from distmeta.tasks.spool import gather
 # What a loss that is no number counts as in means: -log of the smallest positive float32, the least probability that
 # a softmax can give to the right class.
 WORST_LOSS = 103.28
-PART_TOKENS = 4096  # of a part, where inner.part_tokens leaves it open
 TABLED = ("accuracy", "precision", "recall", "f1")  # of each task and domain
 
 
@@ -128,15 +128,21 @@ def load_group(
     pad_id: int,
     device: torch.device,
     training: bool = False,
+    exact: bool = False,
 ) -> tuple[list[TextBatch], list[TextBatch]]:
-    """Support and query sets of a group of episodes as length-sorted parts on `device`, to train on or to score."""
-    inner = config.inner
-    tokens = inner.part_tokens or (PART_TOKENS if device.type == "cpu" else 0)
+    """Support and query sets of a group of episodes as length-sorted parts on `device`, to train on or to score.
+
+    exact: whether losses will be differentiated twice. The model has layers run again where the largest part asks for
+    it (distmeta.models.footprint).
+    """
+    tokens = part_tokens(model, config, device, exact)
     support, query = (
-        collate(part, inner.buckets, pad_id, part_tokens=tokens)
+        collate(part, config.inner.buckets, pad_id, part_tokens=tokens)
         for part in ([e.support for e in group], [e.query for e in group])
     )
-    return model.sets(support, query, device, training, [e.label_names for e in group])
+    sets = model.sets(support, query, device, training, [e.label_names for e in group])
+    fit_layers(model, config, device, [*sets[0], *sets[1]], exact)
+    return sets
 
 
 def with_ways(batches: Sequence[TextBatch], group: Sequence[Episode], label_ids: NDArray[np.int32]) -> list[TextBatch]:
@@ -284,7 +290,7 @@ def row_features(scoring: Scoring, episodes: Sequence[Episode]) -> tuple[NDArray
     ids, first = np.unique(np.concatenate([rows.rows for rows in sets]), return_index=True)
     tokens, offsets = gather(np.concatenate([rows.tokens for rows in sets]), lengths.cumsum(), first)
     each = Rows(tokens, offsets, np.zeros(len(ids), np.int64), ids)
-    parts = collate([each], inner.buckets, scoring.pad_id, part_tokens=inner.part_tokens or PART_TOKENS)
+    parts = collate([each], inner.buckets, scoring.pad_id, part_tokens=inner.part_tokens or CPU_TOKENS)
     features = torch.empty(len(ids), model.width, device=device)
     for part in parts:
         (batch,) = model.batches([part], device)  # one at a time: the masks of all of them together may be gigabytes

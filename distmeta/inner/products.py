@@ -41,7 +41,7 @@ def exact(
         if want_gradient:
             gradients.add([g.detach() for g in graph[1]])
         if check and j == 0:
-            _refuse_constants(graph[1])
+            refuse_constants(graph[1])
         products.add(_of_graph(graph, vector, retain))
         del graph
         if graphs and not retain:
@@ -98,7 +98,7 @@ def _of_graph(graph: Graph, vector: Tensors, retain: bool) -> Tensors:
     return list(torch.autograd.grad(outputs, inputs, cotangents, retain_graph=retain, materialize_grads=True))
 
 
-def _refuse_constants(gradients: Tensors) -> None:
+def refuse_constants(gradients: Tensors) -> None:
     """Raise if the graph of `gradients` holds the output of a backward marked once_differentiable.
 
     torch hangs an error on such an output, but autograd.grad towards given inputs passes it by: the second

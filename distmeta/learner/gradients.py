@@ -15,11 +15,13 @@ from torch import Tensor
 from distmeta.algorithms import privacy
 from distmeta.algorithms.rates import inner_loop, log_rate_gradients
 from distmeta.config import Config
+from distmeta.config.algorithms import load_algorithm
 from distmeta.evaluation.scoring import group_episodes, load_group, split_meta, stack, tasks_at_once, with_ways
 from distmeta.inner import Diverged, InnerLoop, MetaGradient
 from distmeta.learner.group import group_gradients
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
+from distmeta.models.footprint import budget_bytes
 from distmeta.models.prefix import StateCache, fixed_prefix, has_prefix, is_frozen, learnt_prefix, pullback
 from distmeta.models.sharding import all_together
 from distmeta.models.task_model import TaskModel
@@ -59,7 +61,8 @@ def meta_gradients(
 
     def add(group: list[Episode]) -> None:
         """Raises Diverged, before anything is added."""
-        loop = inner_loop(config.inner, rates, seed=dropout_seed(config, step, group[0]))
+        budget = budget_bytes(config.inner, device) / 2**20
+        loop = inner_loop(config.inner, rates, seed=dropout_seed(config, step, group[0]), budget_mb=budget)
         parts, names = load_parts(group, model, config, store, device), [e.task for e in group]
         result, of_group = group_gradient(model, fast, shared, algorithm, loop, parts, names, cache, progress)
         of_group |= log_rate_gradients(config.inner, rates, result.lr_grads)
@@ -99,7 +102,8 @@ def load_parts(
     group: list[Episode], model: TaskModel, config: Config, store: TaskStore, device: torch.device
 ) -> tuple[list[TextBatch], list[TextBatch]]:
     """(support, query) of a group of episodes on `device`, with the number of each class where it is asked for."""
-    support, query = load_group(group, model, config, store.pad_id, device, training=True)
+    exact = load_algorithm(config.algorithm).ORDER in ("exact", "implicit")
+    support, query = load_group(group, model, config, store.pad_id, device, training=True, exact=exact)
     if not model.pooled:
         return support, query
     both = with_ways([*support, *query], group, store.label_ids)

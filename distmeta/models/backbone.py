@@ -183,10 +183,11 @@ def decodes(model: nn.Module, fresh: bool) -> bool:
 def set_attention(model: nn.Module, order: str) -> str:
     """Choose the attention kernel for a derivative order, and return its name.
 
-    Fused kernels have no double backward (pytorch #117974), so an exact or implicit order takes the eager form;
-    everything else takes PyTorch's fused scaled-dot-product attention.
+    Fused kernels have no double backward (pytorch #117974), so an exact or implicit order takes distmeta's own
+    (distmeta.models.attention) where it gives the model's states, else the eager form; everything else takes PyTorch's
+    fused scaled-dot-product attention.
     """
-    kernel = "eager" if order in ("exact", "implicit") else "sdpa"
+    kernel = str(getattr(model, "exact_attention", "eager")) if order in ("exact", "implicit") else "sdpa"
     try:
         model.set_attn_implementation(kernel)  # type: ignore[operator]
     except (ValueError, ImportError):

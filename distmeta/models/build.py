@@ -34,6 +34,7 @@ def build_model(
         return build_label_model(config, vocab_size, pad_id, classes, copy)
     if config.task.family == "text_to_text":
         language = build_language_model(config, vocab_size, pad_id, copy)
+        language.narrow(config)
         check_positions(config, backbones.positions(language.backbone))
         return language
     backbone = backbones.build_backbone(config.model, vocab_size, pad_id, config.run.seed, copy)
@@ -43,6 +44,7 @@ def build_model(
     limit = backbones.positions(backbone)
     check_positions(config, limit)
     model = TaskModel(backbone, classes, config, labels)
+    model.narrow(config)
     if model.in_context:
         check_context(model, config, limit)
     if shards is not None:
@@ -75,6 +77,7 @@ def build_label_model(config: Config, vocab_size: int, pad_id: int, classes: int
             "sliding window is shorter than model.max_tokens, or its keys and values cannot be kept); choose another "
             "model, such as gpt2 or llama, or set task.labels=letters"
         )
+    model.narrow(config)
     limit, need = backbones.positions(model.backbone), longest_support(config, tokens, classes)
     if model.reads_support and limit is not None and need > limit:
         raise InputError(

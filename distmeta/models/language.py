@@ -35,6 +35,7 @@ class LanguageModel(TaskModel):
     """
 
     def __init__(self, model: Any, config: Config) -> None:
+        self._answer_tokens = config.model.answer_tokens
         output = model.get_output_embeddings()
         self._output = output.weight, getattr(output, "bias", None)
         self._shape_scores(model)
@@ -109,6 +110,14 @@ class LanguageModel(TaskModel):
 
     def _choose_way(self, expected: Tensor) -> tuple[calls.Way, float]:
         return (calls.WAYS[1], 0.0) if self.seq2seq else super()._choose_way(expected)
+
+    def _choose_attention(self) -> None:
+        if not self.seq2seq:
+            super()._choose_attention()
+
+    def _trial_label(self, length: int) -> int:
+        """Where the answer begins."""
+        return max(1, length - self._answer_tokens)
 
     def _try_task_axis(self) -> bool:
         return self.seq2seq or super()._try_task_axis()
@@ -200,7 +209,8 @@ class LanguageModel(TaskModel):
         if weight is None:
             weight = self.get_parameter(self.output_name)
         bias: Tensor | None = params.get("output_bias", self.output_bias)
-        out: Tensor = states @ (weight.mT if weight.dim() == 2 else weight.mT.unsqueeze(1))
+        out: Tensor = states.to(weight.dtype) @ (weight.mT if weight.dim() == 2 else weight.mT.unsqueeze(1))
+        out = out.to(states.dtype)  # a frozen weight may be bfloat16, losses are not
         if bias is not None:
             out = out + (bias if bias.dim() == 1 else bias[:, None, None])
         if self.score_scale != 1.0:

@@ -19,6 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from distmeta.models.recompute import recompute
 
 CACHE_NAMES = ("cache", "past_key_values")  # of a layer's argument, from and before transformers 5.24
 Run = Callable[[], Tensor]  # one forward pass of the model, returning its last hidden states
@@ -41,7 +44,7 @@ class Layers:
         last = inspect.signature(type(self.layers[-1]).forward).parameters if self.layers else {}
         self.can_enter = self.can_prune = bool(self.layers)
         self._names = list(last)[1:]  # without self
-        self.checkpointed = False  # a layer is run again on the way back, instead of keeping what is in it
+        self.recomputed = 0  # layers from the entry on that are run again on the way back, and keep their inputs alone
         self._again = False  # within such a layer
         self._repeats = False  # the row that is read in the place of all rows, for a model that counts them (GPT-2)
         self._cache = next((name for name in CACHE_NAMES if name in last), "")
@@ -99,24 +102,36 @@ class Layers:
         if self._rows is not None and number == len(self.layers) - 1:
             given = dict(zip(self._names, (hidden, *args), strict=False)) | kwargs
             return self._read_rows(forward, hidden, given, self._rows)
-        if self.checkpointed and torch.is_grad_enabled() and not self._again:
-            return self._checkpoint(self.layers[number], hidden, args, kwargs)
+        again = self._entry <= number < self._entry + self.recomputed
+        if again and torch.is_grad_enabled() and not self._again:
+            return self._recompute(number, forward, hidden, args, kwargs)
         return forward(hidden, *args, **kwargs)
 
-    def _checkpoint(self, layer: nn.Module, hidden: Tensor, args: Any, kwargs: Any) -> Any:
-        """Chen et al. 2016, arXiv 1604.06174. The running weights, which are not the layer's own, go in as inputs."""
-        from torch.utils.checkpoint import checkpoint
+    def _recompute(self, number: int, forward: Callable[..., Any], hidden: Tensor, args: Any, kwargs: Any) -> Any:
+        """The layer as a function of all that a derivative may be taken of: its input, others' outputs, its weights."""
+        layer = self.layers[number]
+        parameters = dict(layer.named_parameters())
+        learnt = [name for name, value in parameters.items() if value.requires_grad]
+        leaves, spec = tree_flatten((args, kwargs))
+        beside = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.requires_grad]  # T5: position biases
+        writes = any(hasattr(x, "update") for x in leaves)  # a cache, which a second run would change again
+        if writes or not (learnt or beside or hidden.requires_grad):
+            return forward(hidden, *args, **kwargs)
 
-        names, values = zip(*layer.named_parameters(), strict=True)
-
-        def run(hidden: Tensor, *values: Tensor) -> Any:
+        def run(hidden: Tensor, *tensors: Tensor) -> Any:
+            values = parameters | dict(zip(learnt, tensors, strict=False))
+            given = list(leaves)
+            for i, x in zip(beside, tensors[len(learnt) :], strict=True):
+                given[i] = x
+            args, kwargs = tree_unflatten(given, spec)
             self._again = True
             try:
-                return functional_call(layer, dict(zip(names, values, strict=True)), (hidden, *args), kwargs)
+                return functional_call(layer, values, (hidden, *args), kwargs, tie_weights=False)
             finally:
                 self._again = False
 
-        return checkpoint(run, hidden, *values, use_reentrant=False)
+        inputs = [parameters[name] for name in learnt] + [leaves[i] for i in beside]
+        return recompute(run, hidden, *inputs, draws=layer.training)
 
     def _read_rows(self, forward: Callable[..., Any], hidden: Tensor, given: dict[str, Any], rows: Tensor) -> Tensor:
         """The last layer for one row of each text: keys and values of all rows, everything else of that row."""

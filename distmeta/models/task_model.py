@@ -19,8 +19,8 @@ from torch.func import functional_call
 
 from distmeta.config import Config
 from distmeta.errors import InputError
+from distmeta.models import attention, calls, context
 from distmeta.models import backbone as backbones
-from distmeta.models import calls, context
 from distmeta.models.batch import TextBatch, to_batch
 from distmeta.models.fast_shards import FastShards
 from distmeta.models.layers import add_lora, give_task_axis, without_task_axis
@@ -57,8 +57,9 @@ class TaskModel(nn.Module):
         self.length = 1.0 if self.prototype_head else LINEAR_LENGTH  # of features, where it is fixed
         self.in_context = config.model.context if config.model.head == "context" else None
         self._inputs = backbones.accepted_inputs(backbone)
-        limit = backbones.positions(backbone) or config.model.max_tokens
-        self._trial_length = calls.trial_length(backbone, min(limit, config.model.max_tokens))
+        self._most_tokens = min(backbones.positions(backbone) or config.model.max_tokens, config.model.max_tokens)
+        self._trial_length = calls.trial_length(backbone, self._most_tokens)
+        self.token_bytes: dict[tuple[bool, bool], float] = {}  # as distmeta.models.footprint measures them
         self._fresh = config.model.pretrained is None
         self.autocast: torch.dtype | None = None  # float32 while calls and layers are tried out below
         with calls.shaken(backbone, self._fresh):
@@ -94,18 +95,23 @@ class TaskModel(nn.Module):
         self.layers = Layers(backbone)
         self.entry = 0 if self.in_context else self._lowest(self.fast)
         with calls.shaken(backbone, self._fresh):
+            self._choose_attention()
             self._check_layers()
-        self.layers.checkpointed = config.model.activation_checkpointing
+        if config.runs_layers_again:
+            self._run_layers_again()
         self.entry_is_pooled = self.entry == max(1, len(self.layers))
         self.prefix_shared = tuple(name for name in self.shared if self._lowest([name]) < self.entry)
         if self.entry_is_pooled:
             self.prefix_shared = tuple(name for name in self.shared if name.startswith("backbone."))
+        self.eval()  # no dropout unless it is asked for
+
+    def narrow(self, config: Config) -> None:
+        """From here on products in bfloat16 where config.model.dtype says so, and frozen matrices held in it."""
         if config.model.dtype == "bfloat16":
             self.autocast = torch.bfloat16
-            for name, p in backbone.named_parameters():
-                if p.dim() > 1 and f"backbone.{name}" not in self.fast and f"backbone.{name}" not in self.shared:
+            for name, p in self.named_parameters():
+                if p.dim() > 1 and name not in self.fast and name not in self.shared:
                     p.data = p.data.to(torch.bfloat16)
-        self.eval()  # no dropout unless it is asked for
 
     def _add_head(self, generator: torch.Generator) -> None:
         classes, width = self.classes, self.width
@@ -182,14 +188,81 @@ class TaskModel(nn.Module):
         kind = self.backbone.config.model_type  # type: ignore[union-attr]
         return calls.choose(str(kind), run, expected, batch.keep)
 
-    def _trial_batch(self, length: int | None = None, rows: int = 3) -> TextBatch:
-        ids, keep = calls.trial(self.backbone.config, length or self._trial_length)
-        none = np.zeros((1, rows))
-        part = {
+    def _choose_attention(self) -> None:
+        """Attention in blocks for exact orders, where the model's states with it are its own."""
+        attention.register()
+        batch, own = self._trial_batch(), self.backbone.config._attn_implementation  # type: ignore[union-attr]
+        with torch.no_grad():
+            expected, states = self._last_states(batch), None
+            with contextlib.suppress(Exception):  # a family without attention of a kind that could be replaced
+                self.backbone.set_attn_implementation(attention.name_of(self.causal, attention.TRIAL_BLOCK))  # type: ignore[operator]
+                states = self._last_states(batch)
+            self.backbone.set_attn_implementation(own)  # type: ignore[operator]
+        rows = batch.keep.bool()
+        if states is not None and calls.difference(states[rows], expected[rows]) <= calls.SAME:
+            self.backbone.exact_attention = attention.name_of(self.causal)  # type: ignore[assignment]
+
+    def _run_layers_again(self) -> None:
+        """Raises InputError where layers that are run again give another gradient."""
+        if why := self.why_not_again():
+            kind = self.backbone.config.model_type  # type: ignore[union-attr]
+            raise InputError(
+                f"model: {kind} cannot run its layers again on the way back ({why}); set inner.memory=walk, and leave "
+                "model.activation_checkpointing out"
+            )
+        self.layers.recomputed = len(self.layers)
+
+    def why_not_again(self) -> str | None:
+        """Why layers cannot be run again on the way back; None where that gives the same gradient."""
+        if not hasattr(self, "_why_not_again"):
+            self._why_not_again = self._try_again()
+        return self._why_not_again
+
+    def _try_again(self) -> str | None:
+        if not len(self.layers):
+            return "its layers cannot be told apart"
+        batch, before = self._trial_row(self._trial_length), self.layers.recomputed
+        values = (self.fast | self.shared).items()
+        params = {n: v.detach().requires_grad_() for n, v in values if n.startswith("backbone.")}
+        if not params:
+            return None  # and nothing below the head is differentiated
+
+        def gradient(layers: int) -> Tensor:
+            self.layers.recomputed = layers
+            loss = self.under(params, lambda: self._last_states(batch)).square().mean()
+            grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True, materialize_grads=True)
+            return torch.cat([g.flatten() for g in grads])
+
+        try:
+            apart = calls.difference(gradient(len(self.layers)), gradient(0))
+        except Exception as error:  # whatever a family's own code makes of being called twice
+            return calls.reason(error)
+        finally:
+            self.layers.recomputed = before
+        return None if apart <= calls.SAME else "it gives another gradient then"
+
+    def longest_row(self) -> TextBatch:
+        """One row of as many tokens as a text may have."""
+        return self._trial_row(self._most_tokens)
+
+    def _trial_row(self, length: int) -> TextBatch:
+        return self.batches([self._trial_part(length, rows=1)], next(self.backbone.parameters()).device)[0]
+
+    def _trial_part(self, length: int | None = None, rows: int = 3) -> dict[str, Any]:
+        """Rows as of `distmeta.tasks.episodes.collate`."""
+        length = length or self._trial_length
+        ids, keep = calls.trial(self.backbone.config, length)
+        return {
             "input_ids": ids[:rows].unsqueeze(0).numpy(), "attention_mask": keep[:rows].unsqueeze(0).numpy(),
-            "labels": none, "store_rows": none, "total": rows,
+            "labels": np.full((1, rows), self._trial_label(length)), "store_rows": np.zeros((1, rows)), "total": rows,
         }  # fmt: skip
-        return to_batch(part, next(self.backbone.parameters()).device, self.causal)
+
+    def _trial_label(self, length: int) -> int:
+        """Of a row of `length` tokens: a class."""
+        return 0
+
+    def _trial_batch(self, length: int | None = None, rows: int = 3) -> TextBatch:
+        return to_batch(self._trial_part(length, rows), next(self.backbone.parameters()).device, self.causal)
 
     def _try_task_axis(self) -> bool:
         """Whether tasks with weights of their own give what they give together, in a model that makes its positions."""

@@ -49,6 +49,8 @@ def check_model(config: Config, cache: Path) -> None:
     if config.task.labels != "head":
         label_tokens_of(config)  # raises InputError
         task["labels"] = config.task.labels
+    if config.runs_layers_again:
+        task["recomputed"] = True
     once(cache, config.model, {**task, "adapt": config.inner.adapt}, lambda: try_model(config))
 
 

@@ -110,7 +110,7 @@ def test_a_token_counts_and_a_decoder_pools_the_last(kind):
 def test_attention_kernels_agree(kind):
     model = build(kind).float()
     batches = collate(small.rows([6], VOCABULARY, CLASSES), 2, PAD)
-    assert set_attention(model.backbone, "exact") == "eager"
+    assert set_attention(model.backbone, "exact").startswith("eager" if kind == "t5" else "distmeta")
     eager = run(model, model.fast, model.shared, batches)
     fused = set_attention(model.backbone, "first_order")
     assert fused == "sdpa"

@@ -1,46 +1,111 @@
-"""Layers that are run again on the way back: the same gradients from less memory, at first order alone."""
+"""Layers that are run again on the way back: the same gradients from less memory, at every order."""
 
 import pytest
 import small
 import torch
+from test_models_language import texts
 
 from distmeta.config.algorithms import load_algorithm
 from distmeta.errors import InputError
 from distmeta.inner import InnerLoop
 from distmeta.learner.gradients import group_gradient
 from distmeta.models.backbone import set_attention
-from distmeta.models.batch import to_batches
 from distmeta.models.build import build_model
 from distmeta.tasks.episodes.collate import collate
 
 VOCABULARY, PAD, CLASSES = 40, 0, 3
 
 
-def run(kind, algorithm, adapt, again, dropout=0.0, layers=3):
-    """(gradients, query loss, bytes that are kept at once by the graphs) of a group of two tasks."""
+def run(kind, algorithm, adapt, again, dropout=0.0, layers=3, tasks=2, words=False, loop=None, base="auto"):
+    """(gradients, query loss, bytes that are kept at once by the graphs) of a group of tasks."""
     count = {"gpt2": "n_layer", "t5": "num_layers"}.get(kind, "num_hidden_layers")
+    shape = {**small.BACKBONES[kind], count: layers}
+    model = {"config": shape, "dropout": dropout, "activation_checkpointing": again}
+    more = {"task": {"family": "text_to_text"}} if words else {"model": {"pooling": "mean"}}
+    model |= {"max_tokens": 24, "answer_tokens": 6} if words else more.pop("model")
     config = small.config(
-        architecture=kind, algorithm=algorithm, inner={"adapt": adapt},
-        model={"config": {**small.BACKBONES[kind], count: layers}, "pooling": "mean", "dropout": dropout,
-               "activation_checkpointing": again},
-    )  # fmt: skip
-    model = build_model(config, VOCABULARY, PAD, CLASSES).double()
+        architecture=kind, algorithm=algorithm, inner={"adapt": adapt}, outer={"base": base}, model=model, **more
+    )
+    model = build_model(config, VOCABULARY, PAD, 1 if words else CLASSES).double()
+    generator = torch.Generator().manual_seed(3)  # LoRA begins where its products are zero
+    fast = {n: v + 0.1 * torch.randn(v.shape, generator=generator, dtype=v.dtype) for n, v in model.fast.items()}
+    shared = {n: v.detach().double() for n, v in model.shared.items()}
     model.train(dropout > 0)
-    set_attention(model.backbone, "first_order")
-    sets = [small.rows([6, 6], VOCABULARY, CLASSES, seed=s, pad=PAD) for s in (0, 1)]
-    groups = tuple(to_batches(collate(rows, 1, PAD), "cpu", model.causal) for rows in sets)
+    set_attention(model.backbone, load_algorithm(algorithm).ORDER)
+    if words:
+        sets = [texts(tasks, rows=4, seed=s) for s in (0, 1)]
+    else:
+        sets = [small.rows([6] * tasks, VOCABULARY, CLASSES, seed=s, pad=PAD) for s in (0, 1)]
+    groups = tuple(model.batches(collate(rows, 1, PAD, part_tokens=50), "cpu") for rows in sets)
     kept = {}
 
     def keep(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    loop = InnerLoop(steps=2, lr=0.3, seed=3 if dropout else None)
+    loop = loop or InnerLoop(steps=2, lr=0.3, seed=3 if dropout else None)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result, grads = group_gradient(
-            model, model.fast, model.shared, load_algorithm(algorithm), loop, groups, ["a", "b"]
+        result, grads = group_gradient(model, fast, shared, load_algorithm(algorithm), loop, groups, ["a", "b"][:tasks])
+    rates = {"lr": result.lr_grads} if isinstance(result.lr_grads, torch.Tensor) else {}
+    return grads | rates, result.loss, sum(kept.values())
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, g in expected.items():
+        torch.testing.assert_close(found[name], g, rtol=1e-9, atol=1e-11)
+    assert any(g.abs().max() > 1e-4 for name, g in found.items() if name.startswith("backbone"))
+
+
+def exact(**kwargs):
+    return InnerLoop(**{"steps": 3, "lr": torch.tensor(0.3, dtype=torch.float64), **kwargs})
+
+
+EXACT = [
+    ("bert", False, "all", "auto", "walk"), ("bert", False, "lora", "train", "walk"),
+    ("gpt2", True, "all", "auto", "walk"), ("gpt2", True, "lora", "freeze", "unroll"),
+    ("llama", True, "all", "auto", "auto"), ("llama", True, "lora", "freeze", "walk"),
+    ("llama", True, "lora", "freeze", "unroll"), ("llama", True, "lora", "train", "auto"),
+    ("t5", True, "all", "auto", "walk"), ("t5", True, "lora", "freeze", "auto"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "words", "adapt", "base", "memory"), EXACT)
+def test_the_exact_meta_gradient_is_that_of_plain_double_backward(kind, words, adapt, base, memory):
+    expected, loss, _ = run(kind, "maml", adapt, False, words=words, base=base, loop=exact(memory="unroll"))
+    found, again, _ = run(kind, "maml", adapt, True, words=words, base=base, loop=exact(memory=memory))
+    torch.testing.assert_close(again, loss, rtol=1e-12, atol=0)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [{"optimizer": "momentum", "momentum": 0.5}, {"optimizer": "adam", "lr": torch.tensor(0.01, dtype=torch.float64)}],
+)
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_with_every_inner_optimizer_and_tasks_one_by_one_or_at_once(loop, tasks):
+    expected, *_ = run("llama", "maml", "lora", False, words=True, tasks=tasks, loop=exact(memory="unroll", **loop))
+    found, *_ = run("llama", "maml", "lora", True, words=True, tasks=tasks, loop=exact(memory="walk", **loop))
+    assert_same(found, expected)
+
+
+def test_with_dropout_each_run_draws_the_same_numbers():
+    expected, *_ = run("bert", "maml", "all", False, dropout=0.3, loop=exact(memory="unroll", seed=5))
+    found, *_ = run("bert", "maml", "all", True, dropout=0.3, loop=exact(memory="walk", seed=5))
+    assert_same(found, expected)
+
+
+def test_the_graph_of_an_exact_step_grows_by_boundaries_alone():
+    """Two states a layer, h and the cotangent of its output, of the dozens that a double backward keeps."""
+
+    def grown(again):
+        few, many = (
+            run("llama", "maml", "lora", again, layers=n, words=True, base="freeze", loop=exact(memory="walk"))[2]
+            for n in (2, 8)
         )
-    return grads, result.loss, sum(kept.values())
+        return many - few
+
+    assert grown(True) < 0.1 * grown(False)
 
 
 @pytest.mark.parametrize("adapt", ["all", "lora"])
@@ -48,18 +113,15 @@ def run(kind, algorithm, adapt, again, dropout=0.0, layers=3):
 def test_the_same_gradients(kind, adapt):
     expected, loss, _ = run(kind, "fomaml", adapt, False)
     found, again, _ = run(kind, "fomaml", adapt, True)
-    assert torch.equal(loss, again)
-    for name, g in expected.items():
-        torch.testing.assert_close(found[name], g, rtol=1e-10, atol=1e-12)
-    assert any(g.abs().max() > 1e-4 for name, g in found.items() if name.startswith("backbone"))
+    torch.testing.assert_close(again, loss, rtol=1e-12, atol=0)
+    assert_same(found, expected)
 
 
 def test_reptile_and_dropout_too():
     for algorithm, dropout in (("reptile", 0.0), ("fomaml", 0.3)):
         expected, *_ = run("bert", algorithm, "all", False, dropout)
         found, *_ = run("bert", algorithm, "all", True, dropout)
-        for name, g in expected.items():
-            torch.testing.assert_close(found[name], g, rtol=1e-10, atol=1e-12)
+        assert_same(found, expected)
 
 
 def test_what_is_kept_grows_by_a_layer_s_input_alone():
@@ -72,10 +134,25 @@ def test_what_is_kept_grows_by_a_layer_s_input_alone():
     assert grown(True) < 0.35 * grown(False)
 
 
+def test_a_model_whose_layers_cannot_be_told_apart_is_refused(monkeypatch):
+    monkeypatch.setattr("distmeta.models.partial.find_layers", lambda backbone: ("", []))
+    config = small.config(architecture="bert", inner={"memory": "layers"})
+    with pytest.raises(InputError, match="bert cannot run its layers again .*cannot be told apart.*inner.memory=walk"):
+        build_model(config, VOCABULARY, PAD, CLASSES)
+
+
+def test_a_layer_that_gives_another_gradient_when_it_is_run_again_is_refused(monkeypatch):
+    from distmeta.models import partial
+
+    real = partial.recompute
+    monkeypatch.setattr(partial, "recompute", lambda run, *inputs, **more: 2 * real(run, *inputs, **more))
+    with pytest.raises(InputError, match="llama cannot run its layers again .*another gradient"):
+        build_model(small.config(architecture="llama", inner={"memory": "layers"}), VOCABULARY, PAD, CLASSES)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"algorithm": "maml"}, r"model.activation_checkpointing does not go with algorithm = maml: .*memory=walk"),
         ({"algorithm": "fomaml", "cluster": {"episode": "group"}, "deepspeed": {"zero_optimization": {"stage": 3}}},
          r"cluster.episode = group does not go with model.activation_checkpointing = true"),
         ({"deepspeed": {"activation_checkpointing": {}}}, r"set model.activation_checkpointing=true"),

@@ -1,0 +1,104 @@
+"""Attention that may be differentiated twice, in blocks of queries where texts are long.
+
+Fused kernels have no double backward (pytorch #117974). The plain form has one, and keeps matrices of the length
+squared for it. In blocks, each block's matrix is made again for each derivative and dropped: what autograd keeps are
+queries, keys and values. Keys that a block cannot see are left out, and keys of grouped heads are not copied.
+
+Letters: N rows, H heads, G key heads, L queries, S keys, D width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distmeta.models.recompute import recompute
+
+BLOCK = 128  # queries; texts of no more are one block, which is not run again
+TRIAL_BLOCK = 3  # where a model is tried on short texts
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    causal: bool = False,
+    block: int = BLOCK,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """As transformers calls it: query [N, H, L, D], key and value [N, G, S, D] -> ([N, L, H, D], no weights).
+
+    causal: a query sees no key after it, whatever the mask says. Raises NotImplementedError where a family asks for
+    more than a mask: a soft cap, a position bias, sinks.
+    """
+    if more := [name for name in ("softcap", "position_bias", "s_aux") if others.get(name) is not None]:
+        raise NotImplementedError(f"attention with {more[0]}")
+    rows, heads, length, width = query.shape
+    grouped = query.reshape(rows, key.shape[1], -1, length, width)
+    scale = width**-0.5 if scaling is None else scaling
+    drop = dropout if module.training else 0.0
+    if length <= block or drop > 0:
+        out = attend(grouped, key, value, attention_mask, scale, drop)
+    else:
+        out = in_blocks(grouped, key, value, attention_mask, scale, block, causal and key.shape[2] == length)
+    return out.reshape(rows, heads, length, -1).transpose(1, 2).contiguous(), None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, drop: float = 0.0) -> Tensor:
+    """query [N, G, H/G, L, D], key and value [N, G, S, D] -> [N, G, H/G, L, D]; weights in at least float32."""
+    rows, groups, each, length, width = query.shape
+    scores = torch.matmul(query.reshape(rows, groups, each * length, width), key.mT) * scale
+    scores = scores.view(rows, groups, each, length, -1)
+    if mask is not None:
+        scores = scores + mask.unsqueeze(2)
+    weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    weights = F.dropout(weights, drop, training=drop > 0).view(rows, groups, each * length, -1)
+    return torch.matmul(weights, value).view(rows, groups, each, length, -1)
+
+
+def in_blocks(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, block: int, causal: bool
+) -> Tensor:
+    """`attend`, a block of queries after the other, each of which is run again for a derivative."""
+    out = []
+    for first, last in blocks(query.shape[3], block):
+        seen = last if causal else key.shape[2]
+        part = mask
+        if mask is not None:
+            part = mask[..., first:last, :seen] if mask.shape[-2] > 1 else mask[..., :seen]
+
+        def run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = part) -> Tensor:
+            return attend(query, key, value, mask, scale)
+
+        out.append(recompute(run, query[..., first:last, :], key[..., :seen, :], value[..., :seen, :]))
+    return torch.cat(out, 3)
+
+
+def blocks(length: int, block: int) -> Iterator[tuple[int, int]]:
+    return ((first, min(length, first + block)) for first in range(0, length, block))
+
+
+def register() -> None:
+    """Make this attention known to transformers, with the eager form's masks."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    for causal in (False, True):
+        for block in (BLOCK, TRIAL_BLOCK):
+            name = name_of(causal, block)
+            ALL_ATTENTION_FUNCTIONS.register(name, partial(attention, causal=causal, block=block))
+            ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+
+
+def name_of(causal: bool, block: int = BLOCK) -> str:
+    """The name under which transformers knows it."""
+    return f"distmeta{'_causal' if causal else ''}_{block}"

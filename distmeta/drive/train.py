@@ -46,6 +46,9 @@ class Run:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # a string will do
+
     def __repr__(self) -> str:
         return f"Run({self.path}; {self._scores() if self.is_evaluated else 'not evaluated yet'})"
 

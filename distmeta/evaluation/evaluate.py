@@ -22,6 +22,7 @@ from distmeta.config import Config, with_changes
 from distmeta.config.consistency import check_ways
 from distmeta.errors import InputError, nearest
 from distmeta.evaluation.baselines import BASELINES, OF_BASE, Gather, Setting, main_of
+from distmeta.evaluation.examples import examples
 from distmeta.evaluation.paired import difference
 from distmeta.evaluation.scoring import Scoring, curves, details, score_episodes, split_meta, summarise
 from distmeta.evaluation.texts import score_texts, text_details
@@ -126,6 +127,8 @@ def _methods(setting: Setting) -> Evaluation:
         "tasks": len(store.groups[split].ids), "rows": store.groups[split].examples,
     }  # fmt: skip
     more: dict[str, Any] = {"settings": about, name: details_of(scored) | {"curves": curves(scored)}}
+    if not text:
+        more[name]["examples"] = examples(scored, store.text)
     classes = None if text else config.ways or len(store.labels)
     more["warnings"] = health.of_evaluation(methods[name], more[name], classes, is_base=setting.is_base)
     setting = replace(setting, scored=scored)

@@ -75,6 +75,7 @@ class Scored:
     predicted: NDArray[np.int64]  # [K+1, n], or [1, n] after the last step alone
     loss: NDArray[np.float64]  # [K+1] or [1]
     confidence: NDArray[np.float64]  # [K+1, n] or [1, n]: the predicted class's probability
+    rows: NDArray[np.int64] | None = None  # [n]: which examples of the task store
 
     def at_start(self) -> Scored:
         """The same before the first inner step."""
@@ -200,6 +201,7 @@ def score_episodes(
     for group in scoring.groups(episodes):
         support, query = (fixed_prefix(model, scoring.values, part) for part in scoring.load(group))
         labels = np.concatenate([b.labels.cpu().numpy() for b in query], 1)  # [T, n]
+        rows = np.concatenate([b.store_rows.reshape(b.labels.shape) for b in query], 1)
         predicted, losses, confidence = [], [], []
         for values in adaptation(scoring, support, len(group), curve):
             params = {**scoring.shared, **values}
@@ -220,6 +222,7 @@ def score_episodes(
                     predicted=np.stack([p[t] for p in predicted]),
                     loss=np.array([loss[t] for loss in losses]),
                     confidence=np.stack([c[t] for c in confidence]),
+                    rows=rows[t],
                 )
             )
     return out
@@ -274,6 +277,7 @@ def score_means(
                 predicted=predictions(scores, target)[None].cpu().numpy(),
                 loss=np.array([float(F.cross_entropy(scores.double(), target))]),
                 confidence=confidences(scores)[None].cpu().numpy(),
+                rows=episode.query.rows,
             )
         )
     return out

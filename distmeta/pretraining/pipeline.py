@@ -47,6 +47,9 @@ class Pipeline:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # a string will do
+
     def __repr__(self) -> str:
         stages = ", ".join(f"{name} {stage['state']}" for name, stage in self.stages.items())
         return f"Pipeline({self.path}; {stages})"

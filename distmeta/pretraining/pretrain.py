@@ -41,6 +41,9 @@ class Pretrained:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # a string will do
+
     def __repr__(self) -> str:
         if not self.is_finished:
             return f"Pretrained({self.path}; not finished yet)"

@@ -28,6 +28,9 @@ class Search:
     path: Path
     metric: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # a string will do
+
     def __repr__(self) -> str:
         best = self.best
         result = f"{self.metric} {score(best)} by {best['params'] or best['kind']}" if best else "none was scored"

@@ -40,6 +40,9 @@ def test_evaluation_has_the_design_s_shape(words_csv, tmp_path):
     for name, less in found.details["differences"].items():
         ours, theirs = (found.methods[method]["accuracy"]["mean"] for method in ("meta_trained", name))
         assert less["accuracy"]["mean"] == pytest.approx(ours - theirs) and less["accuracy"]["tasks"] == 2
+    examples = found.details["meta_trained"]["examples"]
+    lines = words_csv.read_text().splitlines()
+    assert examples and all(f"{one['text']},{one['label']},{one['task']}" in lines for one in examples)
     found.save(tmp_path)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == found.methods
     assert list(setting.methods(eval={"baselines": False}).methods) == ["meta_trained"]

@@ -9,6 +9,7 @@ import torch
 from evaluated import Setting
 
 from distmeta.evaluation import metrics
+from distmeta.evaluation.examples import examples
 from distmeta.evaluation.scoring import (
     Scored,
     Scoring,
@@ -102,6 +103,15 @@ def test_scores_that_are_no_numbers_are_wrong_predictions():
     scored = Scored("t", ("a", "b", "c"), labels[0].numpy(), predicted, np.array([nan]), sure.numpy())
     assert summarise([scored])["accuracy"]["mean"] == 0.25
     assert details([scored], False)["diverged"] == 1
+
+
+def test_examples_are_the_most_certain_mistakes_and_some_that_are_right():
+    labels, predicted = np.zeros(12, np.int64), np.array([[1] * 7 + [0] * 5])
+    sure = np.arange(12)[None] / 20
+    episode = Scored("t", ("a", "b"), labels, predicted, np.array([0.1]), sure, rows=np.arange(12))
+    shown = examples([episode, episode], lambda row: f"text {row}")
+    assert [one["text"] for one in shown] == [f"text {row}" for row in (6, 5, 4, 3, 2, 7, 8, 9, 10, 11)]
+    assert shown[0] == {"task": "t", "text": "text 6", "label": "a", "predicted": "b", "confidence": 0.3}
 
 
 def test_summary_is_the_mean_of_episodes():

@@ -66,6 +66,9 @@ def made(place, **changes):
             "settings": {"split": "test", "episodes": 8, "seed": 0, "inner_steps": 2},
             "meta_trained": {
                 "diverged": 0, "per_class": per_class,
+                "examples": [
+                    {"task": "good", "text": HOSTILE, "label": "yes", "predicted": "no", "confidence": 0.8765},
+                ],
                 "confusion": {"labels": [HOSTILE, "yes"], "rows_are_labels": [[3, 1], [0, 4]]},
                 "per_task": {HOSTILE: {"accuracy": {**other, "episodes": 5}}, "good": {"accuracy": score}},
             },

@@ -6,8 +6,9 @@ import distmeta
 
 
 def test_a_run(tmp_path):
-    run = distmeta.Run(tmp_path)
+    run = distmeta.Run(str(tmp_path))
     assert repr(run) == f"Run({tmp_path}; not evaluated yet)" == run._repr_html_()
+    assert run.path == tmp_path
     score = {"mean": 0.5, "low": 0.25, "high": 0.75}
     (tmp_path / "evaluation.json").write_text(json.dumps({"meta_trained": {"accuracy": score}}))
     details = {"settings": {"split": "test", "episodes": 7}}
@@ -19,7 +20,7 @@ def test_a_run(tmp_path):
 
 
 def test_a_search(tmp_path):
-    search = distmeta.Search(tmp_path, "accuracy")
+    search = distmeta.Search(str(tmp_path), "accuracy")
     row = {"number": 0, "kind": "search", "params": {"inner.lr": 0.1}, "value": 0.5, "low": 0.25, "high": 0.75,
            "status": "completed", "reason": "", "seconds": 2.0, "adapt_steps": 1, "meta_steps": 9}  # fmt: skip
     search.__dict__["trials"] = [row, row | {"number": 1, "value": None, "status": "failed", "reason": "<no memory>"}]
@@ -32,9 +33,9 @@ def test_a_search(tmp_path):
 
 
 def test_pretraining_and_a_pipeline(tmp_path):
-    assert repr(distmeta.Pretrained(tmp_path)).endswith("; not finished yet)")
+    assert repr(distmeta.Pretrained(str(tmp_path))).endswith("; not finished yet)")
     summary = {"train": {"perplexity": {"before": 200.0, "after": 35.5}}}
     (tmp_path / "pretraining.json").write_text(json.dumps(summary))
     assert repr(distmeta.Pretrained(tmp_path)) == f"Pretrained({tmp_path}; train perplexity 200.00 -> 35.50)"
     (tmp_path / "pipeline.json").write_text(json.dumps({"corpus": {"state": "done"}, "pretrain": {"state": "skipped"}}))
-    assert repr(distmeta.Pipeline(tmp_path)) == f"Pipeline({tmp_path}; corpus done, pretrain skipped)"
+    assert repr(distmeta.Pipeline(str(tmp_path))) == f"Pipeline({tmp_path}; corpus done, pretrain skipped)"

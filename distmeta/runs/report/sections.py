@@ -222,6 +222,7 @@ def classes(run: RunFiles) -> Section:
     blocks: list[Block] = [Table(caption, ["class", *keys], rows[:SHOWN])]
     if len(rows) > SHOWN:
         blocks.append(Folded(f"The other {len(rows) - SHOWN}", [Table("The others", ["class", *keys], rows[SHOWN:])]))
+    blocks += some_examples(ours.get("examples", []))
     if "confusion" not in ours:
         return Section(title, [*blocks, Text("Episodes have classes of their own: there is no one confusion matrix.")])
     labels, counts = ours["confusion"]["labels"], np.array(ours["confusion"]["rows_are_labels"])
@@ -237,6 +238,13 @@ def classes(run: RunFiles) -> Section:
     caption = "Confusion matrix: rows are labels, columns predictions, numbers query examples, shades shares of a row."
     rows = [[name, *map(str, line)] for name, line in zip(labels, counts.tolist(), strict=True)]
     return Section(title, [*blocks, Table(caption, ["label", *labels], rows, shades=shares.tolist())])
+
+
+def some_examples(examples: list[dict[str, Any]]) -> list[Block]:
+    """Query examples beside what the model says of them; none in a run of before these were kept."""
+    rows = [[one["task"], one["text"], one["label"], one["predicted"], f"{one['confidence']:.3f}"] for one in examples]
+    caption = "Some query examples: the mistakes that the model is most certain of, and some that are right"
+    return [Table(caption, ["task", "text", "label", "predicted", "confidence"], rows)] if rows else []
 
 
 def time(run: RunFiles) -> Section:

@@ -100,6 +100,7 @@ def check(config: Config) -> None:
             "would adapt; set model.head=linear, or inner.adapt=all or lora"
         )
     check_augment(config)
+    check_sizes(config)
     if config.task.family != "classes" and config.task.ways is not None:
         raise ValueError(f"task.ways belongs to task.family=classes; {config.task.family} has no number of ways to set")
     if config.task.family == "text_to_text":
@@ -212,6 +213,26 @@ def check_labels(config: Config) -> None:
             f"task.shots = {config.task.shots}: with inner.steps above 0 the inner loss is on examples whose class an "
             "earlier one has: at least 2, or algorithm=in_context, which has no inner loop"
         )
+
+
+def check_sizes(config: Config) -> None:
+    """Raises ValueError where training episodes cannot be of several sizes."""
+    task, least = config.task, config.task.least_ways
+    alone = config.model.head == "context" and config.inner.steps > 0
+    for refused, key, value, mend in (
+        (least is not None and task.family != "classes", "ways", least,
+         f"task.family = {task.family} has no number of ways to set; leave it out"),
+        (least is not None and task.labels == "head", "ways", least,
+         "the head of this model has one number of outputs; set task.labels=letters or words, or leave it out"),
+        (least is not None and least > (task.ways or 5), "ways", least,
+         f"more than task.ways = {task.ways or 5}; lower it"),
+        (task.least_shots is not None and task.least_shots > task.shots, "shots", task.least_shots,
+         f"more than task.shots = {task.shots}; lower it"),
+        (task.least_shots == 1 and (alone or task.augment.mix > 0), "shots", 1,
+         "the inner loss in context, and task.augment.mix, need a second example of a class; set 2, or leave it out"),
+    ):  # fmt: skip
+        if refused:
+            raise ValueError(f"task.least_{key} = {value}: {mend}")
 
 
 SECRET = 1 << 32  # a smaller run.seed can be tried out

@@ -180,6 +180,13 @@ class TaskConfig(Section):
     ways: int | None = Field(None, ge=2, description="family classes: classes in an episode")
     shots: int = Field(5, ge=1, description="support examples of each class (text_to_text: of a task)")
     queries: int = Field(10, ge=1, description="query examples of each class (text_to_text: of a task)")
+    least_ways: int | None = Field(
+        None, ge=2, description="task.labels=letters or words: fewest classes in a training episode, each having a "
+        "number of them from this to `ways`, by its key; null: all have `ways`"
+    )  # fmt: skip
+    least_shots: int | None = Field(
+        None, ge=1, description="likewise fewest support examples of each class in a training episode; null: `shots`"
+    )
     instructions: bool = Field(True, description="family text_to_text: put the task's instruction before the input")
     labels: Literal["head", "letters", "words"] = Field(
         "head", description="how a class is named: head: by an output of the model's head; letters: by a letter that a "
@@ -460,4 +467,5 @@ class Config(Section):
         """This configuration, with `task` as meta-validations and evaluations draw episodes."""
         named = {key: getattr(self.eval, key) for key in ("ways", "shots", "queries")}
         changed = {key: value for key, value in named.items() if value is not None}
+        changed |= {"least_ways": None, "least_shots": None}
         return self.model_copy(update={"task": self.task.model_copy(update=changed)})

@@ -29,6 +29,7 @@ from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.build import build_model, check_format
 from distmeta.models.compression import restore
+from distmeta.models.context import sequence_of
 from distmeta.models.labels import LabelModel
 from distmeta.models.language import LanguageModel
 from distmeta.models.prefix import fixed_prefix
@@ -296,7 +297,9 @@ def read_tokens(model: TaskModel, support: Support, config: Config, pad_id: int)
     """The tokens of a support set, in the order in which a model that reads it does."""
     parts = collate([support.rows], config.inner.buckets, pad_id)
     batches, _ = model.sets(parts, [], "cpu", False, [support.labels])
-    return [token for batch in batches for token in batch.input_ids[batch.keep > 0].tolist()]
+    ids, kept = sequence_of(batches)
+    found: list[int] = ids[kept > 0].tolist()
+    return found
 
 
 def load_adapted(path: str | Path) -> AdaptedModel:

@@ -24,6 +24,7 @@ class TextBatch:
     labels: Tensor  # int64 [T, n]
     total: int  # rows of a task over all the parts of its set: losses of parts add up to a mean
     store_rows: NDArray[np.int64]  # [N]: which example of the task store
+    order: Tensor | None = None  # int64 [T, n]: each row's place in its set's own order; None: as they are
     ways: Tensor | None = None  # int64 [T, C]: the number, among all classes of the data, of each of a task's classes
     # Family text_to_text: the answers' tokens, int64 [N, M], -100 beyond their ends, and the place before each of them
     answer: Tensor | None = None
@@ -46,7 +47,9 @@ class TextBatch:
         names = ("input_ids", "keep", "positions", "last", "answer", "answer_at")
         own = {name: value[index] for name in names if (value := getattr(self, name)) is not None}
         labels = self.labels.flatten()[index].unsqueeze(0)
-        return replace(self, **own, mask=mask, labels=labels, store_rows=self.store_rows[index.cpu().numpy()])
+        return replace(
+            self, **own, mask=mask, labels=labels, order=None, store_rows=self.store_rows[index.cpu().numpy()]
+        )
 
 
 def to_batch(part: Mapping[str, Any], device: torch.device | str, causal: bool) -> TextBatch:
@@ -74,6 +77,7 @@ def to_batch(part: Mapping[str, Any], device: torch.device | str, causal: bool) 
         labels=torch.as_tensor(part["labels"], dtype=torch.int64).to(device),
         total=int(part["total"]),
         store_rows=np.asarray(part["store_rows"], dtype=np.int64).reshape(rows),
+        order=torch.as_tensor(part["rows"], dtype=torch.int64).to(device) if "rows" in part else None,
     )
 
 

@@ -1,8 +1,8 @@
 """A decoder that learns in context: its keys and values over the support set are what it knows of the task.
 
-The support set is one sequence of texts, each with its label's embedding; a query's text reads it and itself, and no
-other query's. So the support set is run once, however many queries there are, and what it leaves is a dictionary of
-tensors like any other adapted weights.
+The support set is one sequence of texts in its own order, which is the episode's or the one that was given, each with
+its label's embedding; a query's text reads it and itself, and no other query's. So the support set is run once, however
+many queries there are, and what it leaves is a dictionary of tensors like any other adapted weights.
 
     direct    text, label, text, label, ... | text, ask      the state at `ask` is classified: p(label | text)
     channel   label, text, label, text, ... | label, text    each label is tried: p(text | label), by the model's own
@@ -69,6 +69,7 @@ def read(
     """Keys and values of each layer, [T, heads, S, d], and which of the S positions hold a token, [T, S]."""
     embedded: list[Tensor] = []
     kept: list[Tensor] = []
+    orders: list[Tensor] = []
     for batch in support:
         tasks, rows = batch.labels.shape
         text = embed(batch.input_ids).view(tasks, rows, batch.input_ids.shape[1], -1)
@@ -77,17 +78,39 @@ def read(
         one = torch.ones_like(keep[:, :, :1])
         embedded.append(torch.cat([label, text] if channel else [text, label], 2).flatten(1, 2))
         kept.append(torch.cat([one, keep] if channel else [keep, one], 2).flatten(1, 2))
-    return keep_states(run, torch.cat(embedded, 1), torch.cat(kept, 1))
+        orders.append(token_order(batch, len(orders), keep.shape[2] + 1))
+    return keep_states(run, *in_order(torch.cat(embedded, 1), torch.cat(kept, 1), torch.cat(orders, 1)))
 
 
 def read_rows(run: Run, embed: Embed, support: Sequence[TextBatch]) -> dict[str, Tensor]:
     """As `read`, of rows that hold their own answers (family text_to_text)."""
-    embedded, kept = [], []
-    for batch in support:
-        tasks, rows = batch.labels.shape
-        embedded.append(embed(batch.input_ids).view(tasks, rows * batch.input_ids.shape[1], -1))
-        kept.append(batch.keep.view(tasks, -1))
-    return keep_states(run, torch.cat(embedded, 1), torch.cat(kept, 1))
+    ids, kept = sequence_of(support)
+    return keep_states(run, embed(ids), kept)
+
+
+def sequence_of(support: Sequence[TextBatch]) -> tuple[Tensor, Tensor]:
+    """The tokens of a support set's rows, one after another in their own order, and which hold one, [T, S]."""
+    tasks = len(support[0].labels)
+    ids, kept = (torch.cat([x.view(tasks, -1) for x in of], 1)
+                 for of in ([b.input_ids for b in support], [b.keep for b in support]))  # fmt: skip
+    orders = [token_order(batch, i, batch.input_ids.shape[1]) for i, batch in enumerate(support)]
+    return in_order(ids, kept, torch.cat(orders, 1))
+
+
+def token_order(batch: TextBatch, part: int, length: int) -> Tensor:
+    """The place of each token's row in its set, [T, n length]; of rows without one, after the parts before."""
+    order = batch.order
+    if order is None:
+        order = torch.arange(batch.labels.shape[1], device=batch.labels.device).expand_as(batch.labels) + (part << 32)
+    return order.unsqueeze(2).expand(-1, -1, length).flatten(1)
+
+
+def in_order(tokens: Tensor, kept: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens [T, S] or [T, S, D] and which are kept [T, S], by their rows' places [T, S]; padding goes to the end."""
+    place = torch.where(kept > 0, order, torch.iinfo(order.dtype).max).argsort(stable=True, dim=1)
+    place = place[:, : int(kept.sum(1).max())]
+    at = place if tokens.dim() == 2 else place.unsqueeze(2).expand(-1, -1, tokens.shape[2])
+    return tokens.gather(1, at), kept.gather(1, place)
 
 
 def keep_states(run: Run, embedded: Tensor, keep: Tensor) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ CASES = {
     "words in context": {
         "algorithm": "in_context",
         "inner": {"adapt": "lora", "steps": 0},
-        "task": {"labels": "words"},
+        "task": {"labels": "words", "least_shots": 1},
         "eval": {"normalise": "unconditional", "baselines": False},
     },
     "words by gradients": {
@@ -128,7 +128,7 @@ def test_an_answer_in_words_that_is_learnt_in_context_is_exported_with_its_suppo
     answer = by_card(out, monkeypatch)["answer"]
     inputs = ["a hot thing", "cold", "so flat"]
     assert [answer(text) for text in inputs] == [one["text"] for one in adapted.predict(inputs)]
-    assert json.loads((out / "context.json").read_text())["text"] == "hot\nred</s>a cold thing\nblue</s>"
+    assert json.loads((out / "context.json").read_text())["text"] == "a cold thing\nblue</s>hot\nred</s>"
     state = {key: value for key, value in adapted.state.items() if key != "context"}
     dataclasses.replace(adapted, state=state).save(tmp_path / "older")
     with pytest.raises(InputError, match="adapt to that again"):
@@ -160,6 +160,11 @@ def test_a_letter_means_another_label_in_another_episode(folder):
         ({"task": {"augment": {"token_dropout": 0.1}, "labels": "letters"}}, "task.augment = on"),
         ({"cluster": {"episode": "group"}}, "cluster.episode = group|group"),
         ({"model": {"head": "context"}, "task": {"shots": 1}}, "task.shots = 1: with inner.steps above 0"),
+        ({"model": {"head": "context"}, "task": {"least_shots": 1}}, "task.least_shots = 1: the inner loss in context"),
+        ({"task": {"least_shots": 3}}, "task.least_shots = 3: more than task.shots = 2; lower it"),
+        ({"task": {"least_ways": 2}}, "task.least_ways = 2: task.family = domain has no number of ways"),
+        ({"task": {"family": "classes", "least_ways": 6}}, "task.least_ways = 6: more than task.ways = 5"),
+        ({"task": {"family": "classes", "least_ways": 2, "labels": "head"}}, "the head of this model has one number"),
     ],
 )
 def test_what_letters_do_not_go_with_is_refused(folder, sections, line):

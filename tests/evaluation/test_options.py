@@ -31,13 +31,12 @@ def test_an_option_has_the_probability_that_transformers_gives_its_words(folder,
     whole, stock = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     tokenizer = _tokenizer(folder / "tokenizer.json")
     model = build_model(config, len(stock), PAD, 1)
-    support = [Record("a saw", ("no",), instruction="is it fruit"), Record("a big fig", ("yes",))]
+    support = [Record("a big fig", ("yes",)), Record("a saw", ("no",), instruction="is it")]
     params, before = dict(model.fast), ""
     if head == "context":
         rows = collate([support_rows(support, tokenizer, config)], 1, PAD)
         params |= model.read_support(params, model.batches(rows, "cpu"))
-        ordered = sorted(support, key=lambda r: len(r.prompt() + r.answers[0]))
-        before = "".join(f"{record.prompt()}\n{record.answers[0]}</s>" for record in ordered)
+        before = "".join(f"{record.prompt()}\n{record.answers[0]}</s>" for record in support)
 
     def likelihoods(prompt, option):
         ids, more = (stock(t, add_special_tokens=False).input_ids for t in (prompt + "\n", option + "</s>"))

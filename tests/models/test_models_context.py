@@ -57,9 +57,12 @@ def by_hand(model, params, support, query, kind):
             for ids, keep, label in zip(batch.input_ids, batch.keep, batch.labels.flatten(), strict=True):
                 yield ids[keep > 0], int(label)
 
+    # The support set stands in its own order, whatever parts its rows are in.
+    own = torch.cat([batch.order.flatten() for batch in support]).argsort().tolist()
+    rows = list(texts(support))
     prompt = [
         torch.cat([labels[y : y + 1], table[x]] if kind == "channel" else [table[x], labels[y : y + 1]])
-        for x, y in texts(support)
+        for x, y in (rows[i] for i in own)
     ]
     out = []
     for x, _ in texts(query):

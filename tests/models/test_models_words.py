@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distmeta.errors import InputError
-from distmeta.evaluation.scoring import Scoring, load_group, score_episodes
+from distmeta.evaluation.scoring import Scoring, group_episodes, load_group, score_episodes
 from distmeta.inner import InnerLoop
 from distmeta.learner.gradients import load_parts
 from distmeta.models.build import build_model
@@ -155,6 +155,26 @@ def test_scores_do_not_depend_on_the_tasks_and_tokens_that_are_scored_at_once(fo
     alone = [scored(setting, [episode])[0] for episode in episodes]
     for a, b in zip(together, alone, strict=True):
         assert a.loss == pytest.approx(b.loss, abs=1e-5) and (a.predicted == b.predicted).all()
+
+
+def test_training_episodes_may_have_any_number_of_classes_and_shots_and_evaluation_has_its_own(folder):
+    setting = Setting(folder, **IN_CONTEXT, task={"ways": 4, "least_ways": 2, "shots": 3, "least_shots": 1})
+    episodes = setting.episodes(40)
+    ways = [len(episode.label_names) for episode in episodes]
+    shots = [len(episode.support.labels) // w for episode, w in zip(episodes, ways, strict=True)]
+    assert set(zip(ways, shots, strict=True)) == {(w, s) for w in (2, 3, 4) for s in (1, 2, 3)}
+    for episode, w, s in zip(episodes, ways, shots, strict=True):
+        assert (np.bincount(episode.support.labels) == s).all() and (np.bincount(episode.query.labels) == 2).all()
+        assert len(np.unique(np.concatenate([episode.support.rows, episode.query.rows]))) == w * (s + 2)
+    again = sample_episode(setting.store, setting.config.task, 0, "train", 7)
+    assert again.support.rows.tolist() == episodes[7].support.rows.tolist()
+    fixed = setting.config.of_evaluation().task
+    sizes = {len(sample_episode(setting.store, fixed, 0, "train", i).support.labels) for i in range(10)}
+    assert sizes == {12}
+    groups = group_episodes(episodes[:12], 4)
+    for group in groups:
+        _, (batch,) = load_group(group, setting.model, setting.config, setting.store.pad_id, CPU, training=True)
+        assert torch.isfinite(setting.model.loss(setting.values, batch)).all()
 
 
 def random_parts(rng, tasks, counts, classes):

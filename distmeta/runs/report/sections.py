@@ -93,21 +93,26 @@ def splits(run: RunFiles) -> Section:
     return Section(title, blocks)
 
 
+def spread(least: int | None, most: int | None) -> str:
+    """A number, or the two that it lies between."""
+    return str(most) if least is None else f"{least} to {most}"
+
+
 def setting(config: Config) -> list[list[str]]:
     """The choices that matter most, in words."""
     model, data, task, inner, outer = config.model, config.data, config.task, config.inner, config.outer
     sizes = ", ".join(f"{key} {value}" for key, value in model.config.items())
     paths = [data.path] if isinstance(data.path, str) else data.path or [built_in(config)]
     sources = ", ".join(f"{name} ({source.path})" for name, source in (data.sources or {}).items())
-    ways = f"{config.ways} ways, " if config.ways else ""
+    ways = f"{spread(task.least_ways, config.ways)} ways, " if config.ways else ""
     zero = config.deepspeed["zero_optimization"]["stage"]
     return [
         ["name", config.run.name],
         ["algorithm", config.algorithm],
         ["model", f"{model.pretrained or f'new {model.architecture} ({sizes})'}, head {model.head}, {model.dtype}"],
         ["data", sources or ", ".join(paths)],
-        ["episodes", f"family {task.family}: {ways}{task.shots} support and {task.queries} query examples"
-                     + ("" if task.family == "text_to_text" else " a class")],
+        ["episodes", f"family {task.family}: {ways}{spread(task.least_shots, task.shots)} support and {task.queries} "
+                     "query examples" + ("" if task.family == "text_to_text" else " a class")],
         ["inner loop", f"{inner.steps} steps of {inner.optimizer} at {inner.lr:g} ({inner.schedule}), learn_lr "
                        f"{inner.learn_lr}, adapts {inner.adapt}"],
         ["outer loop", f"{outer.optimizer} at {outer.lr:g} ({schedule_of(config)[0]}), meta-batches of "

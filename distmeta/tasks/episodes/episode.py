@@ -53,6 +53,7 @@ def sample_episode(
     """
     by = task.augment if augment else AugmentConfig()
     drawn = index - index % 2 if by.resplit else index  # the episode whose rows these are
+    task = sized(task, Draws(seed, STREAMS["size"], drawn))
     draws = Draws(seed, SPLITS.index(split), drawn)
     groups = drawn_groups(store, task, split, draws)
     if only is not None:
@@ -82,3 +83,15 @@ def sample_episode(
     support = Rows(*changed, label[:cut], rows[:cut])
     query = Rows(tokens[middle:], offsets[cut:] - middle, label[cut:], rows[cut:])
     return Episode(index, choice.task, names, support, query)
+
+
+def sized(task: TaskConfig, draws: Draws) -> TaskConfig:
+    """`task` with the numbers of classes and shots of one episode, where they differ by episode."""
+    most = {"ways": task.ways or 5, "shots": task.shots}
+    least = {"ways": task.least_ways, "shots": task.least_shots}
+    if all(value is None for value in least.values()):
+        return task
+    fewer = {key: most[key] if value is None else value for key, value in least.items()}
+    more = draws.below(np.array([most[key] - fewer[key] + 1 for key in most]))
+    found = {key: fewer[key] + int(n) for key, n in zip(most, more, strict=True) if least[key] is not None}
+    return task.model_copy(update=found)

@@ -189,27 +189,23 @@ def evaluate(
 @app.command()
 def adapt(
     source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
-    support: Annotated[str, typer.Option(help="file of labelled examples")],
-    out: Annotated[Path, typer.Option(help="new directory for the adapted model")],
+    support: Annotated[str, typer.Option(help="file of labelled examples; with --each of many tasks")],
+    out: Annotated[
+        Path, typer.Option(help="new directory for the adapted model; with --each it holds one for each task")
+    ],
+    each: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN|file", help="a task for each value of this column, or for each file of --support"),
+    ] = None,
+    peft: Annotated[bool, typer.Option("--peft", help="write what PEFT loads, as `distmeta export` does")] = False,
     steps: Annotated[int | None, typer.Option(min=0, help="inner steps; default: as the run evaluates")] = None,
     checkpoint: Chosen = "best",
     as_json: Json = False,
 ) -> None:
-    """Adapt a meta-trained model to a new task from a few labelled examples."""
-    from distmeta.evaluation.adapt import adapt as fit
+    """Adapt a meta-trained model to a new task from a few labelled examples, or to many tasks at once."""
+    from distmeta.cli.adapting import adapt as fit
 
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: not empty; give a new directory for the adapted model")
-    adapted = fit(source, support, steps=steps, checkpoint=checkpoint)
-    adapted.save(out)
-    report = {"out": str(out), "labels": adapted.labels, "support_loss": adapted.inner_losses}
-    for line in adapted.warnings:
-        print(f"warning: {line}", file=sys.stderr)
-    if as_json:
-        print(json.dumps(report))
-    else:
-        path = " -> ".join(f"{x:.3f}" for x in adapted.inner_losses)
-        print(f"adapted to {', '.join(adapted.labels) or 'the task'}: support loss {path}\nsaved in {out}")
+    fit(source, support, out, each, peft, steps, checkpoint, as_json)
 
 
 @app.command()

@@ -25,7 +25,7 @@ from distmeta.evaluation.evaluate import load_model
 from distmeta.evaluation.scoring import split_meta, stack
 from distmeta.evaluation.texts import choose, support_rows, write
 from distmeta.inner import adapt as adapt_weights
-from distmeta.models.backbone import set_attention
+from distmeta.models.backbone import positions, set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.build import build_model, check_format
 from distmeta.models.compression import restore
@@ -166,8 +166,7 @@ def adapt(
     training reads. steps: inner steps; None: as the run evaluates. checkpoint: of a run, best (by eval.best; the newest
     where there is none), last, or a meta-step. Raises InputError.
     """
-    if steps is not None and steps < 0:
-        raise InputError(f"steps = {steps}: 0 or more inner steps; leave it out for as many as the run evaluates with")
+    check_steps(steps)
     saved = checkpoints.load(source, which=checkpoint)
     config = saved.config
     where = "support" if not isinstance(support, str | Path) else str(support)
@@ -176,12 +175,26 @@ def adapt(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, fast, shared, rates = on_device(saved, device)
     params, losses = fit(model, fast, shared, rates, [found], config, int(saved.state["pad_id"]), steps)[0]
-    state = kept_state(saved) | found.about
+    return adapted_model(saved, model, shared, found, params, losses)
+
+
+def check_steps(steps: int | None) -> None:
+    """Raises InputError for fewer than no steps."""
+    if steps is not None and steps < 0:
+        raise InputError(f"steps = {steps}: 0 or more inner steps; leave it out for as many as the run evaluates with")
+
+
+def adapted_model(
+    saved: checkpoints.Checkpoint, model: TaskModel, shared: Mapping[str, Tensor], support: Support,
+    params: Mapping[str, Tensor], losses: list[float],
+) -> AdaptedModel:  # fmt: skip
+    """What `fit` has made of a support set, as a model of its own."""
+    config, state = saved.config, kept_state(saved) | support.about
     if isinstance(model, LanguageModel) and model.reads_support:
-        state["context"] = read_tokens(model, found, config, int(saved.state["pad_id"]))
-    warnings = tuple(remarks(found, losses, tokenizer))
+        state["context"] = read_tokens(model, support, config, int(saved.state["pad_id"]))
+    warnings = tuple(remarks(support, losses, _tokenizer(saved.tokenizer_file)))
     adapted = {**without_pooled(shared), **params}
-    return AdaptedModel(config, found.labels, model, adapted, saved.tokenizer_file, state, losses, warnings)
+    return AdaptedModel(config, support.labels, model, adapted, saved.tokenizer_file, state, losses, warnings)
 
 
 def remarks(support: Support, losses: Sequence[float], tokenizer: Tokenizer) -> Iterator[str]:
@@ -273,6 +286,8 @@ def fit(
     device = next(iter({**fast, **shared}.values())).device
     parts, names = collate([s.rows for s in supports], config.inner.buckets, pad_id), [s.labels for s in supports]
     batches, _ = model.sets(parts, [], device, False, names)
+    if isinstance(model, LanguageModel) and model.reads_support:
+        check_length(model, batches, tasks)
     if not isinstance(model, LanguageModel) or not model.starts:
         batches = fixed_prefix(model, {**fast, **shared}, batches)
 
@@ -291,6 +306,17 @@ def fit(
     # what `start` computes has an axis of its own, of one task where it is alone
     own = {name: value if name in fast else value.unsqueeze(1) for name, value in params.items()}
     return [({n: v[t].clone() for n, v in own.items()}, result.inner_losses[t].tolist()) for t in range(tasks)]
+
+
+def check_length(model: LanguageModel, support: Sequence[TextBatch], tasks: int) -> None:
+    """Raises InputError for a support set, of T tasks, that is longer than the model reads."""
+    longest = int(torch.stack([batch.keep.view(tasks, -1).sum(1) for batch in support]).sum(0).max())
+    limit = positions(model.backbone)
+    if limit is not None and longest >= limit:
+        raise InputError(
+            f"support: its examples have {longest} tokens, and the model reads {limit} with the text that follows; "
+            "give fewer or shorter ones"
+        )
 
 
 def read_tokens(model: TaskModel, support: Support, config: Config, pad_id: int) -> list[int]:

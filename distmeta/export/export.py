@@ -29,7 +29,7 @@ from distmeta.algorithms.privacy import guarantee
 from distmeta.algorithms.rates import PREFIX
 from distmeta.config import Config
 from distmeta.errors import InputError
-from distmeta.evaluation.adapt import check_new, load_adapted
+from distmeta.evaluation.adapt import AdaptedModel, check_new, load_adapted
 from distmeta.evaluation.evaluate import load_model
 from distmeta.export.card import model_card
 from distmeta.export.compress import check_quantise, compressed, merged
@@ -112,18 +112,14 @@ def read(
     if (source / "adapted.json").is_file():
         if checkpoint != "best":
             raise InputError(f"--checkpoint {checkpoint}: {source} is an adapted model; leave --checkpoint out")
-        found = load_adapted(source)
-        about = {"meta_steps": found.state["meta_step"], "adapted": found.inner_losses}
-        values = {name: value.cpu() for name, value in found.params.items()}
-        state = {**found.state, "labels": []}
+        adapted = load_adapted(source)
+        found = of_adapted(adapted)
+        if not (merge or wanted or quantise):
+            return found
         base = restore(checkpoints.read_tensors(source, "base"))
-        saved = Checkpoint(source, found.config, state, values, {}, base)
-        labels, context = found.labels, found.state.pop("context", None)
-        if getattr(found.model, "reads_support", False) and context is None:
-            raise InputError(
-                f"export: {source} was adapted by an older version, which kept no text of its support set; adapt to "
-                "that again"
-            )
+        state = {**adapted.state, "labels": []}
+        saved = Checkpoint(source, found.config, state, dict(found.values), {}, base)
+        labels, about, context = found.labels, found.about, found.context
     else:
         saved = checkpoints.load(source, which=checkpoint)
         task = saved.config.task
@@ -140,6 +136,20 @@ def read(
         about |= _of_run(saved)
     about |= {key: saved.state[key] for key in ("compression", "merged") if key in saved.state}
     return Trained(saved.config, load_model(saved), saved.meta, labels, saved.tokenizer_file, about, context)
+
+
+def of_adapted(adapted: AdaptedModel) -> Trained:
+    """What an adapted model holds. Raises InputError for one that reads a support set of which it has no text."""
+    context = adapted.state.get("context")
+    if getattr(adapted.model, "reads_support", False) and context is None:
+        raise InputError(
+            f"export: {adapted.tokenizer_file.parent} was adapted by an older version, which kept no text of its "
+            "support set; adapt to that again"
+        )
+    about = {"meta_steps": adapted.state["meta_step"], "adapted": adapted.inner_losses}
+    about |= {key: adapted.state[key] for key in ("compression", "merged") if key in adapted.state}
+    values = {name: value.cpu() for name, value in adapted.params.items()}
+    return Trained(adapted.config, adapted.model, values, adapted.labels, adapted.tokenizer_file, about, context)
 
 
 def write(trained: Trained, out: Path) -> Path:

@@ -55,8 +55,8 @@ def likeliest(scores: Tensor) -> Tensor:
 def sampler(temperature: float, top_p: float, seed: int, device: torch.device) -> Pick:
     """A `Pick` that draws, the same for the same seed; at temperature 0 `likeliest`.
 
-    top_p: of the tokens in the order of their probability, the first that reach it together are drawn from, at least
-    one (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751).
+    top_p: of the tokens in the order of their probability, the first that reach it together are drawn from
+    (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751).
     """
     if temperature < GREEDY:
         return likeliest
@@ -67,7 +67,6 @@ def sampler(temperature: float, top_p: float, seed: int, device: torch.device) -
         if top_p < 1:
             ordered, tokens = chances.sort(dim=-1, descending=True, stable=True)
             before = ordered.cumsum(-1) - ordered
-            before[:, 0] = 0
             chances = torch.zeros_like(chances).scatter(-1, tokens, ordered.masked_fill(before >= top_p, 0))
         return torch.multinomial(chances, 1, generator=generator).squeeze(-1)
 

@@ -224,7 +224,7 @@ class LanguageModel(TaskModel):
         """Each task's part of its mean, over rows, of the mean cross-entropy of an answer's tokens, [T]; and of the
         share of its tokens that are the likeliest ones after the right ones before them, [T]."""
         losses, hits, counts = self.by_row(params, batch)
-        counts = counts.to(losses.dtype)
+        counts = counts.clamp(min=1).to(losses.dtype)  # a context of one example of each class asks for none
         return (losses / counts).sum(1) / batch.total, (hits / counts).sum(1) / batch.total
 
     def by_row(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,7 +26,6 @@ from distmeta.evaluation.adapt import (
     AdaptedModel,
     Support,
     default_steps,
-    fit,
     kept_state,
     likeliest,
     on_device,
@@ -34,12 +33,12 @@ from distmeta.evaluation.adapt import (
     tokenise,
     without_pooled,
 )
-from distmeta.evaluation.scoring import tasks_at_once
+from distmeta.evaluation.many import fit_each
 from distmeta.inner import Diverged
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.serve.tasks import Refused, Task, digest, digest_of_checkpoint
 from distmeta.tasks.episodes.collate import collate
-from distmeta.tasks.episodes.episode import Episode, Rows
+from distmeta.tasks.episodes.episode import Rows
 from distmeta.tasks.tokenizer import load_tokenizer
 
 MOST_ROWS = 32  # of a task in a batch of several; a request with more goes in parts
@@ -86,29 +85,23 @@ class Base:
     def adapt(self, several: Sequence[Asked]) -> list[Task | Exception]:
         """A task for each support set, or why there is none."""
         found: dict[int, Task | Exception] = {}
-        groups: dict[tuple[int, ...], list[tuple[int, Support]]] = {}
+        supports: dict[int, Support] = {}
         for i, asked in enumerate(several):
             try:
-                support = self._support(asked)
+                supports[i] = self._support(asked)
             except (InputError, Refused) as error:
                 found[i] = error
-                continue
-            ways = len(support.labels) if self.model.prototype_head or self.config.task.labels == "words" else 0
-            groups.setdefault((len(support.rows.labels), asked.steps, ways), []).append((i, support))
-        for (_, steps, _), group in groups.items():
-            most = min(self.batch_tasks, self._at_once([support for _, support in group]))
-            for at in range(0, len(group), most):
-                part = group[at : at + most]
-                numbers, supports = [i for i, _ in part], [support for _, support in part]
-                try:
-                    fitted = fit(
-                        self.model, self.fast, self.shared, self.rates, supports, self.config, self.pad_id, steps
-                    )
-                except Diverged as error:  # one task alone
-                    found[numbers[0]] = Refused(422, str(error))
-                    continue
-                for i, support, (params, losses) in zip(numbers, supports, fitted, strict=True):
-                    found[i] = self._task(several[i], support, params, losses)
+        numbers, read = list(supports), list(supports.values())
+        for place, fitted in fit_each(
+            self.model, self.fast, self.shared, self.rates, read, self.config, self.pad_id,
+            [several[i].steps for i in numbers], self.batch_tasks,
+        ):  # fmt: skip
+            i = numbers[place]
+            found[i] = (
+                Refused(422, str(fitted))
+                if isinstance(fitted, Diverged)
+                else self._task(several[i], read[place], *fitted)
+            )
         return [found[i] for i in range(len(several))]
 
     def predict(self, several: Sequence[tuple[Task, Sequence[str]]]) -> list[list[dict[str, Any]] | Exception]:
@@ -191,10 +184,6 @@ class Base:
             return Refused(422, f"the inner loop diverges on this support set: its losses are {losses}")
         about = {"labels": support.labels, "support_loss": losses, "steps": asked.steps, "rows": len(asked.rows)}
         return Task(asked.handle, self.checkpoint, about | support.about, params)
-
-    def _at_once(self, supports: Sequence[Support]) -> int:
-        episodes = [Episode(0, "", tuple(s.labels), s.rows, s.rows) for s in supports]
-        return tasks_at_once(self.model, self.config, episodes, self.device)
 
     def _alone(self, task: Task, texts: Sequence[str]) -> list[dict[str, Any]] | Exception:
         state = self.kept | {key: task.about[key] for key in ("answers",) if key in task.about}

@@ -238,7 +238,10 @@ def test_what_is_held_back_for_a_stop_sequence_leaves_when_it_is_none(base):
 
 
 def test_a_task_that_classifies_says_a_label(sources, tmp_path):
-    with asked(Base(sources("letters")), tmp_path) as (client, handle):
+    base = Base(sources("letters"))
+    (one_each,) = base.adapt([base.asked(serving.support(0, each=1))])
+    assert one_each.about["support_loss"] == [0.0]
+    with asked(base, tmp_path) as (client, handle):
         (expected,) = adapt(sources("letters"), serving.support(0)).predict(["so hot"])
         given = {"model": handle, "messages": [{"role": "user", "content": "so hot"}]}
         said = client.chat.completions.create(**given, temperature=0, logprobs=True, top_logprobs=2)
@@ -382,12 +385,13 @@ def test_answers_take_turns_and_beyond_the_room_they_wait(base, tmp_path, monkey
         next(long)
         with concurrent.futures.ThreadPoolExecutor() as pool:
             waits = pool.submit(lambda: streamed(client.completions.create(**given, n=2, max_tokens=2)))
-            while client.server.worker.waiting < 1:
+            while client.server.worker.streams < 2:
                 time.sleep(0.01)
             with pytest.raises(openai.InternalServerError, match="1 requests wait already") as refused:
                 client.completions.create(**given, max_tokens=2)
             assert refused.value.status_code == 503 and refused.value.code == "overloaded"
-            assert not waits.done()
+            time.sleep(0.3)  # in which it would be done
+            assert not waits.done() and client.server.worker.waiting == 1
             long.close()
             assert len(waits.result(60)[0]) == 2
 
@@ -397,7 +401,9 @@ def test_tokens_are_counted(narrow):
     before = client.server.metrics.registry.get_sample_value("distmeta_tokens_total", {"kind": "completion"}) or 0
     usage = client.completions.create(model=handle, prompt=["hot", "so cold"], max_tokens=3).usage
     count = client.server.metrics.registry.get_sample_value("distmeta_tokens_total", {"kind": "completion"})
-    assert count - before == usage.completion_tokens and usage.total_tokens > usage.completion_tokens > 1
+    prompts = len("Say it.\nhot\n") + len("Say it.\nso cold\n")
+    assert count - before == usage.completion_tokens > 1 and usage.prompt_tokens == prompts
+    assert usage.total_tokens == prompts + usage.completion_tokens
 
 
 def test_a_draw_follows_temperature_and_top_p():

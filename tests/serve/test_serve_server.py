@@ -120,6 +120,11 @@ def test_a_server_answers_and_ends(source, tmp_path):
         assert status == 200
         for one, own in zip(json.loads(body)["predictions"], expected, strict=True):
             assert one["probabilities"] == pytest.approx(own["probabilities"], abs=1e-5)
+        said = {"model": handle, "messages": [{"role": "user", "content": TEXTS[0]}], "temperature": 0, "stream": True}
+        status, body = request(port, "POST", "/v1/chat/completions", said, TOKEN)
+        first, done, _ = body.decode().split("\n\n")
+        assert status == 200 and done == "data: [DONE]"
+        assert json.loads(first.removeprefix("data: "))["choices"][0]["delta"]["content"] == expected[0]["label"]
         assert request(port, "GET", "/tasks/..%2f..%2fetc%2fpasswd", token=TOKEN)[0] == 404
         assert unannounced(port, 200_000) == 413
         with socket.create_connection(("127.0.0.1", port)) as silent:  # sends half of a request, and waits

@@ -1,0 +1,68 @@
+"""`distmeta adapt`: one task, or many, each to a directory of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from distmeta.errors import InputError
+from distmeta.evaluation.adapt import AdaptedModel
+from distmeta.evaluation.adapt import adapt as adapt_one
+from distmeta.evaluation.many import adapt_each, folder_name
+from distmeta.export.export import of_adapted, write
+from distmeta.runs import checkpoint as checkpoints
+
+
+def adapt(
+    source: str, support: str, out: Path, each: str | None, peft: bool, steps: int | None, checkpoint: str | int,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Adapt, save, and say so. Raises InputError; ArithmeticError where some of many tasks could not be adapted to."""
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: not empty; give a new directory for the adapted model")
+    if peft:
+        check_lora(source, checkpoint)
+    if each is None:
+        report = saved(adapt_one(source, support, steps=steps, checkpoint=checkpoint), out, peft)
+        print(json.dumps(report) if as_json else line(report))
+        return
+    reports, failed = {}, {}
+    for name, adapted in adapt_each(source, support, each, steps=steps, checkpoint=checkpoint):
+        if isinstance(adapted, str):
+            failed[name] = adapted
+            print(f"warning: {name}: {adapted}", file=sys.stderr)
+            continue
+        reports[name] = saved(adapted, out / folder_name(name), peft, f"{name}: ")
+        if not as_json:
+            print(f"{name}: {line(reports[name])}")
+    if as_json:
+        print(json.dumps({"out": str(out), "tasks": reports, "failed": failed}))
+    if failed:
+        raise ArithmeticError(
+            f"{len(failed)} of {len(failed) + len(reports)} tasks could not be adapted to: {', '.join(failed)}"
+        )
+
+
+def check_lora(source: str, checkpoint: str | int) -> None:
+    """Raises InputError for a run that adapts something else, before anything is loaded."""
+    adapts = checkpoints.read_config(checkpoints.resolve(source, checkpoint) / "config.yaml").inner.adapt
+    if adapts != "lora":
+        raise InputError(f"--peft writes LoRA adapters, and inner.adapt of {source} is {adapts}; leave --peft out")
+
+
+def saved(adapted: AdaptedModel, out: Path, peft: bool, where: str = "") -> dict[str, Any]:
+    """The report of an adapted model that is written to `out`."""
+    if peft:
+        write(of_adapted(adapted), out)
+    else:
+        adapted.save(out)
+    for warning in adapted.warnings:
+        print(f"warning: {where}{warning}", file=sys.stderr)
+    return {"out": str(out), "labels": adapted.labels, "support_loss": adapted.inner_losses}
+
+
+def line(report: dict[str, Any]) -> str:
+    path = " -> ".join(f"{x:.3f}" for x in report["support_loss"])
+    return f"adapted to {', '.join(report['labels']) or 'the task'}: support loss {path}\nsaved in {report['out']}"

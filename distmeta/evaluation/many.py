@@ -1,0 +1,144 @@
+"""Several new tasks at once: their support sets go through the base as batches with a task axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distmeta.config import Config, DataConfig
+from distmeta.errors import InputError
+from distmeta.evaluation.adapt import (
+    AdaptedModel,
+    Support,
+    adapted_model,
+    check_steps,
+    default_steps,
+    fit,
+    on_device,
+    read_support,
+)
+from distmeta.evaluation.scoring import tasks_at_once
+from distmeta.inner import Diverged
+from distmeta.models.task_model import TaskModel
+from distmeta.runs import checkpoint as checkpoints
+from distmeta.tasks.episodes.episode import Episode
+from distmeta.tasks.records import parse
+from distmeta.tasks.tokenizer import load_tokenizer
+
+Fitted = tuple[dict[str, Tensor], list[float]]  # adapted parameters, and the support loss after 0..K inner steps
+FILE = "file"  # of --each: a task for each file
+LONGEST_NAME = 200  # bytes
+
+
+def fit_each(
+    model: TaskModel,
+    fast: Mapping[str, Tensor],
+    shared: Mapping[str, Tensor],
+    rates: Mapping[str, Tensor],
+    supports: Sequence[Support],
+    config: Config,
+    pad_id: int,
+    steps: Sequence[int],
+    most: int,
+) -> Iterator[tuple[int, Fitted | Diverged]]:
+    """(number, what `fit` gives, or why it gives nothing) of each support set, `steps` of each, in any order.
+
+    Those of equal numbers of rows and steps, and of labels where the model needs it, go as one batch, `most` at most.
+    """
+    device = next(iter({**fast, **shared}.values())).device
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, support in enumerate(supports):
+        ways = len(support.labels) if model.prototype_head or config.task.labels == "words" else 0
+        groups.setdefault((len(support.rows.labels), steps[i], ways), []).append(i)
+    for (_, count, _), group in groups.items():
+        episodes = [Episode(0, "", tuple(supports[i].labels), supports[i].rows, supports[i].rows) for i in group]
+        together = min(most, tasks_at_once(model, config, episodes, device))
+        for at in range(0, len(group), together):
+            part = group[at : at + together]
+            try:
+                fitted = fit(model, fast, shared, rates, [supports[i] for i in part], config, pad_id, count)
+            except Diverged as error:  # one task alone
+                yield part[0], error
+                continue
+            yield from zip(part, fitted, strict=True)
+
+
+def adapt_each(
+    source: str | Path, support: str, each: str, *, steps: int | None = None, checkpoint: str | int = "best"
+) -> Iterator[tuple[str, AdaptedModel | str]]:
+    """`distmeta.adapt` to each task of `support`: (its name, the adapted model, or why there is none), as they come.
+
+    each: the column of `support` that names the tasks; or "file", where each file of it is a task by its name. Raises
+    InputError for a support set that cannot be used, before any is adapted to. All are one model, in turn: save or use
+    each before the next.
+    """
+    check_steps(steps)
+    saved = checkpoints.load(source, which=checkpoint)
+    tokenizer, pad_id = load_tokenizer(saved.tokenizer_file), int(saved.state["pad_id"])
+    sets = support_sets(support, each, saved.config)
+    for name in sets:
+        folder_name(name)
+    supports = {
+        name: read_support(rows, saved.config, saved.state, tokenizer, f"{support}, task {name}")
+        for name, rows in sets.items()
+    }
+    model, fast, shared, rates = on_device(saved, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    names, most = list(supports), len(supports) if model.in_context is None else 1
+    counts = [default_steps(saved.config) if steps is None else steps] * len(names)
+    several = list(supports.values())
+    for i, fitted in fit_each(model, fast, shared, rates, several, saved.config, pad_id, counts, most):
+        if isinstance(fitted, Diverged) or not all(map(math.isfinite, fitted[1])):
+            said = str(fitted) if isinstance(fitted, Diverged) else f"the inner loop diverges: losses {fitted[1]}"
+            yield names[i], said
+        else:
+            yield names[i], adapted_model(saved, model, shared, several[i], *fitted)
+
+
+def support_sets(support: str, each: str, config: Config) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each task, with the run's column names. Raises InputError."""
+    from distmeta.tasks.readers import find_sources, read_examples
+
+    data, words = config.data, config.task.family == "text_to_text"
+    found: dict[str, list[dict[str, Any]]] = {}
+    for source in find_sources(support):
+        if each == FILE:
+            family, columns = (
+                ("text_to_text", data) if words else ("classes", DataConfig(text=data.text, label=data.label))
+            )
+            name = PurePath(source.path).name.split(".")[0]
+            if name in found:
+                raise InputError(
+                    f"{source.name}: another file has the name '{name}' too; rename one, or use --each COLUMN"
+                )
+        else:
+            family = "text_to_text" if words else "domain"
+            chosen = data if words else DataConfig(text=data.text, label=data.label)
+            columns, name = chosen.model_copy(update={"task": each}), ""
+        for batch in read_examples([source], columns, family, settable=False, one_task=each == FILE):
+            rows = batch.to_pydict()
+            for i, text in enumerate(rows["text"]):
+                row = of_record(text, data) if words else {data.text: text, data.label: rows["label"][i]}
+                found.setdefault(name or rows["task"][i], []).append(row)
+    return found
+
+
+def of_record(line: str, data: DataConfig) -> dict[str, Any]:
+    """A record's line as a row of a support set."""
+    record = parse(line)
+    return {
+        data.input: record.input, data.target: list(record.answers), data.options: list(record.options) or None,
+        data.instruction: record.instruction or None,
+    }  # fmt: skip
+
+
+def folder_name(task: str) -> str:
+    """The directory of a task. Raises InputError for a name that can be none."""
+    name = task.replace("%", "%25").replace("/", "%2F")
+    if not name.strip() or name.startswith(".") or "\0" in name or len(name.encode()) > LONGEST_NAME:
+        raise InputError(f"task {task[:80]!r} cannot name a directory; rename it")
+    return name

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from .lists import Tensors, zeros_like
+from .lists import Tensors
 
 Named = dict[str, Tensor]
 Loss = Callable[[Named, Any], Any]
@@ -86,10 +86,11 @@ def gradient(
         wanted = leaves + shared_leaves if of_shared else leaves
         total = loss if weight is None else loss * weight
         total = total.sum() if problem.per_task else total
-        if total.requires_grad:
-            grads = list(torch.autograd.grad(total, wanted, create_graph=create_graph, materialize_grads=True))
-        else:
-            grads = zeros_like(wanted)
+        if not total.requires_grad:
+            raise ValueError(
+                "the loss depends on no parameter: it has no gradient, and nothing could be learnt from it"
+            )
+        grads = list(torch.autograd.grad(total, wanted, create_graph=create_graph, materialize_grads=True))
     return loss.detach(), _detached(aux), leaves + shared_leaves, grads
 
 

@@ -30,7 +30,7 @@ from distmeta.tasks.writing import write_store
 
 COLUMNS = ("text", "label", "task", "split")
 TEXT_COLUMNS = ("input", "target", "options", "instruction", "layout")
-FORMAT = 3  # part of every key: a change of what is written makes new stores
+FORMAT = 4  # part of every key: a change of what is written makes new stores
 
 
 def build_store(

@@ -134,7 +134,8 @@ class Encoder:
                 "before the answer leave no token for the prompt; raise model.max_tokens, or lower model.answer_tokens"
             )
         self._prompts.enable_truncation(room)
-        self._answers.enable_truncation(model.answer_tokens - 1)
+        self._longest = model.answer_tokens
+        self._answers.enable_truncation(self._longest)
 
     def prompts(self, texts: Sequence[str], counts: Counts | None = None) -> list[list[int]]:
         """Cut at their ends where they are too long. counts: what that loses is added to it."""
@@ -144,11 +145,12 @@ class Encoder:
         return [e.ids + self.boundary for e in encodings]
 
     def answers(self, texts: Sequence[str], counts: Counts | None = None) -> list[list[int]]:
-        """Cut at their ends where they are too long, each with the end token. counts: as in `prompts`."""
-        found = self._answers.encode_batch_fast(list(texts), add_special_tokens=False)
+        """Each with the end token; what is too long for that is cut, and does not end. counts: as in `prompts`."""
+        encodings = self._answers.encode_batch_fast(list(texts), add_special_tokens=False)
+        ended = [len(e.ids) < self._longest for e in encodings]
         if counts is not None:
-            counts.cut_answers += sum(bool(e.overflowing) for e in found)
-        return [[*e.ids, self.end] for e in found]
+            counts.cut_answers += ended.count(False)
+        return [[*e.ids, self.end] if whole else list(e.ids) for e, whole in zip(encodings, ended, strict=True)]
 
 
 def encode(

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from distmeta.errors import InputError
 from distmeta.tasks.build import build_store
+from distmeta.tasks.counts import Counts
 from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.records import Encoder, Record, parse
 from distmeta.tasks.store import open_store
@@ -135,8 +136,18 @@ def test_a_long_prompt_is_cut_and_its_boundary_and_answer_kept():
         encoder = Encoder(train_tokenizer(["a b c d e"] * 3, level, 300), config.model)
         short, long = encoder.prompts(["a b", " ".join("abcde" * 40)])
         assert len(long) == 12 and long[-1] == short[-1] and short[-1] not in short[:-1]
-        (answer,) = encoder.answers(["e d c b a e d c"])
-        assert len(answer) == 4 and answer[-1] == encoder.end
+        counts = Counts()
+        cut, whole = encoder.answers(["e d c b a e d c", "e d"], counts)
+        assert len(cut) == 4 and encoder.end not in cut  # a model is not taught to end there
+        assert whole[-1] == encoder.end and counts.cut_answers == 1
+
+
+def test_an_answer_that_fills_its_room_without_its_end_is_cut():
+    for tokens, is_cut in ((2, True), (3, False)):
+        config = small.config(architecture="gpt2", model={"max_tokens": 16, "answer_tokens": tokens})
+        counts = Counts()
+        (answer,) = Encoder(train_tokenizer(["a b c"] * 3, "word", 300), config.model).answers(["a b"], counts)
+        assert 0 < len(answer) <= tokens and bool(counts.cut_answers) is is_cut
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ class InnerConfig(Section):
     )  # fmt: skip
     budget_mb: float | None = Field(
         None, gt=0, description="memory: auto keeps graphs within this many megabytes: as many steps as fit, and where "
-        "one part of a step does not, layers are run again; null: 1024 on a CPU, a quarter of a GPU's memory"
+        "one part of a step does not, layers are run again; null: 768 on a CPU, a quarter of a GPU's memory"
     )  # fmt: skip
     buckets: int = Field(0, ge=0, description="length-sorted micro-batches of a set; 0: chosen by their cost")
     part_tokens: int = Field(

@@ -15,7 +15,7 @@ from distmeta.config import Config, InnerConfig
 from distmeta.models.batch import TextBatch
 from distmeta.models.task_model import TaskModel
 
-CPU_BUDGET_MB = 1024.0
+CPU_BUDGET_MB = 768.0
 GPU_SHARE = 0.25  # of a GPU's memory
 LEAST_TOKENS = 512  # of a part: fewer no longer keep a processor busy
 CPU_TOKENS = 4096  # and more make nothing faster on a CPU

@@ -73,7 +73,9 @@ def test_a_run_trains_evaluates_adapts_predicts_and_exports_by_names(case, folde
     adapted = adapt(tmp_path, SUPPORT)
     assert adapted.labels == ["warm", "cool", "even"]
     if in_context:
-        with pytest.raises(InputError, match="examples have .* tokens, and the model reads .*; give fewer or shorter ones"):
+        with pytest.raises(
+            InputError, match="examples have .* tokens, and the model reads .*; give fewer or shorter ones"
+        ):
             adapt(tmp_path, SUPPORT * 200)
     first = adapted.predict(TEXTS)
     assert all(sum(of["probabilities"].values()) == pytest.approx(1, abs=1e-5) for of in first)

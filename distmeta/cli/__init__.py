@@ -11,7 +11,19 @@ import typer
 
 from distmeta.cli.bench import bench
 from distmeta.cli.jobs import submit
-from distmeta.cli.words import Json, Loud, Quiet, Source, configured, note, shown, silent, split_source
+from distmeta.cli.words import (
+    Json,
+    Loud,
+    Quiet,
+    Source,
+    configured,
+    note,
+    of_base,
+    one_run,
+    shown,
+    silent,
+    split_source,
+)
 from distmeta.errors import InputError
 from distmeta.runs import interrupt
 
@@ -146,7 +158,13 @@ def tune(
 
 @app.command()
 def evaluate(
-    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN|CHECKPOINT", help="with --base: [RECIPE|FILE.yaml] [section.key=value ...]"),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL_DIR", help="score a pretrained model, never meta-trained, on a recipe")
+    ] = None,
     data: Annotated[list[str] | None, typer.Option(help="other data, in the run's columns; repeatable")] = None,
     episodes: Annotated[int | None, typer.Option(min=2, help="default: as the run's eval.episodes")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test tasks")] = "test",
@@ -163,13 +181,13 @@ def evaluate(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Score a checkpoint on few-shot episodes, with 95% intervals."""
+    """Score a checkpoint, or a pretrained model as it comes, on few-shot episodes, with 95% intervals."""
     from distmeta.evaluation.evaluate import evaluate as score
 
     paths: Any = data[0] if data and len(data) == 1 else data
     result = score(
-        source, paths, episodes, split=split, ways=ways, shots=shots, steps=steps, baselines=baselines,
-        checkpoint=checkpoint, say=silent if quiet else note,
+        of_base(source, base) if base else one_run(source), paths, episodes, split=split, ways=ways, shots=shots,
+        steps=steps, baselines=baselines, checkpoint=checkpoint, base=base, say=silent if quiet else note,
     )  # fmt: skip
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from distmeta.cli.words import configured, note
+from distmeta.cli.words import configured, note, of_base
 from distmeta.errors import InputError
 
 Address = Annotated[
@@ -84,6 +84,8 @@ def parsed(command: Any, verb: str, words: tuple[str, ...]) -> Any:
         raise InputError(f"submit {verb}: no such verb; {', '.join(sorted(known))}, or status, logs, stop")
     with command.commands[verb].make_context(f"distmeta {verb}", list(words)) as context:
         found = context.params
+    if verb == "evaluate":
+        return of_base(found["source"], found["base"]) if found["base"] else None
     if isinstance(found.get("source", ""), str):  # it takes no recipe, but a run, or nothing
         return None
     return configured(

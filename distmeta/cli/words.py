@@ -69,5 +69,23 @@ def configured(words: list[str] | None, more: Mapping[str, Any] | None = None, r
     return load_config(name or recipe, overrides + [f"{key}={value}" for key, value in (more or {}).items() if value])
 
 
+def one_run(words: list[str] | None) -> str:
+    """The run or checkpoint that a verb is given. Raises InputError for another number of words than one."""
+    if words and len(words) == 1:
+        return words[0]
+    more = next((word for word in words or [] if "=" in word), None)
+    if more is not None:
+        raise InputError(f"{more}: a key of a recipe goes with --base MODEL_DIR; a run is scored as it was trained")
+    raise InputError("evaluate: name one run or checkpoint, or a pretrained model by --base MODEL_DIR")
+
+
+def of_base(words: list[str] | None, base: str) -> Config:
+    """The configuration of the words after a verb, whose model is `base`. Raises InputError."""
+    chosen = [word for word in words or [] if word.startswith("model.pretrained=")]
+    if chosen:
+        raise InputError(f"{chosen[0]}: --base names the model, {base}; leave model.pretrained out")
+    return configured(words, {"model.pretrained": base})
+
+
 def note(line: str) -> None:
     print(line, file=sys.stderr)

@@ -152,14 +152,13 @@ def has_ended(run_dir: Path, config: Config) -> bool:
 def prepare_store(config: Config, display: Display | None = None) -> Path:
     """The token cache of the run's tasks, built if need be, and checked against what episodes ask of it."""
     from distmeta.models.trial import check_model
-    from distmeta.tasks.build import build_store, cache_directory
+    from distmeta.tasks.build import build_store, cache_directory, check_data
     from distmeta.tasks.families import check_feasible
     from distmeta.tasks.prompts import check_labels
     from distmeta.tasks.store import open_store
 
     data = config.data
-    if config.task.family == "classes" and data.path is None and data.sources is None:
-        raise InputError("task.family = classes needs data.path: files with a column text and a column label")
+    check_data(data, config.task)
     if config.cluster.storage and not (data.cache or os.environ.get("DISTMETA_CACHE")):
         data = data.model_copy(update={"cache": f"{config.cluster.storage}/cache"})  # samplers read it on other nodes
     path = build_store(data, config.task, config.model, progress=display.counted if display else None)

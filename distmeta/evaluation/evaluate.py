@@ -18,8 +18,9 @@ from torch import Tensor
 
 from distmeta import health
 from distmeta.algorithms.rates import inner_loop
-from distmeta.config import Config, with_changes
-from distmeta.config.consistency import check_ways
+from distmeta.config import Config, ConfigSource, config_of, with_changes
+from distmeta.config.consistency import check_used, check_ways
+from distmeta.config.paths import absolute
 from distmeta.errors import InputError, nearest
 from distmeta.evaluation.baselines import BASELINES, OF_BASE, Gather, Setting, main_of
 from distmeta.evaluation.examples import examples
@@ -148,7 +149,7 @@ def scorer(config: Config, store: TaskStore) -> Callable[..., list[Any]]:
 
 
 def evaluate(
-    source: str | Path,
+    source: ConfigSource | None,
     data: str | Sequence[str] | None = None,
     episodes: int | None = None,
     *,
@@ -158,6 +159,7 @@ def evaluate(
     ways: int | None = None,
     shots: int | None = None,
     checkpoint: str | int = "best",
+    base: str | Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Evaluate a checkpoint, or one of a run's, in this process, on its own data or on `data`.
@@ -166,16 +168,23 @@ def evaluate(
 
     split: train, validation or test tasks. steps: inner steps; None: as the run evaluates. ways, shots: of an episode;
     None: as the run trained. Other ways need a prototype head. `data` is read with the run's columns and tokenizer; all
-    of its tasks count as `split` unless it has a split column. Raises InputError.
+    of its tasks count as `split` unless it has a split column.
+
+    base: the directory or hub id of a pretrained model that was never meta-trained, which is then what is scored, on
+    the episodes of a run of the recipe, file or configuration `source` (None: the recipe `default`). There is no
+    meta_trained then: base_adapted is the model after the recipe's inner steps, base_in_context and base_zero_shot are
+    a language model with the support set before its eyes and without. Raises InputError.
     """
-    saved = checkpoints.load(source, which=checkpoint)
     asked = {"episodes": episodes, "baselines": baselines, "steps": steps, "ways": ways, "shots": shots}
     check_split(split)
-    try:
-        check_ways("ways", ways, saved.config)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    config = with_changes(saved.config, "eval", **asked)
+    if base is not None:
+        if data is not None:
+            raise InputError("data belongs to a run; with base give the recipe's own key: data.path=PATH")
+        return evaluate_base(str(base), source, asked, split, say)
+    if not isinstance(source, str | Path):
+        raise InputError("evaluate: name a run or a checkpoint; a configuration goes with base=MODEL_DIR")
+    saved = checkpoints.load(source, which=checkpoint)
+    config = with_asked(saved.config, asked)
     if data is not None:
         path = data if isinstance(data, str) else list(data)
         config = config.model_copy(
@@ -184,16 +193,57 @@ def evaluate(
             }
         )
     store = _store_of(saved, config, only=split if data is not None else None)
-    if split not in store.groups or len(store.groups[split].ids) == 0:
-        there = [name for name, groups in store.groups.items() if len(groups.ids)]
-        raise InputError(f"split = {split}: the data has no such tasks; it has {', '.join(there)}")
-    check_feasible(store, config.of_evaluation().task, [split])
+    check_tasks(store, config, split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(saved).to(device)
     meta = {name: value.to(device) for name, value in saved.meta.items()}
     result = evaluate_methods(model, meta, store, config, device, split=split, say=say)
     result.details["settings"]["meta_step"] = saved.step
     return result
+
+
+def evaluate_base(
+    base: str, source: ConfigSource | None, asked: Mapping[str, Any], split: str, say: Callable[[str], None]
+) -> Evaluation:
+    """Score the pretrained model `base`, never meta-trained, as a run of the configuration `source` is scored.
+
+    asked: keys of the section eval. Raises InputError.
+    """
+    from distmeta.tasks.build import build_store, check_data
+    from distmeta.tasks.store import open_store
+
+    before = config_of(source).model.pretrained
+    if before not in (None, base):
+        raise InputError(f"model.pretrained = {before}: base names the model, {base}; leave model.pretrained out")
+    config = absolute(with_asked(config_of(source, {"model": {"pretrained": base}}), asked))
+    check_used(config)
+    check_data(config.data, config.task)
+    store = open_store(build_store(config.data, config.task, config.model))
+    check_tasks(store, config, split)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    classes = config.ways or len(store.labels)
+    model = build_model(config, store.vocab_size, store.pad_id, classes, labels=len(store.labels)).to(device)
+    meta = {**model.fast, **model.shared}
+    result = evaluate_methods(model, meta, store, config, device, split=split, is_base=True, say=say)
+    result.details["settings"]["base"] = base
+    return result
+
+
+def with_asked(config: Config, asked: Mapping[str, Any]) -> Config:
+    """`config` with what is asked of its section eval. Raises InputError."""
+    try:
+        check_ways("ways", asked["ways"], config)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return with_changes(config, "eval", **asked)
+
+
+def check_tasks(store: TaskStore, config: Config, split: str) -> None:
+    """Raises InputError unless the store has tasks of the split, with enough examples for an episode."""
+    if split not in store.groups or len(store.groups[split].ids) == 0:
+        there = [name for name, groups in store.groups.items() if len(groups.ids)]
+        raise InputError(f"split = {split}: the data has no such tasks; it has {', '.join(there)}")
+    check_feasible(store, config.of_evaluation().task, [split])
 
 
 def check_split(split: str) -> None:

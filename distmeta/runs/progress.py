@@ -271,7 +271,7 @@ def evaluation_table(
 
     table = Table(title=title)
     table.add_column("method", no_wrap=True)
-    first, *others, by_steps = TEXT_COLUMNS if "token_f1" in methods["meta_trained"] else CLASS_COLUMNS
+    first, *others, by_steps = TEXT_COLUMNS if headline(methods) == "token_f1" else CLASS_COLUMNS
     others += [name for name in OPTION_COLUMNS if all(name in scores for scores in methods.values())]
     for column in (first, *others, "by inner steps" if by_steps == first else f"{by_steps} by inner steps"):
         heading = column.replace("_", " ").replace("f1", "F1").replace("rouge l", "ROUGE-L").replace("bleu", "BLEU")
@@ -291,7 +291,9 @@ def evaluation_table(
 
 def reach(details: dict[str, Any]) -> str:
     """One sentence: what the result says of tasks that were not scored; empty where the details do not tell."""
-    over, about = details.get("meta_trained", {}).get("over_tasks"), details.get("settings", {})
+    about = details.get("settings", {})
+    main = details.get(main_method(details), {})
+    over = main.get("over_tasks")
     if over:
         unit = "tasks" if "tasks" in over else "classes"
         return (
@@ -299,7 +301,7 @@ def reach(details: dict[str, Any]) -> str:
             f"[{over['low']:.3f}, {over['high']:.3f}]."
         )
     if about.get("tasks") == 1:
-        names = list(details["meta_trained"].get("per_task", {}))
+        names = list(main.get("per_task", {}))
         name = f" ({names[0]})" if names else ""
         return f"{about['rows']} rows of one task{name}: this says nothing about other tasks."
     return ""
@@ -307,25 +309,32 @@ def reach(details: dict[str, Any]) -> str:
 
 def headline(methods: dict[str, Any]) -> str:
     """The metric that methods are compared by."""
-    return "token_f1" if "token_f1" in methods["meta_trained"] else "accuracy"
+    return "token_f1" if "token_f1" in next(iter(methods.values())) else "accuracy"
+
+
+def main_method(details: dict[str, Any]) -> str:
+    """The method that an evaluation is of: meta_trained, or what was made of a model that never was."""
+    return str(details.get("settings", {}).get("method", "meta_trained"))
 
 
 def class_table(details: dict[str, Any], most: int = 20) -> Any:
-    """A rich table of the meta-trained model's scores of each class, or of the `most` that are hardest by F1.
+    """A rich table of the main method's scores of each class, or of the `most` that are hardest by F1.
 
     Where answers are words: some of them, beside what was accepted.
     """
     from rich.table import Table
 
-    if "answers" in details["meta_trained"]:
-        answers = Table(title="meta-trained model, some of its answers")
+    name = main_method(details)
+    main, model = details[name], "meta-trained model" if name == "meta_trained" else name
+    if "answers" in main:
+        answers = Table(title=f"{model}, some of its answers")
         for column in ("task", "input", "said", "accepted"):
             answers.add_column(column)
-        for one in details["meta_trained"]["answers"][:5]:
+        for one in main["answers"][:5]:
             answers.add_row(one["task"], cut(one["input"], 120), one["said"], " | ".join(one["accepted"][:3]))
         return answers
-    per_class = details["meta_trained"]["per_class"]
-    title = "meta-trained model, by class, over the query examples of all episodes"
+    per_class = main["per_class"]
+    title = f"{model}, by class, over the query examples of all episodes"
     if len(per_class) > most:
         per_class = dict(sorted(per_class.items(), key=lambda item: item[1]["f1"])[:most])
         title += f"; the {most} hardest"

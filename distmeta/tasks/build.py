@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
+from distmeta.errors import InputError
 from distmeta.tasks import mixture, questions, reviews, splits, tokenizer
 from distmeta.tasks.readers import read_examples
 from distmeta.tasks.sources import Source, find_sources
@@ -63,6 +64,12 @@ def build_store(
         write_store(spool, work, key, data, task, model, ready, labels, only, progress)
 
     return built(cache_directory(data) / key, fill)
+
+
+def check_data(data: DataConfig, task: TaskConfig) -> None:
+    """Raises InputError where the family has no built-in data, and none is given."""
+    if task.family == "classes" and data.path is None and data.sources is None:
+        raise InputError("task.family = classes needs data.path: files with a column text and a column label")
 
 
 def store_key(data: DataConfig, task: TaskConfig, model: ModelConfig) -> str:

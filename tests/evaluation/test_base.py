@@ -1,0 +1,200 @@
+"""A pretrained model that was never meta-trained, scored on a recipe's tasks: its answers are those of transformers."""
+
+import json
+
+import numpy as np
+import pytest
+import small
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from distmeta.cli import app
+from distmeta.cli.jobs import parsed
+from distmeta.errors import InputError
+from distmeta.evaluation.evaluate import evaluate
+from distmeta.tasks.build import build_store
+from distmeta.tasks.episodes import sample_episode
+from distmeta.tasks.records import parse
+from distmeta.tasks.store import open_store
+
+TEXT = {"algorithm": "fomaml", "inner": {"adapt": "lora", "steps": 2}}
+IN_CONTEXT = {"algorithm": "in_context", "inner": {"adapt": "lora", "steps": 0}}
+LETTERS = {"labels": "letters", "shots": 3, "queries": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    small.decoder(folder / "model")
+    small.write_domains(folder / "words.csv")
+    rows = [
+        {"input": f"{word} {'x' * (i % 3)}{i}", "target": f"{word[::-1]}{i % 2}", "task": f"t{t}",
+         "instruction": f"say it {t}"}
+        for t in range(8) for i in range(6) for word in [f"w{t}{i * i}"]
+    ]  # fmt: skip
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+class Plain:
+    """transformers alone."""
+
+    def __init__(self, folder):
+        self.model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+
+    def ids(self, text):
+        return torch.tensor([self.tokenizer(text, add_special_tokens=False).input_ids])
+
+    def answer(self, text, most):
+        ids = self.ids(text)
+        out = self.model.generate(ids, max_new_tokens=most, do_sample=False, attention_mask=torch.ones_like(ids))
+        return self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+    def loss(self, text, answer):
+        """The mean loss of the answer's tokens, its end among them."""
+        ids, before = self.ids(f"{text}{answer}</s>"), self.ids(text).shape[1]
+        with torch.no_grad():
+            logits = self.model(ids).logits[0, before - 1 : -1]
+        return float(F.cross_entropy(logits, ids[0, before:]))
+
+
+def text_config(folder, **sections):
+    task = {"family": "text_to_text", "shots": 3, "queries": 1}
+    model = {"max_tokens": 40, "answer_tokens": 6, "vocab_size": 8000}
+    outer, data = {"base": "freeze"}, {"path": str(folder / "rows.jsonl")}
+    return small.config(task=task, model=model, outer=outer, data=data, eval={"episodes": 6}, **sections)
+
+
+def episodes_of(folder, config, count):
+    config = config.model_copy(
+        update={"model": config.model.model_copy(update={"pretrained": str(folder / "model")})}
+    )  # fmt: skip
+    store = open_store(build_store(config.data, config.task, config.model))
+    return store, [sample_episode(store, config.task, 0, "test", i) for i in range(count)]
+
+
+@pytest.mark.parametrize("sections", [TEXT, IN_CONTEXT], ids=["adapts", "reads"])
+def test_answers_of_a_base_are_those_of_transformers_zero_shot_and_in_context(sections, folder):
+    """Support examples stand before the question in the order of their lengths."""
+    config, plain = text_config(folder, **sections), Plain(folder)
+    found = evaluate(config, base=folder / "model", baselines=False)
+    first = ["base_adapted"] if sections is TEXT else ["base_in_context"]
+    assert list(found.methods) == list(dict.fromkeys([*first, "base_zero_shot", "base_in_context"]))
+    store, episodes = episodes_of(folder, config, 6)
+    losses = {"base_zero_shot": [], "base_in_context": []}
+    for i, episode in enumerate(episodes):
+        order = np.argsort(np.diff(episode.support.offsets), kind="stable")
+        records = [parse(store.text(int(episode.support.rows[k]))) for k in order]
+        (asked,) = (parse(store.text(int(row))) for row in episode.query.rows)
+        before = "".join(f"{r.instruction}\n{r.input}\n{r.answers[0]}</s>" for r in records)
+        for name, context in (("base_zero_shot", ""), ("base_in_context", before)):
+            text = f"{context}{asked.instruction}\n{asked.input}\n"
+            told = found.details[name]["answers"][i]
+            assert (told["input"], told["said"]) == (asked.input, plain.answer(text, 6))
+            losses[name].append(plain.loss(text, asked.answers[0]))
+    for name, of in losses.items():
+        assert found.methods[name]["loss"]["mean"] == pytest.approx(np.mean(of), abs=1e-5)
+    assert found.methods["base_zero_shot"]["loss"]["mean"] != found.methods["base_in_context"]["loss"]["mean"]
+    if sections is TEXT:
+        curve = found.methods["base_adapted"]["loss"]["curve"]
+        assert len(curve) == 3 and curve[0] == pytest.approx(np.mean(losses["base_zero_shot"]), abs=1e-5)
+
+
+@pytest.mark.parametrize("style", ["plain", "chat"])
+def test_letters_of_a_base_are_those_of_transformers(style, folder):
+    task = {**LETTERS, "prompt": style}
+    config = small.config(
+        folder / "words.csv", task=task, model={"max_tokens": 90}, outer={"base": "freeze"}, eval={"episodes": 4},
+        **IN_CONTEXT,
+    )  # fmt: skip
+    plain = Plain(folder)
+    found = evaluate(config, base=folder / "model")
+    assert list(found.methods) == ["base_in_context"]  # without the support set a letter means nothing
+    store, episodes = episodes_of(folder, config, 4)
+    before_letter, after = (" ", "\n\n") if style == "plain" else ("", "</s>\n")
+    numbers = [int(plain.ids(f"{before_letter}{letter}")[0, 0]) for letter in "AB"]
+
+    def asked(text):
+        return f"Input: {text}\nLabel:" if style == "plain" else f"<s>user\n{text}</s>\n<s>assistant\n"
+
+    right, losses = [], []
+    for episode in episodes:
+        context = ""
+        for row, label in zip(episode.support.rows, episode.support.labels):
+            context += f"{asked(store.text(int(row)))}{before_letter}{'AB'[label]}{after}"
+        for row, label in zip(episode.query.rows, episode.query.labels):
+            with torch.no_grad():
+                among = plain.model(plain.ids(context + asked(store.text(int(row))))).logits[0, -1, numbers]
+            right.append(int(among.argmax()) == label)
+            losses.append(float(F.cross_entropy(among, torch.tensor(int(label)))))
+    assert found.methods["base_in_context"]["accuracy"]["mean"] == pytest.approx(np.mean(right))
+    assert found.methods["base_in_context"]["loss"]["mean"] == pytest.approx(np.mean(losses), abs=1e-5)
+
+
+def test_labels_in_their_own_words_are_scored_without_a_support_set_too(folder):
+    task = {**LETTERS, "labels": "words"}
+    sections = {"task": task, "model": {"max_tokens": 90}, "outer": {"base": "freeze"}, "eval": {"episodes": 4}}
+    read = evaluate(small.config(folder / "words.csv", **sections, **IN_CONTEXT), base=folder / "model")
+    assert list(read.methods) == ["base_in_context", "base_zero_shot"]
+    adapts = evaluate(small.config(folder / "words.csv", **sections, **TEXT), base=folder / "model", baselines=False)
+    assert list(adapts.methods) == ["base_adapted", "base_zero_shot"]
+    ours, same = (of.methods["base_zero_shot"]["loss"]["mean"] for of in (read, adapts))
+    assert ours == pytest.approx(same, abs=1e-5) and ours != read.methods["base_in_context"]["loss"]["mean"]
+
+
+def test_the_steps_that_are_asked_for_and_baselines_as_of_a_run(folder):
+    config = text_config(folder, **TEXT, run={"name": "x"})
+    found = evaluate(config, base=folder / "model", steps=1, episodes=3)
+    assert list(found.methods) == ["base_adapted", "base_zero_shot", "base_in_context", "fine_tuned"]
+    assert len(found.methods["base_adapted"]["loss"]["curve"]) == 2 and "differences" not in found.details
+    none = evaluate(config, base=folder / "model", steps=0, episodes=3, baselines=False)
+    assert list(none.methods) == ["base_zero_shot", "base_in_context"]
+    for name in none.methods:
+        assert none.methods[name] == found.methods[name]
+    head = small.config(folder / "words.csv", model={"head": "prototype", "max_tokens": 60}, eval={"episodes": 3})
+    assert list(evaluate(head, base=folder / "model").methods) == ["base_adapted", "no_adaptation", "fine_tuned",
+                                                                   "prototypes"]  # fmt: skip
+
+
+def test_the_command_line_scores_a_base_on_a_recipe(folder):
+    words = ["evaluate", "--base", str(folder / "model"), "llm", f"data.path={folder / 'words.csv'}", "task.shots=1",
+             "task.family=domain", "task.ways=null", "--episodes", "3"]  # fmt: skip
+    shown = CliRunner().invoke(app, [*words, "--json"])
+    assert list(json.loads(shown.stdout)) == ["base_in_context"], shown.output
+    table = CliRunner().invoke(app, words)
+    assert "base_in_context, by class" in table.stdout and "meta" not in table.stdout.lower()
+
+
+def test_what_does_not_go_with_a_base_is_refused(folder):
+    config, model = text_config(folder, **TEXT), folder / "model"
+    for asked, line in (
+        ({"data": "other.csv"}, "data belongs to a run; with base give the recipe's own key: data.path=PATH"),
+        ({"split": "tset"}, "split = tset"), ({"shots": 40}, "task.shots"), ({"ways": 3}, "ways = 3"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=line):
+            evaluate(config, base=model, **asked)
+    with pytest.raises(InputError, match="base names the model"):
+        evaluate({"model": {"pretrained": "gpt2"}}, base=model)
+    with pytest.raises(InputError, match="no such directory"):
+        evaluate(config, base=folder / "nothing" / "here")
+    with pytest.raises(InputError, match="name a run or a checkpoint; a configuration goes with base"):
+        evaluate(config)
+    for words, line in (
+        (["evaluate", "runs/x", "inner.lr=1"], "inner.lr=1: a key of a recipe goes with --base MODEL_DIR"),
+        (["evaluate"], "name one run or checkpoint, or a pretrained model by --base"),
+        (["evaluate", "--base", str(model), "llm", "model.pretrained=gpt2"], "--base names the model"),
+    ):
+        found = CliRunner().invoke(app, words)
+        assert isinstance(found.exception, InputError) and line in str(found.exception)
+
+
+def test_a_base_is_sent_to_a_cluster_with_what_its_recipe_says(folder):
+    import typer
+
+    words = ("--base", str(folder / "model"), "llm", "data.path=x.csv", "task.ways=3")
+    config = parsed(typer.main.get_command(app), "evaluate", words)
+    assert config.model.pretrained == str(folder / "model") and config.task.ways == 3
+    assert parsed(typer.main.get_command(app), "evaluate", ("runs/llm",)) is None

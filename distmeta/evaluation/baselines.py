@@ -15,6 +15,7 @@ letters that the episode draws, which would be chance.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from distmeta.evaluation.fine_tuning import best_way, effort_of
 from distmeta.evaluation.pooled import train_pooled
 from distmeta.evaluation.scoring import Scoring, score_episodes, score_prototypes
 from distmeta.evaluation.texts import can_read, score_texts
+from distmeta.models.labels import LabelModel
 from distmeta.models.language import LanguageModel
 from distmeta.tasks.episodes.episode import Episode, sample_episode
 from distmeta.tasks.families import check_feasible
@@ -129,10 +131,10 @@ def no_adaptation(s: Setting) -> Row | None:
 
 
 def in_context(s: Setting) -> Row | None:
-    if s.is_base or s.reads or not reads_text(s):
+    if s.is_base or s.reads or not could_read(s):
         return None
     s.say("in context: the meta-trained model reads the support set, and nothing is adapted")
-    return s.score_all(s.scoring, s.episodes, in_context=True), {}
+    return read(s, s.scoring), {}
 
 
 def base_zero_shot(s: Setting) -> Row | None:
@@ -145,10 +147,10 @@ def base_zero_shot(s: Setting) -> Row | None:
 
 
 def base_in_context(s: Setting) -> Row | None:
-    if not s.is_pretrained or not (reads_text(s) or (s.says_labels and s.reads)) or main_of(s) == "base_in_context":
+    if not (s.is_pretrained and could_read(s)) or main_of(s) == "base_in_context":
         return None
     s.say("baseline base_in_context: the model as it was pretrained reads the support set")
-    return s.score_all(at_once(s.untrained), s.episodes, in_context=True), {}
+    return read(s, s.untrained), {}
 
 
 def fine_tuned(s: Setting) -> Row | None:
@@ -228,7 +230,14 @@ def at_once(scoring: Scoring) -> Scoring:
     return replace(scoring, loop=replace(scoring.loop, steps=0))
 
 
-def reads_text(s: Setting) -> bool:
-    """Whether answers are words, and the model has room for a support set before a question."""
+def read(s: Setting, scoring: Scoring) -> list[Any]:
+    """The language model reads the support set, and nothing is adapted."""
+    model = scoring.model
+    with model.reading() if isinstance(model, LabelModel) else nullcontext():
+        return s.score_all(at_once(scoring), s.episodes, in_context=True)
+
+
+def could_read(s: Setting) -> bool:
+    """Whether there is a language model, with room for a support set before a question."""
     model = s.scoring.model
-    return s.text and isinstance(model, LanguageModel) and (s.reads or can_read(model, s.config))
+    return (s.text or s.says_labels) and isinstance(model, LanguageModel) and (s.reads or can_read(model, s.config))

@@ -352,7 +352,7 @@ def can_read(model: LanguageModel, config: Config) -> bool:
     """Whether a model could read a support set in context, also one that adapts: a decoder with room for it."""
     if model.seq2seq:
         return False
-    limit, need = positions(model.backbone), (config.task.shots + 1) * config.model.max_tokens
+    limit, need = positions(model.backbone), model.longest_support(config)
     if any(window < need for window in windows_of(model.backbone.config.to_dict())):  # type: ignore[operator, union-attr]
         return model.keeps_context(need)
     return model.keeps_keys and (limit is None or need <= limit)

@@ -16,7 +16,8 @@ it, C classes, W tokens of the longest name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +67,16 @@ class LabelModel(LanguageModel):
     def starts(self) -> bool:
         return False  # the support set is read once there is nothing more to adapt
 
-    def _longest_support(self, config: Config) -> int:
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Within it the model reads its support set, whatever it was made to do."""
+        before, self.reads_support = self.reads_support, True
+        try:
+            yield
+        finally:
+            self.reads_support = before
+
+    def longest_support(self, config: Config) -> int:
         return longest_support(config, self.tokens, self._most_classes)
 
     def sets(

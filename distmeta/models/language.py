@@ -43,7 +43,7 @@ class LanguageModel(TaskModel):
         start = getattr(model.config, "decoder_start_token_id", None)
         self.start_id = int(start if start is not None else model.config.pad_token_id or 0)
         self.reads_support = config.model.head == "context"
-        self._support_length = self._longest_support(config)
+        self._support_length = self.longest_support(config)
         backbone = model if self.seq2seq else model.base_model
         if self.seq2seq:
             for stack in (model.get_encoder(), model.get_decoder()):  # one module, so that it is replaced as one
@@ -55,7 +55,7 @@ class LanguageModel(TaskModel):
         if self.reads_support and not self.seq2seq:
             self.check_support()
 
-    def _longest_support(self, config: Config) -> int:
+    def longest_support(self, config: Config) -> int:
         """Tokens of the longest support set and a row after it."""
         return (config.most_shots + 1) * config.model.max_tokens
 

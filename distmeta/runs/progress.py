@@ -291,13 +291,14 @@ def evaluation_table(
 
 def reach(details: dict[str, Any]) -> str:
     """One sentence: what the result says of tasks that were not scored; empty where the details do not tell."""
-    about = details.get("settings", {})
-    main = details.get(main_method(details), {})
+    about, method = details.get("settings", {}), main_method(details)
+    main = details.get(method, {})
     over = main.get("over_tasks")
     if over:
         unit = "tasks" if "tasks" in over else "classes"
+        start = "Over" if method == "meta_trained" else f"{method} over"
         return (
-            f"Over {over[unit]} {unit}, as new ones would differ (cluster bootstrap): {over['mean']:.3f} "
+            f"{start} {over[unit]} {unit}, as new ones would differ (cluster bootstrap): {over['mean']:.3f} "
             f"[{over['low']:.3f}, {over['high']:.3f}]."
         )
     if about.get("tasks") == 1:

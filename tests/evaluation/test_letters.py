@@ -65,7 +65,8 @@ def test_a_run_trains_evaluates_adapts_predicts_and_exports_by_names(case, folde
     methods = json.loads((tmp_path / "evaluation.json").read_text())
     gradients, in_context = "gradients" in case, "in" in case.replace("_", " ").split()
     if config.eval.baselines:
-        assert ("base_in_context" in methods) == (not gradients) and "prototypes" not in methods
+        assert ("in_context" in methods) == gradients  # the meta-trained model that adapts could read too
+        assert "base_in_context" in methods and "prototypes" not in methods
         assert ("no_adaptation" in methods) == (not in_context)  # which adapts nothing
     assert evaluate(tmp_path, baselines=False).methods["meta_trained"] == methods["meta_trained"]
 

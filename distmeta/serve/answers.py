@@ -37,7 +37,7 @@ NEVER = -9999.0  # the log-probability of what has none, which JSON cannot write
 class Settings:
     """How answers are made. top: alternatives of a token that are told with it; None: no log-probabilities are."""
 
-    most: int | None = None  # tokens of an answer; None: as many as there is room for
+    most: int | None = None  # tokens of an answer that are asked for
     n: int = 1  # answers of a prompt
     temperature: float = 1.0
     top_p: float = 1.0

@@ -74,7 +74,8 @@ class OpenAI:
             body.alternatives,
         )  # fmt: skip
         prepare = self._labels if self.language is None else partial(self._words, self.language)
-        pieces, prompt_tokens = await asyncio.to_thread(prepare, task, inputs, settings)
+        most = min(self.limits.max_tokens, body.most or body.usual)
+        pieces, prompt_tokens = await asyncio.to_thread(prepare, task, inputs, settings, most)
         answers = [Answer() for _ in range(choices)]
         writing = Writing(isinstance(body, Chat), task.handle, self.base.checkpoint, settings.top, prompt_tokens)
         if body.stream:
@@ -100,15 +101,17 @@ class OpenAI:
         if usage:
             yield writing.usage(answers)
 
-    def _words(self, language: Language, task: Task, inputs: Sequence[Any], settings: Settings) -> tuple[Pieces, int]:
-        """The pieces of a language model's answers, and how many tokens the prompts have."""
+    def _words(
+        self, language: Language, task: Task, inputs: Sequence[Any], settings: Settings, most: int
+    ) -> tuple[Pieces, int]:
+        """The pieces of a language model's answers, of `most` tokens, and how many tokens the prompts have."""
         prompts = [language.prompt(task, asked) for asked in inputs]
-        most = min([self.limits.max_tokens, *(language.room(task, ids, settings) for ids in prompts)])
+        most = min([most, *(language.room(task, ids, settings) for ids in prompts)])
         answers = partial(language.answers, task, prompts, settings, most)
         return self.worker.stream(answers, len(prompts) * settings.n), sum(map(len, prompts))
 
-    def _labels(self, task: Task, inputs: Sequence[Any], settings: Settings) -> tuple[Pieces, int]:
-        """As `_words`, of a task that classifies."""
+    def _labels(self, task: Task, inputs: Sequence[Any], settings: Settings, most: int) -> tuple[Pieces, int]:
+        """As `_words`, of a task that classifies: a label is one token."""
         if any(not isinstance(asked, str) and len(asked) > 1 for asked in inputs):
             raise Refused(400, "messages: this task classifies a text; give that alone, as one user turn")
         texts = [asked if isinstance(asked, str) else asked[0]["content"] for asked in inputs]

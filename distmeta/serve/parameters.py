@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -44,8 +44,9 @@ class StreamOptions(Shape):
 
 
 class Parameters(Shape):
-    """Of both routes. The defaults are OpenAI's."""
+    """Of both routes. The defaults are OpenAI's. usual: tokens of an answer, where max_tokens is left out."""
 
+    usual: ClassVar[int]
     model: str
     n: int = Field(1, ge=1)
     temperature: float = Field(1.0, ge=0, le=2)
@@ -58,13 +59,13 @@ class Parameters(Shape):
 
     @property
     def most(self) -> int | None:
-        """Tokens of an answer; None: as many as there is room for."""
+        """Tokens of an answer that are asked for."""
         return self.max_tokens
 
 
 class Completion(Parameters):
+    usual = 16
     prompt: Texts = Field(min_length=1)
-    max_tokens: int | None = Field(16, ge=1)
     logprobs: int | None = Field(None, ge=0, le=CHOICES_OF_TOKEN)
 
     @property
@@ -79,6 +80,7 @@ class Message(Shape):
 
 
 class Chat(Parameters):
+    usual = 1 << 30
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False

@@ -301,6 +301,10 @@ def test_what_changes_nothing_is_taken(narrow):
         presence_penalty=0, response_format={"type": "text"}, tools=[], max_tokens=2, top_p=None,
     )  # fmt: skip
     assert said.usage.completion_tokens <= 2
+    long = "x" * (1024 - len("Say it.\n\n") - 3)  # there is room for 3 tokens, and 16 were not asked for
+    assert client.completions.create(model=handle, prompt=long).usage.completion_tokens <= 3
+    with pytest.raises(openai.BadRequestError, match="of the prompt and max_tokens = 4 are more"):
+        client.completions.create(model=handle, prompt=long, max_tokens=4)
     assert len(client.chat.completions.create(model=handle, messages=ASK).choices) == 1  # as long as serve.max_tokens
 
 

@@ -24,9 +24,9 @@ from distmeta.config.sections import (
     RunConfig,
     SamplingConfig,
     SourceConfig,
-    TaskConfig,
 )
 from distmeta.config.serve import ServeConfig
+from distmeta.config.task import TaskConfig
 from distmeta.config.tune import TuneConfig
 
 __all__ = [

@@ -237,6 +237,26 @@ def read_support(
     return Support(tokenise(tokenizer, [text for text, _ in pairs], numbers, config), labels, {})
 
 
+def check_room_for(support: Support, model: TaskModel, config: Config) -> None:
+    """Raises InputError where a model that reads its support set has too few positions for it and a text after it."""
+    reads = model.in_context is not None or (isinstance(model, LanguageModel) and model.reads_support)
+    limit = positions(model.backbone)
+    if not reads or limit is None:
+        return
+    rows, need = support.rows, len(support.rows.tokens) + config.model.max_tokens
+    if isinstance(model, LabelModel):
+        names = [len(name) for name in model.tokens.of(support.labels)]
+        each = [names[label] + len(model.tokens.after) for label in rows.labels]
+        need += len(model.tokens.start) + sum(each) + max(names)
+    elif model.in_context is not None:
+        need += len(rows.labels) + 1
+    if need > limit:
+        raise InputError(
+            f"support: {len(rows.labels)} examples and a text after them may take {need} positions, the model has "
+            f"{limit}; give fewer or shorter examples"
+        )
+
+
 def on_device(
     saved: checkpoints.Checkpoint, device: torch.device
 ) -> tuple[TaskModel, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
@@ -284,10 +304,10 @@ def fit(
         model.classes = len(supports[0].labels)
     steps = default_steps(config) if steps is None else steps
     device = next(iter({**fast, **shared}.values())).device
+    for support in supports:
+        check_room_for(support, model, config)
     parts, names = collate([s.rows for s in supports], config.inner.buckets, pad_id), [s.labels for s in supports]
     batches, _ = model.sets(parts, [], device, False, names)
-    if isinstance(model, LanguageModel) and model.reads_support:
-        check_length(model, batches, tasks)
     if not isinstance(model, LanguageModel) or not model.starts:
         batches = fixed_prefix(model, {**fast, **shared}, batches)
 
@@ -306,17 +326,6 @@ def fit(
     # what `start` computes has an axis of its own, of one task where it is alone
     own = {name: value if name in fast else value.unsqueeze(1) for name, value in params.items()}
     return [({n: v[t].clone() for n, v in own.items()}, result.inner_losses[t].tolist()) for t in range(tasks)]
-
-
-def check_length(model: LanguageModel, support: Sequence[TextBatch], tasks: int) -> None:
-    """Raises InputError for a support set, of T tasks, that is longer than the model reads."""
-    longest = int(torch.stack([batch.keep.view(tasks, -1).sum(1) for batch in support]).sum(0).max())
-    limit = positions(model.backbone)
-    if limit is not None and longest >= limit:
-        raise InputError(
-            f"support: its examples have {longest} tokens, and the model reads {limit} with the text that follows; "
-            "give fewer or shorter ones"
-        )
 
 
 def read_tokens(model: TaskModel, support: Support, config: Config, pad_id: int) -> list[int]:

@@ -198,11 +198,14 @@ def set_attention(model: nn.Module, order: str) -> str:
 
 def positions(model: nn.Module) -> int | None:
     """The longest text, in tokens, that the model has positions for; None where its configuration sets no limit."""
-    for key in ("max_position_embeddings", "n_positions"):
-        limit = getattr(model.config, key, None)
-        if isinstance(limit, int) and limit > 0:
-            return limit - _first_position(model, limit)
-    return None
+    limit = position_limit(model.config)
+    return None if limit is None else limit - _first_position(model, limit)
+
+
+def position_limit(hf_config: Any) -> int | None:
+    """Positions that a transformers configuration names; None where it sets no limit."""
+    found = (getattr(hf_config, key, None) for key in ("max_position_embeddings", "n_positions"))
+    return next((limit for limit in found if isinstance(limit, int) and limit > 0), None)
 
 
 def _first_position(model: nn.Module, limit: int) -> int:

@@ -9,7 +9,7 @@ from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
 from distmeta.models import calls
 from distmeta.models.fast_shards import FastShards
-from distmeta.models.labels import LabelModel, longest_support
+from distmeta.models.labels import LabelModel, check_room
 from distmeta.models.language import LanguageModel, build_language_model
 from distmeta.models.task_model import TaskModel
 from distmeta.tasks.prompts import LETTERS, LabelTokens, label_tokens_of
@@ -78,12 +78,8 @@ def build_label_model(config: Config, vocab_size: int, pad_id: int, classes: int
             "model, such as gpt2 or llama, or set task.labels=letters"
         )
     model.narrow(config)
-    limit, need = backbones.positions(model.backbone), longest_support(config, tokens, classes)
-    if model.reads_support and limit is not None and need > limit:
-        raise InputError(
-            f"model.head = context: a support set and a text after it may take {need} positions, the model has "
-            f"{limit}; lower task.shots, task.ways or model.max_tokens"
-        )
+    limit = backbones.positions(model.backbone)
+    check_room(config, tokens, classes, limit)
     check_positions(config, limit)
     return model
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distmeta.config import Config
+from distmeta.errors import InputError
 from distmeta.models import context
 from distmeta.models.batch import TextBatch, to_batch
 from distmeta.models.language import NO_TOKEN, LanguageModel
@@ -200,6 +201,17 @@ def longest_support(config: Config, tokens: LabelTokens, classes: int) -> int:
     """Tokens of the longest support set and a text after it; of `classes` classes, or of more in an evaluation."""
     rows = max(classes, config.eval.ways or 0) * config.most_shots
     return len(tokens.start) + (rows + 1) * (config.model.max_tokens + tokens.longest + len(tokens.after))
+
+
+def check_room(config: Config, tokens: LabelTokens, classes: int, limit: int | None) -> None:
+    """Raises InputError where a support set that is read is longer than the model's `limit` of positions."""
+    need = longest_support(config, tokens, classes)
+    if config.model.head == "context" and limit is not None and need > limit:
+        more = " or model.answer_tokens" if tokens.words is not None else ""
+        raise InputError(
+            f"model.head = context: a support set and a text after it may take {need} positions, the model has "
+            f"{limit}; lower task.shots, task.ways{',' if more else ' or'} model.max_tokens{more}"
+        )
 
 
 def answered(

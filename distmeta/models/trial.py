@@ -41,13 +41,20 @@ FREE = (
 )
 
 
-def check_model(config: Config, cache: Path) -> None:
-    """Raises InputError, with the family's name and why, for a model that distmeta cannot run. cache: a directory."""
+def check_model(config: Config, cache: Path, classes: int | None = None) -> None:
+    """Raises InputError, with the family's name and why, for a model that distmeta cannot run. cache: a directory.
+
+    classes: of the data, where the configuration does not say how many an episode has.
+    """
     task = {"family": config.task.family, "classes": config.ways or 2, "algorithm": config.algorithm}
     if config.model.head == "context":
         task["shots"] = config.task.shots
     if config.task.labels != "head":
-        label_tokens_of(config)  # raises InputError
+        from distmeta.models.backbone import model_config, position_limit
+        from distmeta.models.labels import check_room
+
+        limit = position_limit(model_config(config.model, WORDS, PAD))
+        check_room(config, label_tokens_of(config), config.ways or classes or 2, limit)
         task["labels"] = config.task.labels
     if config.runs_layers_again:
         task["recomputed"] = True

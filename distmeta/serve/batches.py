@@ -25,6 +25,7 @@ from distmeta.errors import InputError
 from distmeta.evaluation.adapt import (
     AdaptedModel,
     Support,
+    check_room_for,
     default_steps,
     kept_state,
     likeliest,
@@ -167,6 +168,7 @@ class Base:
         support = read_support(asked.rows, self.config, self.state, self.tokenizer)
         if len(support.rows.tokens) == 0 or (np.diff(support.rows.offsets) == 0).any():
             raise Refused(400, "support: an example has no token that the model knows")
+        check_room_for(support, self.model, self.config)
         return support
 
     def _rows(self, texts: Sequence[str]) -> Rows:

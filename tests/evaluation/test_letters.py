@@ -73,11 +73,6 @@ def test_a_run_trains_evaluates_adapts_predicts_and_exports_by_names(case, folde
     # A task of three classes, where the run's had two.
     adapted = adapt(tmp_path, SUPPORT)
     assert adapted.labels == ["warm", "cool", "even"]
-    if in_context:
-        with pytest.raises(
-            InputError, match="examples have .* tokens, and the model reads .*; give fewer or shorter ones"
-        ):
-            adapt(tmp_path, SUPPORT * 200)
     first = adapted.predict(TEXTS)
     assert all(sum(of["probabilities"].values()) == pytest.approx(1, abs=1e-5) for of in first)
     again = load_adapted(adapted.save(tmp_path / "adapted")).predict(TEXTS)
@@ -86,6 +81,13 @@ def test_a_run_trains_evaluates_adapts_predicts_and_exports_by_names(case, folde
 
     # Served, two tasks at once.
     base = Base(tmp_path)
+    many = [{"text": f"red {i} thing", "label": "ab"[i % 2]} for i in range(60)]
+    if not gradients:
+        with pytest.raises(
+            InputError, match=r"60 examples and a text after them may take \d+ positions, the model has 1"
+        ):
+            adapt(tmp_path, many)
+        assert "give fewer or shorter examples" in str(base.adapt([base.asked(many)])[0])
     several = base.adapt([base.asked(SUPPORT), base.asked(SUPPORT[::-1])])
     for task, of in zip(several, base.predict([(task, TEXTS) for task in several]), strict=True):
         rows = SUPPORT if task is several[0] else SUPPORT[::-1]
@@ -176,6 +178,13 @@ def test_a_letter_means_another_label_in_another_episode(folder):
 def test_what_letters_do_not_go_with_is_refused(folder, sections, line):
     with pytest.raises(InputError, match=line):
         letters(folder, **sections)
+
+
+@pytest.mark.parametrize("labels", ["letters", "words"])
+def test_a_context_that_does_not_fit_is_refused_before_anything_starts(folder, labels):
+    config = letters(folder, **CASES["in_context"], task={"labels": labels, "shots": 8})
+    with pytest.raises(InputError, match=r"may take 1\d{3} positions, the model has 1024; lower task.shots"):
+        prepare_store(config)
 
 
 def test_without_a_pretrained_decoder_letters_are_refused_before_anything_starts(tmp_path):

@@ -205,7 +205,7 @@ class InnerConfig(Section):
     part_tokens: int = Field(
         0,
         ge=0,
-        description="most padded tokens of a micro-batch; 0: as many as inner.budget_mb has room for, 512 to "
+        description="most padded tokens of a micro-batch; 0: as many as inner.budget_mb has room for, 256 to "
         "4096 on a CPU",
     )
     prefix_mb: float = Field(

@@ -23,6 +23,7 @@ from distmeta.inner.adapt import follow
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.footprint import CPU_TOKENS, fit_layers, part_tokens
+from distmeta.models.language import LanguageModel
 from distmeta.models.prefix import fixed_prefix
 from distmeta.models.sharding import all_together
 from distmeta.models.task_model import TaskModel
@@ -107,19 +108,34 @@ def group_episodes(episodes: Sequence[Episode], size: int) -> list[list[Episode]
     return groups
 
 
-def tasks_at_once(model: TaskModel, config: Config, episodes: Sequence[Episode], device: torch.device) -> int:
-    """How many tasks run as one: `inner.task_batch`, or chosen by the tokens of a support set.
+def tasks_at_once(
+    model: TaskModel, config: Config, episodes: Sequence[Episode], device: torch.device, exact: bool = False
+) -> int:
+    """How many tasks run as one: `inner.task_batch`, or chosen by the tokens of a support set and by what they take.
 
-    On a CPU batching pays below about 1,000 tokens a step and task; on a GPU always.
+    On a CPU batching pays below about 1,000 tokens a step and task; on a GPU always. A micro-batch has a row of each
+    task at least, and may hold as many tokens as the budget of a step has room for (distmeta.models.footprint).
     """
     if not model.takes_task_axis:
         return 1
     if config.inner.task_batch:
         return config.inner.task_batch
+    some = episodes[:4]
+    in_context = isinstance(model, LanguageModel) and model.reads_support  # a task is one row
+    longest = max((tokens_of(e) if in_context else longest_row(e) for e in some), default=1)
+    fit = max(1, part_tokens(model, config, device, exact) // max(longest, 1))
     if device.type != "cpu":
-        return 32
-    tokens = max((len(e.support.tokens) for e in episodes[:4]), default=1)
-    return max(1, min(16, 2000 // max(tokens, 1)))
+        return min(32, fit)
+    tokens = max((len(e.support.tokens) for e in some), default=1)
+    return max(1, min(16, fit, 2000 // max(tokens, 1)))
+
+
+def tokens_of(episode: Episode) -> int:
+    return len(episode.support.tokens) + len(episode.query.tokens)
+
+
+def longest_row(episode: Episode) -> int:
+    return max(int(np.diff(rows.offsets).max(initial=1)) for rows in (episode.support, episode.query))
 
 
 def load_group(

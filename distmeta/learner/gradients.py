@@ -57,7 +57,7 @@ def meta_gradients(
     grads = {name: torch.zeros_like(value) for name, value in meta.items()}
     progress = (step - 1) / config.outer.steps
     sums = torch.zeros(3 + getattr(algorithm, "INNER_STEPS", config.inner.steps), dtype=torch.float64)
-    private = config.outer.privacy
+    private, exact = config.outer.privacy, is_exact(config)
 
     def add(group: list[Episode]) -> None:
         """Raises Diverged, before anything is added."""
@@ -74,7 +74,7 @@ def meta_gradients(
 
     # One task at a time where each has something of its own: its clipped gradient, its dropout masks.
     apart = private is not None or config.model.dropout > 0
-    for group in group_episodes(episodes, 1 if apart else tasks_at_once(model, config, episodes, device)):
+    for group in group_episodes(episodes, 1 if apart else tasks_at_once(model, config, episodes, device, exact)):
         try:
             add(group)
         except Diverged as error:
@@ -92,6 +92,11 @@ def meta_gradients(
     return grads, sums.tolist()
 
 
+def is_exact(config: Config) -> bool:
+    """Whether the algorithm differentiates losses twice."""
+    return load_algorithm(config.algorithm).ORDER in ("exact", "implicit")
+
+
 def refuse_infinite(grads: Params, steps: int, names: list[str]) -> None:
     """Raise Diverged where a meta-gradient is not finite, whatever its loss is."""
     if not bool(torch.stack([torch.isfinite(g).all() for g in grads.values()]).all()):
@@ -102,8 +107,7 @@ def load_parts(
     group: list[Episode], model: TaskModel, config: Config, store: TaskStore, device: torch.device
 ) -> tuple[list[TextBatch], list[TextBatch]]:
     """(support, query) of a group of episodes on `device`, with the number of each class where it is asked for."""
-    exact = load_algorithm(config.algorithm).ORDER in ("exact", "implicit")
-    support, query = load_group(group, model, config, store.pad_id, device, training=True, exact=exact)
+    support, query = load_group(group, model, config, store.pad_id, device, training=True, exact=is_exact(config))
     if not model.pooled:
         return support, query
     both = with_ways([*support, *query], group, store.label_ids)

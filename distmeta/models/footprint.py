@@ -17,7 +17,7 @@ from distmeta.models.task_model import TaskModel
 
 CPU_BUDGET_MB = 768.0
 GPU_SHARE = 0.25  # of a GPU's memory
-LEAST_TOKENS = 512  # of a part: fewer no longer keep a processor busy
+LEAST_TOKENS = 256  # of a part: fewer no longer keep a processor busy
 CPU_TOKENS = 4096  # and more make nothing faster on a CPU
 
 

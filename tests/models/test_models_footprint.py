@@ -5,10 +5,12 @@ import pytest
 import small
 import torch
 
+from distmeta.evaluation.scoring import tasks_at_once
 from distmeta.models import footprint
 from distmeta.models.backbone import set_attention
 from distmeta.models.build import build_model
 from distmeta.models.footprint import fit_layers, graph_bytes, part_tokens, token_bytes
+from distmeta.tasks.episodes.episode import Episode, Rows
 
 VOCABULARY, PAD, CLASSES, CPU = 40, 0, 3, torch.device("cpu")
 
@@ -82,3 +84,22 @@ def test_nothing_drawn_and_no_gradient_stays_of_the_measurement():
     token_bytes(model, True, again=True)
     assert torch.equal(before, torch.get_rng_state()) and model.training and model.layers.recomputed == 0
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_fewer_tasks_run_at_once_where_a_row_of_each_is_too_much():
+    model, config = made()
+    episodes = [of_rows(4, 11) for _ in range(8)]
+    assert tasks_at_once(model, config, episodes, CPU, exact=True) == 16
+    price = token_bytes(model, True, again=False)
+    limited = small.config(architecture="llama", inner={"adapt": "lora", "budget_mb": 300 * price / 2**20})
+    assert tasks_at_once(model, limited, episodes, CPU, exact=True) == 16  # 11 tokens of each
+    longer = [of_rows(4, 100) for _ in range(8)]
+    assert tasks_at_once(model, config, longer, CPU, exact=True) == 5
+    assert tasks_at_once(model, limited, longer, CPU, exact=True) == 3
+
+
+def of_rows(rows, length):
+    rng = np.random.default_rng(0)
+    offsets, labels = np.arange(rows + 1) * length, np.zeros(rows, np.int64)
+    part = Rows(rng.integers(2, VOCABULARY, rows * length).astype(np.int32), offsets, labels, labels)
+    return Episode(0, "task", ("a", "b", "c"), part, part)

@@ -30,7 +30,7 @@ from distmeta.tasks.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-EPISODES = 6
+EPISODES, MOST = 6, 2  # of these episodes, support and query examples of a class: enough to choose by, in seconds
 STYLES = ("plain", "chat")
 
 
@@ -43,7 +43,9 @@ def measure(config: Config, store: TaskStore, episodes: int = EPISODES) -> dict[
         "model": config.model.model_copy(update={"head": "context"}), "algorithm": "in_context",
         "inner": config.inner.model_copy(update={"steps": 0}),
     }  # fmt: skip
-    drawn = config.of_evaluation().model_copy(update=reads)
+    drawn = config.of_evaluation()
+    fewer = {key: min(MOST, getattr(drawn.task, key)) for key in ("shots", "queries")}
+    drawn = drawn.model_copy(update={**reads, "task": drawn.task.model_copy(update=fewer)})
     sampled = [sample_episode(store, drawn.task, drawn.run.seed, "validation", i) for i in range(episodes)]
     tokenizer, found = load_tokenizer(store.tokenizer_file), {}
     model = build_model(drawn, store.vocab_size, store.pad_id, ways_of(store, drawn.task))

@@ -22,6 +22,16 @@ def test_letters_are_shown_as_one_context(tmp_path):
     assert {part[-1] for part in parts[:3]} <= {"A", "B"}
 
 
+def test_words_are_shown_as_the_prompt_writes_them(tmp_path):
+    data, model = small.write_domains(tmp_path / "data.csv"), {"pretrained": str(small.decoder(tmp_path / "m"))}
+    task = {"labels": "words", "shots": 3, "queries": 2, "prompt": "Q: {{ input }}\nA: {{ target }}\n--\n"}
+    text = seen(small.config(data, task=task, model=model | {"max_tokens": 90}))
+    parts = text.split("\n--\n")
+    assert len(parts) == 4 and parts[3] == ""
+    assert all(part.startswith("Q: ") for part in parts[:3])
+    assert {part.partition("\nA:⇒ ")[2] for part in parts[:3]} <= {"yes", "no"}
+
+
 def test_a_classifier_is_shown_its_special_tokens_and_an_answer_follows_its_prompt(words_csv):
     rows = seen(small.config(words_csv)).split("\n")
     assert len(rows) == 3 and all(row.startswith("[CLS]") and "[SEP]⇒ " in row for row in rows)

@@ -61,7 +61,7 @@ def candidates(config: Config, steps: int) -> list[InnerLoop]:
     constant = inner_loop(config.inner.model_copy(update={"learn_lr": "none", "schedule": "constant"}), {}, steps)
     adam = ADAM_RANDOM
     if config.model.pretrained is not None:
-        adam = INNER_ADAM[trained(config.inner.adapt, config.outer.base == "train")]
+        adam = INNER_ADAM[trained(config.inner.adapt, base=False)]
     of_recipe = [replace(constant, lr=config.inner.lr * factor) for factor in FACTORS]
     of_adam = [replace(constant, optimizer="adam", lr=adam * factor) for factor in ADAM_FACTORS]
     unlike = {(loop.optimizer, f"{loop.lr:.3g}"): loop for loop in of_recipe + of_adam}

@@ -7,6 +7,7 @@ import pytest
 import small
 import torch
 import torch.nn.functional as F
+from evaluated import Setting
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -64,7 +65,7 @@ class Plain:
 def text_config(folder, **sections):
     task = {"family": "text_to_text", "shots": 3, "queries": 1}
     model = {"max_tokens": 40, "answer_tokens": 6, "vocab_size": 8000}
-    outer, data = {"base": "freeze"}, {"path": str(folder / "rows.jsonl")}
+    outer, data = {"base": "freeze", "steps": 2} | sections.pop("outer", {}), {"path": str(folder / "rows.jsonl")}
     return small.config(task=task, model=model, outer=outer, data=data, eval={"episodes": 6}, **sections)
 
 
@@ -145,6 +146,31 @@ def test_labels_in_their_own_words_are_scored_without_a_support_set_too(folder):
     assert len({of["loss"]["mean"] for of in adapts.methods.values()}) == 3
 
 
+@pytest.mark.parametrize(
+    ("sections", "rows"),
+    [
+        (TEXT, ["no_adaptation", "in_context", "base_zero_shot", "base_in_context", "fine_tuned", "multi_task"]),
+        (IN_CONTEXT, ["no_adaptation", "base_zero_shot", "base_in_context", "fine_tuned", "multi_task"]),
+        (TEXT | {"algorithm": "fine_tune"},  # the base itself
+         ["no_adaptation", "in_context", "fine_tuned", "multi_task"]),
+    ],
+    ids=["adapts", "reads", "is the base"],
+)  # fmt: skip
+def test_the_table_of_a_run_has_every_row_once(sections, rows, folder):
+    """Of values that are not the pretrained ones; without its support set a model that reads is no_adaptation."""
+    given = text_config(folder, **{"run": {"name": "x"}, **sections}).model_dump()
+    given["model"]["pretrained"] = str(folder / "model")
+    setting = Setting(None, **given)
+    generator = torch.Generator().manual_seed(0)
+    moved = {n: v + 0.05 * torch.randn(v.shape, generator=generator) for n, v in setting.meta.items()}
+    setting.meta = setting.meta if sections.get("algorithm") == "fine_tune" else moved
+    found = setting.methods(eval={"episodes": 3})
+    assert list(found.methods) == ["meta_trained", *rows] and list(found.details["differences"]) == rows
+    losses = {name: of["loss"]["mean"] for name, of in found.methods.items()}
+    assert len(set(losses.values())) == len(losses)
+    assert found.details["fine_tuned"]["steps"] >= 1 and found.details["fine_tuned"]["chosen_on"] == "validation"
+
+
 def test_the_steps_that_are_asked_for_and_baselines_as_of_a_run(folder):
     config = text_config(folder, **TEXT, run={"name": "x"})
     found = evaluate(config, base=folder / "model", steps=1, episodes=3)
@@ -154,7 +180,9 @@ def test_the_steps_that_are_asked_for_and_baselines_as_of_a_run(folder):
     assert list(none.methods) == ["base_zero_shot", "base_in_context"]
     for name in none.methods:
         assert none.methods[name] == found.methods[name]
-    head = small.config(folder / "words.csv", model={"head": "prototype", "max_tokens": 60}, eval={"episodes": 3})
+    head = small.config(
+        folder / "words.csv", model={"head": "prototype", "max_tokens": 60}, outer={"steps": 2}, eval={"episodes": 3}
+    )
     assert list(evaluate(head, base=folder / "model").methods) == ["base_adapted", "no_adaptation", "fine_tuned",
                                                                    "prototypes"]  # fmt: skip
 

@@ -9,7 +9,7 @@ import small
 import torch
 from evaluated import Setting, assert_near
 
-from distmeta.evaluation.fine_tuning import effort_of
+from distmeta.evaluation.fine_tuning import candidates, effort_of
 from distmeta.evaluation.pooled import train_pooled
 from distmeta.evaluation.scoring import (
     WORST_LOSS,
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def test_evaluation_has_the_design_s_shape(words_csv, tmp_path):
-    setting = Setting(words_csv, inner={"steps": 3})
+    setting = Setting(words_csv, inner={"steps": 3}, outer={"steps": 2})
     found = setting.methods()
     assert list(found.methods) == ["meta_trained", "no_adaptation", "fine_tuned", "multi_task", "prototypes"]
     for name, scores in found.methods.items():
@@ -61,7 +61,7 @@ def test_a_curve_s_point_k_is_evaluating_with_k_steps(learnt, words_csv):
 
 
 def test_divided_over_ranks_is_one_process(words_csv):
-    setting = Setting(words_csv)
+    setting = Setting(words_csv, outer={"steps": 2})
     whole = setting.methods(eval={"episodes": 7})
     world = 3
     # Each rank runs once to tell its parts, then once more with everybody's: what a collective would do.
@@ -84,7 +84,7 @@ def test_divided_over_ranks_is_one_process(words_csv):
 
 def test_an_episode_that_diverges_counts_as_wrong_and_ends_nothing(words_csv):
     """By a rate that sends every loop out of the finite numbers, meta-trained and baselines alike."""
-    setting = Setting(words_csv, inner={"lr": 1e20, "steps": 3})
+    setting = Setting(words_csv, inner={"lr": 1e20, "steps": 3}, outer={"steps": 2})
     said = []
     found = setting.methods(said.append)
     ours = found.methods["meta_trained"]
@@ -98,7 +98,7 @@ def test_an_episode_that_diverges_counts_as_wrong_and_ends_nothing(words_csv):
 
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_the_rate_of_a_baseline_is_chosen_on_other_tasks_than_it_is_scored_on(split, words_csv, monkeypatch):
-    setting, drawn = Setting(words_csv), []
+    setting, drawn = Setting(words_csv, outer={"steps": 2}), []
     sample = sample_episode
     module = sys.modules["distmeta.evaluation.baselines"]
     monkeypatch.setattr(module, "sample_episode", lambda *a: drawn.append(a[3]) or sample(*a))
@@ -171,3 +171,20 @@ def test_fine_tuning_costs_no_more_than_the_training(algorithm, episodes, meta_s
     assert max(inner, 3) <= effort.steps <= 4 * max(inner, 3) and 2 <= effort.episodes <= 8
     if (episodes, meta_steps) == (8, 4000):
         assert (effort.steps, effort.episodes) == (4 * max(inner, 3), 8)
+
+
+@pytest.mark.parametrize(
+    ("inner", "adam"),
+    [
+        ({"adapt": "lora"}, [1e-3, 5e-3]),  # also where the outer loop trains the base, which fine-tuning does not
+        ({"adapt": "all"}, [1e-4, 5e-4]),
+        ({"adapt": "lora", "optimizer": "adam", "lr": 1e-3}, [3e-4, 1e-3, 3e-3, 5e-3]),
+    ],
+)
+def test_adam_is_tried_at_rates_that_suit_what_is_fine_tuned(inner, adam):
+    config = small.config(model={"pretrained": "gpt2"}, inner={"lr": 0.1, **inner}, outer={"base": "train"})
+    loops = candidates(config, 7)
+    assert [loop.lr for loop in loops if loop.optimizer == "adam"] == pytest.approx(adam)
+    others = [loop.lr for loop in loops if loop.optimizer == "sgd"]
+    assert others == pytest.approx([] if inner.get("optimizer") else [0.03, 0.1, 0.3])
+    assert all(loop.steps == 7 for loop in loops)

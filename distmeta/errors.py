@@ -32,5 +32,5 @@ def nearest(word: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
 
     cutoff: the least likeness, from 0 to 1.
     """
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)
-    return f" Did you mean '{found[0]}'?" if found else ""
+    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)
+    return f" Did you mean '{matches[0]}'?" if matches else ""

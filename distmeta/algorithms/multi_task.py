@@ -36,14 +36,14 @@ def meta_gradient(
 ) -> inner.MetaGradient:
     """pooled: the loss of a classifier over all classes of the data, in the place of `loss`."""
     still = dataclasses.replace(loop, steps=0, lr=0.0)
-    own = start if pooled is None else None
-    found = inner.meta_gradient(
-        pooled or loss, params, support, [*listed(query), *listed(support)], still, start=own, **options
+    episode_start = start if pooled is None else None
+    result = inner.meta_gradient(
+        pooled or loss, params, support, [*listed(query), *listed(support)], still, start=episode_start, **options
     )
-    half = {name: g / 2 for name, g in found.grads.items()}
-    shared = {name: g / 2 for name, g in found.shared_grads.items()}
+    half = {name: g / 2 for name, g in result.grads.items()}
+    shared = {name: g / 2 for name, g in result.shared_grads.items()}
     with torch.no_grad():
-        loss_now = found.loss / 2
+        loss_now = result.loss / 2
     return dataclasses.replace(
-        found, grads=half, shared_grads=shared, loss=loss_now, aux=found.aux[: len(listed(query))]
+        result, grads=half, shared_grads=shared, loss=loss_now, aux=result.aux[: len(listed(query))]
     )

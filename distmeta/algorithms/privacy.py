@@ -106,15 +106,15 @@ def spent(config: Config, store: TaskStore, steps: int) -> dict[str, float]:
     return {"privacy_epsilon": epsilon(privacy, len(store.groups["train"].ids), config.outer.meta_batch_size, steps)}
 
 
-def guarantee(config: Config, found: float) -> dict[str, Any]:
+def guarantee(config: Config, epsilon: float) -> dict[str, Any]:
     """What an epsilon that was found means, for evaluation_details.json and the model card; privacy must be on."""
     assert config.outer.privacy is not None
-    return {"epsilon": found, **config.outer.privacy.model_dump(), "neighbours": "one meta-train task more or less"}
+    return {"epsilon": epsilon, **config.outer.privacy.model_dump(), "neighbours": "one meta-train task more or less"}
 
 
-def sentence(found: dict[str, Any]) -> str:
+def sentence(record: dict[str, Any]) -> str:
     """`guarantee` in a line."""
     return (
-        f"({found['epsilon']:.3g}, {found['delta']:g})-differentially private for {found['neighbours']}: "
-        f"meta-gradients clipped to {found['clip']:g}, noise {found['noise']:g} times that"
+        f"({record['epsilon']:.3g}, {record['delta']:g})-differentially private for {record['neighbours']}: "
+        f"meta-gradients clipped to {record['clip']:g}, noise {record['noise']:g} times that"
     )

@@ -86,8 +86,8 @@ def log_rate_gradients(
         leaves = {name: value.detach().requires_grad_() for name, value in log_rates.items()}
         rates = rates_of(config, leaves)
     outputs = list(rates.values()) if isinstance(rates, dict) else [rates]
-    found = [lr_grads[name] for name in rates] if isinstance(rates, dict) else [lr_grads]  # type: ignore[index]
-    cotangents = [g.sum(0) if g.dim() > rate.dim() else g for g, rate in zip(found, outputs, strict=True)]  # type: ignore
+    gradients = [lr_grads[name] for name in rates] if isinstance(rates, dict) else [lr_grads]  # type: ignore[index]
+    cotangents = [g.sum(0) if g.dim() > rate.dim() else g for g, rate in zip(gradients, outputs, strict=True)]  # type: ignore
     return dict(zip(leaves, torch.autograd.grad(outputs, list(leaves.values()), cotangents), strict=True))  # type: ignore
 
 

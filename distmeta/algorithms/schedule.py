@@ -62,12 +62,12 @@ def outer_lr(config: Config, step: int, validation_losses: Sequence[float] = ())
 
 def plateaus(losses: Sequence[float], patience: int) -> int:
     """How often more than `patience` losses in a row were no lower (by 1e-4 of it) than the lowest before them."""
-    lowest, without, found = math.inf, 0, 0
+    lowest, without, count = math.inf, 0, 0
     for loss in losses:
         if loss < lowest * (1 - 1e-4):
             lowest, without = loss, 0
         else:
             without += 1
         if without > patience:
-            found, without = found + 1, 0
-    return found
+            count, without = count + 1, 0
+    return count

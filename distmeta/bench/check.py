@@ -74,12 +74,12 @@ def check(config: Config, ranks: int = 2, say: Callable[[str], None] = lambda li
     group = ShardedGroup(config, store, ranks)  # the ranks start while the rest is compared
     with group:
         say("meta-gradient against finite differences, in float64")
-        found = check_meta_gradient(config, store)
+        findings = check_meta_gradient(config, store)
         say("batched tasks, kept graphs")
-        found += check_equivalents(config, store)
+        findings += check_equivalents(config, store)
         say(f"sharded outer steps, {ranks} ranks")
-        found += check_sharded(config, store, group)
-    return found + describe(config, store)
+        findings += check_sharded(config, store, group)
+    return findings + describe(config, store)
 
 
 def small_version(config: Config, ranks: int) -> Config:
@@ -258,9 +258,9 @@ def reptile_finding(setting: Setting, meta: Params, grads: Params) -> Finding:
 def check_sharded(config: Config, store: TaskStore, group: ShardedGroup) -> list[Finding]:
     """The meta-parameters after the sharded steps, and the gradient norms on the way, against one process."""
     before, expected, expected_norms = plain_steps(config, store)
-    found, norms = group.result()
+    measured, norms = group.result()
     moved = max(float((expected[name] - before[name]).abs().max()) for name in before)
-    gap = max(float((found[name] - expected[name]).abs().max()) for name in before)
+    gap = max(float((measured[name] - expected[name]).abs().max()) for name in before)
     stage, ranks = config.deepspeed["zero_optimization"]["stage"], config.cluster.most
     subject = f"ZeRO stage {stage}, {ranks} ranks"
     note = f"largest difference after {OUTER_STEPS} outer steps, of the largest move {moved:.1e}"
@@ -294,17 +294,19 @@ def check_equivalents(config: Config, store: TaskStore) -> list[Finding]:
         error = norm({n: other[n] - g for n, g in alone.items()}) / max(norm(alone), 1e-300)
         return Finding(subject, "the same numbers", error, SAME, note)
 
-    found = []
+    findings = []
     if not model.takes_task_axis:
-        found.append(Finding("tasks batched", "one by one", note="a layer that adapts cannot carry a task axis"))
+        findings.append(Finding("tasks batched", "one by one", note="a layer that adapts cannot carry a task axis"))
     elif config.model.dropout:
-        found.append(Finding("tasks batched", "not compared", note="with dropout each task runs by itself"))
+        findings.append(Finding("tasks batched", "not compared", note="with dropout each task runs by itself"))
     else:
         batched = gradient(task_batch=len(episodes), memory="walk")
-        found.append(finding("tasks batched against one by one", batched, f"{len(episodes)} episodes"))
+        findings.append(finding("tasks batched against one by one", batched, f"{len(episodes)} episodes"))
     if algorithm.ORDER == "exact":
-        found.append(finding("steps kept against recomputed", gradient(task_batch=1, memory="unroll"), "inner.memory"))
-    return found
+        findings.append(
+            finding("steps kept against recomputed", gradient(task_batch=1, memory="unroll"), "inner.memory")
+        )
+    return findings
 
 
 # 4. What is in use
@@ -345,10 +347,10 @@ def table(findings: Sequence[Finding]) -> Any:
         out.add_column(column, justify="right", no_wrap=True)
     out.add_column("", no_wrap=True)
     for f in findings:
-        found = f"{f.verdict}\n[dim]{f.note}[/dim]" if f.note else f.verdict
+        verdict = f"{f.verdict}\n[dim]{f.note}[/dim]" if f.note else f.verdict
         shown = ["" if x is None else f"{x:.1e}" for x in (f.error, f.limit)]
         sign = "" if f.error is None else "[green]agrees[/green]" if f.agrees else "[bold red]DIFFERS[/bold red]"
-        out.add_row(f.subject, found, *shown, sign)
+        out.add_row(f.subject, verdict, *shown, sign)
     return out
 
 

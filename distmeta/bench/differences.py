@@ -24,26 +24,26 @@ def directions(meta: Params, part: Sequence[str], seed: int) -> Iterator[Params]
         yield {name: value / length for name, value in v.items()}
 
 
-def derivative(f: Callable[[Params], float], at: Params, v: Params) -> float:
+def derivative(f: Callable[[Params], float], point: Params, v: Params) -> float:
     """df/dv by differences, at the step that changes least from the one before: it knows nothing of our gradient.
 
     A smooth loss is settled at the first two. ReLU, or Adam's quotient at a small gradient, needs a smaller step.
     """
-    found = [central_difference(f, at, v, STEPS[0])]
+    estimates = [central_difference(f, point, v, STEPS[0])]
     gaps = []
     for h in STEPS[1:]:
-        found.append(central_difference(f, at, v, h))
-        gaps.append(abs(found[-1] - found[-2]))
-        if gaps[-1] <= 0.1 * EXACT * abs(found[-1]):
+        estimates.append(central_difference(f, point, v, h))
+        gaps.append(abs(estimates[-1] - estimates[-2]))
+        if gaps[-1] <= 0.1 * EXACT * abs(estimates[-1]):
             break
-    return found[gaps.index(min(gaps)) + 1]
+    return estimates[gaps.index(min(gaps)) + 1]
 
 
-def central_difference(f: Callable[[Params], float], at: Params, v: Params, h: float) -> float:
+def central_difference(f: Callable[[Params], float], point: Params, v: Params, h: float) -> float:
     """df/dv by the five-point rule, (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h, with an error of order h^4."""
 
     def moved(s: float) -> float:
-        return f({name: value + s * v[name] if name in v else value for name, value in at.items()})
+        return f({name: value + s * v[name] if name in v else value for name, value in point.items()})
 
     return (8 * (moved(h) - moved(-h)) - (moved(2 * h) - moved(-2 * h))) / (12 * h)
 
@@ -56,7 +56,7 @@ def norm(v: Mapping[str, Tensor]) -> float:
     return math.sqrt(dot(v, v))
 
 
-def relative(found: Sequence[float], expected: Sequence[float]) -> float:
+def relative(measured: Sequence[float], expected: Sequence[float]) -> float:
     """|found - expected| / |expected|, as vectors."""
-    gap = math.hypot(*(x - y for x, y in zip(found, expected, strict=True)))
+    gap = math.hypot(*(x - y for x, y in zip(measured, expected, strict=True)))
     return gap / max(math.hypot(*expected), 1e-300)

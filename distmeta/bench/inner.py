@@ -88,11 +88,11 @@ def variants(subject: Subject) -> dict[str, Variant]:
 
 def runner(subject: Subject, variant: Variant) -> Callable[[int], None]:
     """Runs the meta-step's gradient once, whatever the round; with `kept`, prefix states are filled in here and now."""
-    own = subject.with_inner(memory=variant.memory, **({"task_batch": variant.tasks} if variant.tasks else {}))
-    cache = state_cache(own.model, own.config, own.store) if variant.kept else None
+    configured = subject.with_inner(memory=variant.memory, **({"task_batch": variant.tasks} if variant.tasks else {}))
+    cache = state_cache(configured.model, configured.config, configured.store) if variant.kept else None
 
     def run(number: int) -> None:
-        _gradients(own, variant.algorithm, cache)
+        _gradients(configured, variant.algorithm, cache)
 
     if variant.kept:
         run(0)
@@ -130,13 +130,13 @@ def bench_inner(
     say(f"{rounds} interleaved rounds")
     timings = measure.interleave(runs, rounds)
     results: dict[str, Any] = {}
-    for name, found in timings.items():
-        seconds = measure.spread(measure.seconds(found))
+    for name, times in timings.items():
+        seconds = measure.spread(measure.seconds(times))
         results[name] = {
             "seconds": dataclasses.asdict(seconds),
-            "wall_s": [t.wall_s for t in found],
+            "wall_s": [t.wall_s for t in times],
             "over_floor": seconds.median / floors[chosen[name].algorithm],
-            "over_auto": dataclasses.asdict(measure.ratio(found, timings["exact, auto"])),
+            "over_auto": dataclasses.asdict(measure.ratio(times, timings["exact, auto"])),
             "peak_mb": None,
         }
     for name in chosen if memory else ():
@@ -160,7 +160,7 @@ def _floor(subject: Subject, algorithm: Any) -> float:
 
 def _choices(subject: Subject) -> dict[str, Any]:
     """What inner.memory=auto, inner.task_batch=0, inner.buckets=0 and the order decide for these episodes."""
-    own, model, config = subject.with_inner(memory="auto"), subject.model, subject.config
+    automatic, model, config = subject.with_inner(memory="auto"), subject.model, subject.config
     group = group_episodes(subject.episodes, tasks_at_once(model, config, subject.episodes, subject.device))[0]
     support, query = load_group(group, model, config, subject.store.pad_id, subject.device, training=True)
     calls = 0
@@ -173,7 +173,7 @@ def _choices(subject: Subject) -> dict[str, Any]:
 
         return maml.meta_gradient(counted, *arguments, **options)
 
-    _gradients(dataclasses.replace(own, episodes=group), SimpleNamespace(ORDER="exact", meta_gradient=counting))
+    _gradients(dataclasses.replace(automatic, episodes=group), SimpleNamespace(ORDER="exact", meta_gradient=counting))
     # Forward, the loss after the last step, the query; the rest are steps whose graph was not kept.
     again = calls - (config.inner.steps + 1) * len(support) - len(query)
     tokens = [len(e.support.tokens) + len(e.query.tokens) for e in group]
@@ -191,8 +191,8 @@ def _choices(subject: Subject) -> dict[str, Any]:
 
 def peak_in_fresh_process(config: Config, name: str) -> float | None:
     """MB; None where the kernel cannot tell."""
-    found = measure.in_fresh_process("distmeta.bench.inner", "peak", config=config.model_dump(mode="json"), name=name)
-    return None if found is None else float(found)
+    answer = measure.in_fresh_process("distmeta.bench.inner", "peak", config=config.model_dump(mode="json"), name=name)
+    return None if answer is None else float(answer)
 
 
 def peak(config: dict[str, Any], name: str) -> float | None:
@@ -220,11 +220,11 @@ def table(result: dict[str, Any]) -> Any:
     out.add_column("variant", no_wrap=True)
     for column in (f"{result['clock']} s", "low-high", "over auto", "x floor", "peak MB"):
         out.add_column(column, justify="right", no_wrap=True)
-    for name, found in result["variants"].items():
-        s, mb = found["seconds"], found["peak_mb"]
+    for name, measured in result["variants"].items():
+        s, mb = measured["seconds"], measured["peak_mb"]
         out.add_row(
-            name, f"{s['median']:.3g}", f"{s['low']:.3g}-{s['high']:.3g}", f"{found['over_auto']['median']:.2f}",
-            f"{found['over_floor']:.2f}", "" if mb is None else f"{mb:.0f}",
+            name, f"{s['median']:.3g}", f"{s['low']:.3g}-{s['high']:.3g}", f"{measured['over_auto']['median']:.2f}",
+            f"{measured['over_floor']:.2f}", "" if mb is None else f"{mb:.0f}",
         )  # fmt: skip
     return out
 

@@ -83,7 +83,7 @@ def plain_config(place: Path, classes: int = 100, rows: int = 200) -> Config:
 
 def in_one_process(sampler: Sampler, config: Config, pad_id: int, seconds: float) -> dict[str, float]:
     """Episodes a CPU second: made; made and collated one by one; made and collated as the learner groups them."""
-    groups = [sampler.sample(range(at, at + GROUP), "train") for at in range(0, 4 * GROUP, GROUP)]
+    groups = [sampler.sample(range(begin, begin + GROUP), "train") for begin in range(0, 4 * GROUP, GROUP)]
     size = sum(bytes_of(e) for group in groups for e in group) / (4 * GROUP)
 
     def rate(make: Callable[[int], object]) -> float:
@@ -94,8 +94,8 @@ def in_one_process(sampler: Sampler, config: Config, pad_id: int, seconds: float
             made += GROUP
         return made / (time.process_time() - began)
 
-    def draw(at: int) -> list[Episode]:
-        return sampler.sample(range(at, at + GROUP), "train")
+    def draw(begin: int) -> list[Episode]:
+        return sampler.sample(range(begin, begin + GROUP), "train")
 
     both = rate(lambda at: [collated([e], config, pad_id) for e in draw(at)])
     return {
@@ -166,14 +166,14 @@ def _receive(actor: Any, seconds: float, use: Callable[[list[Episode]], object])
     def cpu_of_sampler() -> float:
         return float(ray.get(actor.__ray_call__.remote(lambda self: time.process_time())))
 
-    groups = ([*range(at, at + 2 * GROUP)] for at in range(0, 10**9, 2 * GROUP))
-    made, theirs, began, mine = 0, cpu_of_sampler(), time.perf_counter(), time.process_time()
+    groups = ([*range(begin, begin + 2 * GROUP)] for begin in range(0, 10**9, 2 * GROUP))
+    made, theirs, began, cpu_began = 0, cpu_of_sampler(), time.perf_counter(), time.process_time()
     for group, _ in EpisodeWindow(groups, [actor], split="train", window=8 * GROUP):
         use(group)
         made += len(group)
         if time.perf_counter() - began > seconds:
             break
-    wall, cpu = time.perf_counter() - began, time.process_time() - mine
+    wall, cpu = time.perf_counter() - began, time.process_time() - cpu_began
     rates = {
         "episodes_per_s": made / wall, "mb_per_s": made * bytes_of(group[0]) / measure.MB / wall,
         "sampler_cpu_us_per_episode": (cpu_of_sampler() - theirs) / made * 1e6,

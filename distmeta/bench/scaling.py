@@ -49,23 +49,23 @@ def bench_scaling(
             for ranks in workers:
                 for actors in samplers:
                     say(f"round {repeat + 1} of {repeats}: {mode}, {ranks} ranks, {actors} samplers")
-                    given = _point(config, overrides, mode, ranks, actors, steps, min(workers), timed)
-                    runs.setdefault((mode, ranks, actors), []).append(_measure(source, given))
+                    point = _point(config, overrides, mode, ranks, actors, steps, min(workers), timed)
+                    runs.setdefault((mode, ranks, actors), []).append(_measure(source, point))
     points = []
-    for (mode, ranks, actors), found in runs.items():
+    for (mode, ranks, actors), repeated in runs.items():
         base = runs[mode, min(workers), actors]
-        rates = [run["tasks_per_s"] for run in found]
+        rates = [run["tasks_per_s"] for run in repeated]
         ratios = [
             (run["tasks_per_s"] / ranks) / (first["tasks_per_s"] / min(workers))
-            for run, first in zip(found, base, strict=True)
+            for run, first in zip(repeated, base, strict=True)
         ]
-        shares = {name: statistics.mean(run[name] for run in found) for name in (*PHASES, "other")}
+        shares = {name: statistics.mean(run[name] for run in repeated) for name in (*PHASES, "other")}
         points.append(
             {
-                "mode": mode, "workers": ranks, "samplers": actors, "meta_batch": int(found[0]["meta_batch"]),
+                "mode": mode, "workers": ranks, "samplers": actors, "meta_batch": int(repeated[0]["meta_batch"]),
                 "tasks_per_s": interval(rates), "efficiency": interval(ratios), "share": shares,
-                "step_s": statistics.mean(run["step_s"] for run in found),
-                "step_deviation": statistics.mean(run["step_deviation"] for run in found),
+                "step_s": statistics.mean(run["step_s"] for run in repeated),
+                "step_deviation": statistics.mean(run["step_deviation"] for run in repeated),
             }
         )  # fmt: skip
     return {
@@ -102,15 +102,15 @@ def _point(
     batch = config.outer.meta_batch_size
     if mode == "weak":
         batch = max(1, batch // fewest) * ranks
-    own = [
+    of_point = [
         f"cluster.workers={ranks}", f"sampling.actors={actors}", f"outer.meta_batch_size={batch}",
         f"outer.steps={steps}", "outer.until=null", "eval.every=0", "eval.baselines=false", "eval.episodes=2",
     ]  # fmt: skip
     if timed is not None:  # waiting needs no core
-        own += ["algorithm=distmeta.bench.timed", f"inner.lr={timed[0]}", f"inner.momentum={timed[1]}",
+        of_point += ["algorithm=distmeta.bench.timed", f"inner.lr={timed[0]}", f"inner.momentum={timed[1]}",
                 "inner.learn_lr=none", "inner.schedule=constant", "inner.task_batch=1", "cluster.cpus_per_worker=0.01",
                 "cluster.cpus_per_sampler=0.01"]  # fmt: skip
-    return [*overrides, *own]
+    return [*overrides, *of_point]
 
 
 def _measure(source: str | None, overrides: list[str]) -> dict[str, float]:
@@ -146,8 +146,8 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 def table(result: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    said = f"{result['repeats']} repeats, means and 95% intervals" if result["repeats"] > 1 else "one repeat"
-    out = Table(title=f"scaling of {result['recipe']}, {said}", box=None)
+    title = f"{result['repeats']} repeats, means and 95% intervals" if result["repeats"] > 1 else "one repeat"
+    out = Table(title=f"scaling of {result['recipe']}, {title}", box=None)
     for heading in ("mode", "ranks", "samplers", "tasks/s", "efficiency", "step", *PHASES):
         out.add_column(heading, justify="left" if heading == "mode" else "right", no_wrap=True)
     for p in result["points"]:

@@ -97,8 +97,8 @@ def sharded_rank(rank: int, ranks: int, content: dict[str, Any], store_path: str
     total = config.outer.meta_batch_size
     norms = []
     for step in range(1, OUTER_STEPS + 1):
-        mine = [episodes_of(config, store, step)[j] for j in episodes_of_rank(config, total, rank, ranks)]
-        grads, _ = meta_gradients(model, engine.snapshot(), algorithm, config, store, mine, step, device)
+        share = [episodes_of(config, store, step)[j] for j in episodes_of_rank(config, total, rank, ranks)]
+        grads, _ = meta_gradients(model, engine.snapshot(), algorithm, config, store, share, step, device)
         scale = engine.averaged_over / total
         norms.append(engine.step({name: g * scale for name, g in grads.items()}, outer_lr(config, step)))
     after = engine.parameters(list(engine.shapes))

@@ -44,8 +44,8 @@ Chosen = Annotated[
 Quantised = Annotated[str | None, typer.Option(help="int8: a byte for each weight of the matrices")]
 
 
-def show_version(asked: bool) -> None:
-    if asked:
+def show_version(value: bool) -> None:
+    if value:
         from distmeta import __version__
 
         print(f"distmeta {__version__}")
@@ -337,14 +337,14 @@ def check(
     """Prove the meta-gradient's order and the sharded step on the configuration's own model; exit 1 if one differs."""
     from distmeta.bench import check as checks
 
-    found = checks.check(configured(source), ranks, silent if quiet else note)
+    findings = checks.check(configured(source), ranks, silent if quiet else note)
     if as_json:
-        print(json.dumps(checks.report(found)))
+        print(json.dumps(checks.report(findings)))
     else:
         from distmeta.runs.tables import show
 
-        show(checks.table(found))
-    if not all(finding.agrees for finding in found):
+        show(checks.table(findings))
+    if not all(finding.agrees for finding in findings):
         sys.exit(1)
 
 
@@ -415,8 +415,8 @@ def main() -> None:
         code = interrupt.exit_code() or _fail(error)  # an interrupt shows as many kinds of errors
     if interrupt.exit_code():
         came_to_its_end = code in (None, 0)  # some library's code had swallowed the interrupt, or it came too late
-        said = "interrupted too late: the command had come to its end" if came_to_its_end else interrupt.farewell()
-        print(f"distmeta: {said}", file=sys.stderr)
+        line = "interrupted too late: the command had come to its end" if came_to_its_end else interrupt.farewell()
+        print(f"distmeta: {line}", file=sys.stderr)
         code = interrupt.exit_code()
     sys.exit(code)
 

@@ -91,9 +91,9 @@ def tell(result: dict[str, Any], out: Path | None, as_json: bool, show_it: Calla
 def numbers(flag: str, text: str, kind: Any, count: int | None = None) -> list[Any]:
     """The numbers of a list with commas."""
     try:
-        found = [kind(part) for part in text.split(",")]
+        values = [kind(part) for part in text.split(",")]
     except ValueError:
-        found = []
-    if not found or (count is not None and len(found) != count):
+        values = []
+    if not values or (count is not None and len(values) != count):
         raise InputError(f"{flag} {text}: {count or 'some'} numbers with commas between them")
-    return found
+    return values

@@ -39,17 +39,17 @@ def submit(
     """Run a verb as a job of a Ray cluster, and follow it; or `submit status|logs|stop JOB`."""
     from distmeta.drive import submit as jobs
 
-    given = tuple(words or ())
+    arguments = tuple(words or ())
     if verb in ("status", "logs", "stop"):
-        of_job(verb, given, address)
+        of_job(verb, arguments, address)
         return
     request = jobs.Request(
-        verb, given, address.rstrip("/"), working_dir, tuple(exclude or ()),
+        verb, arguments, address.rstrip("/"), working_dir, tuple(exclude or ()),
         jobs.read_runtime_env(runtime_env), entrypoint_num_cpus, entrypoint_num_gpus, entrypoint_memory,
         {name: jobs.amount(value) for name, value in pairs("--entrypoint-resources", entrypoint_resources)},
         dict(pairs("--metadata", metadata)), submission_id,
     )  # fmt: skip
-    job = jobs.submit(request, parsed(context.find_root().command, verb, given), note)
+    job = jobs.submit(request, parsed(context.find_root().command, verb, arguments), note)
     note(f"job {job} is sent; `distmeta submit status|logs|stop {job} --address {address}`")
     if no_wait:
         print(job)
@@ -83,18 +83,18 @@ def parsed(command: Any, verb: str, words: tuple[str, ...]) -> Any:
     if verb not in known:
         raise InputError(f"submit {verb}: no such verb; {', '.join(sorted(known))}, or status, logs, stop")
     with command.commands[verb].make_context(f"distmeta {verb}", list(words)) as context:
-        found = context.params
+        params = context.params
     if verb == "evaluate":
-        return of_base(found["source"], found["base"]) if found["base"] else None
-    if isinstance(found.get("source", ""), str):  # it takes no recipe, but a run, or nothing
+        return of_base(params["source"], params["base"]) if params["base"] else None
+    if isinstance(params.get("source", ""), str):  # it takes no recipe, but a run, or nothing
         return None
     return configured(
-        found["source"], {"run.dir": found.get("run_dir")}, recipe="pipeline" if verb == "pipeline" else None
+        params["source"], {"run.dir": params.get("run_dir")}, recipe="pipeline" if verb == "pipeline" else None
     )
 
 
-def pairs(flag: str, given: list[str] | None) -> list[tuple[str, str]]:
-    for pair in given or ():
+def pairs(flag: str, values: list[str] | None) -> list[tuple[str, str]]:
+    for pair in values or ():
         if "=" not in pair:
             raise InputError(f"{flag} {pair}: give NAME=VALUE")
-    return [(pair.split("=", 1)[0], pair.split("=", 1)[1]) for pair in given or ()]
+    return [(pair.split("=", 1)[0], pair.split("=", 1)[1]) for pair in values or ()]

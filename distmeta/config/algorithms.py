@@ -88,8 +88,8 @@ def with_settings(content: dict[str, Any], of: Entry, over: bool) -> dict[str, A
     has_model = {"pretrained", "architecture", "config"} & set(content.get("model") or {})
     for dotted, value in {**of.defaults, **of.settings}.items():
         section, key = dotted.split(".")
-        own = out.get(section) or {}
+        current = out.get(section) or {}
         chosen = has_model and dotted in ("model.architecture", "model.config")  # one goes with the other
-        if isinstance(own, dict) and not chosen and (over or key not in own):
-            out[section] = {**own, key: value}
+        if isinstance(current, dict) and not chosen and (over or key not in current):
+            out[section] = {**current, key: value}
     return out

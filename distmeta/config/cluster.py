@@ -12,17 +12,25 @@ from distmeta.config.base import Section
 
 class ClusterConfig(Section):
     workers: int | tuple[int, int] = Field(
-        2, description="learner ranks; a range such as 1-3 follows the nodes that there are"
+        2, description="number of learner ranks; a range such as 1-3 follows the nodes that are there"
     )
     episode: Literal["rank", "group"] = Field(
-        "rank", description="an episode is adapted to by one rank, or by all together, its fast weights in shards"
+        "rank",
+        description="rank: each rank adapts to its own episodes; group: all ranks share one episode, with "
+        "sharded fast weights",
     )
-    address: str | None = Field(None, description="Ray cluster; null: RAY_ADDRESS, else one is started here")
+    address: str | None = Field(
+        None, description="address of the Ray cluster; null: RAY_ADDRESS, else a cluster is started here"
+    )
     storage: str | None = Field(None, description="directory, shared by all nodes, in which run.dir is resolved")
     cpus_per_worker: float = Field(1, gt=0, description="processor cores that Ray reserves for a learner rank")
-    gpus_per_worker: float | None = Field(None, ge=0, description="null: 1 where the cluster has enough GPUs")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, description="GPUs that Ray reserves for a learner rank; null: 1 where the cluster has enough"
+    )
     cpus_per_sampler: float = Field(0.25, ge=0, description="processor cores that Ray reserves for a sampler")
-    max_failures: int = Field(3, ge=0, description="restarts of the learner group from its last checkpoint")
+    max_failures: int = Field(
+        3, ge=0, description="how often the learner group restarts from its last checkpoint before the run fails"
+    )
 
     @field_validator("workers", mode="before")
     @classmethod

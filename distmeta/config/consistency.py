@@ -266,17 +266,17 @@ def check_privacy(config: Config) -> None:
 
 def check_augment(config: Config) -> None:
     """Raises ValueError where an augmentation would do nothing, or not what it says."""
-    task, given = config.task, config.task.augment
+    task, augment = config.task, config.task.augment
     for applies, key, value, mend in (
-        (task.shots == 1 and given.mix > 0, "mix", given.mix,
+        (task.shots == 1 and augment.mix > 0, "mix", augment.mix,
          "needs other support rows of a class (task.shots above 1)"),
-        (given.permute_labels and (task.family == "classes" or task.permute_labels), "permute_labels", "true",
+        (augment.permute_labels and (task.family == "classes" or task.permute_labels), "permute_labels", "true",
          "changes nothing where labels are in a new order in every episode (family classes, task.permute_labels)"),
-        (given.permute_labels and config.model.head == "prototype", "permute_labels", "true",
+        (augment.permute_labels and config.model.head == "prototype", "permute_labels", "true",
          "changes nothing where the head is made of class means (model.head=prototype)"),
-        (given.permute_labels and config.algorithm == "multi_task", "permute_labels", "true",
+        (augment.permute_labels and config.algorithm == "multi_task", "permute_labels", "true",
          "leaves nothing to learn for algorithm=multi_task, whose tasks share a head"),
-        (given.resplit and task.mixture == "curriculum", "resplit", "true",
+        (augment.resplit and task.mixture == "curriculum", "resplit", "true",
          "pairs episodes, whose weights may differ under task.mixture=curriculum"),
     ):  # fmt: skip
         if applies:
@@ -350,10 +350,10 @@ def check_settings(config: Config, settings: Mapping[str, Any]) -> None:
     """Raises ValueError where the configuration says something else than the algorithm is made of."""
     for key, needed in settings.items():
         section, name = key.split(".")
-        found = getattr(getattr(config, section), name)
-        if found != needed:
+        value = getattr(getattr(config, section), name)
+        if value != needed:
             raise ValueError(
-                f"{key} = {found}: algorithm = {config.algorithm} is defined by {key}={needed}; set that, or leave "
+                f"{key} = {value}: algorithm = {config.algorithm} is defined by {key}={needed}; set that, or leave "
                 f"{key} out, or choose another algorithm"
             )
 

@@ -192,4 +192,4 @@ def _section_of(annotation: Any) -> Any:
     """The section within a type such as dict[str, Section] | None."""
     if hasattr(annotation, "model_fields"):
         return annotation
-    return next((found for a in get_args(annotation) if (found := _section_of(a)) is not None), None)
+    return next((section for a in get_args(annotation) if (section := _section_of(a)) is not None), None)

@@ -14,14 +14,17 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class AugmentConfig(Section):
     """Changes of the episodes that are learnt from; those that are scored stay as they are."""
 
-    token_dropout: Share = Field(0.0, description="probability with which a token of a support row is left out")
-    word_swap: Share = Field(0.0, description="probability with which two neighbouring tokens there change places")
-    mix: Share = Field(0.0, description="probability with which one there is drawn from other rows of its class")
+    token_dropout: Share = Field(0.0, description="probability that a token of a support row is left out")
+    word_swap: Share = Field(0.0, description="probability that two neighbouring words of a support row change places")
+    mix: Share = Field(
+        0.0, description="probability that a word of a support row is replaced by one from other rows of its class"
+    )
     permute_labels: bool = Field(
-        False, description="task.permute_labels, in training alone: meta-validation and -test keep the label ids"
+        False,
+        description="as task.permute_labels, but only in training: meta-validation and meta-test keep the label ids",
     )
     resplit: bool = Field(
-        False, description="every second episode has the rows of the one before, support and query drawn again"
+        False, description="every second episode reuses the rows of the one before, with support and query drawn again"
     )
 
     @property
@@ -34,4 +37,4 @@ class PrivacyConfig(Section):
 
     noise: float = Field(gt=0, description="standard deviation of the noise of a meta-step, in units of clip")
     clip: float = Field(gt=0, description="largest norm of a task's meta-gradient")
-    delta: float = Field(gt=0, lt=1, description="of the (epsilon, delta) that is reported; far below 1 / tasks")
+    delta: float = Field(gt=0, lt=1, description="delta of the (epsilon, delta) that is reported; far below 1 / tasks")

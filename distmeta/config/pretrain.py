@@ -21,20 +21,28 @@ class PretrainConfig(Section):
     near_duplicates: bool = Field(
         True, description="also remove a text whose letters and digits, in any case, are those of an earlier one"
     )
-    validation_share: float = Field(0.05, ge=0, lt=1, description="of the texts, by stable hash of each")
+    validation_share: float = Field(
+        0.05, ge=0, lt=1, description="share of the texts that is held out for validation, by a stable hash of each"
+    )
     validation_rows: int = Field(512, ge=1, description="most rows of each split that a validation reads")
     objective: Literal["auto", "masked", "causal"] = Field(
-        "auto", description="masked: lines, BERT's; causal: packed blocks, the next token; auto: the architecture's"
+        "auto",
+        description="masked: hidden tokens of lines are predicted, as by BERT; causal: the next token in "
+        "packed blocks; auto: what the architecture does",
     )
-    mask_probability: float = Field(0.15, gt=0, lt=1, description="of a token to be predicted (objective masked)")
-    steps: int = Field(500, ge=1, description="optimizer steps")
+    mask_probability: float = Field(
+        0.15, gt=0, lt=1, description="objective masked: probability that a token has to be predicted"
+    )
+    steps: int = Field(500, ge=1, description="number of optimizer steps")
     batch_size: int = Field(32, ge=1, description="rows of a step, over all ranks")
     micro_batch: int = Field(0, ge=0, description="rows that a rank runs at once; 0: its whole share of the batch")
     lr: float = Field(1e-3, gt=0, description="learning rate of AdamW")
-    weight_decay: float = Field(0.01, ge=0, description="of weights that are matrices")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of the weights that are matrices")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps over which the rate rises")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="of the rate after that, to 0")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="course of the rate after the warm-up: constant, or falling to 0"
+    )
     every: int = Field(100, ge=0, description="steps between validations; 0: before the first and after the last")
 
     @model_validator(mode="after")

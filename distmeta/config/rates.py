@@ -90,5 +90,5 @@ def trained(adapt: str, base: bool) -> str:
 
 
 def _section(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found: Any = content.get(name)
-    return found if isinstance(found, dict) else found.model_dump() if hasattr(found, "model_dump") else {}
+    section: Any = content.get(name)
+    return section if isinstance(section, dict) else section.model_dump() if hasattr(section, "model_dump") else {}

@@ -26,11 +26,13 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class ModelConfig(Section):
     """What adapts."""
 
-    pretrained: str | None = Field(None, description="a Hugging Face directory or hub id; null: from `config`")
+    pretrained: str | None = Field(
+        None, description="Hugging Face directory or hub id; null: `architecture` is built from `config`"
+    )
     architecture: str = Field("bert", description="transformers model type, or lstm, built when `pretrained` is null")
     config: dict[str, Any] = Field(
         {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128},
-        description="its transformers configuration, in that architecture's own keys",
+        description="transformers configuration of `architecture`, in its own keys",
     )
     tokenizer: Literal["word", "wordpiece", "character", "bpe"] = Field(
         "word", description="level of the tokenizer trained on the task store's text when `pretrained` is null"
@@ -40,8 +42,8 @@ class ModelConfig(Section):
     answer_tokens: int = Field(
         16,
         ge=2,
-        description="family text_to_text: of max_tokens, those that an answer may take, its end included; "
-        "task.labels=words: those that a label may take",
+        description="most tokens of an answer, its end included, out of max_tokens (family text_to_text), or "
+        "of a label (task.labels=words)",
     )
     head: Literal["linear", "prototype", "context"] = Field(
         "linear",
@@ -50,12 +52,14 @@ class ModelConfig(Section):
     )
     distance: Literal["euclidean", "cosine"] = Field(
         "euclidean",
-        description="euclidean: features as they are; cosine: features of one length, as sentence "
-        "encoders' are. Where it is left open: cosine for a pretrained decoder that classifies, and for a pretrained "
-        "encoder that is trained whole under a linear head; else euclidean",
+        description="how features are compared: euclidean: as they are; cosine: at one length, as sentence "
+        "encoders' are. Where it is left open: cosine for a pretrained decoder that classifies, "
+        "and for a pretrained encoder that is trained whole under a linear head; else euclidean",
     )
     context: Literal["direct", "channel"] = Field(
-        "direct", description="head context: p(label | text), or p(text | label) turned round"
+        "direct",
+        description="head context: whether p(label | text) is scored (direct), or p(text | label) turned "
+        "round (channel)",
     )
     pooling: Literal["auto", "first", "last", "mean"] = Field(
         "auto", description="token states read by the head; auto: mean for encoders, last for decoders"
@@ -65,7 +69,7 @@ class ModelConfig(Section):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="rate of every dropout layer, while training")
     activation_checkpointing: bool = Field(
-        False, description="layers keep their inputs alone and are run again on the way back, at every order"
+        False, description="layers keep only their inputs and run again in the backward pass, at every order"
     )
     lora_rank: int = Field(8, ge=1, description="rank of a LoRA matrix pair")
     lora_alpha: float = Field(16.0, gt=0, description="LoRA output is scaled by alpha / rank")
@@ -105,38 +109,52 @@ class DataConfig(Section):
     text: str = Field("text", description="column that holds the text")
     label: str = Field("label", description="column that holds the label (families domain and classes)")
     task: str = Field("task", description="column that names the task (families domain and text_to_text)")
-    input: str = Field("input", description="family text_to_text")
-    target: str = Field("target", description="family text_to_text: the answer, or a list of accepted ones")
-    options: str = Field("options", description="family text_to_text: a list to choose from, where there is one")
-    instruction: str = Field("instruction", description="family text_to_text: stands before the input if there is one")
+    input: str = Field("input", description="family text_to_text: column that holds the input")
+    target: str = Field(
+        "target", description="family text_to_text: column that holds the answer, or a list of accepted ones"
+    )
+    options: str = Field(
+        "options",
+        description="family text_to_text: column that holds a list of options to choose from, where there is one",
+    )
+    instruction: str = Field(
+        "instruction", description="family text_to_text: column that holds the task's instruction, where there is one"
+    )
     layout: Literal["table", "natural_instructions", "crossfit", "metaicl"] = Field(
         "table", description="family text_to_text: how the files hold tasks; table: by the columns above"
     )
-    split: str = Field("split", description="column with train, validation or test; absent: by the names of "
-                       "the files (train-0.parquet, test.csv), else by stable hash; hash: by that alone")  # fmt: skip
+    split: str = Field(
+        "split",
+        description="column that says train, validation or test; absent: the files' names say it "
+        "(train-0.parquet, test.csv), else a stable hash; hash: always a stable hash",
+    )
     splits: dict[str, list[str]] | str | None = Field(
-        None, description="lists of tasks or classes for train, validation, test; or JSON_FILE or JSON_FILE#KEY"
+        None,
+        description="tasks or classes of train, validation and test, as lists; or JSON_FILE or JSON_FILE#KEY "
+        "that holds them",
     )
     fractions: tuple[float, float, float] = Field(
         (0.6, 0.2, 0.2), description="shares of tasks or classes by stable hash"
     )
     follow: float | None = Field(
-        None, gt=0, description="seconds that a further file is waited for, where files are added to `path` while the "
-        "run learns (task.arrive_every); null: `path` is as it is"
-    )  # fmt: skip
+        None,
+        gt=0,
+        description="seconds to wait for another file, where files are added to `path` while the run learns "
+        "(task.arrive_every); null: `path` does not grow",
+    )
     cache: str | None = Field(
         None, description="directory of token caches; null: in cluster.storage, else ~/.cache/distmeta"
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_are_not_choices(cls, given: Any) -> Any:
+    def _defaults_are_not_choices(cls, values: Any) -> Any:
         """A column that is named as it is by default may be absent, also when a written configuration is read."""
-        if not isinstance(given, dict):
-            return given
-        if given.get("layout") == "metaicl":
-            given = {"target": "output", **given}
-        return {k: v for k, v in given.items() if k not in cls.model_fields or v != cls.model_fields[k].default}
+        if not isinstance(values, dict):
+            return values
+        if values.get("layout") == "metaicl":
+            values = {"target": "output", **values}
+        return {k: v for k, v in values.items() if k not in cls.model_fields or v != cls.model_fields[k].default}
 
     @model_validator(mode="after")
     def _one_or_several(self) -> DataConfig:
@@ -155,9 +173,9 @@ class DataConfig(Section):
     def of(self, name: str) -> DataConfig:
         """Source `name` alone: its own keys over those of this section."""
         assert self.sources is not None
-        own = self.sources[name].model_dump(exclude_none=True)
+        source = self.sources[name].model_dump(exclude_none=True)
         shared = {key: getattr(self, key) for key in self.model_fields_set - {"sources"}}
-        return DataConfig(**{**shared, **own})
+        return DataConfig(**{**shared, **source})
 
     @field_validator("fractions")
     @classmethod
@@ -175,7 +193,7 @@ class InnerConfig(Section):
         "base is adapted whole, 0.05 for LoRA or an encoder under a linear head (optimizer adam: 1e-4, 1e-3; the head "
         "alone 1e-2)"
     )  # fmt: skip
-    steps: int = Field(5, ge=0, description="inner steps in training")
+    steps: int = Field(5, ge=0, description="number of inner steps in training")
     schedule: Literal["constant", "linear", "cosine", "warmup"] = Field(
         "constant", description="course of the inner rate over the inner steps: falling to 0, or rising to lr (warmup)"
     )
@@ -185,14 +203,16 @@ class InnerConfig(Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of inner.optimizer=momentum")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="decay rates of inner.optimizer=adam")
     learn_lr: Literal["none", "scalar", "per_step", "per_layer", "per_layer_step", "per_parameter"] = Field(
-        "none", description="meta-learnt inner rates: how many there are"
+        "none", description="how many inner rates are meta-learnt; none: the rate stays inner.lr"
     )  # fmt: skip
     proximal: float = Field(
         0.0, ge=0, description="strength of the pull to the initial weights, lam/2 |theta - theta_0|^2 (iMAML)"
     )
-    solver: Literal["cg", "neumann"] = Field("cg", description="of algorithm imaml's linear system")
-    cg_steps: int = Field(5, ge=1, description="steps of that solver")
-    adapt: str = Field("all", description="all, lora, head, or a regular expression of parameter names")
+    solver: Literal["cg", "neumann"] = Field("cg", description="algorithm imaml: solver of its linear system")
+    cg_steps: int = Field(5, ge=1, description="algorithm imaml: number of steps of inner.solver")
+    adapt: str = Field(
+        "all", description="what the inner loop adapts: all, lora, head, or a regular expression of parameter names"
+    )
     memory: Literal["auto", "layers", "walk", "unroll"] = Field(
         "auto", description="walk: steps are computed again, memory does not grow with them; layers: layers too, "
         "memory hardly grows with them either; unroll: all are kept; auto: unroll within inner.budget_mb"
@@ -201,7 +221,9 @@ class InnerConfig(Section):
         None, gt=0, description="memory: auto keeps graphs within this many megabytes: as many steps as fit, and where "
         "one part of a step does not, layers are run again; null: 768 on a CPU, a quarter of a GPU's memory"
     )  # fmt: skip
-    buckets: int = Field(0, ge=0, description="length-sorted micro-batches of a set; 0: chosen by their cost")
+    buckets: int = Field(
+        0, ge=0, description="number of length-sorted micro-batches of a set; 0: the number that costs least"
+    )
     part_tokens: int = Field(
         0,
         ge=0,
@@ -209,9 +231,14 @@ class InnerConfig(Section):
         "4096 on a CPU",
     )
     prefix_mb: float = Field(
-        512, ge=0, description="megabytes for what frozen layers below the adapted ones make of examples; 0: keep none"
+        512,
+        ge=0,
+        description="megabytes that keep what the frozen layers below the adapted ones make of examples; 0: "
+        "nothing is kept",
     )
-    task_batch: int = Field(0, ge=0, description="tasks that run as one; 0: chosen by their size and the device")
+    task_batch: int = Field(
+        0, ge=0, description="number of tasks that run as one; 0: chosen by their size and the device"
+    )
 
     @field_validator("learn_lr", mode="before")
     @classmethod
@@ -227,21 +254,28 @@ class OuterConfig(Section):
         "weights are learnt, and not LoRA or the head alone; 5e-4 for an encoder under a linear head"
     )  # fmt: skip
     rate_lr: float | None = Field(
-        None, gt=0, description="of learnt inner rates (inner.learn_lr), whose logarithm is what steps; null: lr"
+        None,
+        gt=0,
+        description="learning rate of the learnt inner rates (inner.learn_lr), whose logarithm steps; null: outer.lr",
     )
     optimizer: Literal["adamw", "adam", "adamax", "radam", "rmsprop", "sgd", "cpu_adam", "cpu_lion"] = Field(
         "adamw",
-        description="those whose step on a shard is the step on the whole: torch's; cpu_adam (AdamW) and cpu_lion: "
-        "DeepSpeed's, for state in the host's memory, compiled at their first use",
+        description="outer optimizer: one of torch's whose step on a shard is the step on the whole; or "
+        "DeepSpeed's cpu_adam (AdamW) or cpu_lion, which keep their state in the host's memory "
+        "and are compiled at their first use",
     )
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of the outer optimizer")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="decay rates of all outer optimizers but sgd, rmsprop")
-    eps: float = Field(1e-8, gt=0, description="epsilon of every outer optimizer but sgd and cpu_lion")
+    betas: tuple[Beta, Beta] = Field(
+        (0.9, 0.999), description="decay rates of the outer optimizer; sgd and rmsprop have none"
+    )
+    eps: float = Field(1e-8, gt=0, description="epsilon of the outer optimizer; sgd and cpu_lion have none")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of outer optimizers sgd and rmsprop")
     schedule: Literal["auto", "constant", "cosine", "linear", "plateau"] = Field(
-        "auto", description="of the rate; plateau: lowered when the meta-validation loss no longer falls; auto: "
-        "cosine, or constant below 300 outer.steps from random weights and where tasks arrive as the run learns"
-    )  # fmt: skip
+        "auto",
+        description="course of the outer rate; plateau: lowered when the meta-validation loss no longer "
+        "falls; auto: cosine, or constant below 300 outer.steps from random weights and where "
+        "tasks arrive as the run learns",
+    )
     patience: int = Field(
         2, ge=0, description="plateau only: meta-validations without a lower loss before the rate falls"
     )
@@ -250,8 +284,8 @@ class OuterConfig(Section):
         None, ge=0, description="meta-steps in which the rate rises to lr; null: 0, under schedule auto a 20th of "
         "steps, at most 100"
     )  # fmt: skip
-    meta_batch_size: int = Field(8, ge=1, description="episodes of a meta-step, over all ranks")
-    steps: int = Field(300, ge=1, description="meta-steps")
+    meta_batch_size: int = Field(8, ge=1, description="number of episodes of a meta-step, over all ranks")
+    steps: int = Field(300, ge=1, description="number of meta-steps")
     until: str | None = Field(
         None, description="stop once a meta-validation metric is reached, such as accuracy>=0.9 (needs eval.every)"
     )
@@ -261,12 +295,19 @@ class OuterConfig(Section):
         description="end after so many meta-validations in a row without a new best (eval.best); null: never",
     )
     max_skipped: float = Field(
-        0.01, ge=0, le=1, description="share of the episodes so far (and at least 3) whose loss or gradient may not "
-        "be finite: they are skipped and counted; more end the run. 0: none may be skipped"
-    )  # fmt: skip
-    privacy: PrivacyConfig | None = Field(None, description="noise that hides each meta-train task; null: none")
+        0.01,
+        ge=0,
+        le=1,
+        description="largest share of the episodes so far (and at least 3) that is skipped and counted because its "
+        "loss or gradient is not finite; more end the run; 0: none may be skipped",
+    )
+    privacy: PrivacyConfig | None = Field(
+        None, description="noise that hides each meta-train task (differential privacy); null: none"
+    )
     base: Literal["auto", "train", "freeze"] = Field(
-        "auto", description="parameters that the inner loop does not adapt; auto: train only if built from config"
+        "auto",
+        description="whether the parameters that the inner loop does not adapt are learnt (train) or stay "
+        "(freeze); auto: train only where the model is built from config",
     )
 
     @field_validator("until", mode="before")
@@ -285,16 +326,16 @@ class OuterConfig(Section):
 class SamplingConfig(Section):
     actors: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         2,
-        description="sampler actors; 0: episodes are made in the learner's process; auto: one a node, and as many more "
-        "as keep the learners from waiting, by the first meta-steps",
+        description="number of sampler actors; 0: the learner makes the episodes itself; auto: one a node, "
+        "and as many more as keep the learners from waiting, by the first meta-steps",
     )
-    window: int = Field(32, ge=1, description="most episodes asked for and not yet used, per learner rank")
+    window: int = Field(32, ge=1, description="most episodes that a learner rank has asked for and not yet used")
     timeout_s: float = Field(120, gt=0, description="longest wait for one group of episodes")
 
 
 class EvalConfig(Section):
-    episodes: int = Field(600, ge=2, description="meta-test episodes")
-    steps: int | None = Field(None, ge=0, description="inner steps when evaluating; null: inner.steps")
+    episodes: int = Field(600, ge=2, description="number of meta-test episodes")
+    steps: int | None = Field(None, ge=0, description="number of inner steps when evaluating; null: inner.steps")
     baselines: bool = Field(True, description="also score the methods that were not meta-trained")
     every: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="meta-steps between meta-validations; 0: none; auto: a tenth of outer.steps, or none below "
@@ -304,13 +345,17 @@ class EvalConfig(Section):
         "auto", description="METRIC:max or METRIC:min: the meta-validation whose checkpoint is kept as the best, and "
         "is evaluated, exported, adapted and served; auto: accuracy:max, in family text_to_text loss:min"
     )  # fmt: skip
-    validation_episodes: int = Field(50, ge=2, description="episodes of a meta-validation")
+    validation_episodes: int = Field(50, ge=2, description="number of episodes of a meta-validation")
     ways: int | None = Field(
         None, ge=2, description="family classes, model.head=prototype: classes in an episode of a meta-validation or "
         "an evaluation; null: task.ways"
     )  # fmt: skip
-    shots: int | None = Field(None, ge=1, description="support examples of each class there; null: task.shots")
-    queries: int | None = Field(None, ge=1, description="query examples of each class there; null: task.queries")
+    shots: int | None = Field(
+        None, ge=1, description="support examples of each class in a meta-validation or an evaluation; null: task.shots"
+    )
+    queries: int | None = Field(
+        None, ge=1, description="query examples of each class in a meta-validation or an evaluation; null: task.queries"
+    )
     normalise: Literal["none", "length", "unconditional"] | None = Field(
         None, description="how likely a label is, with task.labels=words, or an option, in family text_to_text: none: "
         "the log-likelihoods of its tokens, added up; length: their mean; unconditional: their sum, less that after an "
@@ -334,8 +379,8 @@ class RunConfig(Section):
     max_hours: float | None = Field(
         None, gt=0, description="`train` and `pretrain` save and end before so many hours have passed; null: no limit"
     )
-    checkpoint_every: int = Field(50, ge=1, description="meta-steps between checkpoints")
-    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    checkpoint_every: int = Field(50, ge=1, description="number of meta-steps between checkpoints")
+    keep: int = Field(2, ge=1, description="number of newest checkpoints that are kept")
     timeout_s: float = Field(600, gt=0, description="longest wait for another rank")
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
         [],
@@ -357,7 +402,9 @@ class Config(Section):
     inner: InnerConfig = InnerConfig()
     algorithm: str = Field("maml", description="a name in distmeta.algorithms, or a module's import path")
     outer: OuterConfig = OuterConfig()
-    deepspeed: dict[str, Any] = Field(DEEPSPEED_DEFAULTS, description="handed to deepspeed.initialize as it is")
+    deepspeed: dict[str, Any] = Field(
+        DEEPSPEED_DEFAULTS, description="configuration that deepspeed.initialize is given as it is"
+    )
     sampling: SamplingConfig = SamplingConfig()
     cluster: ClusterConfig = ClusterConfig()
     eval: EvalConfig = EvalConfig()
@@ -378,17 +425,17 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_algorithm(cls, given: Any) -> Any:
+    def _of_algorithm(cls, values: Any) -> Any:
         """What the algorithm is made of, where the configuration leaves it open."""
-        name = given.get("algorithm", "maml") if isinstance(given, dict) else None
+        name = values.get("algorithm", "maml") if isinstance(values, dict) else None
         if not isinstance(name, str):
-            return given
+            return values
         if name not in ALGORITHMS and not IMPORT_PATH.fullmatch(name):
             raise ValueError(
                 f"algorithm = {name!r}: one of {', '.join(ALGORITHMS)}, or a module's import path such as "
                 f"mypackage.mymodule.{nearest(name, ALGORITHMS)}"
             )
-        whole = with_settings(given, ALGORITHMS[name], over=False) if name in ALGORITHMS else given
+        whole = with_settings(values, ALGORITHMS[name], over=False) if name in ALGORITHMS else values
         return with_rates(with_distance(whole))
 
     @model_validator(mode="after")

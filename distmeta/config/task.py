@@ -43,18 +43,27 @@ class TaskConfig(Section):
         "or a file that holds one, which is kept in the run"
     )  # fmt: skip
     permute_labels: bool = Field(
-        False, description="family domain: a new order of the label ids in each episode of every split"
+        False, description="family domain: each episode of every split draws a new order of the label ids"
     )
     augment: AugmentConfig = AugmentConfig()
     arrive_every: int = Field(
-        0, ge=0, description="family domain: training episodes between the arrivals of two tasks; 0: all are there"
+        0,
+        ge=0,
+        description="family domain: number of training episodes between the arrivals of two tasks; 0: all "
+        "tasks are there from the start",
     )
     mixture: Mixture = Field(
         "uniform", description="how often an episode is of each of data.sources: equally, by their examples, by the "
         "1/temperature power of these, or of their meta-validation losses (curriculum); or weights by name"
     )  # fmt: skip
-    temperature: float = Field(1.0, gt=0, description="of mixtures temperature and curriculum; larger: more equal")
-    lag: int = Field(20, ge=1, description="curriculum: meta-steps from a meta-validation to the first that goes by it")
+    temperature: float = Field(
+        1.0, gt=0, description="mixtures temperature and curriculum: a larger one makes the shares more equal"
+    )
+    lag: int = Field(
+        20,
+        ge=1,
+        description="curriculum: number of meta-steps from a meta-validation to the first meta-step that follows it",
+    )
 
     @field_validator("prompt")
     @classmethod

@@ -16,14 +16,20 @@ class TuneConfig(Section):
 
     space: dict[str, dict[str, Any]] = Field(
         {"inner.lr": {"log_uniform": [0.01, 1.0]}, "inner.steps": {"integer": [1, 5]}},
-        description="by dotted key: log_uniform, uniform or integer [low, high], choice or grid [values]; with `when`",
+        description="what is searched, by dotted key: log_uniform, uniform or integer [low, high], choice or "
+        "grid [values]; with `when`",
     )
-    searcher: Literal["random", "grid", "optuna"] = Field("random", description="optuna: tree of Parzen estimators")
+    searcher: Literal["random", "grid", "optuna"] = Field(
+        "random", description="how points are chosen; optuna: by a tree of Parzen estimators"
+    )
     scheduler: Literal["none", "asha", "median", "pbt"] = Field("asha", description="which trials are stopped early")
-    trials: int = Field(16, ge=1, description="runs that are searched; grid: that many for each point of the grid")
-    max_concurrent: int | None = Field(None, ge=1, description="trials at once; null: as many as the cluster holds")
+    trials: int = Field(16, ge=1, description="number of runs; grid: number of runs for each point of the grid")
+    max_concurrent: int | None = Field(
+        None, ge=1, description="most trials at once; null: as many as the cluster holds"
+    )
     metric: Literal["accuracy", "f1", "precision", "recall", "loss"] = Field(
-        "accuracy", description="of the meta-validation, at the best number of adaptation steps"
+        "accuracy",
+        description="meta-validation metric that trials are compared by, at the best number of adaptation steps",
     )
     adapt_steps: int | None = Field(
         None, ge=1, description="largest number of adaptation steps that is scored; null: eval.steps, else inner.steps"
@@ -31,10 +37,10 @@ class TuneConfig(Section):
     grace: int | None = Field(None, ge=1, description="meta-steps before any trial is stopped; null: eval.every")
     reduction: int = Field(3, ge=2, description="asha: one in so many trials goes on, to as many times the steps")
     perturb_every: int | None = Field(None, ge=1, description="pbt: meta-steps between copies; null: eval.every")
-    seed: int = Field(0, ge=0, description="of what is tried; every trial's run has run.seed")
+    seed: int = Field(0, ge=0, description="seed of the points that are tried; every trial's run has run.seed")
     retries: int = Field(1, ge=0, description="how often a trial that crashed is continued from its checkpoint")
     rivals: list[Rates] | None = Field(
-        None, description="learnt rates in trials of their own, against constant ones; null: per_layer; []: none"
+        None, description="learnt rates that trials of their own try, against constant ones; null: per_layer; []: none"
     )
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
         ["tensorboard"],

@@ -149,11 +149,11 @@ def of_labels(trained: Trained) -> dict[str, Any]:
     from distmeta.tasks.prompts import label_tokens, prompt_of
     from distmeta.tasks.tokenizer import load_tokenizer
 
-    task, own = trained.config.task, load_tokenizer(trained.tokenizer_file)
-    prompt = prompt_of(task.prompt, own)
+    task, tokenizer = trained.config.task, load_tokenizer(trained.tokenizer_file)
+    prompt = prompt_of(task.prompt, tokenizer)
     return {
         "before": repr(prompt.before), "between": repr(prompt.between), "gap": repr(prompt.gap),
-        "tokens": label_tokens(trained.config, own), "normalise": trained.config.eval.normalise or "none",
+        "tokens": label_tokens(trained.config, tokenizer), "normalise": trained.config.eval.normalise or "none",
         "reads": trained.config.model.head == "context", "kind": "AutoModelForCausalLM",
         "base": repr(trained.config.model.pretrained),
     }  # fmt: skip

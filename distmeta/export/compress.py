@@ -104,9 +104,9 @@ def with_sizes(saved: Checkpoint, sizes: Mapping[str, int]) -> Checkpoint:
 
     if not sizes:
         return saved
-    given = saved.config.model.config
+    fields = saved.config.model.config
     names = AutoConfig.for_model(saved.config.model.architecture).attribute_map
-    fixed = {k: v for k, v in given.items() if names.get(k, k) not in sizes}  # a key may have two names
+    fixed = {k: v for k, v in fields.items() if names.get(k, k) not in sizes}  # a key may have two names
     if {"num_attention_heads", "num_key_value_heads"} & sizes.keys():
         hf_config: Any = load_model(saved).backbone.config
         fixed["head_dim"] = hf_config.head_dim  # by default it would follow the number of heads

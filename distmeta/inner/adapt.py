@@ -275,12 +275,12 @@ def refuse_divergence(losses: list[Tensor], query: Tensor | None, steps: int, na
     if bool(finite.all()):
         return
     by_step = finite if finite.ndim == 1 else finite.all(dim=1)
-    at = int((~by_step).nonzero()[0])
-    which = "query" if query is not None and at == len(losses) else "support"
-    tasks: list[int] = [] if finite.ndim == 1 else [int(t) for t in (~finite[at]).nonzero().flatten()]
-    worst = every[at][tasks[0]] if tasks else every[at]
+    step = int((~by_step).nonzero()[0])
+    which = "query" if query is not None and step == len(losses) else "support"
+    tasks: list[int] = [] if finite.ndim == 1 else [int(t) for t in (~finite[step]).nonzero().flatten()]
+    worst = every[step][tasks[0]] if tasks else every[step]
     concerned = [] if names is None else ([names[t] for t in tasks] if tasks else list(names))
-    raise Diverged(steps if which == "query" else at, steps, float(worst), which, tasks, concerned)
+    raise Diverged(steps if which == "query" else step, steps, float(worst), which, tasks, concerned)
 
 
 def stacked(problem: Problem, losses: list[Tensor], adapted: Named) -> Tensor:

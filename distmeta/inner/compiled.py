@@ -85,7 +85,7 @@ def _compile(
 
     if inner.seed is not None:
         raise ValueError("InnerLoop.seed: a loss that draws random numbers (dropout) cannot be compiled")
-    found: list[Any] = []
+    out_specs: list[Any] = []
 
     def plain(*given: Tensor) -> list[Tensor]:
         tensor = iter(given)
@@ -94,7 +94,7 @@ def _compile(
         loop = dataclasses.replace(inner, lr=lr, memory="unroll")
         result = meta_gradient(loss, params, support, query, loop, order, shared=shared, check=False, **options)
         outputs, out_spec = tree_flatten(tuple(getattr(result, name) for name in FIELDS))
-        found[:] = [out_spec]
+        out_specs[:] = [out_spec]
         return outputs
 
     before = generator_state(tensors[0].device)
@@ -109,4 +109,4 @@ def _compile(
                 raise ArithmeticError(
                     f"the compiled meta-gradient differs from the plain one by {error:g}: do not use it"
                 )
-    return function, found[0]
+    return function, out_specs[0]

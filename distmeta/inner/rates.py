@@ -85,10 +85,10 @@ class Rates:
 
     def gradients(self) -> Tensor | dict[str, Tensor] | None:
         """The derivatives in the structure of `InnerLoop.lr`, with a leading task axis if there is one."""
-        found = {name: self._gradient(entry) for name, entry in self.learnt.items()}
+        gradients = {name: self._gradient(entry) for name, entry in self.learnt.items()}
         if isinstance(self._lr, Mapping):
-            return {name: value for name, value in found.items() if name is not None}
-        return found.get(None)
+            return {name: value for name, value in gradients.items() if name is not None}
+        return gradients.get(None)
 
     def _gradient(self, entry: Learnt) -> Tensor:
         lead = () if self._tasks is None else (self._tasks,)
@@ -120,15 +120,15 @@ def _check_names(lr: LearningRate, names: Sequence[str]) -> None:
 def _kind(inner: InnerLoop, name: str, rate: Tensor, shape: tuple[int, ...]) -> str:
     if rate.ndim == 0:
         return "one"
-    own, stepwise = tuple(rate.shape) == shape, tuple(rate.shape) == (inner.steps,)
-    if own and stepwise and inner.steps > 1 and inner.lr_per == "auto":
+    per_parameter, stepwise = tuple(rate.shape) == shape, tuple(rate.shape) == (inner.steps,)
+    if per_parameter and stepwise and inner.steps > 1 and inner.lr_per == "auto":
         raise ValueError(
             f"InnerLoop.lr[{name!r}] of shape {list(rate.shape)} can mean a rate for each of {inner.steps} steps or "
             f'for each element of the parameter: say which by InnerLoop(lr_per="step") or "parameter"'
         )
-    if stepwise and not (own and inner.lr_per == "parameter"):
+    if stepwise and not (per_parameter and inner.lr_per == "parameter"):
         return "step"
-    if own:
+    if per_parameter:
         return "parameter"
     raise ValueError(
         f"InnerLoop.lr[{name!r}] has shape {list(rate.shape)}; allowed: a number, [], [steps] = [{inner.steps}] "

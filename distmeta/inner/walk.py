@@ -126,8 +126,8 @@ def meta_gradient(
     if not queries:
         raise ValueError("query is an empty list of micro-batches")
     problem = pose(loss, params, support, inner, shared, task_axis, has_aux)
-    given = {name: t.detach() for name, t in params.items()}
-    beginning = Beginning(problem, given, start, support, keep=inner.memory != "walk")
+    initial = {name: t.detach() for name, t in params.items()}
+    beginning = Beginning(problem, initial, start, support, keep=inner.memory != "walk")
     problem, theta = with_names(problem, beginning.first)
     rates = Rates(inner, problem.names, theta, problem.per_task)
 
@@ -297,12 +297,12 @@ class Beginning:
 
     def pullback(self, problem: Problem, cotangent: Tensors, of_shared: Tensors) -> tuple[Named, Tensors]:
         """(gradient of params, gradient of shared) from the cotangents of all fast weights and of shared."""
-        found = named(problem, cotangent)
-        grads = {name: found[name] for name in self._params}
+        result = named(problem, cotangent)
+        grads = {name: result[name] for name in self._params}
         if self._start is None:
             return grads, of_shared
         leaves, started = self._graph or self._run()
-        pairs = [(t, found[name]) for name, t in started.items() if t.requires_grad]
+        pairs = [(t, result[name]) for name, t in started.items() if t.requires_grad]
         if not pairs:
             return grads, of_shared
         shared_names = float_names(problem.shared)

@@ -144,16 +144,16 @@ def _fresh_config(config: ModelConfig, vocab_size: int, pad_id: int) -> Any:
             raise InputError(
                 f"model.config.{key}: not a setting of architecture {config.architecture}.{nearest(key, known)}"
             )
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "vocab_size": vocab_size,
         "pad_token_id": pad_id,
         "bos_token_id": None,
         "eos_token_id": None,
     }
     if default.is_encoder_decoder:
-        given["decoder_start_token_id"] = pad_id
+        settings["decoder_start_token_id"] = pad_id
     try:
-        made = AutoConfig.for_model(config.architecture, **{**given, **sizes, "vocab_size": vocab_size})
+        made = AutoConfig.for_model(config.architecture, **{**settings, **sizes, "vocab_size": vocab_size})
         made.architectures = made.architectures or []  # transformers looks through it where a family has two models
         return made
     except Exception as error:  # each architecture validates in its own way

@@ -45,10 +45,10 @@ class TextBatch:
         if mask is not None and mask.shape[0] > 1:
             mask = mask[index]
         names = ("input_ids", "keep", "positions", "last", "answer", "answer_at")
-        own = {name: value[index] for name in names if (value := getattr(self, name)) is not None}
+        chosen = {name: value[index] for name in names if (value := getattr(self, name)) is not None}
         labels = self.labels.flatten()[index].unsqueeze(0)
         return replace(
-            self, **own, mask=mask, labels=labels, order=None, store_rows=self.store_rows[index.cpu().numpy()]
+            self, **chosen, mask=mask, labels=labels, order=None, store_rows=self.store_rows[index.cpu().numpy()]
         )
 
 

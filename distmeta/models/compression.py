@@ -81,12 +81,12 @@ def parse_prune(text: str) -> Prune:
     """`units:0.5`. Raises InputError."""
     kind, _, share = text.partition(":")
     try:
-        found = Prune(kind, float(share))
+        rule = Prune(kind, float(share))
     except ValueError:
-        found = Prune(kind, -1.0)
-    if kind not in KINDS or not 0 < found.share < 1:
+        rule = Prune(kind, -1.0)
+    if kind not in KINDS or not 0 < rule.share < 1:
         raise InputError(f"--prune {text}: KIND:SHARE, a kind of {', '.join(KINDS)} and a share between 0 and 1")
-    return found
+    return rule
 
 
 def pruned(backbone: nn.Module, tensors: Mapping[str, Tensor], prune: Prune) -> tuple[Tensors, dict[str, int]]:
@@ -109,13 +109,13 @@ def smallest_to_zero(backbone: nn.Module, tensors: Mapping[str, Tensor], share: 
     """`share` of the weights of all linear layers, those of least magnitude, are zero."""
     from torch.nn.utils import prune
 
-    held = {f"backbone.{path}.weight": nn.Module() for path in linears(backbone)}
-    for name, module in held.items():
+    modules = {f"backbone.{path}.weight": nn.Module() for path in linears(backbone)}
+    for name, module in modules.items():
         module.register_parameter("weight", nn.Parameter(tensors[name].clone(), requires_grad=False))
-    method, every = prune.L1Unstructured, [(module, "weight") for module in held.values()]
+    method, every = prune.L1Unstructured, [(module, "weight") for module in modules.values()]
     prune.global_unstructured(every, pruning_method=method, amount=share)  # type: ignore[no-untyped-call]
     zeroed: Tensors = {}
-    for name, module in held.items():
+    for name, module in modules.items():
         zeroed[name] = module.get_parameter("weight_orig") * module.get_buffer("weight_mask")
     return {**tensors, **zeroed}
 
@@ -301,7 +301,7 @@ def load_int8(folder: str | Path, *, kernels: bool = False) -> Any:
         for path, module in list(model.named_modules()):
             if type(module) is nn.Linear:
                 name = f"{path}.weight"
-                parent, _, own = path.rpartition(".")
+                parent, _, leaf = path.rpartition(".")
                 int8 = Int8Linear(tensors[name], tensors[name + SCALE], module.bias)
-                setattr(model.get_submodule(parent), own, int8)
+                setattr(model.get_submodule(parent), leaf, int8)
     return model

@@ -138,21 +138,21 @@ def states_after(
     place = torch.arange(length, device=kept.device) if place is None else place
     positions = before.sum(1).long().repeat_interleave(rows).unsqueeze(1) + place
     causal = torch.ones(length, length, dtype=torch.bool, device=kept.device).tril()
-    own = (causal if seen is None else causal & seen) & (kept > 0).view(-1, 1, 1, length)
+    visible = (causal if seen is None else causal & seen) & (kept > 0).view(-1, 1, 1, length)
     earlier = (before > 0).repeat_interleave(rows, 0)[:, None, None].expand(-1, 1, length, -1)
     cache = Recall(params, rows) if KEPT in params else Record()
-    return run(embedded, additive(torch.cat([earlier, own], -1)), positions, cache)
+    return run(embedded, additive(torch.cat([earlier, visible], -1)), positions, cache)
 
 
 def direct(run: Run, embed: Embed, ask: Tensor, params: Params, batch: TextBatch) -> Tensor:
     """States at `ask` [D] (or [T, D]), which follows each text, [T, n, D]."""
     tasks, rows = batch.labels.shape
-    at = (batch.last + 1).unsqueeze(1)  # [N, 1]
-    place = torch.arange(batch.input_ids.shape[1] + 1, device=at.device) == at  # [N, L + 1]
+    places = (batch.last + 1).unsqueeze(1)  # [N, 1]
+    place = torch.arange(batch.input_ids.shape[1] + 1, device=places.device) == places  # [N, L + 1]
     question = ask.unsqueeze(0) if ask.dim() == 1 else ask.repeat_interleave(rows, 0).unsqueeze(1)
     embedded = torch.where(place.unsqueeze(-1), question, F.pad(embed(batch.input_ids), (0, 0, 0, 1)))
     states = states_after(run, params, embedded, F.pad(batch.keep, (0, 1)) + place, rows)
-    return states[torch.arange(tasks * rows, device=at.device), at[:, 0]].view(tasks, rows, -1)
+    return states[torch.arange(tasks * rows, device=places.device), places[:, 0]].view(tasks, rows, -1)
 
 
 def channel(run: Run, embed: Embed, labels_embedded: Tensor, table: Tensor, params: Params, batch: TextBatch) -> Tensor:

@@ -69,10 +69,10 @@ class FastShards:
     def cut(self, value: Tensor) -> Tensor:
         """This rank's part of a whole parameter, [ceil(numel / world)]."""
         size = -(-value.numel() // self.world)
-        own = torch.zeros(size, dtype=value.dtype, device=self.device)
+        shard = torch.zeros(size, dtype=value.dtype, device=self.device)
         part = value.detach().reshape(-1)[self.rank * size :][:size]
-        own[: part.numel()] = part
-        return own
+        shard[: part.numel()] = part
+        return shard
 
     def keep(self, name: str, value: Tensor) -> Tensor:
         """What a rank keeps of a whole tensor of a checkpoint: its part of what is like a parameter, else all."""
@@ -96,13 +96,13 @@ class FastShards:
     def take_large(self, module: nn.Module, prefix: str) -> None:
         """Leave of the large parameters in `module` this rank's part; its modules gather them as they are run."""
         for path, part in module.named_modules(prefix=prefix):
-            own = {
+            pieces = {
                 name: p for name, p in part._parameters.items() if p is not None and p.numel() > max(1, self.threshold)
             }
-            for name, p in own.items():
+            for name, p in pieces.items():
                 self._take(part, name, f"{path}.{name}", p)
-            if own:
-                part.forward = partial(self._run, part, {name: f"{path}.{name}" for name in own})
+            if pieces:
+                part.forward = partial(self._run, part, {name: f"{path}.{name}" for name in pieces})
 
     def take_small(self, module: nn.Module) -> None:
         """Leave this rank's part of all others as well: `module` is run with what `whole` makes of them from now on."""
@@ -130,9 +130,9 @@ class FastShards:
         """Sums over ranks. Raises RuntimeError where the ranks did not gather the same parameters in the same order."""
         if self.world == 1:
             return values
-        mine = torch.tensor([*values, float(self._order)], dtype=torch.float64, device=self.device)
-        every = torch.empty(self.world * len(mine), dtype=mine.dtype, device=self.device)
-        dist.all_gather_into_tensor(every, mine)
+        sent = torch.tensor([*values, float(self._order)], dtype=torch.float64, device=self.device)
+        every = torch.empty(self.world * len(sent), dtype=sent.dtype, device=self.device)
+        dist.all_gather_into_tensor(every, sent)
         table = every.view(self.world, -1).cpu()
         if bool((table[:, -1] != table[0, -1]).any()):
             raise RuntimeError("the ranks ran different modules of the model: its order depends on the text (experts?)")
@@ -159,10 +159,10 @@ class FastShards:
                 self._open.pop(address, None)
 
     def _pack(self, tensor: Tensor) -> Tensor | Way:
-        found = self._open.get(tensor.untyped_storage().data_ptr())
-        if found is None:
+        source = self._open.get(tensor.untyped_storage().data_ptr())
+        if source is None:
             return tensor
-        return Way(*found, tensor.dtype, (tensor.size(), tensor.stride(), tensor.storage_offset()))
+        return Way(*source, tensor.dtype, (tensor.size(), tensor.stride(), tensor.storage_offset()))
 
     def _unpack(self, saved: Tensor | Way) -> Tensor:
         if isinstance(saved, Tensor):
@@ -173,12 +173,12 @@ class FastShards:
     def collect(self, names: Sequence[str], shards: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Whole parameters from all ranks, each counted for as long as anybody holds any of it."""
         began = time.perf_counter()
-        own = _joined([shard.detach() for shard in shards]).to(dtype)
-        flat = torch.empty(own.numel() * self.world, dtype=dtype, device=self.device)
+        whole = _joined([shard.detach() for shard in shards]).to(dtype)
+        flat = torch.empty(whole.numel() * self.world, dtype=dtype, device=self.device)
         if self.world == 1:
-            flat.copy_(own)
+            flat.copy_(whole)
         else:
-            dist.all_gather_into_tensor(flat, own)
+            dist.all_gather_into_tensor(flat, whole)
         out = []
         for name, part in zip(names, torch.split(flat.view(self.world, -1), [len(s) for s in shards], 1), strict=True):
             shape = self.shape_of(name)
@@ -199,16 +199,16 @@ class FastShards:
             rows.append((F.pad(flat, (0, missing)) if missing else flat).view(self.world, size))
         parts = rows[0] if len(rows) == 1 else torch.cat(rows, 1)
         if self.world == 1:
-            own = parts[0]
+            part = parts[0]
         elif dist.get_backend() == "gloo":  # whose own reduce_scatter takes twice as long
             came = torch.empty_like(parts)
             dist.all_to_all_single(came, parts.contiguous())
-            own = came.sum(0)
+            part = came.sum(0)
         else:
-            own = torch.empty_like(parts[0])
-            dist.reduce_scatter_tensor(own, parts.contiguous())
+            part = torch.empty_like(parts[0])
+            dist.reduce_scatter_tensor(part, parts.contiguous())
         self._spoke("scatter", names, began)
-        return tuple(torch.split(own, list(sizes)))
+        return tuple(torch.split(part, list(sizes)))
 
     def _count(self, value: Tensor) -> None:
         size = value.numel() * value.element_size()

@@ -83,8 +83,8 @@ class LanguageModel(TaskModel):
 
     def _add_head(self, generator: torch.Generator) -> None:
         weight, bias = self._output
-        own = {id(p): name for name, p in self.named_parameters()}
-        self.output_name = own.get(id(weight), "output_weight")
+        names = {id(p): name for name, p in self.named_parameters()}
+        self.output_name = names.get(id(weight), "output_weight")
         if self.output_name == "output_weight":
             self.output_weight = nn.Parameter(weight.detach())
         self.output_bias = nn.Parameter(bias.detach()) if bias is not None else None
@@ -148,9 +148,9 @@ class LanguageModel(TaskModel):
         kept = torch.as_tensor(part["attention_mask"]).flatten(0, 1)
         begin = torch.as_tensor(part["labels"]).flatten().unsqueeze(1)  # [N, 1]
         place = begin + torch.arange(int((kept.sum(1) - begin[:, 0]).max()))  # [N, M]
-        held = place < kept.sum(1, keepdim=True)
+        is_kept = place < kept.sum(1, keepdim=True)
         place = place.clamp(max=ids.shape[1] - 1)
-        answer = torch.where(held, ids.gather(1, place), NO_TOKEN)
+        answer = torch.where(is_kept, ids.gather(1, place), NO_TOKEN)
         if self.seq2seq:
             longest = int(begin.max())
             prompt = kept[:, :longest] * (torch.arange(longest) < begin)
@@ -171,10 +171,10 @@ class LanguageModel(TaskModel):
     def _last_states(self, batch: TextBatch) -> Tensor:
         if not self.seq2seq:
             return super()._last_states(batch)
-        given: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": self.attention_mask(batch)}
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": self.attention_mask(batch)}
         if batch.answer is None:
             raise ValueError("an encoder-decoder needs a batch of its own making (LanguageModel.batches)")
-        return self._states_of(decoder_input_ids=shifted(batch.answer, self.start_id), use_cache=False, **given)
+        return self._states_of(decoder_input_ids=shifted(batch.answer, self.start_id), use_cache=False, **inputs)
 
     def _states_of(self, **given: Any) -> Tensor:
         """States that the output layer reads, of an encoder-decoder."""
@@ -195,8 +195,8 @@ class LanguageModel(TaskModel):
             ))  # fmt: skip
             states = at_positions(states, batch.answer_at)
         else:
-            given = params[batch.states] if isinstance(batch.states, str) else batch.states
-            states = self.under(params, lambda: self._pooled(batch, given))
+            prepared = params[batch.states] if isinstance(batch.states, str) else batch.states
+            states = self.under(params, lambda: self._pooled(batch, prepared))
         return states.view(*batch.labels.shape, *states.shape[1:])
 
     def logits(self, params: Params, batch: TextBatch) -> Tensor:

@@ -153,22 +153,22 @@ def add_lora(backbone: nn.Module, rank: int, alpha: float, targets: str, seed: i
     "all-linear" every one. Raises InputError when nothing matches.
     """
     linear = [(path, m) for path, m in backbone.named_modules() if isinstance(m, TaskLinear | TaskConv1D)]
-    found: list[tuple[str, Any]] = []
+    chosen: list[tuple[str, Any]] = []
     for pattern in {"auto": AUTO_TARGETS, "all-linear": ("",)}.get(targets, (targets,)):
-        found = found or [(path, module) for path, module in linear if re.search(pattern, path)]
-    if not found:
+        chosen = chosen or [(path, module) for path, module in linear if re.search(pattern, path)]
+    if not chosen:
         some = sorted({re.sub(r"\.\d+\.", ".*.", path) for path, _ in linear})
         named = f"its layers are named as {some[:12]}" if some else "it has none that LoRA could be added to"
         raise InputError(f"model.lora_targets = {targets}: matches no linear layer of this model; {named}")
     generator = torch.Generator().manual_seed(seed)
-    for _, module in found:
+    for _, module in chosen:
         inputs, outputs = module._matrix().shape
         bound = (1 / inputs) ** 0.5  # kaiming_uniform_(a=sqrt(5)), as peft initialises A
         a = torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)
         module.lora_A = nn.Parameter(a)
         module.lora_B = nn.Parameter(torch.zeros(outputs, rank))
         module.lora_scale = alpha / rank
-    return [path for path, _ in found]
+    return [path for path, _ in chosen]
 
 
 def merge_lora(values: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

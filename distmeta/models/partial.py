@@ -100,8 +100,8 @@ class Layers:
         if self._stop and number == self._entry:
             raise _Reached(hidden)
         if self._rows is not None and number == len(self.layers) - 1:
-            given = dict(zip(self._names, (hidden, *args), strict=False)) | kwargs
-            return self._read_rows(forward, hidden, given, self._rows)
+            arguments = dict(zip(self._names, (hidden, *args), strict=False)) | kwargs
+            return self._read_rows(forward, hidden, arguments, self._rows)
         again = self._entry <= number < self._entry + self.recomputed
         if again and torch.is_grad_enabled() and not self._again:
             return self._recompute(number, forward, hidden, args, kwargs)
@@ -133,22 +133,24 @@ class Layers:
         inputs = [parameters[name] for name in learnt] + [leaves[i] for i in beside]
         return recompute(run, hidden, *inputs, draws=layer.training)
 
-    def _read_rows(self, forward: Callable[..., Any], hidden: Tensor, given: dict[str, Any], rows: Tensor) -> Tensor:
+    def _read_rows(
+        self, forward: Callable[..., Any], hidden: Tensor, arguments: dict[str, Any], rows: Tensor
+    ) -> Tensor:
         """The last layer for one row of each text: keys and values of all rows, everything else of that row."""
         cache = _Keys()
         with contextlib.suppress(_Reached):
-            forward(**{**given, self._cache: cache})
+            forward(**{**arguments, self._cache: cache})
         length = hidden.shape[1]
-        given[self._names[0]] = _row(hidden, rows, 1)
-        mask = given.get("attention_mask")
+        arguments[self._names[0]] = _row(hidden, rows, 1)
+        mask = arguments.get("attention_mask")
         if mask is not None and mask.shape[-2] > 1:
-            given["attention_mask"] = _row(mask, rows, 2)
-        if given.get("position_ids") is not None:
-            given["position_ids"] = _row(given["position_ids"], rows, 1)
-        if given.get("position_embeddings") is not None:
-            given["position_embeddings"] = tuple(_row(t, rows, 1) for t in given["position_embeddings"])
+            arguments["attention_mask"] = _row(mask, rows, 2)
+        if arguments.get("position_ids") is not None:
+            arguments["position_ids"] = _row(arguments["position_ids"], rows, 1)
+        if arguments.get("position_embeddings") is not None:
+            arguments["position_embeddings"] = tuple(_row(t, rows, 1) for t in arguments["position_embeddings"])
         assert cache.keys is not None and cache.keys.shape[-2] == length
-        out: Tensor = forward(**{**given, self._cache: cache})
+        out: Tensor = forward(**{**arguments, self._cache: cache})
         return out.expand(-1, length, -1) if self._repeats else out
 
 

@@ -68,19 +68,19 @@ class Shards:
     def add_linear(self, weight: Tensor) -> Callable[[], Tensor]:
         """Keep this rank's part of `weight` [O, I]; returns a function that gathers the whole."""
         size = -(-weight.numel() // self.world)
-        own = torch.zeros(size, dtype=weight.dtype, device=self.device)
+        shard = torch.zeros(size, dtype=weight.dtype, device=self.device)
         part = weight.detach().reshape(-1)[self.rank * size :][:size]
-        own[: part.numel()] = part
-        self.held.append(Shard(own, weight.shape))
+        shard[: part.numel()] = part
+        self.held.append(Shard(shard, weight.shape))
         return functools.partial(self.gather, len(self.held) - 1)
 
     def add_embedding(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
         """Keep this rank's columns of `weight` [V, D]; returns a function from ids [...] to rows [..., D]."""
         size = -(-weight.shape[1] // self.world)
-        own = torch.zeros(weight.shape[0], size, dtype=weight.dtype, device=self.device)
+        shard = torch.zeros(weight.shape[0], size, dtype=weight.dtype, device=self.device)
         part = weight.detach()[:, self.rank * size :][:, :size]
-        own[:, : part.shape[1]] = part
-        self.held.append(Shard(own, weight.shape))
+        shard[:, : part.shape[1]] = part
+        self.held.append(Shard(shard, weight.shape))
         return functools.partial(self.look_up, len(self.held) - 1)
 
     def gather(self, index: int) -> Tensor:
@@ -126,38 +126,38 @@ class Shards:
     def _join(self) -> None:
         """Give the others what they need until they have come to their end too."""
         while True:
-            asked = self._exchange(DONE, 0)
-            if bool((asked[:, 0] == DONE).all()):
+            requests = self._exchange(DONE, 0)
+            if bool((requests[:, 0] == DONE).all()):
                 return
-            self._serve(asked, DONE, None)
+            self._serve(requests, DONE, None)
 
     def _exchange(self, index: int, count: int) -> Tensor:
         """[world, 2]: the index that each rank needs next, and its number of ids."""
-        mine = torch.tensor([index, count])
-        asked = torch.empty(self.world * 2, dtype=mine.dtype)
+        request = torch.tensor([index, count])
+        requests = torch.empty(self.world * 2, dtype=request.dtype)
         try:
-            dist.all_gather_into_tensor(asked, mine, group=self._talk)
+            dist.all_gather_into_tensor(requests, request, group=self._talk)
         except RuntimeError:
             self._open = False  # a rank is gone: there is nobody to tell
             raise
-        asked = asked.view(self.world, 2)
-        failed = (asked[:, 0] == FAILED).nonzero().flatten().tolist()
+        requests = requests.view(self.world, 2)
+        failed = (requests[:, 0] == FAILED).nonzero().flatten().tolist()
         if failed and index != FAILED:
             self._open = False
             raise RankFailed(f"rank {failed[0]} stopped with an error of its own")
-        return asked
+        return requests
 
-    def _serve(self, asked: Tensor, index: int, ids: Tensor | None) -> Tensor | None:
+    def _serve(self, requests: Tensor, index: int, ids: Tensor | None) -> Tensor | None:
         """Carry out what was asked for; returns this rank's part of it."""
         out = None
-        rows = asked.tolist()
+        rows = requests.tolist()
         for wanted in sorted({i for i, _ in rows if i >= 0}):
             shard = self.held[wanted]
             if shard.own.dim() == 2:
-                found = self._columns(shard, max(n for i, n in rows if i == wanted), ids if index == wanted else None)
+                columns = self._columns(shard, max(n for i, n in rows if i == wanted), ids if index == wanted else None)
             else:
-                found = self._whole(shard, [r for r, (i, _) in enumerate(rows) if i == wanted])
-            out = found if index == wanted else out
+                columns = self._whole(shard, [r for r, (i, _) in enumerate(rows) if i == wanted])
+            out = columns if index == wanted else out
         return out
 
     def _whole(self, shard: Shard, wanting: list[int]) -> Tensor | None:
@@ -174,11 +174,11 @@ class Shards:
         return None if whole is None else self._count(whole[: shard.shape.numel()].view(shard.shape))
 
     def _columns(self, shard: Shard, count: int, ids: Tensor | None) -> Tensor | None:
-        mine = torch.zeros(count, dtype=torch.int64, device=self.device)
+        counts = torch.zeros(count, dtype=torch.int64, device=self.device)
         if ids is not None:
-            mine[: ids.numel()] = ids.reshape(-1)
+            counts[: ids.numel()] = ids.reshape(-1)
         every = torch.empty(self.world * count, dtype=torch.int64, device=self.device)
-        dist.all_gather_into_tensor(every, mine)
+        dist.all_gather_into_tensor(every, counts)
         sent = shard.own[every]  # [world * count, columns]
         came = torch.empty_like(sent)
         dist.all_to_all_single(came, sent)

@@ -151,8 +151,8 @@ class TaskModel(nn.Module):
 
     def _lowest(self, names: Iterable[str]) -> int:
         """The layer below which none of the parameters is; the number of layers (at least 1) if only the head's are."""
-        own = [name.removeprefix("backbone.") for name in names if name.startswith("backbone.")]
-        return lowest_layer(own, self.layers.path, len(self.layers)) if own else max(1, len(self.layers))
+        paths = [name.removeprefix("backbone.") for name in names if name.startswith("backbone.")]
+        return lowest_layer(paths, self.layers.path, len(self.layers)) if paths else max(1, len(self.layers))
 
     def _check_layers(self) -> None:
         """Try on a small batch what `Layers` may leave out of this architecture."""
@@ -343,25 +343,25 @@ class TaskModel(nn.Module):
 
     def _last_states(self, batch: TextBatch) -> Tensor:
         """The backbone's last hidden states, [N, L, D]."""
-        given = self._arguments(batch)
+        arguments = self._arguments(batch)
         if self.autocast is None:
-            states: Tensor = self.backbone(**given).last_hidden_state
+            states: Tensor = self.backbone(**arguments).last_hidden_state
             return states
         # cache_enabled: a weight that was cast in one derivative's graph must not be used in another's
         with torch.autocast(batch.input_ids.device.type, self.autocast, cache_enabled=False):
-            states = self.backbone(**given).last_hidden_state
+            states = self.backbone(**arguments).last_hidden_state
         return states.float()
 
     def _arguments(self, batch: TextBatch) -> dict[str, Any]:
         """What the backbone is called with, by `way`."""
-        given: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "input_ids": batch.input_ids, "attention_mask": self.attention_mask(batch), "use_cache": False,
         }  # fmt: skip
         if "positions" in self.way:
-            given["position_ids"] = batch.positions
+            arguments["position_ids"] = batch.positions
         if "types" in self.way and not self.causal:
-            given["token_type_ids"] = torch.zeros_like(batch.input_ids)
-        return {k: v for k, v in given.items() if k in self._inputs}
+            arguments["token_type_ids"] = torch.zeros_like(batch.input_ids)
+        return {k: v for k, v in arguments.items() if k in self._inputs}
 
     def attention_mask(self, batch: TextBatch) -> Tensor | None:
         return batch.mask if "mask4" in self.way else batch.keep.long()
@@ -440,15 +440,15 @@ class TaskModel(nn.Module):
 
     def _run(self, embedded: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """The backbone's last states of embedded rows, with a cache of keys and values."""
-        given = {
+        arguments = {
             "inputs_embeds": embedded, "attention_mask": mask, "position_ids": positions, "use_cache": True,
             self._cache_name: cache,
         }  # fmt: skip
         if self.autocast is None:
-            states: Tensor = self.backbone(**given).last_hidden_state
+            states: Tensor = self.backbone(**arguments).last_hidden_state
             return states
         with torch.autocast(embedded.device.type, self.autocast, cache_enabled=False):
-            states = self.backbone(**given).last_hidden_state
+            states = self.backbone(**arguments).last_hidden_state
         return states.float()
 
     def pooled_head(self, labels: int, seed: int) -> Params:
@@ -475,10 +475,10 @@ class TaskModel(nn.Module):
         """
         if self.in_context:
             of_channel = self.in_context == "channel"
-            found: Params = self._in_context(params, lambda p, embed: context.read(
+            context_start: Params = self._in_context(params, lambda p, embed: context.read(
                 self._run, embed, p["head_labels"], support, of_channel
             ))  # fmt: skip
-            return found
+            return context_start
         sums: Tensor | float = 0.0
         counts: Tensor | float = 0.0
         for batch in support:

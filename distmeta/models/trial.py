@@ -63,12 +63,12 @@ def check_model(config: Config, cache: Path, classes: int | None = None) -> None
 
 def once(cache: Path, model: ModelConfig, more: dict[str, Any], attempt: Callable[[], None]) -> None:
     """Calls `attempt` unless it has passed before, for the same model and versions. A cache may be unwritable."""
-    told: dict[str, Any] = {"model": model.model_dump(mode="json", exclude=set(FREE)), **more}
-    told["versions"] = {name: version(name) for name in ("distmeta", "torch", "transformers")}
+    content: dict[str, Any] = {"model": model.model_dump(mode="json", exclude=set(FREE)), **more}
+    content["versions"] = {name: version(name) for name in ("distmeta", "torch", "transformers")}
     if model.pretrained is not None:
         file = Path(model.pretrained).expanduser() / "config.json"
-        told["file"] = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
-    name = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()
+        content["file"] = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+    name = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
     passed = cache / "models" / name
     if passed.is_file():
         return

@@ -61,7 +61,7 @@ class Batches:
         """Rows (step-1)*size ... of the passes over the corpus, each in an order of its own; step from 1."""
         rows = self.corpus.rows["train"]
         places = range((step - 1) * size, step * size)
-        chosen = [order(len(rows), self.seed, at // len(rows))[at % len(rows)] for at in places]
+        chosen = [order(len(rows), self.seed, place // len(rows))[place % len(rows)] for place in places]
         return self.of_rows(chosen, key=(self.seed, 0, step))
 
     def of_validation(self, split: str, number: int, size: int, most: int) -> Batch:
@@ -72,11 +72,11 @@ class Batches:
 
     def of_rows(self, rows: list[int], key: tuple[int, ...]) -> Batch:
         """Rows by number. key: of the draws of the mask."""
-        found = [self.corpus.row(int(row)) for row in rows]
-        width = max(map(len, found))
-        ids = torch.full((len(found), width), self.tokenizer.pad_token_id, dtype=torch.long)
+        texts = [self.corpus.row(int(row)) for row in rows]
+        width = max(map(len, texts))
+        ids = torch.full((len(texts), width), self.tokenizer.pad_token_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for i, row in enumerate(found):
+        for i, row in enumerate(texts):
             ids[i, : len(row)] = torch.from_numpy(row.astype(np.int64))
             mask[i, : len(row)] = 1
         if self._masker is None:

@@ -54,10 +54,10 @@ def clean(batches: Iterable[pa.Array], rules: PretrainConfig, counts: Counter[st
         once = fingerprints(texts).to_pylist() if rules.near_duplicates else strings
         digests = [b""] * len(texts)
         for i in np.flatnonzero(why == "kept"):
-            digests[i] = own = digest(strings[i])
-            first = seen.setdefault(digest(once[i]) if rules.near_duplicates else own, own)
-            if first is not own:
-                why[i] = "duplicate" if first == own else "near_duplicate"
+            digests[i] = key = digest(strings[i])
+            first = seen.setdefault(digest(once[i]) if rules.near_duplicates else key, key)
+            if first is not key:
+                why[i] = "duplicate" if first == key else "near_duplicate"
         kept = why == "kept"
         counts.update(Counter(why.tolist()) | {"read": len(texts), "characters": int(length[kept].sum())})
         held_out = [int.from_bytes(digests[i][:8], "big") < limit for i in np.flatnonzero(kept)]

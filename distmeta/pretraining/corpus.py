@@ -140,7 +140,7 @@ def _texts(config: Config) -> tuple[Any, Iterable[pa.Array]]:
         return [p.text, *(source.digest() for source in sources)], read_texts(sources, p.text, "pretrain.text")
     store = open_store(build_store(config.data, config.task, config.model))
     texts = store.texts_of("train")
-    return store.key, (texts.slice(at, BATCH) for at in range(0, len(texts), BATCH))
+    return store.key, (texts.slice(begin, BATCH) for begin in range(0, len(texts), BATCH))
 
 
 def text_sources(path: str | list[str]) -> list[Source]:
@@ -231,7 +231,7 @@ def blocks(tokenizer: Tokenizer, batches: Iterable[list[str]], max_tokens: int) 
         for encoding in plain.encode_batch(texts):
             rest += [*encoding.ids, *end]
         whole = len(rest) // max_tokens * max_tokens
-        yield _flat([rest[at : at + max_tokens] for at in range(0, whole, max_tokens)])
+        yield _flat([rest[begin : begin + max_tokens] for begin in range(0, whole, max_tokens)])
         rest = rest[whole:]
     if rest:
         yield _flat([rest])

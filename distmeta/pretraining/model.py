@@ -14,7 +14,7 @@ from distmeta.models import backbone as backbones
 from distmeta.models import calls, trial
 
 
-def objective_of(config: ModelConfig, asked: str) -> str:
+def objective_of(config: ModelConfig, objective: str) -> str:
     """masked or causal: what is asked for, or what the architecture is made for. Raises InputError."""
     from transformers.models.auto import modeling_auto as auto
 
@@ -37,10 +37,10 @@ def objective_of(config: ModelConfig, asked: str) -> str:
         raise InputError(
             f"{where}: {kind} has no language-model head in transformers; choose bert, gpt2, llama, qwen2, ..."
         )
-    if asked != "auto" and asked not in able:
+    if objective != "auto" and objective not in able:
         raise InputError(
-            f"pretrain.objective = {asked}: {kind} {'sees' if asked == 'causal' else 'does not see'} the tokens that "
-            f"come after one; set pretrain.objective={able[0]}, or another model.architecture"
+            f"pretrain.objective = {objective}: {kind} {'sees' if objective == 'causal' else 'does not see'} the "
+            f"tokens that come after one; set pretrain.objective={able[0]}, or another model.architecture"
         )
     return able[0]
 

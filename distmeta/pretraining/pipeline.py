@@ -57,8 +57,8 @@ class Pipeline:
     @cached_property
     def stages(self) -> dict[str, dict[str, Any]]:
         """pipeline.json: what became of each stage."""
-        found: dict[str, dict[str, Any]] = json.loads((self.path / RECORD).read_text(encoding="utf-8"))
-        return found
+        stages: dict[str, dict[str, Any]] = json.loads((self.path / RECORD).read_text(encoding="utf-8"))
+        return stages
 
     @property
     def pretrained(self) -> Pretrained:
@@ -100,10 +100,10 @@ def pipeline(config: ConfigSource | None = None, *, show: Show = None, **section
             corpus = stages.do(
                 "corpus", {"content": corpus_key(config, objective)}, lambda resume: prepare_corpus(config, display)
             )
-            own = with_changes(config, run={"dir": str(path / "pretrain")})
+            pretrain_config = with_changes(config, run={"dir": str(path / "pretrain")})
             model = stages.do(
                 "pretrain", {"corpus": seal(corpus), **keys(config, matters)},
-                lambda resume: pretraining(own, resume=resume, show=show).model, path / "pretrain",
+                lambda resume: pretraining(pretrain_config, resume=resume, show=show).model, path / "pretrain",
             )  # fmt: skip
             # Scored by the stage evaluate, beside the baselines; a run cannot end without any episode.
             ours = with_changes(
@@ -122,16 +122,20 @@ def pipeline(config: ConfigSource | None = None, *, show: Show = None, **section
 
             def score(resume: bool) -> Path:
                 display.phase("evaluating")
-                found = evaluate(
+                result = evaluate(
                     checkpoint, episodes=config.eval.episodes, baselines=config.eval.baselines,
                     steps=eval_steps(config), say=display.phase,
                 )  # fmt: skip
-                found.details["settings"]["meta_step"] = checkpoints.step_of(checkpoint)
-                found.save(path / "train")
+                result.details["settings"]["meta_step"] = checkpoints.step_of(checkpoint)
+                result.save(path / "train")
                 return path / "train" / "evaluation.json"
 
-            asked = {"episodes": config.eval.episodes, "baselines": config.eval.baselines, "steps": eval_steps(config)}
-            scores = stages.do("evaluate", {"checkpoint": seal(checkpoint), **asked}, score)
+            scoring = {
+                "episodes": config.eval.episodes,
+                "baselines": config.eval.baselines,
+                "steps": eval_steps(config),
+            }
+            scores = stages.do("evaluate", {"checkpoint": seal(checkpoint), **scoring}, score)
 
             def export(resume: bool) -> Path:
                 write_export(path / "train", display)
@@ -158,9 +162,9 @@ class Stages:
         """
         made_from, before = digest(inputs), self.known.get(name, {})
         same = before.get("inputs") == made_from
-        if same and before.get("output") and before["digest"] == (found := seal(Path(before["output"]))) is not None:
+        if same and before.get("output") and before["digest"] == (content := seal(Path(before["output"]))) is not None:
             self.say(f"{name}: unchanged, skipped")
-            self._note(name, {**before, "digest": found, "state": "skipped"})
+            self._note(name, {**before, "digest": content, "state": "skipped"})
             return Path(before["output"])
         if not same and place is not None and place.exists():
             aside = aside_of(place, before.get("inputs", "before")[:8])

@@ -69,8 +69,8 @@ class Pretrained:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """pretraining.json."""
-        found: dict[str, Any] = json.loads((self.path / "pretraining.json").read_text(encoding="utf-8"))
-        return found
+        summary: dict[str, Any] = json.loads((self.path / "pretraining.json").read_text(encoding="utf-8"))
+        return summary
 
 
 def pretrain(

@@ -64,17 +64,17 @@ def learn(config: Config, run_dir: Path, corpus_path: Path, rank: int, world: in
     optimizer = make_optimizer(model, p)
     rate = rate_over_steps(p, optimizer)
     log = Log(run_dir)
-    at = start(run_dir, model, optimizer, log.say if rank == 0 else lambda line: None)
+    begin = start(run_dir, model, optimizer, log.say if rank == 0 else lambda line: None)
 
     def validate() -> Loss:
         return {split: mean_loss(model, batches, split, config, rank, world, device) for split in held(corpus)}
 
-    before = at.before or validate()
-    journal = Journal(run_dir, at.step, at.record) if rank == 0 else None
+    before = begin.before or validate()
+    journal = Journal(run_dir, begin.step, begin.record) if rank == 0 else None
     if rank == 0:  # a group that died between writing a checkpoint and this left one too many
-        checkpoints.prune(run_dir, config.run.keep, at.step)
-    tokens_seen = at.tokens_seen
-    for step in range(at.step + 1, p.steps + 1):
+        checkpoints.prune(run_dir, config.run.keep, begin.step)
+    tokens_seen = begin.tokens_seen
+    for step in range(begin.step + 1, p.steps + 1):
         began = time.perf_counter()
         batch = batches.of_step(step, p.batch_size)
         tokens_seen += int(batch.mask.sum())
@@ -85,9 +85,9 @@ def learn(config: Config, run_dir: Path, corpus_path: Path, rank: int, world: in
         loss = torch.zeros((), device=device)
         for rows in parts(share(p.batch_size, rank, world), p.micro_batch):
             with products(config, device):
-                found = summed_loss(model, batch.part(rows, device), causal) / targets
-            found.backward()  # type: ignore[no-untyped-call]
-            loss += found.detach()
+                part_loss = summed_loss(model, batch.part(rows, device), causal) / targets
+            part_loss.backward()  # type: ignore[no-untyped-call]
+            loss += part_loss.detach()
         loss = sum_gradients(model, loss)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), p.clip)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -162,7 +162,7 @@ def products(config: Config, device: torch.device) -> Any:
 
 def parts(rows: range, size: int) -> list[range]:
     """Consecutive rows at most `size` at a time; 0: all at once."""
-    return [rows[at : at + (size or len(rows))] for at in range(0, len(rows), size or len(rows) or 1)]
+    return [rows[begin : begin + (size or len(rows))] for begin in range(0, len(rows), size or len(rows) or 1)]
 
 
 def sum_gradients(model: Any, loss: Tensor) -> Tensor:

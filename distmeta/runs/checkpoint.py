@@ -177,8 +177,8 @@ def damage(path: Path) -> str | None:
 
 def checkpoints_of(run_dir: Path) -> list[Path]:
     """Directories of checkpoints of a run, newest first, whole or not."""
-    found = [p for p in (run_dir / "checkpoints").glob("step-*") if p.name.removeprefix("step-").isdecimal()]
-    return sorted(found, key=step_of, reverse=True)
+    folders = [p for p in (run_dir / "checkpoints").glob("step-*") if p.name.removeprefix("step-").isdecimal()]
+    return sorted(folders, key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:

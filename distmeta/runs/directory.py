@@ -81,11 +81,11 @@ def new_directory(path: Path) -> Iterator[None]:
     try:
         path.mkdir(parents=True, exist_ok=True)
         before = {entry.name for entry in path.iterdir()}
-        held = contextlib.ExitStack()
-        held.enter_context(checkpoints.only_holder(path / ".lock", 0))
+        locks = contextlib.ExitStack()
+        locks.enter_context(checkpoints.only_holder(path / ".lock", 0))
     except (InputError, FileNotFoundError):
         raise BlockingIOError(f"{path}: another process has just claimed it") from None
-    with held:
+    with locks:
         if is_used(path):
             raise BlockingIOError(f"{path}: another process has used it since")
         try:

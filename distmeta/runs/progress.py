@@ -134,7 +134,7 @@ class Display:
     def _read(self, log: Tail, records: Tail) -> None:
         if self._bar is None and not self._every_step:
             self._start_bar()
-        said = log.lines()  # read first and shown last: what is said of a meta-step follows its record
+        lines = log.lines()  # read first and shown last: what is said of a meta-step follows its record
         new = [json.loads(line) for line in records.lines()]
         if new:
             self._waits_for = ""
@@ -149,7 +149,7 @@ class Display:
         for record in new:
             if "validation" in record:
                 self._print(describe_validation(record))
-        for line in said:
+        for line in lines:
             self._print(line)
 
     def _start_bar(self) -> None:
@@ -199,17 +199,16 @@ def closing(details: dict[str, Any]) -> list[str]:
 
 def show_pretraining(run: Pretrained) -> None:
     """What was removed, and the perplexities, on standard output."""
-    found = run.summary
-    counts = found["cleaning"]
+    summary = run.summary
+    counts = summary["cleaning"]
     removed = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items()
                         if count and reason not in ("read", "kept", "characters"))  # fmt: skip
     print(f"{counts['kept']:,} of {counts['read']:,} texts kept" + (f" (removed: {removed})" if removed else ""))
     for split in ("train", "validation"):
-        if split in found:
-            was, now = found[split]["perplexity"]["before"], found[split]["perplexity"]["after"]
-            print(
-                f"{split} perplexity {was:.2f} -> {now:.2f} ({found['objective']}, {found['tokens'][split]:,} tokens)"
-            )
+        if split in summary:
+            was, now = summary[split]["perplexity"]["before"], summary[split]["perplexity"]["after"]
+            tokens = f"{summary['tokens'][split]:,} tokens"
+            print(f"{split} perplexity {was:.2f} -> {now:.2f} ({summary['objective']}, {tokens})")
     print(f"model in {_relative(run.model)}; distmeta train ... model.pretrained={_relative(run.model)}")
 
 
@@ -255,10 +254,10 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def describe_validation(record: dict[str, Any]) -> str:
-    found, at = record["validation"], f"validation at step {record['step']}: "
-    if "perplexity" in found and "token_f1" not in found:
-        return f"{at}loss {found['loss']:.3f}  perplexity {found['perplexity']:.2f}"
-    return f"meta-{at}{_main(found)}  loss {found['loss']:.3f}"
+    scores, prefix = record["validation"], f"validation at step {record['step']}: "
+    if "perplexity" in scores and "token_f1" not in scores:
+        return f"{prefix}loss {scores['loss']:.3f}  perplexity {scores['perplexity']:.2f}"
+    return f"meta-{prefix}{_main(scores)}  loss {scores['loss']:.3f}"
 
 
 def evaluation_table(
@@ -276,7 +275,7 @@ def evaluation_table(
     for column in (first, *others, "by inner steps" if by_steps == first else f"{by_steps} by inner steps"):
         heading = column.replace("_", " ").replace("f1", "F1").replace("rouge l", "ROUGE-L").replace("bleu", "BLEU")
         table.add_column(heading, justify="right", no_wrap=True)
-    worst = {name: found["worst_task"] for name, found in (details or {}).items() if "worst_task" in found}
+    worst = {name: more["worst_task"] for name, more in (details or {}).items() if "worst_task" in more}
     if worst:
         table.add_column("worst task", justify="right", no_wrap=True)
     for name, scores in methods.items():

@@ -50,10 +50,10 @@ def _needs(table: Table, console: Console) -> int:
 
 def _leave_out(table: Table, name: str, console: Console) -> bool:
     """Takes the column from a table that is too wide, if it has it."""
-    at = next((i for i, column in enumerate(table.columns) if str(column.header) == name), None)
-    if at is None or _needs(table, console) <= console.width:
+    index = next((i for i, column in enumerate(table.columns) if str(column.header) == name), None)
+    if index is None or _needs(table, console) <= console.width:
         return False
-    del table.columns[at]
+    del table.columns[index]
     return True
 
 

@@ -35,17 +35,17 @@ class Asha(FIFOScheduler):  # type: ignore[misc]
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if self.metric not in result:
             return CONTINUE
-        own, before = trial.trial_id, self.reached.get(trial.trial_id, 0)
+        trial_id, before = trial.trial_id, self.reached.get(trial.trial_id, 0)
         now = sum(rung <= result["step"] for rung in self.rungs)
         if now <= before:
             return CONTINUE
         score = self.sign * result[self.metric]
         for rung in range(before, now):
-            self.scores[rung][own] = -math.inf if math.isnan(score) else score
-        self.reached[own] = now
-        if self.is_among_the_best(own):
+            self.scores[rung][trial_id] = -math.inf if math.isnan(score) else score
+        self.reached[trial_id] = now
+        if self.is_among_the_best(trial_id):
             return CONTINUE
-        self.searcher.wait(own, result[self.metric])
+        self.searcher.wait(trial_id, result[self.metric])
         return PAUSE
 
     def is_among_the_best(self, trial_id: str) -> bool:
@@ -67,9 +67,9 @@ class Asha(FIFOScheduler):  # type: ignore[misc]
                     return None
                 chosen = waiting  # too few trials for a rung to let any go on: the best of all runs to its end
             if chosen:
-                found = max(chosen, key=lambda trial: self.place(trial.trial_id))
-                self.searcher.go_on(found.trial_id)
-                return found
+                best = max(chosen, key=lambda trial: self.place(trial.trial_id))
+                self.searcher.go_on(best.trial_id)
+                return best
         return next((trial for trial in busy if trial.status == Trial.PENDING), None)
 
     def place(self, trial_id: str) -> tuple[int, float]:

@@ -32,18 +32,18 @@ def write(sweep_dir: str | Path) -> Path:
 
 def best(run: RunFiles, rows: list[Row]) -> Section:
     title, metric = "Best trial", run.config.tune.metric
-    found = best_of(rows, metric)
-    if found is None:
+    row = best_of(rows, metric)
+    if row is None:
         return Section(title, reason="no trial has been scored")
-    params = ", ".join(f"{key} = {shown(value)}" for key, value in found["params"].items()) or "no searched key"
-    rates = "" if found["kind"] == "search" else f" with learnt rates ({found['kind']})"
+    params = ", ".join(f"{key} = {shown(value)}" for key, value in row["params"].items()) or "no searched key"
+    rates = "" if row["kind"] == "search" else f" with learnt rates ({row['kind']})"
     sentence = (
-        f"Trial {found['number']}{rates}: meta-validation {metric} {score(found)} after {found['adapt_steps']} "
+        f"Trial {row['number']}{rates}: meta-validation {metric} {score(row)} after {row['adapt_steps']} "
         f"adaptation steps; {params}."
     )
     blocks: list[Block] = [Text(sentence, strong=True)]
-    if found["test_accuracy"] is not None:
-        test = f"{found['test_accuracy']:.3f} [{found['test_low']:.3f}, {found['test_high']:.3f}]"
+    if row["test_accuracy"] is not None:
+        test = f"{row['test_accuracy']:.3f} [{row['test_low']:.3f}, {row['test_high']:.3f}]"
         blocks.append(Text(f"On meta-test tasks its accuracy is {test}."))
     recipe = run.path / "best.yaml"
     if recipe.is_file():
@@ -78,5 +78,5 @@ def searched(run: RunFiles) -> Section:
 
 
 def again(run: RunFiles) -> Section:
-    given = command(run.environment) or shlex.join(["distmeta", "tune", str(run.path / "config.yaml")])
-    return Section("How to reproduce it", [Code(given)])
+    words = command(run.environment) or shlex.join(["distmeta", "tune", str(run.path / "config.yaml")])
+    return Section("How to reproduce it", [Code(words)])

@@ -151,13 +151,13 @@ def listed(rows: list[Row], metric: str) -> tuple[list[str], list[list[str]], in
     keys = list(dict.fromkeys(key for row in ranked for key in row["params"]))
     best, place = best_of(rows, metric), None
     cells = []
-    for at, row in enumerate(ranked):
+    for index, row in enumerate(ranked):
         name = f"{row['number']}" + ("" if row["kind"] == "search" else f" ({row['kind']} rates)")
         seconds = "-" if row["seconds"] is None else f"{row['seconds']:.0f}"
         ended = row["status"] + (f": {row['reason']}" if row["reason"] else "")
         params = (shown(row["params"].get(key)) for key in keys)
         cells.append([name, *params, score(row), shown(row["adapt_steps"]), str(row["meta_steps"]), seconds, ended])
-        place = at if best is not None and row["number"] == best["number"] else place
+        place = index if best is not None and row["number"] == best["number"] else place
     return ["trial", *keys, metric, "adapt steps", "meta-steps", "seconds", "ended"], cells, place
 
 
@@ -177,6 +177,6 @@ def table(search: Search) -> Any:
     out = Table(title=f"meta-validation {search.metric} at the best number of adaptation steps, 95% interval")
     for head in heads:
         out.add_column(head, justify="left" if head in ("trial", "ended") else "right", no_wrap=head != "ended")
-    for at, row in enumerate(rows):
-        out.add_row(*row, style="bold" if at == best else None)
+    for index, row in enumerate(rows):
+        out.add_row(*row, style="bold" if index == best else None)
     return out

@@ -21,10 +21,10 @@ def trial_dir(sweep_dir: Path, number: int) -> Path:
 def read_record(run_dir: Path) -> dict[str, Any]:
     """trial.json: number, kind, params, status and what else is known; {} before the trial was begun."""
     try:
-        found: dict[str, Any] = json.loads((run_dir / "trial.json").read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((run_dir / "trial.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    return found
+    return record
 
 
 def update_record(run_dir: Path, **changes: Any) -> dict[str, Any]:
@@ -52,11 +52,11 @@ def best_count(record: dict[str, Any], metric: str) -> dict[str, Any]:
 
 def validations(run_dir: Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl that hold a meta-validation; whole lines only."""
-    found = []
+    scored = []
     for record in records(run_dir):
         if "validation_curves" in record:
-            found.append(record)
-    return found
+            scored.append(record)
+    return scored
 
 
 def is_saved(run_dir: Path, step: int) -> bool:

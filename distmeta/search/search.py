@@ -69,15 +69,15 @@ def run_search(
     t = config.tune
     random.seed(t.seed)  # population-based training draws from these
     np.random.seed(t.seed)
-    given = [{"kind": kind, "params": params} for kind, params in trials]
+    configs = [{"kind": kind, "params": params} for kind, params in trials]
     space: dict[str, Any] = {}
-    searcher = InOrder(config, axes, given, at_once)
+    searcher = InOrder(config, axes, configs, at_once)
     search: dict[str, Any] = {"search_alg": searcher}
     if t.scheduler == "pbt":  # it takes no searcher
         space = {
-            "number": tune.grid_search(list(range(len(given)))),
+            "number": tune.grid_search(list(range(len(configs)))),
             "kind": "search",
-            "params": tune.sample_from(lambda config: dict(given[config["number"]]["params"])),
+            "params": tune.sample_from(lambda config: dict(configs[config["number"]]["params"])),
         }
         search = {"max_concurrent_trials": at_once}
     trainable = tune.with_parameters(
@@ -87,7 +87,7 @@ def run_search(
         tune.with_resources(trainable, tune.PlacementGroupFactory(OWN)),
         param_space=space,
         tune_config=tune.TuneConfig(
-            metric=t.metric, mode="min" if t.metric == "loss" else "max", num_samples=len(given) if not space else 1,
+            metric=t.metric, mode="min" if t.metric == "loss" else "max", num_samples=len(configs) if not space else 1,
             scheduler=scheduler(config, axes, at_once, searcher), **search,
             trial_name_creator=name_of, trial_dirname_creator=name_of,
         ),
@@ -95,7 +95,7 @@ def run_search(
             name=name, storage_path=str(sweep_dir), verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=t.retries),
-            callbacks=[*trackers(config), Recorder(sweep_dir, config, display.phase, len(given))],
+            callbacks=[*trackers(config), Recorder(sweep_dir, config, display.phase, len(configs))],
         ),
     )  # fmt: skip
     tuner.fit()
@@ -116,11 +116,11 @@ def scheduler(config: Config, axes: list[Axis], at_once: int, searcher: InOrder)
     if t.scheduler == "pbt":  # Jaderberg et al. 2017, arXiv 1711.09846
         ranges = {a.key: a for a in axes if a.key in PERTURBED and a.kind in ("log_uniform", "uniform")}
 
-        def within(given: dict[str, Any]) -> dict[str, Any]:
+        def within(values: dict[str, Any]) -> dict[str, Any]:
             """A perturbed value stays in its range."""
             for key, axis in ranges.items():
-                given["params"][key] = float(min(max(given["params"][key], axis.values[0]), axis.values[1]))
-            return given
+                values["params"][key] = float(min(max(values["params"][key], axis.values[0]), axis.values[1]))
+            return values
 
         mutations = {
             key: (tune.loguniform if axis.kind == "log_uniform" else tune.uniform)(*axis.values)
@@ -135,21 +135,21 @@ def scheduler(config: Config, axes: list[Axis], at_once: int, searcher: InOrder)
 
 def trackers(config: Config) -> list[Any]:
     """Tune's own callbacks, by the names in tune.trackers."""
-    found: list[Any] = []
+    callbacks: list[Any] = []
     for name in config.tune.trackers:
         if name == "tensorboard":
             from ray.tune.logger import TBXLoggerCallback
 
-            found.append(TBXLoggerCallback())
+            callbacks.append(TBXLoggerCallback())
         elif name == "wandb":
             from ray.air.integrations.wandb import WandbLoggerCallback
 
-            found.append(WandbLoggerCallback(project=config.run.name))
+            callbacks.append(WandbLoggerCallback(project=config.run.name))
         else:
             from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-            found.append(MLflowLoggerCallback(experiment_name=config.run.name))
-    return found
+            callbacks.append(MLflowLoggerCallback(experiment_name=config.run.name))
+    return callbacks
 
 
 class Recorder(tune.Callback):  # type: ignore[misc]
@@ -165,9 +165,14 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         path = trial_dir(self.sweep_dir, number_of(trial))
         if not read_record(path):
-            given = trial.config
+            settings = trial.config
             update_record(
-                path, number=number_of(trial), kind=given["kind"], params=given["params"], status="pending", reason=""
+                path,
+                number=number_of(trial),
+                kind=settings["kind"],
+                params=settings["params"],
+                status="pending",
+                reason="",
             )
 
     def on_trial_result(
@@ -177,8 +182,8 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         if metric in result and read_record(trial_dir(self.sweep_dir, number_of(trial))).get("status") not in ENDED:
             shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in _shown(trial).items())
             score = f"{metric} {result[metric]:.3f} after {result['adapt_steps']}"
-            at = f"trial {number_of(trial)} of {self.trials}  step {result['step']}/{self.config.outer.steps}"
-            self.say(f"{at}  {score}  {shown}")
+            where = f"trial {number_of(trial)} of {self.trials}  step {result['step']}/{self.config.outer.steps}"
+            self.say(f"{where}  {score}  {shown}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         path = trial_dir(self.sweep_dir, number_of(trial))

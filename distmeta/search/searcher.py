@@ -19,10 +19,10 @@ class InOrder(Searcher):  # type: ignore[misc]
     that wait for others (`wait`, by the scheduler asha) are no longer among those that run.
     """
 
-    def __init__(self, config: Config, axes: list[Axis], given: list[dict[str, Any]], at_once: int) -> None:
+    def __init__(self, config: Config, axes: list[Axis], trials: list[dict[str, Any]], at_once: int) -> None:
         mode = "min" if config.tune.metric == "loss" else "max"
         super().__init__(metric=config.tune.metric, mode=mode)
-        self.config, self.axes, self.given = config, axes, given
+        self.config, self.axes, self.given = config, axes, trials
         self.at_once = at_once
         self.next = 0
         self.live: dict[str, int] = {}
@@ -41,8 +41,8 @@ class InOrder(Searcher):  # type: ignore[misc]
             before = range(max(0, number - self.at_once + 1))
             if not all(n in self.scores for n in before):
                 return None
-            told = [(self.params[n], self.scores[n]) for n in before if self.given[n]["kind"] == "search"]
-            chosen["params"] = ask(self.axes, self.config, number, told)
+            scored = [(self.params[n], self.scores[n]) for n in before if self.given[n]["kind"] == "search"]
+            chosen["params"] = ask(self.axes, self.config, number, scored)
         self.next, self.live[trial_id], self.params[number] = number + 1, number, chosen["params"]
         return {"number": number, **chosen}
 
@@ -75,7 +75,7 @@ class InOrder(Searcher):  # type: ignore[misc]
         raise NotImplementedError
 
 
-def ask(axes: list[Axis], config: Config, number: int, told: list[tuple[Params, float | None]]) -> Params:
+def ask(axes: list[Axis], config: Config, number: int, scored: list[tuple[Params, float | None]]) -> Params:
     """Optuna's point `number` after these scores (Bergstra et al. 2011); the first ones, and after a failure, too."""
     import optuna
 
@@ -85,7 +85,7 @@ def ask(axes: list[Axis], config: Config, number: int, told: list[tuple[Params, 
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(5, max(1, config.tune.trials // 3)))
     study = optuna.create_study(direction=direction, sampler=sampler)
     kinds = {axis.key: distribution(axis) for axis in axes}
-    for params, score in told:
+    for params, score in scored:
         study.add_trial(
             optuna.trial.create_trial(
                 params={k: axis_index(axes, k, v) for k, v in params.items()},
@@ -94,15 +94,15 @@ def ask(axes: list[Axis], config: Config, number: int, told: list[tuple[Params, 
                 state=optuna.trial.TrialState.FAIL if score is None else optuna.trial.TrialState.COMPLETE,
             )
         )
-    if not any(score is not None for _, score in told):
+    if not any(score is not None for _, score in scored):
         return draw_point(axes, config.tune.seed, number)
     trial = study.ask()
-    found: Params = {}
+    point: Params = {}
     for axis in axes:
-        if axis.is_active(found):
+        if axis.is_active(point):
             value = trial._suggest(axis.key, kinds[axis.key])
-            found[axis.key] = axis.values[value] if axis.kind == "choice" else value
-    return found
+            point[axis.key] = axis.values[value] if axis.kind == "choice" else value
+    return point
 
 
 def axis_index(axes: list[Axis], key: str, value: Any) -> Any:

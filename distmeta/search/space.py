@@ -95,15 +95,15 @@ def points(axes: list[Axis], config: Config) -> list[Params]:
     """All points of the grid, or `tune.trials` random ones. Point n is a function of (tune.seed, n) alone."""
     if config.tune.searcher != "grid":
         return [draw_point(axes, config.tune.seed, number) for number in range(config.tune.trials)]
-    found: list[Params] = []
+    out: list[Params] = []
     for values in itertools.product(*(axis.listed() for axis in axes)):
         params: Params = {}
         for axis, value in zip(axes, values, strict=True):
             if axis.is_active(params):
                 params[axis.key] = value
-        if params not in found:  # inactive axes would repeat points
-            found.append(params)
-    return found
+        if params not in out:  # inactive axes would repeat points
+            out.append(params)
+    return out
 
 
 def draw_point(axes: list[Axis], seed: int, number: int) -> Params:
@@ -123,10 +123,10 @@ def _read_axis(key: str, spec: dict[str, Any]) -> Axis:
         raise InputError(f"{where}: the sections {', '.join(SAME)} are the same for all trials; search another key")
     when = spec.pop("when", {})
     if len(spec) != 1 or next(iter(spec)) not in (*RANGES, *LISTS) or not isinstance(when, dict):
-        given = ", ".join(map(str, spec)) or "nothing"
-        guess = nearest(given, [*RANGES, *LISTS])
+        listed = ", ".join(map(str, spec)) or "nothing"
+        guess = nearest(listed, [*RANGES, *LISTS])
         raise InputError(
-            f"{where} = {given}: one of {', '.join((*RANGES, *LISTS))}, and perhaps `when: {{key: value}}`.{guess}"
+            f"{where} = {listed}: one of {', '.join((*RANGES, *LISTS))}, and perhaps `when: {{key: value}}`.{guess}"
         )
     kind, values = next(iter(spec.items()))
     if kind in LISTS:

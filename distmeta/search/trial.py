@@ -147,11 +147,11 @@ def learn(config: dict[str, Any], run_dir: str, store: str, shared: str) -> None
     """A run from its newest checkpoint to its evaluation. `store` is the sweep's, unless the trial changes tasks."""
 
     made, path = make_config(config), Path(run_dir)
-    own = Path(store) if _sections(made) == shared else prepare_store(made)
+    store_path = Path(store) if _sections(made) == shared else prepare_store(made)
     release(path)  # what an attempt before this one may have left
     with checkpoints.only_holder(path / ".lock", made.run.timeout_s):
-        write_setting(path, made, own)
-        run_learners(made, path, own, resources(local=False))
+        write_setting(path, made, store_path)
+        run_learners(made, path, store_path, resources(local=False))
 
 
 def step_in(checkpoint: Path) -> int:
@@ -184,8 +184,8 @@ def adopt(source: Path, run_dir: Path, before: Params, now: Params) -> int:
         for file in [*whole, checkpoints.MANIFEST]:
             shutil.copy2(source / file, draft / file)  # and not what Tune has put beside them
         draft.rename(target)
-        told = [json.dumps(r) + "\n" for r in records(Path(donor or "")) if r["step"] <= step]
-        checkpoints.write_text(run_dir / "metrics.jsonl", "".join(told))
+        lines = [json.dumps(r) + "\n" for r in records(Path(donor or "")) if r["step"] <= step]
+        checkpoints.write_text(run_dir / "metrics.jsonl", "".join(lines))
     changed = ", ".join(f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v)
     name = Path(donor or "").name
     with (run_dir / "log.txt").open("a", encoding="utf-8") as stream:

@@ -47,10 +47,10 @@ def token_dropout(tokens: Tokens, offsets: Numbers, words: Marks, share: float, 
     row = rows_of(offsets)
     height = draws.below(np.full(len(tokens), ONE))
     keep = ~words | (height >= share * ONE)
-    at = np.flatnonzero(words)
+    places = np.flatnonzero(words)
     # The word that would be the last to go: where several are assigned to a row, the last one stays.
     last = np.full(len(offsets) - 1, -1)
-    by_height = at[np.argsort(height[at], kind="stable")]
+    by_height = places[np.argsort(height[places], kind="stable")]
     last[row[by_height]] = by_height
     keep[last[last >= 0]] = True
     kept = np.bincount(row[keep], minlength=len(offsets) - 1)
@@ -62,13 +62,13 @@ def word_swap(tokens: Tokens, offsets: Numbers, words: Marks, share: float, draw
 
     A row's words are paired two by two, from its first or from its second on, by a draw; so no word moves twice.
     """
-    at = np.flatnonzero(words)
-    row = rows_of(offsets)[at]
-    place = np.arange(len(at)) - np.searchsorted(row, row)  # of a word in its row
+    places = np.flatnonzero(words)
+    row = rows_of(offsets)[places]
+    place = np.arange(len(places)) - np.searchsorted(row, row)  # of a word in its row
     shift = draws.below(np.full(len(offsets) - 1, 2))
     first = np.flatnonzero((row[:-1] == row[1:]) & ((place + shift[row])[:-1] % 2 == 0))
     first = first[draws.below(np.full(len(first), ONE)) < share * ONE]
-    left, right = at[first], at[first + 1]
+    left, right = places[first], places[first + 1]
     out: Tokens = tokens.copy()
     out[left], out[right] = tokens[right], tokens[left]
     return out
@@ -81,21 +81,23 @@ def mix(tokens: Tokens, offsets: Numbers, labels: Numbers, words: Marks, share: 
     from the unigram frequencies of the whole corpus. Adapted: the frequencies are those of the other support rows of
     the same class, so that the label stays true and nothing from outside of the episode comes in.
     """
-    at = np.flatnonzero(words)
-    row = rows_of(offsets)[at]
-    at = at[np.argsort(labels[row], kind="stable")]  # words of a class side by side, and those of a row within it
-    row = rows_of(offsets)[at]
+    places = np.flatnonzero(words)
+    row = rows_of(offsets)[places]
+    places = places[
+        np.argsort(labels[row], kind="stable")
+    ]  # words of a class side by side, and those of a row within it
+    row = rows_of(offsets)[places]
     of_row, of_class = np.bincount(row, minlength=len(labels)), np.bincount(labels[row], minlength=labels.max() + 1)
     class_start = (np.cumsum(of_class) - of_class)[labels[row]]
-    change = np.arange(len(at))
-    row_start = np.full(len(labels), len(at))
+    change = np.arange(len(places))
+    row_start = np.full(len(labels), len(places))
     np.minimum.at(row_start, row, change)
     others = of_class[labels[row]] - of_row[row]
-    chosen = (draws.below(np.full(len(at), ONE)) < share * ONE) & (others > 0)
+    chosen = (draws.below(np.full(len(places), ONE)) < share * ONE) & (others > 0)
     donor = class_start + draws.below(np.maximum(others, 1))
     donor += np.where(donor >= row_start[row], of_row[row], 0)  # past the row's own words
     out: Tokens = tokens.copy()
-    out[at[chosen]] = tokens[at[donor[chosen]]]
+    out[places[chosen]] = tokens[places[donor[chosen]]]
     return out
 
 

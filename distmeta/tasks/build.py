@@ -113,10 +113,10 @@ def _sources(data: DataConfig, only: str | None = None) -> Sources:
     else:
         each = {"": data} if data.path is not None else {}
     return {
-        name: (own, _with_splits(find_sources(own.path, json_too=own.layout == "natural_instructions",
-                                              first=own.follow is not None), own, only))
-        for name, own in each.items()
-        if own.path is not None
+        name: (section, _with_splits(find_sources(section.path, json_too=section.layout == "natural_instructions",
+                                              first=section.follow is not None), section, only))
+        for name, section in each.items()
+        if section.path is not None
     }  # fmt: skip
 
 
@@ -149,11 +149,11 @@ def _key(
     text = task.family == "text_to_text"
     made = ["questions", questions.VERSION, seed] if text else ["reviews", reviews.VERSION, seed]
 
-    def of(own: DataConfig, files: list[Source]) -> dict[str, Any]:
+    def of(data: DataConfig, files: list[Source]) -> dict[str, Any]:
         return {
             "content": [file.digest() for file in files] if sources else made,
-            "columns": [getattr(own, name) for name in (*COLUMNS, *(TEXT_COLUMNS if text else ()))],
-            "splits": splits.read_lists(own.splits) if own.splits is not None else list(own.fractions),
+            "columns": [getattr(data, name) for name in (*COLUMNS, *(TEXT_COLUMNS if text else ()))],
+            "splits": splits.read_lists(data.splits) if data.splits is not None else list(data.fractions),
         }
 
     facts = {
@@ -173,13 +173,13 @@ def _batches(sources: Sources, data: DataConfig, family: str, seed: int, settabl
     if data.sources is not None:
         role = "task" if family == "domain" else "label"
         each = (
-            mixture.named_batches(read_examples(files, own, family, settable), n, role)
-            for n, (own, files) in sources.items()
+            mixture.named_batches(read_examples(files, section, family, settable), n, role)
+            for n, (section, files) in sources.items()
         )
         return chain.from_iterable(each)
     if sources:
-        own, files = sources[""]
-        return read_examples(files, own, family, settable)
+        section, files = sources[""]
+        return read_examples(files, section, family, settable)
     columns = ["text", "label", *(["task"] if family != "classes" else []), *([] if data.splits else ["split"])]
     table = questions.make_questions(seed) if family == "text_to_text" else reviews.make_reviews(seed)
     return iter(table.select(columns).to_batches())

@@ -31,11 +31,11 @@ class Choice:
 
 def choose_domain(store: TaskStore, groups: Groups, task: TaskConfig, draws: Draws) -> Choice:
     """A task of the split, and rows of every label of it."""
-    at = int(draws.below(np.array([len(groups.ids)]))[0])
+    index = int(draws.below(np.array([len(groups.ids)]))[0])
     ways = len(store.labels)
     order = draws.permutation(ways) if task.permute_labels or task.labels == "letters" else np.arange(ways)
-    rows = _rows(groups.start[at, order], groups.count[at, order], task, draws)
-    return Choice(store.tasks[groups.ids[at]], tuple(store.labels[i] for i in order), rows)
+    rows = _rows(groups.start[index, order], groups.count[index, order], task, draws)
+    return Choice(store.tasks[groups.ids[index]], tuple(store.labels[i] for i in order), rows)
 
 
 def choose_classes(store: TaskStore, groups: Groups, task: TaskConfig, draws: Draws) -> Choice:
@@ -48,9 +48,9 @@ def choose_classes(store: TaskStore, groups: Groups, task: TaskConfig, draws: Dr
 
 def choose_text(store: TaskStore, groups: Groups, task: TaskConfig, draws: Draws) -> Choice:
     """A task of the split, and rows of it: prompts with their answers."""
-    at = draws.below(np.array([len(groups.ids)]))
-    rows = _rows(groups.start[at, 0], groups.count[at, 0], task, draws)
-    return Choice(store.tasks[groups.ids[int(at[0])]], tuple(store.labels), rows)
+    index = draws.below(np.array([len(groups.ids)]))
+    rows = _rows(groups.start[index, 0], groups.count[index, 0], task, draws)
+    return Choice(store.tasks[groups.ids[int(index[0])]], tuple(store.labels), rows)
 
 
 FAMILIES: dict[str, Callable[[TaskStore, Groups, TaskConfig, Draws], Choice]] = {
@@ -76,7 +76,7 @@ def check_feasible(store: TaskStore, task: TaskConfig, splits: Sequence[str] = S
     need = task.shots + task.queries
     check_mixture(store, task, splits)
     each = {split: store.sources[split] or {"": store.groups[split]} for split in splits}
-    for split, source, groups in ((split, *item) for split, found in each.items() for item in found.items()):
+    for split, source, groups in ((split, *item) for split, by_source in each.items() for item in by_source.items()):
         if len(groups.ids) == 0:
             continue
         if task.family == "classes" and ways_of(store, task) > len(groups.ids):

@@ -39,11 +39,11 @@ def weights(sources: dict[str, Groups], task: TaskConfig) -> NDArray[np.float64]
     """How likely each source is, [sources]; they add up to 1."""
     examples = np.array([groups.examples for groups in sources.values()], float)
     if isinstance(task.mixture, dict):
-        found = np.array([task.mixture[name] for name in sources])
+        chosen = np.array([task.mixture[name] for name in sources])
     else:
         powers = {"uniform": 0.0, "curriculum": 0.0, "proportional": 1.0, "temperature": 1 / task.temperature}
-        found = (examples / examples.max()) ** powers[task.mixture]
-    shares: NDArray[np.float64] = found / found.sum()
+        chosen = (examples / examples.max()) ** powers[task.mixture]
+    shares: NDArray[np.float64] = chosen / chosen.sum()
     return shares
 
 
@@ -70,8 +70,8 @@ def drawn_groups(store: TaskStore, task: TaskConfig, split: str, draws: Draws) -
     if not sources:
         return store.groups[split]
     ends = np.rint(np.cumsum(weights(sources, task)) * ONE)
-    at = np.searchsorted(ends, draws.below(np.array([ONE]))[0], side="right")
-    return list(sources.values())[min(int(at), len(sources) - 1)]
+    index = np.searchsorted(ends, draws.below(np.array([ONE]))[0], side="right")
+    return list(sources.values())[min(int(index), len(sources) - 1)]
 
 
 def check_mixture(store: TaskStore, task: TaskConfig, splits: Sequence[str]) -> None:

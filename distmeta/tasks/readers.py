@@ -216,17 +216,17 @@ def _from_python(
             continue
         allowed = (str,) if role in ("text", "input", "instruction") else (str, int)
         if not set(map(type, values)) <= {*allowed, type(None)}:
-            at, value = next((i, v) for i, v in enumerate(values) if v is not None and type(v) not in allowed)
+            place, value = next((i, v) for i, v in enumerate(values) if v is not None and type(v) not in allowed)
             kinds = "text or whole numbers" if int in allowed else "text"
             raise InputError(
-                f"{source.name} line {numbers[at]}: '{column}' (data.{role}) is {cut(json.dumps(value), 40)}; "
+                f"{source.name} line {numbers[place]}: '{column}' (data.{role}) is {cut(json.dumps(value), 40)}; "
                 f"it must hold {kinds}"
             )
         try:
             arrays[role] = pa.array([v if v is None else str(v) for v in values], pa.large_string())
         except UnicodeEncodeError as error:
-            at = values.index(error.object)
-            raise InputError(f"{source.name} line {numbers[at]}: '{column}' is not valid Unicode") from None
+            place = values.index(error.object)
+            raise InputError(f"{source.name} line {numbers[place]}: '{column}' is not valid Unicode") from None
     return arrays, np.array(numbers)
 
 
@@ -305,25 +305,25 @@ READ: dict[str, Callable[[Source, Choose], Batches]] = {
 
 
 def _numbered(source: Source, batches: Any, columns: dict[str, str], class_names: list[str] | None = None) -> Batches:
-    at = 1
+    line = 1
     for batch in batches:
         if len(batch) == 0:
             continue
         arrays = {role: batch.column(batch.schema.get_field_index(name)) for role, name in columns.items()}
         if class_names and pa.types.is_integer(arrays["label"].type):
-            _refuse_no_class(arrays["label"], class_names, columns["label"], source, at)
+            _refuse_no_class(arrays["label"], class_names, columns["label"], source, line)
             arrays["label"] = pa.array(class_names, pa.large_string()).take(arrays["label"])
-        yield arrays, np.arange(at, at + len(batch))
-        at += len(batch)
+        yield arrays, np.arange(line, line + len(batch))
+        line += len(batch)
 
 
-def _refuse_no_class(numbers: pa.Array, names: list[str], column: str, source: Source, at: int) -> None:
+def _refuse_no_class(numbers: pa.Array, names: list[str], column: str, source: Source, line: int) -> None:
     """Raises InputError for a number that is no class: -1 stands for unlabelled rows in Hugging Face datasets."""
     outside = pc.or_(pc.less(numbers, 0), pc.greater_equal(numbers, len(names)))
     first = pc.index(pc.fill_null(outside, False), True).as_py()
     if first >= 0:
         raise InputError(
-            f"{source.name} row {at + first}: '{column}' is {numbers[first]}, none of its {len(names)} classes "
+            f"{source.name} row {line + first}: '{column}' is {numbers[first]}, none of its {len(names)} classes "
             "(-1: not labelled); leave such rows out"
         )
 

@@ -44,8 +44,13 @@ class Record:
 
     def line(self) -> str:
         """As one line of JSON, which `parse` reads."""
-        given = {"input": self.input, "answers": self.answers, "options": self.options, "instruction": self.instruction}
-        return json.dumps({key: value for key, value in given.items() if value}, ensure_ascii=False)
+        fields = {
+            "input": self.input,
+            "answers": self.answers,
+            "options": self.options,
+            "instruction": self.instruction,
+        }
+        return json.dumps({key: value for key, value in fields.items() if value}, ensure_ascii=False)
 
     def prompt(self, instructions: bool = True) -> str:
         """What the model is given, without the boundary before the answer."""
@@ -53,9 +58,9 @@ class Record:
 
 
 def parse(line: str) -> Record:
-    given = json.loads(line)
+    content = json.loads(line)
     return Record(
-        given["input"], tuple(given["answers"]), tuple(given.get("options", ())), given.get("instruction", "")
+        content["input"], tuple(content["answers"]), tuple(content.get("options", ())), content.get("instruction", "")
     )
 
 
@@ -83,13 +88,13 @@ def from_columns(
 
 def make(row: Mapping[str, Any], columns: Mapping[str, str]) -> Record:
     """A record from values by role. Raises InputError, without the place."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for role in ("input", "instruction"):
         value = row.get(role)
         if value is not None and not isinstance(value, str):
             raise InputError(f"'{columns[role]}' (data.{role}) is {cut(json.dumps(value), 40)}; it must hold text")
-        found[role] = value or ""
-    if not found["input"].strip():
+        values[role] = value or ""
+    if not values["input"].strip():
         raise InputError(f"'{columns.get('input', 'input')}' (data.input) is empty")
     for role in LISTS:
         value = row.get(role)
@@ -99,10 +104,10 @@ def make(row: Mapping[str, Any], columns: Mapping[str, str]) -> Record:
                 f"'{columns[role]}' (data.{role}) is {cut(json.dumps(value), 40)}; it must hold text, or a list of "
                 "texts"
             )
-        found[role] = tuple(str(one) for one in several)
-        if role == "target" and not (found[role] and all(one.strip() for one in found[role])):
+        values[role] = tuple(str(one) for one in several)
+        if role == "target" and not (values[role] and all(one.strip() for one in values[role])):
             raise InputError(f"'{columns.get(role, role)}' (data.target) is empty")
-    record = Record(found["input"], found["target"], found["options"], found["instruction"])
+    record = Record(values["input"], values["target"], values["options"], values["instruction"])
     try:
         record.line().encode()
     except UnicodeEncodeError:

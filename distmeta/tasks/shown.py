@@ -27,7 +27,9 @@ def shown(store: TaskStore, config: Config) -> str:
 
     if config.task.family == "text_to_text":
         begins = episode.support.labels.tolist()
-        return "\n".join(f"{words(ids[:at])}{ANSWER}{words(ids[at:])}" for ids, at in zip(rows, begins, strict=False))
+        return "\n".join(
+            f"{words(ids[:begin])}{ANSWER}{words(ids[begin:])}" for ids, begin in zip(rows, begins, strict=False)
+        )
     labels = episode.support.labels.tolist()
     if config.task.labels != "head":
         prompt, tokens = prompt_of(config.task.prompt, tokenizer), label_tokens(config, tokenizer)

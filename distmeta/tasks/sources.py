@@ -116,22 +116,22 @@ def check_quotes(source: Source, delimiter: str) -> None:
 
 def _unclosed(line: str, delimiter: str) -> int:
     """Where the field begins whose quote does not close in this line; -1: there is none."""
-    at = 0
+    place = 0
     while True:
-        if line.startswith('"', at):
-            end = _closing(line, at + 1)
+        if line.startswith('"', place):
+            end = _closing(line, place + 1)
             if end < 0:
-                return at
-            at = end + 1
-        at = line.find(delimiter, at) + 1
-        if at == 0:
+                return place
+            place = end + 1
+        place = line.find(delimiter, place) + 1
+        if place == 0:
             return -1
 
 
-def _closing(line: str, at: int) -> int:
-    """Where a quoted field closes, from `at` on; -1: not in this line."""
-    while (end := line.find('"', at)) >= 0 and line.startswith('""', end):
-        at = end + 2
+def _closing(line: str, place: int) -> int:
+    """Where a quoted field closes, from `place` on; -1: not in this line."""
+    while (end := line.find('"', place)) >= 0 and line.startswith('""', end):
+        place = end + 2
     return end
 
 
@@ -204,10 +204,10 @@ def _expand(filesystem: Any, shown: str, inner: str, kinds: Mapping[str, str], j
         return [_source(filesystem, inner, shown, kinds)]
     scheme = shown.partition("://")[0] + "://" if "://" in shown else ""
     if kind == pafs.FileType.Directory:
-        found = _in_directory(filesystem, inner.rstrip("/"), scheme, kinds, json_too=json_too)
-        if not found:
+        files = _in_directory(filesystem, inner.rstrip("/"), scheme, kinds, json_too=json_too)
+        if not files:
             raise InputError(f"{shown}: no data file in this directory; known types: {', '.join(kinds)}")
-        return found
+        return files
     if not glob.has_magic(inner):
         raise MissingData(f"{shown}: no such file or directory (data.path)")
     if isinstance(filesystem, pafs.LocalFileSystem):
@@ -255,14 +255,14 @@ def _in_directory(
     stores = {store for store in stores if f"{store}/tokenizer.json" in paths}
     # A .json file beside data describes it (splits.json, dataset_info.json); named itself, it is JSONL.
     suffixes = set(kinds) - (set() if json_too else {".json"})
-    found = []
+    matches = []
     for info in sorted(listed, key=lambda info: info.path):
         folder, _, file = info.path.rpartition("/")
         below = info.path[len(path) :].strip("/").split("/")
         hidden = file.startswith("cache-") or folder in stores or any(p.startswith((".", "_")) for p in below)
         if info.type == pafs.FileType.File and not hidden and _suffix(file) in suffixes:
-            found.append(_source(filesystem, info.path, scheme + info.path, kinds, split))
-    return found
+            matches.append(_source(filesystem, info.path, scheme + info.path, kinds, split))
+    return matches
 
 
 def _suffix(path: str) -> str:

@@ -71,23 +71,23 @@ def spool_examples(batches: Iterator[Any], work: Path, progress: Progress | None
 
 
 def spooled_texts(spool: Spool, rows: NDArray[np.int64]) -> Iterator[list[str]]:
-    for at in range(0, len(rows), BATCH):
-        flat, ends = gather(spool.text, spool.offsets, rows[at : at + BATCH])
+    for begin in range(0, len(rows), BATCH):
+        flat, ends = gather(spool.text, spool.offsets, rows[begin : begin + BATCH])
         yield pa.LargeStringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), pa.py_buffer(flat)).to_pylist()
 
 
-def ordered_names(spool: Spool, role: str, given: list[str] | None = None) -> tuple[list[str], NDArray[np.int32]]:
+def ordered_names(spool: Spool, role: str, fixed: list[str] | None = None) -> tuple[list[str], NDArray[np.int32]]:
     """Names in an order that does not depend on the files' (numbers by value), and each code's place in it."""
     names = spool.names[role]
-    if given is None:
-        given = sorted(names, key=lambda n: (not n.isdecimal(), int(n) if n.isdecimal() else 0, n))
-    place = {name: i for i, name in enumerate(given)}
+    if fixed is None:
+        fixed = sorted(names, key=lambda n: (not n.isdecimal(), int(n) if n.isdecimal() else 0, n))
+    place = {name: i for i, name in enumerate(fixed)}
     for name in names:
         if name not in place:
             raise InputError(
-                f"unknown {role} '{name}' in the data; known here: {', '.join(given)}.{nearest(name, given)}"
+                f"unknown {role} '{name}' in the data; known here: {', '.join(fixed)}.{nearest(name, fixed)}"
             )
-    return given, np.array([place[name] for name in names], np.int32)
+    return fixed, np.array([place[name] for name in names], np.int32)
 
 
 def sort_by_cell(cells: NDArray[np.int32], count: NDArray[np.int64], out: NDArray[np.int64]) -> None:
@@ -110,8 +110,8 @@ def sort_by_cell(cells: NDArray[np.int32], count: NDArray[np.int64], out: NDArra
 
 def parts_of(rows: int) -> Iterator[slice]:
     """Consecutive pieces of `rows` rows, to work on what is too much for the memory."""
-    for at in range(0, rows, CHUNK):
-        yield slice(at, min(at + CHUNK, rows))
+    for begin in range(0, rows, CHUNK):
+        yield slice(begin, min(begin + CHUNK, rows))
 
 
 def gather(

@@ -109,8 +109,8 @@ def open_store(path: str | Path) -> TaskStore:
     split = groups.column("split").to_numpy()
     by_split = {}
     for number, word in enumerate(SPLITS):
-        mine = split == number
-        columns = (groups.column(name).to_numpy()[mine] for name in ("id", "start", "count"))
+        in_split = split == number
+        columns = (groups.column(name).to_numpy()[in_split] for name in ("id", "start", "count"))
         ids, start, count = (column.reshape(-1, meta["columns"]) for column in columns)
         by_split[word] = Groups(ids[:, 0], start, count)
     labels, tasks = (names.column(role)[0].as_py() for role in ("labels", "tasks"))

@@ -37,12 +37,12 @@ class JoinedStore(TaskStore):
 
     def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """As `TaskStore.read`; the rows are of one task, and so of one store."""
-        at = int(np.searchsorted(self.begins, rows[0], "right")) - 1
-        return self.stores[at].read(rows - self.begins[at])
+        part = int(np.searchsorted(self.begins, rows[0], "right")) - 1
+        return self.stores[part].read(rows - self.begins[part])
 
     def text(self, row: int) -> str:
-        at = int(np.searchsorted(self.begins, row, "right")) - 1
-        return self.stores[at].text(int(row - self.begins[at]))
+        part = int(np.searchsorted(self.begins, row, "right")) - 1
+        return self.stores[part].text(int(row - self.begins[part]))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return join, (self.stores,)
@@ -53,18 +53,18 @@ def join(stores: Sequence[TaskStore]) -> JoinedStore:
     first, train = stores[0], [store.groups["train"] for store in stores]
     begins = np.cumsum([0, *(store.rows for store in stores)])
     tasks = np.cumsum([0, *(len(store.tasks) for store in stores)])
-    own: dict[str, Any] = {f.name: getattr(first, f.name) for f in fields(TaskStore)}
-    own["tasks"] = [name for store in stores for name in store.tasks]
-    own["label_ids"] = np.concatenate([store.label_ids for store in stores])
-    own["task_ids"] = np.concatenate([store.task_ids + n for store, n in zip(stores, tasks)]).astype(np.int32)
-    own["groups"] = first.groups | {
+    values: dict[str, Any] = {f.name: getattr(first, f.name) for f in fields(TaskStore)}
+    values["tasks"] = [name for store in stores for name in store.tasks]
+    values["label_ids"] = np.concatenate([store.label_ids for store in stores])
+    values["task_ids"] = np.concatenate([store.task_ids + n for store, n in zip(stores, tasks)]).astype(np.int32)
+    values["groups"] = first.groups | {
         "train": Groups(
             np.concatenate([groups.ids + n for groups, n in zip(train, tasks)]).astype(np.int32),
             np.concatenate([groups.start + n for groups, n in zip(train, begins)]),
             np.concatenate([groups.count for groups in train]),
         )
     }
-    return JoinedStore(**own, stores=tuple(stores), begins=begins)
+    return JoinedStore(**values, stores=tuple(stores), begins=begins)
 
 
 class Stream:
@@ -119,5 +119,5 @@ class Stream:
 
 
 def read(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content

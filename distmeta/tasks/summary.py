@@ -37,9 +37,9 @@ def summary(store: TaskStore) -> dict[str, Any]:
     return {"splits": splits, "repeated": repeated(store), **lost}
 
 
-def unit_of(found: dict[str, Any]) -> str:
+def unit_of(content: dict[str, Any]) -> str:
     """What the splits of a summary divide: tasks or classes."""
-    return "tasks" if "tasks" in found["splits"]["train"] else "classes"
+    return "tasks" if "tasks" in content["splits"]["train"] else "classes"
 
 
 def repeated(store: TaskStore) -> dict[str, int]:
@@ -50,8 +50,8 @@ def repeated(store: TaskStore) -> dict[str, int]:
     texts = {split: store.texts_of(split) for split in SPLITS}
 
     def parts(split: str) -> Any:
-        for at in range(0, len(texts[split]), PART):
-            yield pc.utf8_lower(pc.utf8_trim_whitespace(texts[split].slice(at, PART)))
+        for begin in range(0, len(texts[split]), PART):
+            yield pc.utf8_lower(pc.utf8_trim_whitespace(texts[split].slice(begin, PART)))
 
     def unique(arrays: Any) -> Any:
         return pc.unique(pa.chunked_array([pc.unique(array) for array in arrays], texts["train"].type))
@@ -67,17 +67,17 @@ def repeated(store: TaskStore) -> dict[str, int]:
 def read(run_dir: Path) -> dict[str, Any]:
     """What `summary` said of a run's tasks; empty where the run has no such file, as those of before have not."""
     try:
-        found: dict[str, Any] = json.loads((run_dir / FILE).read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads((run_dir / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    return found
+    return content
 
 
-def signs(found: dict[str, Any]) -> list[Sign]:
+def signs(content: dict[str, Any]) -> list[Sign]:
     """The texts in two splits, those cut to fit and unknown words as signs, as distmeta.health has them."""
-    said = sentence(found.get("repeated", {}))
-    lost = found.get("encoding", {})
-    out = [sign(said, "the data, or how data.split divides it")] if said else []
+    line = sentence(content.get("repeated", {}))
+    lost = content.get("encoding", {})
+    out = [sign(line, "the data, or how data.split divides it")] if line else []
     return out + counts.signs(lost, lost.get("max_tokens", 0))
 
 
@@ -89,11 +89,11 @@ def sentence(counts: dict[str, int]) -> str:
     return f"texts stand in two splits: {rows}"
 
 
-def headline(found: dict[str, Any]) -> str:
+def headline(content: dict[str, Any]) -> str:
     """One line: how many tasks or classes, and how many rows, each split has."""
-    unit = unit_of(found)
-    each = (f"{name} {len(of[unit]):,} ({of['rows']:,} rows)" for name, of in found["splits"].items())
-    later = "; more arrive (data.follow)" if found.get("follows") else ""
+    unit = unit_of(content)
+    each = (f"{name} {len(of[unit]):,} ({of['rows']:,} rows)" for name, of in content["splits"].items())
+    later = "; more arrive (data.follow)" if content.get("follows") else ""
     return f"{unit}: {', '.join(each)}{later}"
 
 

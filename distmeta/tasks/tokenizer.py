@@ -228,20 +228,20 @@ def _ends(source: str | Path) -> list[int]:
 
 def _named_tokens(directory: Path) -> dict[str, Any]:
     """What the directory's configuration files name: see `named_tokens`."""
-    found: dict[str, Any] = {}
+    named: dict[str, Any] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         content = _json_of(directory, file)
         for name in NAMED:
             token: Any = content.get(name)
             token = token.get("content") if isinstance(token, dict) else token
             if isinstance(token, str):
-                found[name] = token
-        found |= {"eos_token_id": content["eos_token_id"]} if isinstance(content.get("eos_token_id"), list) else {}
+                named[name] = token
+        named |= {"eos_token_id": content["eos_token_id"]} if isinstance(content.get("eos_token_id"), list) else {}
     template = directory / "chat_template.jinja"
     if template.is_file():
-        found["chat_template"] = template.read_text(encoding="utf-8")
+        named["chat_template"] = template.read_text(encoding="utf-8")
     ends = _ends(directory)
-    return found | ({"eos_token_id": ends} if ends else {})
+    return named | ({"eos_token_id": ends} if ends else {})
 
 
 def _set_padding(tokenizer: Tokenizer, named: dict[str, Any], source: str) -> None:
@@ -293,7 +293,7 @@ def as_transformers(tokenizer: Tokenizer, max_tokens: int, takes_types: bool, en
         "mask_token": ("[MASK]", "<mask>"), "eos_token": (*ending, "[SEP]") if ends else ending,
         "bos_token": ("<s>", "[CLS]") if ends else (),
     }  # fmt: skip
-    tokens = {key: next((t for t in found if t in special), None) for key, found in names.items()}
+    tokens = {key: next((t for t in values if t in special), None) for key, values in names.items()}
     tokens |= {key: token for key, token in named.items() if tokenizer.token_to_id(token) is not None}
     tokens["pad_token"] = padding["pad_token"]
     stock = PreTrainedTokenizerFast(

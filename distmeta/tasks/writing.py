@@ -230,17 +230,17 @@ def _assign(
         met[name_of[spool.codes[role][part]], spool.codes["split"][part]] = True
     out = np.empty(len(names), np.int8)
     for source in sorted(data.sources) if data.sources is not None else [""]:
-        of_source, own = span(names, source), data.of(source) if source else data
+        of_source, source_data = span(names, source), data.of(source) if source else data
         short = [name[len(source) + 1 :] for name in names[of_source]] if source else names
         pairs = [(name, words[word]) for name, word in np.argwhere(met[of_source]).tolist() if words[word]]
-        if own.splits is not None:
-            out[of_source] = splits.split_by_lists(short, splits.read_lists(own.splits), what)
+        if source_data.splits is not None:
+            out[of_source] = splits.split_by_lists(short, splits.read_lists(source_data.splits), what)
         elif pairs:
-            out[of_source] = splits.split_by_column(short, pairs, what, own.split)
+            out[of_source] = splits.split_by_column(short, pairs, what, source_data.split)
         elif only is not None:
             out[of_source] = SPLITS.index(only)
         else:
-            out[of_source] = splits.split_by_hash(short, own.fractions, 1 if what == "task" else task.ways or 5)
+            out[of_source] = splits.split_by_hash(short, source_data.fractions, 1 if what == "task" else task.ways or 5)
     splits.check_not_empty(out, what, (0, 2) if only is None else (SPLITS.index(only),))
     return out
 

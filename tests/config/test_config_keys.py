@@ -20,6 +20,12 @@ def test_every_key_of_a_configuration_is_described():
     assert all(len(key.description) > 8 and key.values and key.default for key in every.values())
 
 
+def test_a_description_says_alone_what_its_key_does():
+    """It has a subject: no phrase that goes on from the name of the key."""
+    dangling = ("of", "in", "from", "by", "for", "its", "there", "those", "that", "on", "at", "to", "null")
+    assert not {key.name: key.description for key in keys() if key.description.split()[0].strip(":") in dangling}
+
+
 def test_one_key_and_one_section():
     key = explain("inner.steps")
     assert (key.values, key.default) == ("integer, at least 0", "5")

@@ -70,9 +70,9 @@ def learning(records: Records) -> Any:
 
 def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Centred means over a tenth of the curve; shorter windows at its ends."""
-    half, at = max(1, len(values) // 20), np.arange(len(values))
+    half, places = max(1, len(values) // 20), np.arange(len(values))
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
     means: NDArray[np.float64] = (sums[high] - sums[low]) / (high - low)
     return means
 
@@ -103,25 +103,25 @@ def adaptation(methods: Methods, curves: dict[str, Any] | None, metric: str) -> 
 
 def layer_of(name: str) -> str:
     """The layer that a parameter is in: its path to the first number, or its first part."""
-    found = re.match(r"(?:backbone\.)?(.*?\.\d+)\.", name)
-    own = name.removeprefix("backbone.")
-    return found[1] if found else "head" if own.startswith("head_") else own.split(".")[0] or "all parameters"
+    match = re.match(r"(?:backbone\.)?(.*?\.\d+)\.", name)
+    short = name.removeprefix("backbone.")
+    return match[1] if match else "head" if short.startswith("head_") else short.split(".")[0] or "all parameters"
 
 
-def rates(found: dict[str, NDArray[np.float64]], start: float, by_step: bool) -> Any:
+def rates(learnt: dict[str, NDArray[np.float64]], start: float, by_step: bool) -> Any:
     """Learnt inner rates by layer: a dot for each parameter tensor and, where there are several rates, inner step."""
     from matplotlib.ticker import MaxNLocator, NullLocator
 
-    layers = list(dict.fromkeys(layer_of(name) for name in found))
+    layers = list(dict.fromkeys(layer_of(name) for name in learnt))
     figure, ((axes,),) = new_figure(size=(7, 1.3 + 0.34 * len(layers)))
-    for name, values in found.items():
+    for name, values in learnt.items():
         row = layers.index(layer_of(name))
         for step, value in enumerate(values if by_step else [np.median(values)]):
             colour = SERIES[step % len(SERIES)]
             offset = 0.3 * (step / (len(values) - 1) - 0.5) if by_step and len(values) > 1 else 0.0
             axes.plot(value, row + offset, "o", color=colour, ms=5, alpha=0.7)
     if by_step:
-        for step in range(max(len(values) for values in found.values())):
+        for step in range(max(len(values) for values in learnt.values())):
             axes.plot([], [], "o", color=SERIES[step % len(SERIES)], label=f"step {step + 1}")
     axes.axvline(start, color=INK, ls="--", lw=1, label="at the start")
     axes.set_xscale("log")

@@ -54,10 +54,12 @@ class RunFiles:
     @property
     def took(self) -> float | None:
         """Seconds from the start to the end; None for a run without an end, or that was continued in between."""
-        found = self.environment
-        if "ended" not in found or found.get("continued"):
+        environment = self.environment
+        if "ended" not in environment or environment.get("continued"):
             return None
-        return (datetime.fromisoformat(found["ended"]) - datetime.fromisoformat(found["started"])).total_seconds()
+        return (
+            datetime.fromisoformat(environment["ended"]) - datetime.fromisoformat(environment["started"])
+        ).total_seconds()
 
 
 def read_run(path: str | Path) -> RunFiles:
@@ -78,14 +80,14 @@ def read_run(path: str | Path) -> RunFiles:
 def read_json(file: Path) -> dict[str, Any]:
     """Empty where the file is not there. Raises InputError where it is not readable."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: not readable: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise InputError(f"{file}: not a JSON object; it was not written by distmeta")
-    return found
+    return content
 
 
 def learnt_numbers(run_dir: Path) -> tuple[int | None, dict[str, NDArray[np.float64]], int]:

@@ -78,18 +78,18 @@ def what(run: RunFiles) -> Section:
 
 def splits(run: RunFiles) -> Section:
     """Which tasks or classes are in which split."""
-    title, found = "Splits", summary.read(run.path)
-    if not found:
+    title, content = "Splits", summary.read(run.path)
+    if not content:
         return Section(title, reason=f"there is no {summary.FILE}")
-    unit = summary.unit_of(found)
+    unit = summary.unit_of(content)
     rows = []
-    for name, of in found["splits"].items():
+    for name, of in content["splits"].items():
         shown = ", ".join(f"{task} ({n})" for task, n in list(of[unit].items())[:SHOWN])
         more = f" and {len(of[unit]) - SHOWN} more (all in {summary.FILE})" if len(of[unit]) > SHOWN else ""
         rows.append([name, str(len(of[unit])), str(of["rows"]), shown + more])
-    caption = f"The {unit} of each split, with their rows" + ("; more arrived later." if "follows" in found else ".")
+    caption = f"The {unit} of each split, with their rows" + ("; more arrived later." if "follows" in content else ".")
     blocks: list[Block] = [Table(caption, ["split", unit, "rows", "names"], rows)]
-    blocks += [Text(health.sentence(sign)) for sign in summary.signs(found)]
+    blocks += [Text(health.sentence(sign)) for sign in summary.signs(content)]
     return Section(title, blocks)
 
 
@@ -128,8 +128,8 @@ def learning(run: RunFiles) -> Section:
         return Section(title, reason="no meta-step is recorded yet (no metrics.jsonl)")
     first, last = run.records[0], run.records[-1]
     moved = "; ".join(
-        f"{said} {first[key]:.3g} at step {first['step']}, {last[key]:.3g} at step {last['step']}"
-        for key, said in figures.CURVES.items()
+        f"{label} {first[key]:.3g} at step {first['step']}, {last[key]:.3g} at step {last['step']}"
+        for key, label in figures.CURVES.items()
         if key in first and key in last
     )
     caption = "Over meta-steps: each value faint, and smoothed by centred means over a tenth of the curve."
@@ -140,7 +140,7 @@ def adaptation(run: RunFiles) -> Section:
     title, methods = "Adaptation to a new task", run.evaluation
     if not methods:
         return Section(title, reason=NOT_EVALUATED)
-    followed = {name: found for name, s in methods["meta_trained"].items() if len(found := s.get("curve", [])) > 1}
+    followed = {name: curve for name, s in methods["meta_trained"].items() if len(curve := s.get("curve", [])) > 1}
     metric = next(iter(followed), "")  # where answers are words, not the headline, which is of the last step alone
     means = followed.get(metric, [])
     if not means:
@@ -186,11 +186,11 @@ def tasks(run: RunFiles) -> Section:
     title = "By task"
     if not run.evaluation:
         return Section(title, reason=NOT_EVALUATED)
-    found = run.details.get("meta_trained", {}).get("per_task")
-    if not found:
+    per_task = run.details.get("meta_trained", {}).get("per_task")
+    if not per_task:
         return Section(title, reason="the episodes of this task family have no task in common")
     first = compared_by(run.evaluation)
-    ranked = sorted(found.items(), key=lambda item: item[1][first]["mean"])
+    ranked = sorted(per_task.items(), key=lambda item: item[1][first]["mean"])
     (worst, low), (best, high) = ranked[0], ranked[-1]
     others = [name for name in low if name != first]
     rows = [
@@ -268,20 +268,20 @@ def time(run: RunFiles) -> Section:
     if run.took is not None and (rest := run.took - whole) > 0:
         rows.append(["starting, meta-validations, evaluation, export", "", f"{rest:.1f}", "", ""])
         rows.append(["the whole run", "", f"{run.took:.1f}", "", ""])
-    bar = [(said, totals[key]) for key, said in PHASES.items() if key in there]
-    alt = ", ".join(f"{said} {100 * value / whole:.0f}%" for said, value in bar)
+    bar = [(label, totals[key]) for key, label in PHASES.items() if key in there]
+    alt = ", ".join(f"{label} {100 * value / whole:.0f}%" for label, value in bar)
     caption = "Shares of the seconds of all meta-steps, as the first learner rank measured them."
     table = Table("Seconds by phase", ["phase", "key", "seconds", "share", "ms a step"], rows, marked=[len(rows) - 1])
     return Section(title, [Picture("time", figures.seconds(bar), alt, caption), table])
 
 
 def environment(run: RunFiles) -> Section:
-    title, found = "Environment", run.environment
-    if not found:
+    title, content = "Environment", run.environment
+    if not content:
         return Section(title, reason="there is no environment.json")
     facts = ("commit", "python", "platform", "host", "cores", "store")
-    rows = [[key, str(found[key])] for key in facts if found.get(key) is not None]
-    rows += [[name, version] for name, version in found.get("versions", {}).items()]
+    rows = [[key, str(content[key])] for key in facts if content.get(key) is not None]
+    rows += [[name, version] for name, version in content.get("versions", {}).items()]
     return Section(title, [Table("As the run was started", [], rows)])
 
 
@@ -290,10 +290,10 @@ def again(run: RunFiles) -> Section:
     blocks.append(
         Code(shlex.join(["distmeta", "train", str(run.path.resolve() / "config.yaml"), "--run-dir", "again"]))
     )
-    given = command(run.environment)
-    if given:
+    words = command(run.environment)
+    if words:
         where = f", in {run.environment['directory']}" if "directory" in run.environment else ""
-        blocks += [Text(f"As it was started{where}:"), Code(given)]
+        blocks += [Text(f"As it was started{where}:"), Code(words)]
     return Section("How to reproduce it", blocks)
 
 

@@ -100,10 +100,10 @@ class EpisodeWindow:
         for group in groups:
             samplers = max(len(self._samplers), 1)
             size = max(1, min(-(-len(group) // samplers), self.window // samplers))
-            for at in range(0, max(len(group), 1), size):  # a group may be empty
-                indices = list(group[at : at + size])
+            for begin in range(0, max(len(group), 1), size):  # a group may be empty
+                indices = list(group[begin : begin + size])
                 mixture = self._mixture(indices[0]) if indices else None
-                yield _Piece(indices, at + size >= len(group), turn % samplers, mixture)
+                yield _Piece(indices, begin + size >= len(group), turn % samplers, mixture)
                 turn += 1
 
     def _ask(self) -> None:

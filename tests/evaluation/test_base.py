@@ -176,6 +176,9 @@ def test_the_steps_that_are_asked_for_and_baselines_as_of_a_run(folder):
     found = evaluate(config, base=folder / "model", steps=1, episodes=3)
     assert list(found.methods) == ["base_adapted", "base_zero_shot", "base_in_context", "fine_tuned"]
     assert len(found.methods["base_adapted"]["loss"]["curve"]) == 2 and "differences" not in found.details
+    reads = evaluate(text_config(folder, **IN_CONTEXT), base=folder / "model", episodes=3)
+    for name, score in found.methods["fine_tuned"].items():  # which reads no support set while it adapts
+        assert reads.methods["fine_tuned"][name]["mean"] == pytest.approx(score["mean"], rel=1e-5)
     none = evaluate(config, base=folder / "model", steps=0, episodes=3, baselines=False)
     assert list(none.methods) == ["base_zero_shot", "base_in_context"]
     for name in none.methods:

@@ -22,7 +22,7 @@ from distmeta.inner import InnerLoop, adapt
 from distmeta.inner.adapt import follow
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
-from distmeta.models.footprint import CPU_TOKENS, fit_layers, part_tokens
+from distmeta.models.footprint import CPU_TOKENS, budget_bytes, fit_layers, part_tokens
 from distmeta.models.language import LanguageModel
 from distmeta.models.prefix import fixed_prefix
 from distmeta.models.sharding import all_together
@@ -34,6 +34,7 @@ from distmeta.tasks.spool import gather
 # What a loss that is no number counts as in means: -log of the smallest positive float32, the least probability that
 # a softmax can give to the right class.
 WORST_LOSS = 103.28
+WEIGHT_COPIES = 8  # of a task's fast weights that a step holds at once: leaves, gradients, states, products
 TABLED = ("accuracy", "precision", "recall", "f1")  # of each task and domain
 
 
@@ -113,8 +114,9 @@ def tasks_at_once(
 ) -> int:
     """How many tasks run as one: `inner.task_batch`, or chosen by the tokens of a support set and by what they take.
 
-    On a CPU batching pays below about 1,000 tokens a step and task; on a GPU always. A micro-batch has a row of each
-    task at least, and may hold as many tokens as the budget of a step has room for (distmeta.models.footprint).
+    On a CPU batching pays below about 1,000 tokens a step and task; on a GPU always. The budget of a step
+    (distmeta.models.footprint) has room for the fast weights of each task, after every step and as derivatives, and
+    for the tokens of a micro-batch, which has a row of each task at least.
     """
     if not model.takes_task_axis:
         return 1
@@ -123,7 +125,11 @@ def tasks_at_once(
     some = episodes[:4]
     in_context = isinstance(model, LanguageModel) and model.reads_support  # a task is one row
     longest = max((tokens_of(e) if in_context else longest_row(e) for e in some), default=1)
-    fit = max(1, part_tokens(model, config, device, exact) // max(longest, 1))
+    fast = sum(value.numel() * value.element_size() for value in model.fast.values())
+    copies = config.inner.steps + WEIGHT_COPIES
+    fit = min(part_tokens(model, config, device, exact) // max(longest, 1),
+              int(budget_bytes(config.inner, device) // max(1, fast * copies)))  # fmt: skip
+    fit = max(1, fit)
     if device.type != "cpu":
         return min(32, fit)
     tokens = max((len(e.support.tokens) for e in some), default=1)

@@ -65,8 +65,26 @@ def _install() -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     _caught.append(number)
     if len(_caught) > 1:
+        for pid in descendants(os.getpid()):  # Ray's, which would outlive this process by a minute
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
         os._exit(128 + number)
     raise KeyboardInterrupt
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that `pid` has started, and those that these have; none where there is no /proc."""
+    children: dict[int, list[int]] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            parent = file.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]
+            children.setdefault(int(parent), []).append(int(file.parent.name))
+    found, todo = [], [pid]
+    while todo:
+        started = children.get(todo.pop(), [])
+        found += started
+        todo += started
+    return found
 
 
 def exit_code() -> int | None:

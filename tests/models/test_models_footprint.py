@@ -5,6 +5,7 @@ import pytest
 import small
 import torch
 
+from distmeta.evaluation import scoring
 from distmeta.evaluation.scoring import tasks_at_once
 from distmeta.models import footprint
 from distmeta.models.backbone import set_attention
@@ -96,6 +97,17 @@ def test_fewer_tasks_run_at_once_where_a_row_of_each_is_too_much():
     longer = [of_rows(4, 100) for _ in range(8)]
     assert tasks_at_once(model, config, longer, CPU, exact=True) == 5
     assert tasks_at_once(model, limited, longer, CPU, exact=True) == 3
+
+
+def test_fewer_tasks_run_at_once_where_their_weights_are_too_much():
+    shape = {**small.BACKBONES["llama"], "hidden_size": 64, "intermediate_size": 256}
+    more = {"architecture": "llama", "model": {"config": shape}}
+    model = build_model(small.config(**more), VOCABULARY, PAD, CLASSES)
+    copy = sum(value.nbytes for value in model.fast.values())
+    for tasks in (1, 5):
+        budget = (tasks + 0.5) * copy * (2 + scoring.WEIGHT_COPIES)  # of two inner steps
+        config = small.config(**more, inner={"budget_mb": budget / 2**20, "steps": 2, "part_tokens": 4096})
+        assert tasks_at_once(model, config, [of_rows(4, 11) for _ in range(8)], CPU, exact=True) == tasks
 
 
 def of_rows(rows, length):

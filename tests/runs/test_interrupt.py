@@ -3,9 +3,11 @@
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -135,3 +137,42 @@ def test_what_the_work_returns_and_raises_is_handed_on(tmp_path):
     assert interrupt.wait(lambda: 3, tmp_path) == 3
     with pytest.raises(ZeroDivisionError):
         interrupt.wait(lambda: 1 / 0, tmp_path)
+
+
+def test_a_second_signal_leaves_nothing_that_was_started(tmp_path):
+    """Also what a child has started, which ends by itself a minute later where Ray is."""
+    script = """
+import subprocess, sys, time
+from distmeta.runs import interrupt
+
+interrupt.catch()
+shell = subprocess.Popen(["sh", "-c", "sleep 300 & echo $! > pid; wait"])
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("ending", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text().strip():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child = int((tmp_path / "pid").read_text())
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "ending\n"
+    os.kill(child, 0)  # it is there
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    while is_running(child):
+        assert time.monotonic() < deadline + 30
+        time.sleep(0.01)
+
+
+def is_running(pid):
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False

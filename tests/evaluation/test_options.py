@@ -31,7 +31,7 @@ def test_an_option_has_the_probability_that_transformers_gives_its_words(folder,
     whole, stock = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     tokenizer = _tokenizer(folder / "tokenizer.json")
     model = build_model(config, len(stock), PAD, 1)
-    support = [Record("a big fig", ("yes",)), Record("a saw", ("no",), instruction="is it")]
+    support = [Record("a saw", ("no",), instruction="is it fruit"), Record("a big fig", ("yes",))]
     params, before = dict(model.fast), ""
     if head == "context":
         rows = collate([support_rows(support, tokenizer, config)], 1, PAD)

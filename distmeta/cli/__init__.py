@@ -249,7 +249,7 @@ def predict(
 def serve(
     source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT")],
     limits: Annotated[list[str] | None, typer.Argument(metavar="[serve.key=value ...]")] = None,
-    host: Annotated[str, typer.Option(help="another than loopback needs a token")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="address to listen at; any but loopback needs a token")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     tasks: Annotated[Path | None, typer.Option(help="directory of adapted tasks; default: tasks in the run")] = None,
     replicas: Annotated[int, typer.Option(min=1, help="processes that each have the model")] = 1,

@@ -1,6 +1,7 @@
 """The configuration of a run: its sections with their defaults, what does not go together, and how it is read."""
 
 from distmeta.config.cluster import ClusterConfig
+from distmeta.config.eval import EvalConfig
 from distmeta.config.loading import (
     RECIPES,
     ConfigSource,
@@ -17,7 +18,6 @@ from distmeta.config.pretrain import PretrainConfig
 from distmeta.config.sections import (
     Config,
     DataConfig,
-    EvalConfig,
     InnerConfig,
     ModelConfig,
     OuterConfig,

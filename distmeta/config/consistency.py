@@ -167,23 +167,23 @@ def check_ways(key: str, ways: int | None, config: Config) -> None:
 def check_text(config: Config) -> None:
     """Raises ValueError for what a language model without classes cannot do."""
     for fits, key, value, mend in (
-        (config.model.head != "prototype", "model.head", "prototype", "an answer has no class: linear, or context"),
-        (not config.task.permute_labels, "task.permute_labels", "true", "there are no labels: false"),
-        (config.task.labels == "head", "task.labels", config.task.labels, "there are no labels: leave it out"),
+        (config.model.head != "prototype", "model.head", "prototype", "an answer has no class; set linear, or context"),
+        (not config.task.permute_labels, "task.permute_labels", "true", "there are no labels; set false"),
+        (config.task.labels == "head", "task.labels", config.task.labels, "there are no labels; leave it out"),
         (config.task.prompt == "plain", "task.prompt", config.task.prompt, "leave it out"),
         (not any(value for name, value in config.task.augment if name != "resplit"), "task.augment", "on",
-         "it would change answers with the texts: resplit alone"),
-        (config.task.arrive_every == 0, "task.arrive_every", config.task.arrive_every, "0"),
-        (config.cluster.episode == "rank", "cluster.episode", config.cluster.episode, "rank"),
-        (config.model.context == "direct", "model.context", config.model.context, "direct"),
+         "it would change answers along with the texts; set task.augment.resplit alone"),
+        (config.task.arrive_every == 0, "task.arrive_every", config.task.arrive_every, "set 0"),
+        (config.cluster.episode == "rank", "cluster.episode", config.cluster.episode, "set rank"),
+        (config.model.context == "direct", "model.context", config.model.context, "set direct"),
         (config.algorithm not in ("proto_maml", "prototypes", "anil", "boil", "online"), "algorithm", config.algorithm,
-         "it needs a classifier's head, or tasks that arrive: maml, fomaml, reptile, in_context, ..."),
+         "it needs a classifier's head, or tasks that arrive; set maml, fomaml, reptile, in_context, ..."),
         (config.model.answer_tokens < config.model.max_tokens, "model.answer_tokens", config.model.answer_tokens,
          f"the input needs room in model.max_tokens={config.model.max_tokens}"),
         (config.data.sources is None, "data.sources", "several", "data.path may name several files"),
     ):  # fmt: skip
         if not fits:
-            raise ValueError(f"task.family = text_to_text does not go with {key} = {value}: {mend}")
+            raise ValueError(f"task.family = text_to_text does not work with {key} = {value}: {mend}")
 
 
 MOST_LETTERS = 26
@@ -194,20 +194,21 @@ def check_labels(config: Config) -> None:
     labels, most = config.task.labels, max(config.ways or 2, config.eval.ways or 2)
     for fits, key, value, mend in (
         (config.model.head != "prototype", "model.head", "prototype",
-         "it has no features: linear, or context for a model that reads its support set"),
-        (config.model.context == "direct", "model.context", config.model.context, "direct"),
-        (config.inner.adapt != "head", "inner.adapt", "head", "there is no head: lora, all, or a regular expression"),
+         "it has no features; set linear, or context for a model that reads its support set"),
+        (config.model.context == "direct", "model.context", config.model.context, "set direct"),
+        (config.inner.adapt != "head", "inner.adapt", "head",
+         "there is no head; set lora, all, or a regular expression"),
         (config.algorithm not in ("proto_maml", "prototypes", "anil", "boil"), "algorithm", config.algorithm,
-         "it needs a classifier's head: in_context, maml, fomaml, reptile, ..."),
+         "it needs a classifier's head; set in_context, maml, fomaml, reptile, ..."),
         (not any(value for name, value in config.task.augment if name != "resplit"), "task.augment", "on",
-         "it would change the prompt with the text: resplit alone"),
-        (config.cluster.episode == "rank", "cluster.episode", config.cluster.episode, "rank"),
-        (labels != "letters" or most <= MOST_LETTERS, "task.ways", most, f"there are {MOST_LETTERS} letters: lower it"),
+         "it would change the prompt along with the text; set task.augment.resplit alone"),
+        (config.cluster.episode == "rank", "cluster.episode", config.cluster.episode, "set rank"),
+        (labels != "letters" or most <= MOST_LETTERS, "task.ways", most, f"there are {MOST_LETTERS} letters; lower it"),
         (labels != "words" or not config.task.permute_labels, "task.permute_labels", "true",
-         "a label's words are its own in every episode: leave it out"),
+         "a label keeps its words in every episode; leave it out"),
     ):  # fmt: skip
         if not fits:
-            raise ValueError(f"task.labels = {labels} does not go with {key} = {value}: {mend}")
+            raise ValueError(f"task.labels = {labels} does not work with {key} = {value}: {mend}")
     if config.model.head == "context" and config.inner.steps and config.task.shots < 2:
         raise ValueError(
             f"task.shots = {config.task.shots}: with inner.steps above 0 the inner loss is on examples whose class an "
@@ -243,25 +244,25 @@ def check_privacy(config: Config) -> None:
     task = config.task
     for fits, key, value, mend in (
         (task.family == "domain", "task.family", task.family,
-         "tasks must not share what is hidden, and these share classes: domain"),
-        (config.data.sources is None, "data.sources", "several", "tasks must be drawn uniformly: one data source"),
-        (not task.arrive_every, "task.arrive_every", task.arrive_every, "tasks must be drawn uniformly: 0"),
+         "tasks must not share what is hidden, and these share classes; set domain"),
+        (config.data.sources is None, "data.sources", "several", "tasks must be drawn uniformly; name one data source"),
+        (not task.arrive_every, "task.arrive_every", task.arrive_every, "tasks must be drawn uniformly; set 0"),
         (not task.augment.resplit, "task.augment.resplit", "true",
-         "an episode would have the task of the one before: false"),
+         "an episode would have the task of the one before; set false"),
         (config.cluster.episode == "rank", "cluster.episode", "group",
-         "a rank must have the whole of a task's meta-gradient: rank"),
+         "clipping needs the whole of a task's meta-gradient on one rank; set rank"),
         (config.inner.task_batch <= 1, "inner.task_batch", config.inner.task_batch,
-         "each task's meta-gradient is clipped by itself: 0 or 1"),
+         "each task's meta-gradient is clipped by itself; set 0 or 1"),
         (config.algorithm != "fine_tune", "algorithm", "fine_tune",
-         "it has no meta-gradient, and the weights would follow the noise: another"),
+         "it has no meta-gradient, and the weights would follow the noise; choose another"),
         (config.data.path is None or config.model.pretrained is not None, "model.pretrained", "null",
-         "the vocabulary would be made of the tasks' own words: a pretrained model"),
+         "the vocabulary would be made of the tasks' own words; name a pretrained model"),
         (config.run.seed >= SECRET, "run.seed", config.run.seed,
-         "it makes the noise, and can be guessed: one of `python -c 'import secrets; print(secrets.randbits(62))'`, "
-         "kept secret"),
+         "it makes the noise, and can be guessed; take one of `python -c 'import secrets; "
+         "print(secrets.randbits(62))'`, kept secret"),
     ):  # fmt: skip
         if not fits:
-            raise ValueError(f"outer.privacy does not go with {key} = {value}: {mend}")
+            raise ValueError(f"outer.privacy does not work with {key} = {value}: {mend}")
 
 
 def check_augment(config: Config) -> None:
@@ -304,7 +305,7 @@ def check_algorithm(config: Config) -> None:
         raise ValueError("algorithm = maml_pp learns a rate for each inner step: set inner.schedule=constant")
     if config.inner.learn_lr == "per_parameter" and config.inner.schedule != "constant":
         raise ValueError(
-            "inner.schedule does not go with inner.learn_lr=per_parameter: set one of scalar, per_step, per_layer, "
+            "inner.schedule does not work with inner.learn_lr=per_parameter: set one of scalar, per_step, per_layer, "
             "per_layer_step, or inner.schedule=constant"
         )
 
@@ -362,24 +363,24 @@ def check_group(config: Config) -> None:
     """Raises ValueError where the whole group cannot work on one episode."""
     for fits, key, value, mend in (
         (config.inner.adapt == "all", "inner.adapt", config.inner.adapt,
-         "it is for all parameters; a frozen base is in shards by deepspeed.zero_optimization.stage=3 alone"),
+         "a group adapts all parameters; a frozen base is in shards by deepspeed.zero_optimization.stage=3 alone"),
         (config.algorithm in ("fomaml", "reptile"), "algorithm", config.algorithm,
-         "it is of first order: fomaml or reptile; or set inner.adapt=lora and cluster.episode=rank"),
+         "a group works at first order; set fomaml or reptile, or set inner.adapt=lora and cluster.episode=rank"),
         (config.deepspeed["zero_optimization"]["stage"] == 3, "deepspeed.zero_optimization.stage",
-         config.deepspeed["zero_optimization"]["stage"], "it shards the parameters: stage 3"),
+         config.deepspeed["zero_optimization"]["stage"], "a group shards the parameters; set stage 3"),
         (config.model.head == "linear", "model.head", config.model.head,
-         "each rank sees a part of the support set only: linear"),
+         "each rank sees only a part of the support set; set linear"),
         (config.model.dropout == 0, "model.dropout", config.model.dropout,
-         "masks would depend on the number of ranks: 0"),
+         "masks would depend on the number of ranks; set 0"),
         (config.model.architecture != "lstm" or config.model.pretrained is not None, "model.architecture", "lstm",
-         "it runs a layer once for each token, and ranks have texts of other lengths: a transformer"),
+         "it runs a layer once for each token, and ranks have texts of other lengths; choose a transformer"),
         (not config.model.activation_checkpointing, "model.activation_checkpointing", "true",
-         "its weights are gathered while a layer runs: lower inner.part_tokens instead"),
+         "its weights are gathered while a layer runs; lower inner.part_tokens instead"),
         (config.inner.memory != "layers", "inner.memory", "layers",
-         "its weights are gathered while a layer runs: lower inner.part_tokens instead"),
+         "its weights are gathered while a layer runs; lower inner.part_tokens instead"),
     ):  # fmt: skip
         if not fits:
-            raise ValueError(f"cluster.episode = group does not go with {key} = {value}: {mend}")
+            raise ValueError(f"cluster.episode = group does not work with {key} = {value}: {mend}")
 
 
 METRICS = ("accuracy", "precision", "recall", "f1", "loss")

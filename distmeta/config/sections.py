@@ -11,6 +11,7 @@ from distmeta.config import consistency
 from distmeta.config.algorithms import ALGORITHMS, IMPORT_PATH, with_settings
 from distmeta.config.base import Section
 from distmeta.config.cluster import ClusterConfig
+from distmeta.config.eval import EvalConfig
 from distmeta.config.parts import PrivacyConfig
 from distmeta.config.pretrain import PretrainConfig
 from distmeta.config.rates import RANDOM, with_distance, with_rates
@@ -331,43 +332,6 @@ class SamplingConfig(Section):
     )
     window: int = Field(32, ge=1, description="most episodes that a learner rank has asked for and not yet used")
     timeout_s: float = Field(120, gt=0, description="longest wait for one group of episodes")
-
-
-class EvalConfig(Section):
-    episodes: int = Field(600, ge=2, description="number of meta-test episodes")
-    steps: int | None = Field(None, ge=0, description="number of inner steps when evaluating; null: inner.steps")
-    baselines: bool = Field(True, description="also score the methods that were not meta-trained")
-    every: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="meta-steps between meta-validations; 0: none; auto: a tenth of outer.steps, or none below "
-        "100 outer.steps, without meta-validation tasks, or where tasks arrive as the run learns"
-    )  # fmt: skip
-    best: str = Field(
-        "auto", description="METRIC:max or METRIC:min: the meta-validation whose checkpoint is kept as the best, and "
-        "is evaluated, exported, adapted and served; auto: accuracy:max, in family text_to_text loss:min"
-    )  # fmt: skip
-    validation_episodes: int = Field(50, ge=2, description="number of episodes of a meta-validation")
-    ways: int | None = Field(
-        None, ge=2, description="family classes, model.head=prototype: classes in an episode of a meta-validation or "
-        "an evaluation; null: task.ways"
-    )  # fmt: skip
-    shots: int | None = Field(
-        None, ge=1, description="support examples of each class in a meta-validation or an evaluation; null: task.shots"
-    )
-    queries: int | None = Field(
-        None, ge=1, description="query examples of each class in a meta-validation or an evaluation; null: task.queries"
-    )
-    normalise: Literal["none", "length", "unconditional"] | None = Field(
-        None, description="how likely a label is, with task.labels=words, or an option, in family text_to_text: none: "
-        "the log-likelihoods of its tokens, added up; length: their mean; unconditional: their sum, less that after an "
-        "example without a text; null: none for labels, length for options"
-    )  # fmt: skip
-
-    @field_validator("best")
-    @classmethod
-    def _parses(cls, value: str) -> str:
-        if value != "auto":
-            consistency.parse_best(value)
-        return value
 
 
 class RunConfig(Section):

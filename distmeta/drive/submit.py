@@ -210,7 +210,7 @@ def check_room(client: Any, request: Request, config: Config | None) -> None:
             raise InputError(
                 f"--address {request.address}: cluster.workers = {c.shown} and sampling.actors = "
                 f"{config.sampling.actors} need {amount:g} {kind}, the cluster's {len(nodes)} nodes have "
-                f"{have[kind]:g}; ask for less, or add nodes"
+                f"{have[kind]:g}; lower them, or add nodes"
             )
 
 

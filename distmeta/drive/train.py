@@ -313,7 +313,7 @@ def check_room(config: Config, cluster: Cluster) -> float:
         if amount > there:
             raise InputError(
                 f"cluster.workers = {c.shown} and sampling.actors = {config.sampling.actors} need {amount:g} {kind}, "
-                f"the cluster has {there:g}; ask for less, or add nodes"
+                f"the cluster has {there:g}; lower them, or add nodes"
             )
     return gpus
 

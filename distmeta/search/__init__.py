@@ -44,7 +44,10 @@ def tune(config: ConfigSource | None = None, *, resume: bool = False, show: Show
     """
     config = absolute(config_of(config, sections))
     if config.outer.privacy is not None:
-        raise InputError("outer.privacy: a search trains on the same tasks again and again, which is not counted: null")
+        raise InputError(
+            "outer.privacy does not work with a search, which would spend privacy that is not counted; set "
+            "outer.privacy=null"
+        )
     axes = read_space(config)
     check_metric(config)
     trackers.check("tune.trackers", config.tune.trackers)

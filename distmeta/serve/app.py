@@ -166,7 +166,7 @@ def endpoint(service: Service, token: str | None, name: str, handler: Handler, s
 
         try:
             if token is not None and not allowed(request, token):
-                raise Refused(401, "no or another token; give the header Authorization: Bearer TOKEN")
+                raise Refused(401, "missing or wrong token; send the header Authorization: Bearer TOKEN")
             response = await asyncio.wait_for(handler(request), service.limits.seconds)
         except Exception as error:
             response = refusal(*failed(error))

@@ -194,7 +194,7 @@ def test_schedules_of_the_inner_rate(kind, learnt):
     [
         ({"algorithm": "anil", "inner": {"adapt": "lora"}}, "inner.adapt = lora: algorithm = anil is defined by"),
         ({"algorithm": "imaml", "inner": {"proximal": 0}}, "inner.proximal above 0"),
-        ({"algorithm": "meta_sgd", "inner": {"schedule": "cosine"}}, "does not go with inner.learn_lr=per_parameter"),
+        ({"algorithm": "meta_sgd", "inner": {"schedule": "cosine"}}, "does not work with inner.learn_lr=per_parameter"),
         ({"algorithm": "maml_pp", "inner": {"schedule": "linear"}}, "learns a rate for each inner step"),
         ({"algorithm": "fine_tune", "outer": {"weight_decay": 0.1}}, "set outer.weight_decay=0"),
         ({"algorithm": "mamll"}, "Did you mean 'maml'"),

@@ -123,7 +123,7 @@ def test_such_a_run_is_evaluated_and_exported_as_any_other(reports, tmp_path):
 def test_what_a_group_cannot_do_is_one_line(changes, key):
     base = {"cluster": {"episode": "group"}, "algorithm": "fomaml", "deepspeed": ZERO3}
     small.config(**base)
-    with pytest.raises(InputError, match=f"cluster.episode = group does not go with {key}: ") as refused:
+    with pytest.raises(InputError, match=f"cluster.episode = group does not work with {key}: ") as refused:
         small.config(**small.merge(base, changes))
     assert "\n" not in str(refused.value)
 

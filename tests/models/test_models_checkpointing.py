@@ -154,7 +154,7 @@ def test_a_layer_that_gives_another_gradient_when_it_is_run_again_is_refused(mon
     ("given", "message"),
     [
         ({"algorithm": "fomaml", "cluster": {"episode": "group"}, "deepspeed": {"zero_optimization": {"stage": 3}}},
-         r"cluster.episode = group does not go with model.activation_checkpointing = true"),
+         r"cluster.episode = group does not work with model.activation_checkpointing = true"),
         ({"deepspeed": {"activation_checkpointing": {}}}, r"set model.activation_checkpointing=true"),
     ],
 )  # fmt: skip

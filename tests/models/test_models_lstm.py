@@ -60,7 +60,7 @@ def test_lora_names_its_layers_and_other_settings_are_its_own():
 
 
 def test_what_does_not_apply_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"cluster.episode = group does not go with model.architecture = lstm"):
+    with pytest.raises(InputError, match=r"cluster.episode = group does not work with model.architecture = lstm"):
         small.config(architecture="lstm", algorithm="fomaml", cluster={"episode": "group"},
                      deepspeed={"zero_optimization": {"stage": 3}})  # fmt: skip
     trained = export.Trained(small.config(architecture="lstm"), build(), {}, None, tmp_path / "tokenizer.json")

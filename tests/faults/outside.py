@@ -23,7 +23,8 @@ import numpy as np
 from distmeta.runs import checkpoint
 
 MARK = "DISTMETA_OUTSIDE"  # in the environment of all that is started here
-SIGNALS = {"Ctrl-C": (130,), "SIGTERM": (143,), "Ctrl-C twice": (130,)}
+# The codes of a process; one that has not come to its handlers yet ends by the signal, which a shell shows alike.
+SIGNALS = {"Ctrl-C": (130, -2), "SIGTERM": (143, -15), "Ctrl-C twice": (130, -2)}
 REFUSED = 2
 LATEST_S = 25.0  # after its start a process gets its signal, or after the first step of those that are to learn,
 SOON_S = 5.0  # this

@@ -164,7 +164,7 @@ def test_a_letter_means_another_label_in_another_episode(folder):
         ({"task": {"family": "text_to_text", "labels": "letters"}}, "task.labels = letters: there are no labels"),
         ({"task": {"labels": "head", "prompt": "chat"}}, "task.prompt = chat belongs to task.labels=letters or words"),
         ({"eval": {"normalise": "length"}}, "eval.normalise = length belongs to task.labels=words, and to the options"),
-        ({"task": {"labels": "words", "permute_labels": True}}, "a label's words are its own in every episode"),
+        ({"task": {"labels": "words", "permute_labels": True}}, "a label keeps its words in every episode"),
         ({"task": {"augment": {"token_dropout": 0.1}, "labels": "letters"}}, "task.augment = on"),
         ({"cluster": {"episode": "group"}}, "cluster.episode = group|group"),
         ({"model": {"head": "context"}, "task": {"shots": 1}}, "task.shots = 1: with inner.steps above 0"),

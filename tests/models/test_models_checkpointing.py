@@ -1,10 +1,14 @@
 """Layers that are run again on the way back: the same gradients from less memory, at every order."""
 
+import re
+from pathlib import Path
+
 import pytest
 import small
 import torch
 from test_models_language import texts
 
+import distmeta
 from distmeta.config.algorithms import load_algorithm
 from distmeta.errors import InputError
 from distmeta.inner import InnerLoop
@@ -161,3 +165,11 @@ def test_a_layer_that_gives_another_gradient_when_it_is_run_again_is_refused(mon
 def test_what_cannot_be_is_refused(given, message):
     with pytest.raises(InputError, match=message):
         small.config(model={"activation_checkpointing": True}, **given)
+
+
+def test_no_derivative_is_taken_in_forward_mode():
+    """Reverse over forward is silently wrong in eager torch: layer_norm's tangent takes its mean for a constant."""
+    for file in Path(distmeta.__file__).parent.rglob("*.py"):
+        assert not re.search(r"forward_ad|func\.jvp|import jvp|jacfwd|linearize", file.read_text(encoding="utf-8")), (
+            file
+        )

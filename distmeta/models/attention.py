@@ -9,7 +9,8 @@ Letters: N rows, H heads, G key heads, L queries, S keys, D width of a head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distmeta.models import calls
 from distmeta.models.recompute import recompute
 
 BLOCK = 128  # queries; texts of no more are one block, which is not run again
@@ -102,3 +104,15 @@ def register() -> None:
 def name_of(causal: bool, block: int = BLOCK) -> str:
     """The name under which transformers knows it."""
     return f"distmeta{'_causal' if causal else ''}_{block}"
+
+
+def choose(backbone: Any, run: Callable[[], Tensor], causal: bool) -> None:
+    """Have `backbone` take this attention for exact orders, if the states that `run` gives with it are its own."""
+    register()
+    before, expected, states = backbone.config._attn_implementation, run(), None
+    with contextlib.suppress(Exception):  # a family without attention of a kind that could be replaced
+        backbone.set_attn_implementation(name_of(causal, TRIAL_BLOCK))
+        states = run()
+    backbone.set_attn_implementation(before)
+    if states is not None and calls.difference(states, expected) <= calls.SAME:
+        backbone.exact_attention = name_of(causal)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
@@ -34,7 +36,7 @@ def build_model(
         return build_label_model(config, vocab_size, pad_id, classes, copy)
     if config.task.family == "text_to_text":
         language = build_language_model(config, vocab_size, pad_id, copy)
-        language.narrow(config)
+        narrow(language, config)
         check_positions(config, backbones.positions(language.backbone))
         return language
     backbone = backbones.build_backbone(config.model, vocab_size, pad_id, config.run.seed, copy)
@@ -44,7 +46,7 @@ def build_model(
     limit = backbones.positions(backbone)
     check_positions(config, limit)
     model = TaskModel(backbone, classes, config, labels)
-    model.narrow(config)
+    narrow(model, config)
     if model.in_context:
         check_context(model, config, limit)
     if shards is not None:
@@ -53,6 +55,15 @@ def build_model(
         model.fast = {name: dict(model.named_parameters())[name] for name in model.fast}
         model.adapted = dict(model.fast)
     return model
+
+
+def narrow(model: TaskModel, config: Config) -> None:
+    """From here on products in bfloat16 where model.dtype says so, and frozen matrices held in it."""
+    if config.model.dtype == "bfloat16":
+        model.autocast = torch.bfloat16
+        for name, p in model.named_parameters():
+            if p.dim() > 1 and name not in model.fast and name not in model.shared:
+                p.data = p.data.to(torch.bfloat16)
 
 
 def build_label_model(config: Config, vocab_size: int, pad_id: int, classes: int, copy: Any = None) -> LanguageModel:
@@ -77,7 +88,7 @@ def build_label_model(config: Config, vocab_size: int, pad_id: int, classes: int
             "sliding window is shorter than model.max_tokens, or its keys and values cannot be kept); choose another "
             "model, such as gpt2 or llama, or set task.labels=letters"
         )
-    model.narrow(config)
+    narrow(model, config)
     limit = backbones.positions(model.backbone)
     check_room(config, tokens, classes, limit)
     check_positions(config, limit)

@@ -186,3 +186,21 @@ def additive(seen: Tensor) -> Tensor:
     first[0] = True
     hidden = ~(seen | (blind & first))
     return torch.zeros(seen.shape, device=seen.device).masked_fill(hidden, torch.finfo(torch.float32).min)
+
+
+def in_two_halves(run: Any, embedded: Tensor, whole: Tensor, gap: int) -> tuple[Tensor, Tensor]:
+    """States of the second half of a trial's first and last row (distmeta.models.calls.trial), which reads the kept
+    keys and values of the first; and what they are in `whole` [3, L, D], where rows run at once.
+
+    embedded: [3, L, D]. gap: tokens of padding in the last row, of whose first half fewer are kept.
+    """
+    length = embedded.shape[1]
+    half, short = length // 2, length // 2 - min(gap, length // 2 - 1)
+    kept = torch.ones(2, half, device=embedded.device)
+    kept[1, short:] = 0
+    support = keep_states(run, embedded[[0, 2], :half], kept)
+    after = torch.stack([embedded[0, half:], embedded[2, short : short + length - half]])
+    states = states_after(run, support, after, torch.ones_like(after[..., 0]), 1)
+    seen = length - gap - short  # of the padded row
+    expected = torch.cat([whole[0, half:], whole[2, short : short + seen]])
+    return torch.cat([states[0], states[1, :seen]]), expected

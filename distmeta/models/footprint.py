@@ -55,7 +55,7 @@ def fit_layers(
     count = len(model.layers) - model.entry
     budget = budget_bytes(config.inner, device) / max(batch.tokens for batch in batches)
     kept = token_bytes(model, exact, again=False)
-    if count > 0 and kept > budget and model.why_not_again() is None:
+    if count > 0 and kept > budget and model.why_not_again is None:
         saved = kept - token_bytes(model, exact, again=True)
         model.layers.recomputed = min(count, math.ceil(count * (kept - budget) / saved)) if saved > 0 else 0
     return model.layers.recomputed

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from distmeta.models import calls
 from distmeta.models.recompute import recompute
 
 CACHE_NAMES = ("cache", "past_key_values")  # of a layer's argument, from and before transformers 5.24
@@ -218,6 +219,22 @@ def check(layers: Layers, run: Run, rows: Tensor, entries: list[int]) -> None:
         if layers.can_prune:
             layers.can_prune = layers.try_rows(run, rows, _row(whole, rows, 1))
         layers.can_enter = all(layers.try_entry(run, entry, whole) for entry in entries)
+
+
+def why_not_again(layers: Layers, gradient: Callable[[], Tensor]) -> str | None:
+    """Why `layers` cannot be run again on the way back; None where `gradient` gives the same with them and without."""
+    if not len(layers):
+        return "its layers cannot be told apart"
+    before, layers.recomputed = layers.recomputed, len(layers)
+    try:
+        again = gradient()
+        layers.recomputed = 0
+        apart = calls.difference(again, gradient())
+    except Exception as error:  # whatever a family's own code makes of being called twice
+        return calls.reason(error)
+    finally:
+        layers.recomputed = before
+    return None if apart <= calls.SAME else "it gives another gradient then"
 
 
 def _near(a: Tensor, b: Tensor) -> bool:

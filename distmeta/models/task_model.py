@@ -6,6 +6,7 @@ Letters: T tasks, n rows of a task in a batch, N = T n, L tokens, D width, C cla
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from distmeta.models import backbone as backbones
 from distmeta.models.batch import TextBatch, to_batch
 from distmeta.models.fast_shards import FastShards
 from distmeta.models.layers import add_lora, give_task_axis, without_task_axis
-from distmeta.models.partial import Layers, check, lowest_layer
+from distmeta.models.partial import Layers, check, lowest_layer, why_not_again
 
 Params = dict[str, Tensor]
 # Squared distances of unit vectors differ by less than 4, so that a scale of width^-1/2 would leave all classes alike.
@@ -105,14 +106,6 @@ class TaskModel(nn.Module):
             self.prefix_shared = tuple(name for name in self.shared if name.startswith("backbone."))
         self.eval()  # no dropout unless it is asked for
 
-    def narrow(self, config: Config) -> None:
-        """From here on products in bfloat16 where config.model.dtype says so, and frozen matrices held in it."""
-        if config.model.dtype == "bfloat16":
-            self.autocast = torch.bfloat16
-            for name, p in self.named_parameters():
-                if p.dim() > 1 and name not in self.fast and name not in self.shared:
-                    p.data = p.data.to(torch.bfloat16)
-
     def _add_head(self, generator: torch.Generator) -> None:
         classes, width = self.classes, self.width
         if self.prototype_head:
@@ -189,57 +182,31 @@ class TaskModel(nn.Module):
         return calls.choose(str(kind), run, expected, batch.keep)
 
     def _choose_attention(self) -> None:
-        """Attention in blocks for exact orders, where the model's states with it are its own."""
-        attention.register()
-        batch, own = self._trial_batch(), self.backbone.config._attn_implementation  # type: ignore[union-attr]
+        batch = self._trial_batch()
         with torch.no_grad():
-            expected, states = self._last_states(batch), None
-            with contextlib.suppress(Exception):  # a family without attention of a kind that could be replaced
-                self.backbone.set_attn_implementation(attention.name_of(self.causal, attention.TRIAL_BLOCK))  # type: ignore[operator]
-                states = self._last_states(batch)
-            self.backbone.set_attn_implementation(own)  # type: ignore[operator]
-        rows = batch.keep.bool()
-        if states is not None and calls.difference(states[rows], expected[rows]) <= calls.SAME:
-            self.backbone.exact_attention = attention.name_of(self.causal)  # type: ignore[assignment]
+            attention.choose(self.backbone, lambda: self._last_states(batch)[batch.keep.bool()], self.causal)
 
     def _run_layers_again(self) -> None:
         """Raises InputError where layers that are run again give another gradient."""
-        if why := self.why_not_again():
-            kind = self.backbone.config.model_type  # type: ignore[union-attr]
+        if self.why_not_again:
             raise InputError(
-                f"model: {kind} cannot run its layers again on the way back ({why}); set inner.memory=walk, and leave "
-                "model.activation_checkpointing out"
+                f"model: {self.backbone.config.model_type} cannot run its layers again on the way back "  # type: ignore[union-attr]
+                f"({self.why_not_again}); set inner.memory=walk, and leave model.activation_checkpointing out"
             )
         self.layers.recomputed = len(self.layers)
 
+    @functools.cached_property
     def why_not_again(self) -> str | None:
         """Why layers cannot be run again on the way back; None where that gives the same gradient."""
-        if not hasattr(self, "_why_not_again"):
-            self._why_not_again = self._try_again()
-        return self._why_not_again
-
-    def _try_again(self) -> str | None:
-        if not len(self.layers):
-            return "its layers cannot be told apart"
-        batch, before = self._trial_row(self._trial_length), self.layers.recomputed
-        values = (self.fast | self.shared).items()
+        batch, values = self._trial_row(self._trial_length), (self.fast | self.shared).items()
         params = {n: v.detach().requires_grad_() for n, v in values if n.startswith("backbone.")}
-        if not params:
-            return None  # and nothing below the head is differentiated
 
-        def gradient(layers: int) -> Tensor:
-            self.layers.recomputed = layers
+        def gradient() -> Tensor:
             loss = self.under(params, lambda: self._last_states(batch)).square().mean()
             grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True, materialize_grads=True)
             return torch.cat([g.flatten() for g in grads])
 
-        try:
-            apart = calls.difference(gradient(len(self.layers)), gradient(0))
-        except Exception as error:  # whatever a family's own code makes of being called twice
-            return calls.reason(error)
-        finally:
-            self.layers.recomputed = before
-        return None if apart <= calls.SAME else "it gives another gradient then"
+        return why_not_again(self.layers, gradient) if params else None
 
     def longest_row(self) -> TextBatch:
         """One row of as many tokens as a text may have."""
@@ -286,23 +253,14 @@ class TaskModel(nn.Module):
         if not self.causal:
             return False
         length = calls.trial_length(self.backbone, length)
-        half, short = length // 2, length // 2 - min(calls.gap(length), length // 2 - 1)
         batch = self._trial_batch(length)
-        embed = self.embeddings()
         try:
             with torch.no_grad(), calls.shaken(self.backbone, self._fresh):
                 whole = TaskModel._last_states(self, batch)
-                embedded = embed(batch.input_ids)
-                kept = torch.ones(2, half, device=embedded.device)
-                kept[1, short:] = 0
-                support = context.keep_states(self._run, embedded[[0, 2], :half], kept)
-                after = torch.stack([embedded[0, half:], embedded[2, short : short + length - half]])
-                states = context.states_after(self._run, support, after, torch.ones_like(after[..., 0]), 1)
+                pairs = context.in_two_halves(self._run, self.embeddings()(batch.input_ids), whole, calls.gap(length))
         except Exception:  # whatever a family's own code makes of being called in another way
             return False
-        seen = length - calls.gap(length) - short  # of the padded row
-        expected = torch.cat([whole[0, half:], whole[2, short : short + seen]])
-        return calls.difference(torch.cat([states[0], states[1, :seen]]), expected) <= calls.SAME
+        return calls.difference(*pairs) <= calls.SAME
 
     @property
     def starts(self) -> bool:

@@ -87,7 +87,9 @@ def test_each_file_of_a_directory_is_a_task_and_leaves_as_peft(tmp_path, capsys)
             f.name for f in folder.iterdir()
         }
         assert all(row["text"] in (folder / "context.json").read_text() for row in sets[f"set/{name}"])
-    with pytest.raises(InputError, match="its examples have 1[0-9]* tokens, and the model reads 1024"):
+    with pytest.raises(
+        InputError, match="48 examples and a text after them may take 1[0-9]* positions, the model has 1024"
+    ):
         adapt(source, sets["set/1"] * 12)
 
 

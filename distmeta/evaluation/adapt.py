@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distmeta.algorithms.rates import inner_loop
-from distmeta.config import Config, DataConfig, dump_config
+from distmeta.config import Config, dump_config
 from distmeta.errors import InputError
 from distmeta.evaluation.evaluate import load_model
 from distmeta.evaluation.scoring import split_meta, stack
-from distmeta.evaluation.texts import choose, support_rows, write
+from distmeta.evaluation.support import Support, read_support, tokenise
+from distmeta.evaluation.texts import choose, write
 from distmeta.inner import adapt as adapt_weights
 from distmeta.models.backbone import positions, set_attention
 from distmeta.models.batch import TextBatch
@@ -35,11 +36,10 @@ from distmeta.models.language import LanguageModel
 from distmeta.models.prefix import fixed_prefix
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
-from distmeta.tasks import counts, prompts
+from distmeta.tasks import counts
 from distmeta.tasks.episodes.collate import collate
-from distmeta.tasks.episodes.episode import Rows
 from distmeta.tasks.prompts import LETTERS
-from distmeta.tasks.records import Record, make, parse
+from distmeta.tasks.records import Record
 from distmeta.tasks.texts import fault
 
 if TYPE_CHECKING:
@@ -211,32 +211,6 @@ def remarks(support: Support, losses: Sequence[float], tokenizer: Tokenizer) -> 
         yield f"{counts.unknown_words(lost)}, and count as one word"
 
 
-@dataclass(frozen=True)
-class Support:
-    """A support set as the model reads it."""
-
-    rows: Rows
-    labels: list[str]  # of the task, in the order of the head's classes; family text_to_text: none
-    about: dict[str, Any]  # what the predictions need to know of it, beside the labels
-
-
-def read_support(
-    support: Sequence[Mapping[str, Any]] | str | Path,
-    config: Config,
-    state: Mapping[str, Any],
-    tokenizer: Tokenizer,
-    where: str = "support",
-) -> Support:
-    """Rows, or a file of them, for the model of a checkpoint's `state`. Raises InputError."""
-    if config.task.family == "text_to_text":
-        records = list(_records(support, config))
-        return Support(support_rows(records, tokenizer, config), [], {"answers": common(records)})
-    pairs = list(_pairs(support, config, where))
-    labels = task_labels([label for _, label in pairs], config, state, where)
-    numbers = [labels.index(label) for _, label in pairs]
-    return Support(tokenise(tokenizer, [text for text, _ in pairs], numbers, config), labels, {})
-
-
 def check_room_for(support: Support, model: TaskModel, config: Config) -> None:
     """Raises InputError where a model that reads its support set has too few positions for it and a text after it."""
     reads = model.in_context is not None or (isinstance(model, LanguageModel) and model.reads_support)
@@ -360,96 +334,10 @@ def load_adapted(path: str | Path) -> AdaptedModel:
     return AdaptedModel(config, labels, model.to(device), params, path / "tokenizer.json", state, losses)
 
 
-def task_labels(given: Sequence[str], config: Config, state: Mapping[str, Any], where: str) -> list[str]:
-    """The label names of the new task, in the order of the head's classes. Raises InputError."""
-    found = list(dict.fromkeys(given))
-    if len(found) < 2:
-        raise InputError(f"{where}: one label only ('{found[0]}'); a task needs examples of at least two")
-    if config.task.family == "domain" and not config.task.permute_labels and config.task.labels == "head":
-        unknown = [label for label in found if label not in state["labels"]]
-        if unknown:
-            raise InputError(f"{where}: label '{unknown[0]}' is not one the model knows: {', '.join(state['labels'])}")
-        return list(state["labels"])
-    if config.task.labels == "letters" and len(found) > len(LETTERS):
-        raise InputError(f"{where}: {len(found)} labels, and there are {len(LETTERS)} letters to name them by")
-    if config.task.labels != "head":
-        prompts.check_labels(found, config)
-        return found
-    if len(found) > state["classes"] and config.model.head != "prototype":
-        raise InputError(
-            f"{where}: {len(found)} labels, but the model was meta-trained for {state['classes']}; "
-            "give fewer, or meta-train with model.head=prototype, which takes any number"
-        )
-    return found
-
-
 def name_any(model: TaskModel) -> None:
     """A model that names classes by letters takes as many as there are."""
     if isinstance(model, LabelModel) and model.tokens.labels:
         model.classes = len(LETTERS)
-
-
-def tokenise(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], config: Config) -> Rows:
-    """Texts and label numbers as rows of an episode."""
-    from distmeta.tasks.tokenizer import encode
-
-    most = config.model.max_tokens
-    if config.task.labels != "head":
-        tokens, lengths = next(prompts.encode(tokenizer, [list(texts)], config.task, most))
-    else:
-        tokens, lengths = next(encode(tokenizer, [list(texts)], most))
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Rows(tokens, offsets, np.asarray(labels, np.int64), np.arange(len(lengths)))
-
-
-def _pairs(support: Sequence[Mapping[str, Any]] | str | Path, config: Config, where: str) -> Iterator[tuple[str, str]]:
-    text, label = config.data.text, config.data.label
-    if isinstance(support, str | Path):
-        from distmeta.tasks.readers import find_sources, read_examples
-
-        for batch in read_examples(
-            find_sources(str(support)), DataConfig(text=text, label=label), "classes", settable=False
-        ):
-            columns = batch.to_pydict()
-            yield from zip(columns["text"], columns["label"], strict=True)
-        return
-    if not support:
-        raise InputError("support: no example in it; give some of each label")
-    for number, row in enumerate(support):
-        for column in (text, label):
-            if column not in row:
-                raise InputError(f"support, example {number}: no '{column}'; it has {', '.join(map(str, row))}")
-        if reason := fault(row[text]):
-            raise InputError(f"support, example {number}: '{text}' {reason}")
-        yield row[text], str(row[label])
-
-
-def _records(support: Sequence[Mapping[str, Any]] | str | Path, config: Config) -> Iterator[Record]:
-    """As `_pairs`, of family text_to_text."""
-    data = config.data
-    if isinstance(support, str | Path):
-        from distmeta.tasks.readers import find_sources, read_examples
-
-        for batch in read_examples(find_sources(str(support)), data, "text_to_text", settable=False, one_task=True):
-            yield from map(parse, batch.column("text").to_pylist())
-        return
-    if not support:
-        raise InputError("support: no example in it; give some, with their answers")
-    columns = {role: getattr(data, role) for role in ("input", "target", "options", "instruction")}
-    for number, row in enumerate(support):
-        try:
-            yield make({role: row.get(column) for role, column in columns.items()}, columns)
-        except InputError as error:
-            raise InputError(f"support, example {number}: {error}") from None
-
-
-def common(records: Sequence[Record]) -> dict[str, Any]:
-    """What all examples of a task share, which its predictions then have too: the instruction, the options."""
-    first = records[0]
-    return {
-        "instruction": first.instruction if all(r.instruction == first.instruction for r in records) else "",
-        "options": list(first.options) if all(r.options == first.options for r in records) else [],
-    }
 
 
 def _tokenizer(file: Path) -> Tokenizer:

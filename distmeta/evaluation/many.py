@@ -14,15 +14,14 @@ from distmeta.config import Config, DataConfig
 from distmeta.errors import InputError
 from distmeta.evaluation.adapt import (
     AdaptedModel,
-    Support,
     adapted_model,
     check_steps,
     default_steps,
     fit,
     on_device,
-    read_support,
 )
 from distmeta.evaluation.scoring import tasks_at_once
+from distmeta.evaluation.support import Support, read_support
 from distmeta.inner import Diverged
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints

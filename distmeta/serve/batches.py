@@ -24,17 +24,15 @@ from distmeta.config import DataConfig
 from distmeta.errors import InputError
 from distmeta.evaluation.adapt import (
     AdaptedModel,
-    Support,
     check_room_for,
     default_steps,
     kept_state,
     likeliest,
     on_device,
-    read_support,
-    tokenise,
     without_pooled,
 )
 from distmeta.evaluation.many import fit_each
+from distmeta.evaluation.support import Support, read_support, tokenise
 from distmeta.inner import Diverged
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.serve.tasks import Refused, Task, digest, digest_of_checkpoint

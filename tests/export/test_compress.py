@@ -117,7 +117,7 @@ def test_a_structured_model_is_the_masked_one(runs, tmp_path, case, kind, out, s
 def batch_of(path, model):
     from tokenizers import Tokenizer
 
-    from distmeta.evaluation.adapt import tokenise
+    from distmeta.evaluation.support import tokenise
     from distmeta.models.batch import to_batches
     from distmeta.tasks.episodes.collate import collate
 

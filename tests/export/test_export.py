@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
 from distmeta.errors import InputError
-from distmeta.evaluation.adapt import adapt, tokenise
+from distmeta.evaluation.adapt import adapt
 from distmeta.evaluation.evaluate import load_model
 from distmeta.evaluation.scoring import split_meta
+from distmeta.evaluation.support import tokenise
 from distmeta.export.export import export, head_tensors, read
 from distmeta.learner.state import initial_values
 from distmeta.models.batch import to_batches

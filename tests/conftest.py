@@ -20,6 +20,13 @@ with contextlib.suppress(ImportError):
     import setuptools  # noqa: F401  # torch.compile needs it, and it must come before anything that takes distutils
 
 
+def pytest_collection_modifyitems(items):
+    """Files that start whole clusters first: one that comes last leaves the other process without work."""
+    whole = {"undisturbed", "cluster"}
+    first = {item.path for item in items if item.get_closest_marker("slow") or whole & set(item.fixturenames)}
+    items.sort(key=lambda item: item.path not in first)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """Token caches of tests, and of the processes that they start, never go to the user's."""

@@ -72,6 +72,7 @@ def reference(undisturbed, tmp_path):
     return undisturbed.run
 
 
+@pytest.mark.long
 def test_a_job_gives_the_local_runs_numbers(cluster, reference, tmp_path):
     (tmp_path / "mine.yaml").write_text("run: {name: mine}\n")
     run = tmp_path / "out" / "run"

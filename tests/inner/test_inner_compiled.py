@@ -15,6 +15,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 
 
 @needs_compiler
+@pytest.mark.long
 def test_compiled_equals_plain() -> None:
     fast = compiled(mlp_native, task_axis="native")
     support, query = regression(4, 3), regression(3, 3, seed=2)

@@ -23,7 +23,7 @@ def test_padding_is_counted_over_all_tokens() -> None:
     assert found["by_length"] == found["one_batch_a_set"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_measures_rates_and_shows_shared_memory(tmp_path: Path) -> None:
     done = small.cli("bench", "sampling", "--seconds", "0.1", "--json", "--out", "r.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]

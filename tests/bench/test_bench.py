@@ -133,6 +133,7 @@ def test_the_walk_needs_less_memory_than_all_graphs(words_csv):
     assert 0 < walk < 0.7 * unroll
 
 
+@pytest.mark.long
 def test_auto_within_a_tiny_budget_keeps_no_step(words_csv):
     from distmeta.bench import inner
 

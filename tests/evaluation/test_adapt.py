@@ -204,6 +204,7 @@ def test_a_file_without_the_run_s_column_says_what_to_rename(domain, tmp_path):
         adapt(domain, tmp_path / "a.csv")
 
 
+@pytest.mark.long
 def test_the_two_verbs(domain, tmp_path):
     """adapt and predict in processes of their own, once each."""
     lines = "".join(json.dumps(row) + "\n" for row in SUPPORT)

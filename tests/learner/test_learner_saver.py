@@ -32,6 +32,7 @@ def runs(tmp_path_factory, words_csv):
     return place, json.loads(written[0, 0]), json.loads(written[2, 0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variant", worlds_cases.VARIANTS)
 def test_two_one_three_two_ranks_continue_the_curve(runs, variant):
     alone, moved = (small.records(runs[0] / variant / name) for name in ("alone", "moved"))
@@ -48,6 +49,7 @@ def test_two_one_three_two_ranks_continue_the_curve(runs, variant):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variant", worlds_cases.VARIANTS)
 def test_the_same_world_size_continues_bit_for_bit(runs, variant):
     alone, stopped = (runs[0] / variant / name for name in ("alone", "stopped"))
@@ -58,6 +60,7 @@ def test_the_same_world_size_continues_bit_for_bit(runs, variant):
         assert path.read_bytes() == (stopped / "checkpoints" / "step-000004" / path.name).read_bytes()
 
 
+@pytest.mark.long
 def test_every_rank_wrote_its_part(runs):
     _, first, last = runs
     assert [n for n in first if n.startswith("meta")] == [f"meta-0000{i}-of-00002.safetensors" for i in (1, 2)]

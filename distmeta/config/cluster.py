@@ -12,7 +12,7 @@ from distmeta.config.base import Section
 
 class ClusterConfig(Section):
     workers: int | tuple[int, int] = Field(
-        2, description="number of learner ranks; a range such as 1-3 follows the nodes that are there"
+        2, description="number of learner ranks; a range such as 1-3 follows the number of available nodes"
     )
     episode: Literal["rank", "group"] = Field(
         "rank",
@@ -20,12 +20,12 @@ class ClusterConfig(Section):
         "sharded fast weights",
     )
     address: str | None = Field(
-        None, description="address of the Ray cluster; null: RAY_ADDRESS, else a cluster is started here"
+        None, description="address of the Ray cluster; null: RAY_ADDRESS, else the run starts a cluster on this machine"
     )
     storage: str | None = Field(None, description="directory, shared by all nodes, in which run.dir is resolved")
     cpus_per_worker: float = Field(1, gt=0, description="processor cores that Ray reserves for a learner rank")
     gpus_per_worker: float | None = Field(
-        None, ge=0, description="GPUs that Ray reserves for a learner rank; null: 1 where the cluster has enough"
+        None, ge=0, description="GPUs that Ray reserves for a learner rank; null: 1 if the cluster has enough"
     )
     cpus_per_sampler: float = Field(0.25, ge=0, description="processor cores that Ray reserves for a sampler")
     max_failures: int = Field(

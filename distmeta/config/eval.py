@@ -17,12 +17,12 @@ class EvalConfig(Section):
     steps: int | None = Field(None, ge=0, description="number of inner steps when evaluating; null: inner.steps")
     baselines: bool = Field(True, description="also score the methods that were not meta-trained")
     every: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="meta-steps between meta-validations; 0: none; auto: a tenth of outer.steps, or none below "
-        "100 outer.steps, without meta-validation tasks, or where tasks arrive as the run learns"
+        "auto", description="meta-steps between meta-validations; 0: none; auto: a tenth of outer.steps, but none "
+        "with fewer than 100 outer.steps, without meta-validation tasks, or in a run during which tasks arrive"
     )  # fmt: skip
     best: str = Field(
-        "auto", description="METRIC:max or METRIC:min: the meta-validation whose checkpoint is kept as the best, and "
-        "is evaluated, exported, adapted and served; auto: accuracy:max, in family text_to_text loss:min"
+        "auto", description="METRIC:max or METRIC:min of the meta-validations: decides which checkpoint is the best "
+        "one, which is evaluated, exported, adapted and served; auto: accuracy:max, in family text_to_text loss:min"
     )  # fmt: skip
     validation_episodes: int = Field(50, ge=2, description="number of episodes of a meta-validation")
     ways: int | None = Field(
@@ -36,9 +36,9 @@ class EvalConfig(Section):
         None, ge=1, description="query examples of each class in a meta-validation or an evaluation; null: task.queries"
     )
     normalise: Literal["none", "length", "unconditional"] | None = Field(
-        None, description="how likely a label is, with task.labels=words, or an option, in family text_to_text: none: "
-        "the log-likelihoods of its tokens, added up; length: their mean; unconditional: their sum, less that after an "
-        "example without a text; null: none for labels, length for options"
+        None, description="how a label (task.labels=words) or an option (family text_to_text) is scored: none: by the "
+        "sum of its tokens' log-likelihoods; length: by their mean; unconditional: by their sum less the sum after "
+        "an example without text; null: none for labels, length for options"
     )  # fmt: skip
 
     @field_validator("best")

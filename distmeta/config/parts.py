@@ -21,10 +21,10 @@ class AugmentConfig(Section):
     )
     permute_labels: bool = Field(
         False,
-        description="as task.permute_labels, but only in training: meta-validation and meta-test keep the label ids",
+        description="like task.permute_labels, but only in training: meta-validation and meta-test keep the label ids",
     )
     resplit: bool = Field(
-        False, description="every second episode reuses the rows of the one before, with support and query drawn again"
+        False, description="every second episode divides the previous one's rows anew into support and query"
     )
 
     @property
@@ -35,6 +35,6 @@ class AugmentConfig(Section):
 class PrivacyConfig(Section):
     """Task-level differential privacy; what it guarantees is said in distmeta.algorithms.privacy."""
 
-    noise: float = Field(gt=0, description="standard deviation of the noise of a meta-step, in units of clip")
+    noise: float = Field(gt=0, description="standard deviation of a meta-step's noise, in units of clip")
     clip: float = Field(gt=0, description="largest norm of a task's meta-gradient")
-    delta: float = Field(gt=0, lt=1, description="delta of the (epsilon, delta) that is reported; far below 1 / tasks")
+    delta: float = Field(gt=0, lt=1, description="delta of the reported (epsilon, delta); far below 1 / tasks")

@@ -28,39 +28,38 @@ class ModelConfig(Section):
     """What adapts."""
 
     pretrained: str | None = Field(
-        None, description="Hugging Face directory or hub id; null: `architecture` is built from `config`"
+        None, description="Hugging Face directory or hub id; null: built from model.architecture"
     )
-    architecture: str = Field("bert", description="transformers model type, or lstm, built when `pretrained` is null")
+    architecture: str = Field("bert", description="transformers model type, or lstm; for model.pretrained=null")
     config: dict[str, Any] = Field(
         {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128},
-        description="transformers configuration of `architecture`, in its own keys",
+        description="transformers configuration of model.architecture, in its own keys",
     )
     tokenizer: Literal["word", "wordpiece", "character", "bpe"] = Field(
-        "word", description="level of the tokenizer trained on the task store's text when `pretrained` is null"
+        "word", description="level of the trained tokenizer; for model.pretrained=null"
     )
     vocab_size: int = Field(8000, ge=16, description="largest vocabulary of the trained tokenizer")
-    max_tokens: int = Field(64, ge=4, description="longer texts are cut, special tokens included")
+    max_tokens: int = Field(64, ge=4, description="most tokens of a text, special tokens included; the rest is cut")
     answer_tokens: int = Field(
         16,
         ge=2,
-        description="most tokens of an answer, its end included, out of max_tokens (family text_to_text), or "
-        "of a label (task.labels=words)",
+        description="most tokens of an answer (family text_to_text; part of max_tokens) or of a label "
+        "(task.labels=words), the end token included",
     )
     head: Literal["linear", "prototype", "context"] = Field(
         "linear",
-        description="linear: meta-learnt (text_to_text: the model's own output layer); prototype: of support "
-        "means; context: reads the support set",
+        description="linear: a meta-learnt layer (text_to_text: the model's own output layer); prototype: the means "
+        "of the support set; context: the model reads the support set",
     )
     distance: Literal["euclidean", "cosine"] = Field(
         "euclidean",
-        description="how features are compared: euclidean: as they are; cosine: at one length, as sentence "
-        "encoders' are. Where it is left open: cosine for a pretrained decoder that classifies, "
-        "and for a pretrained encoder that is trained whole under a linear head; else euclidean",
+        description="how features are compared: euclidean: as they are; cosine: scaled to one length, as in sentence "
+        "encoders. If you do not set it: cosine for a pretrained decoder that classifies and for a pretrained "
+        "encoder whose weights all adapt under a linear head, else euclidean",
     )
     context: Literal["direct", "channel"] = Field(
         "direct",
-        description="head context: whether p(label | text) is scored (direct), or p(text | label) turned "
-        "round (channel)",
+        description="head context: score by p(label | text) (direct) or by p(text | label) (channel)",
     )
     pooling: Literal["auto", "first", "last", "mean"] = Field(
         "auto", description="token states read by the head; auto: mean for encoders, last for decoders"
@@ -70,12 +69,12 @@ class ModelConfig(Section):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="rate of every dropout layer, while training")
     activation_checkpointing: bool = Field(
-        False, description="layers keep only their inputs and run again in the backward pass, at every order"
+        False, description="at every order, layers keep only their inputs and run again in the backward pass"
     )
     lora_rank: int = Field(8, ge=1, description="rank of a LoRA matrix pair")
     lora_alpha: float = Field(16.0, gt=0, description="LoRA output is scaled by alpha / rank")
     lora_targets: str = Field(
-        "auto", description="regular expression of linear module names; auto: query and value; all-linear: every one"
+        "auto", description="regular expression of linear modules; auto: query and value; all-linear: every one"
     )
 
     @field_validator("lora_targets")
@@ -105,7 +104,7 @@ class DataConfig(Section):
 
     path: str | list[str] | None = Field(None, description="files, directories or globs, local or a filesystem URI")
     sources: dict[str, SourceConfig] | None = Field(
-        None, description="several data sources by name, instead of `path`; task.mixture says how they are mixed"
+        None, description="several data sources by name, instead of data.path; task.mixture says how they are mixed"
     )
     text: str = Field("text", description="column that holds the text")
     label: str = Field("label", description="column that holds the label (families domain and classes)")
@@ -116,18 +115,18 @@ class DataConfig(Section):
     )
     options: str = Field(
         "options",
-        description="family text_to_text: column that holds a list of options to choose from, where there is one",
+        description="family text_to_text: column that holds a list of options to choose from, if any",
     )
     instruction: str = Field(
-        "instruction", description="family text_to_text: column that holds the task's instruction, where there is one"
+        "instruction", description="family text_to_text: column that holds the task's instruction, if any"
     )
     layout: Literal["table", "natural_instructions", "crossfit", "metaicl"] = Field(
-        "table", description="family text_to_text: how the files hold tasks; table: by the columns above"
+        "table", description="family text_to_text: how the files hold tasks; table: in the columns named above"
     )
     split: str = Field(
         "split",
-        description="column that says train, validation or test; absent: the files' names say it "
-        "(train-0.parquet, test.csv), else a stable hash; hash: always a stable hash",
+        description="column that says train, validation or test; without it the files' names decide (train-0.parquet, "
+        "test.csv), else a stable hash; hash: always a stable hash",
     )
     splits: dict[str, list[str]] | str | None = Field(
         None,
@@ -140,8 +139,8 @@ class DataConfig(Section):
     follow: float | None = Field(
         None,
         gt=0,
-        description="seconds to wait for another file, where files are added to `path` while the run learns "
-        "(task.arrive_every); null: `path` does not grow",
+        description="seconds to wait for another file, if you add files to data.path while the run learns "
+        "(task.arrive_every); null: data.path does not grow",
     )
     cache: str | None = Field(
         None, description="directory of token caches; null: in cluster.storage, else ~/.cache/distmeta"
@@ -190,13 +189,15 @@ class InnerConfig(Section):
     """The inner loop: adaptation on a support set."""
 
     lr: float = Field(
-        RANDOM[1], gt=0, description="(initial) inner learning rate; null: 0.1, with model.pretrained 0.02 where the "
-        "base is adapted whole, 0.05 for LoRA or an encoder under a linear head (optimizer adam: 1e-4, 1e-3; the head "
-        "alone 1e-2)"
+        RANDOM[1], gt=0, description="(initial) inner learning rate; null: 0.1; with model.pretrained 0.02 if all "
+        "weights of the base adapt, 0.05 for LoRA or an encoder under a linear head (inner.optimizer=adam: 1e-4, "
+        "1e-3; the head alone: 1e-2)"
     )  # fmt: skip
     steps: int = Field(5, ge=0, description="number of inner steps in training")
     schedule: Literal["constant", "linear", "cosine", "warmup"] = Field(
-        "constant", description="course of the inner rate over the inner steps: falling to 0, or rising to lr (warmup)"
+        "constant",
+        description="course of the inner rate over the steps: falling to 0 (linear, cosine) or rising to "
+        "inner.lr (warmup)",
     )
     optimizer: Literal["sgd", "momentum", "adam"] = Field(
         "sgd", description="inner optimizer; each is differentiated exactly"
@@ -204,7 +205,7 @@ class InnerConfig(Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of inner.optimizer=momentum")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="decay rates of inner.optimizer=adam")
     learn_lr: Literal["none", "scalar", "per_step", "per_layer", "per_layer_step", "per_parameter"] = Field(
-        "none", description="how many inner rates are meta-learnt; none: the rate stays inner.lr"
+        "none", description="which inner rates are meta-learnt; none: the rate stays inner.lr"
     )  # fmt: skip
     proximal: float = Field(
         0.0, ge=0, description="strength of the pull to the initial weights, lam/2 |theta - theta_0|^2 (iMAML)"
@@ -215,30 +216,32 @@ class InnerConfig(Section):
         "all", description="what the inner loop adapts: all, lora, head, or a regular expression of parameter names"
     )
     memory: Literal["auto", "layers", "walk", "unroll"] = Field(
-        "auto", description="walk: steps are computed again, memory does not grow with them; layers: layers too, "
-        "memory hardly grows with them either; unroll: all are kept; auto: unroll within inner.budget_mb"
+        "auto", description="walk: recomputes inner steps, so memory does not grow with their number; layers: "
+        "recomputes layers too, so memory hardly grows with depth; unroll: keeps all graphs; auto: keeps as many "
+        "graphs as inner.budget_mb allows"
     )  # fmt: skip
     budget_mb: float | None = Field(
-        None, gt=0, description="memory: auto keeps graphs within this many megabytes: as many steps as fit, and where "
-        "one part of a step does not, layers are run again; null: 768 on a CPU, a quarter of a GPU's memory"
+        None, gt=0, description="inner.memory=auto: most megabytes of graphs; it keeps the graphs of as many steps as "
+        "fit, and recomputes layers if one micro-batch does not fit; null: 768 on a CPU, a quarter of a GPU's memory"
     )  # fmt: skip
     buckets: int = Field(
-        0, ge=0, description="number of length-sorted micro-batches of a set; 0: the number that costs least"
+        0,
+        ge=0,
+        description="number of micro-batches, sorted by length, into which a set is divided; 0: the cheapest number",
     )
     part_tokens: int = Field(
         0,
         ge=0,
-        description="most padded tokens of a micro-batch; 0: as many as inner.budget_mb has room for, 256 to "
-        "4096 on a CPU",
+        description="most padded tokens of a micro-batch; 0: as many as fit into inner.budget_mb, 256 to 4096 on a CPU",
     )
     prefix_mb: float = Field(
         512,
         ge=0,
-        description="megabytes that keep what the frozen layers below the adapted ones make of examples; 0: "
-        "nothing is kept",
+        description="megabytes for storing the outputs of the frozen layers below the adapted ones; 0: nothing is "
+        "stored",
     )
     task_batch: int = Field(
-        0, ge=0, description="number of tasks that run as one; 0: chosen by their size and the device"
+        0, ge=0, description="number of tasks that run together as one batch; 0: chosen by their size and the device"
     )
 
     @field_validator("learn_lr", mode="before")
@@ -251,19 +254,18 @@ class OuterConfig(Section):
     """The outer loop: the update of the meta-parameters."""
 
     lr: float = Field(
-        RANDOM[0], gt=0, description="outer learning rate; null: 1e-3, with model.pretrained 3e-5 where its own "
-        "weights are learnt, and not LoRA or the head alone; 5e-4 for an encoder under a linear head"
+        RANDOM[0], gt=0, description="outer learning rate; null: 1e-3; with model.pretrained 3e-5 if the base's own "
+        "weights are learnt (not only LoRA or the head), 5e-4 for an encoder under a linear head"
     )  # fmt: skip
     rate_lr: float | None = Field(
         None,
         gt=0,
-        description="learning rate of the learnt inner rates (inner.learn_lr), whose logarithm steps; null: outer.lr",
+        description="learning rate of the logarithms of the learnt inner rates (inner.learn_lr); null: outer.lr",
     )
     optimizer: Literal["adamw", "adam", "adamax", "radam", "rmsprop", "sgd", "cpu_adam", "cpu_lion"] = Field(
         "adamw",
-        description="outer optimizer: one of torch's whose step on a shard is the step on the whole; or "
-        "DeepSpeed's cpu_adam (AdamW) or cpu_lion, which keep their state in the host's memory "
-        "and are compiled at their first use",
+        description="outer optimizer: one of torch's, or DeepSpeed's cpu_adam (AdamW) or cpu_lion, which keep their "
+        "state in the host's memory and are compiled at their first use",
     )
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of the outer optimizer")
     betas: tuple[Beta, Beta] = Field(
@@ -273,19 +275,19 @@ class OuterConfig(Section):
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of outer optimizers sgd and rmsprop")
     schedule: Literal["auto", "constant", "cosine", "linear", "plateau"] = Field(
         "auto",
-        description="course of the outer rate; plateau: lowered when the meta-validation loss no longer "
-        "falls; auto: cosine, or constant below 300 outer.steps from random weights and where "
-        "tasks arrive as the run learns",
+        description="course of the outer rate; plateau: lowered when the meta-validation loss no longer falls; auto: "
+        "cosine, but constant in a run from random weights with fewer than 300 outer.steps and in a run during which "
+        "tasks arrive",
     )
     patience: int = Field(
         2, ge=0, description="plateau only: meta-validations without a lower loss before the rate falls"
     )
     factor: float = Field(0.5, gt=0, lt=1, description="plateau only: factor by which the rate is lowered")
     warmup_steps: int | None = Field(
-        None, ge=0, description="meta-steps in which the rate rises to lr; null: 0, under schedule auto a 20th of "
-        "steps, at most 100"
+        None, ge=0, description="meta-steps in which the rate rises to outer.lr; null: 0, under outer.schedule=auto a "
+        "20th of outer.steps, at most 100"
     )  # fmt: skip
-    meta_batch_size: int = Field(8, ge=1, description="number of episodes of a meta-step, over all ranks")
+    meta_batch_size: int = Field(8, ge=1, description="number of episodes in a meta-step, over all ranks")
     steps: int = Field(300, ge=1, description="number of meta-steps")
     until: str | None = Field(
         None, description="stop once a meta-validation metric is reached, such as accuracy>=0.9 (needs eval.every)"
@@ -299,16 +301,16 @@ class OuterConfig(Section):
         0.01,
         ge=0,
         le=1,
-        description="largest share of the episodes so far (and at least 3) that is skipped and counted because its "
-        "loss or gradient is not finite; more end the run; 0: none may be skipped",
+        description="largest share of the episodes so far (at least 3) that may be skipped because their loss or "
+        "gradient is not finite; more end the run; 0: none may be skipped",
     )
     privacy: PrivacyConfig | None = Field(
         None, description="noise that hides each meta-train task (differential privacy); null: none"
     )
     base: Literal["auto", "train", "freeze"] = Field(
         "auto",
-        description="whether the parameters that the inner loop does not adapt are learnt (train) or stay "
-        "(freeze); auto: train only where the model is built from config",
+        description="whether the parameters that the inner loop does not adapt are learnt (train) or stay (freeze); "
+        "auto: train if the model is built from model.config, else freeze",
     )
 
     @field_validator("until", mode="before")
@@ -327,8 +329,8 @@ class OuterConfig(Section):
 class SamplingConfig(Section):
     actors: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         2,
-        description="number of sampler actors; 0: the learner makes the episodes itself; auto: one a node, "
-        "and as many more as keep the learners from waiting, by the first meta-steps",
+        description="number of sampler actors; 0: the learners make their episodes themselves; auto: one per node at "
+        "first, then as many as keep the learners from waiting",
     )
     window: int = Field(32, ge=1, description="most episodes that a learner rank has asked for and not yet used")
     timeout_s: float = Field(120, gt=0, description="longest wait for one group of episodes")
@@ -341,15 +343,15 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**64, description="seed of initial weights, episodes, dropout and noise")
     dir: str | None = Field(None, description="run directory; null: runs/NAME")
     max_hours: float | None = Field(
-        None, gt=0, description="`train` and `pretrain` save and end before so many hours have passed; null: no limit"
+        None, gt=0, description="`train` and `pretrain` save and end before this many hours have passed; null: no limit"
     )
     checkpoint_every: int = Field(50, ge=1, description="number of meta-steps between checkpoints")
     keep: int = Field(2, ge=1, description="number of newest checkpoints that are kept")
     timeout_s: float = Field(600, gt=0, description="longest wait for another rank")
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
         [],
-        description="experiment trackers that follow `train` and `pretrain`; tensorboard writes into the run "
-        "directory, wandb and mlflow are extras of those names",
+        description="experiment trackers that follow `train` and `pretrain`; tensorboard writes to the run directory; "
+        "wandb and mlflow need the extra of that name",
     )
 
 
@@ -367,7 +369,7 @@ class Config(Section):
     algorithm: str = Field("maml", description="a name in distmeta.algorithms, or a module's import path")
     outer: OuterConfig = OuterConfig()
     deepspeed: dict[str, Any] = Field(
-        DEEPSPEED_DEFAULTS, description="configuration that deepspeed.initialize is given as it is"
+        DEEPSPEED_DEFAULTS, description="DeepSpeed's configuration, passed to deepspeed.initialize unchanged"
     )
     sampling: SamplingConfig = SamplingConfig()
     cluster: ClusterConfig = ClusterConfig()

@@ -24,23 +24,26 @@ class TaskConfig(Section):
     shots: int = Field(5, ge=1, description="support examples of each class (text_to_text: of a task)")
     queries: int = Field(10, ge=1, description="query examples of each class (text_to_text: of a task)")
     least_ways: int | None = Field(
-        None, ge=2, description="task.labels=letters or words: fewest classes in a training episode, each having a "
-        "number of them from this to `ways`, by its key; null: all have `ways`"
+        None, ge=2, description="task.labels=letters or words: fewest classes in a training episode, which draws a "
+        "number between this and task.ways; null: always task.ways"
     )  # fmt: skip
     least_shots: int | None = Field(
-        None, ge=1, description="likewise fewest support examples of each class in a training episode; null: `shots`"
+        None,
+        ge=1,
+        description="task.labels=letters or words: fewest support examples of each class in a training "
+        "episode, which draws a number between this and task.shots; null: always task.shots",
     )
     instructions: bool = Field(True, description="family text_to_text: put the task's instruction before the input")
     labels: Literal["head", "letters", "words"] = Field(
-        "head", description="how a class is named: head: by an output of the model's head; letters: by a letter that a "
-        "pretrained decoder says, drawn anew in each episode, so that only the examples tell what it means; words: by "
-        "the label's own words, of which the likeliest are chosen (eval.normalise)"
+        "head", description="how the model names a class: head: by an output of its head; letters: a pretrained "
+        "decoder answers with a letter, drawn anew in each episode, so that only the examples say what it means; "
+        "words: a pretrained decoder chooses the label with the likeliest words (eval.normalise)"
     )  # fmt: skip
     prompt: str = Field(
         "plain", description="task.labels=letters or words: how an example is written: plain (Input: ... Label: B); "
-        "chat: as turns of the model's own chat template; auto: the better of these two, as the untrained model reads "
-        "some validation tasks, chosen before the run starts; or a Jinja template with {{ input }} and {{ target }}, "
-        "or a file that holds one, which is kept in the run"
+        "chat: as turns of the model's own chat template; auto: the one of these two with which the untrained model "
+        "scores better on some validation tasks; or a Jinja template with {{ input }} and {{ target }}, or a file "
+        "that holds one, which the run stores"
     )  # fmt: skip
     permute_labels: bool = Field(
         False, description="family domain: each episode of every split draws a new order of the label ids"
@@ -49,20 +52,24 @@ class TaskConfig(Section):
     arrive_every: int = Field(
         0,
         ge=0,
-        description="family domain: number of training episodes between the arrivals of two tasks; 0: all "
-        "tasks are there from the start",
+        description="family domain: number of training episodes between the arrivals of two tasks; 0: all tasks are "
+        "available from the start",
     )
     mixture: Mixture = Field(
-        "uniform", description="how often an episode is of each of data.sources: equally, by their examples, by the "
-        "1/temperature power of these, or of their meta-validation losses (curriculum); or weights by name"
+        "uniform", description="how often episodes come from each of data.sources: uniform: equally; proportional: by "
+        "its number of examples; temperature: by the 1/task.temperature power of that number; curriculum: by the "
+        "same power of its meta-validation loss; or weights by name"
     )  # fmt: skip
     temperature: float = Field(
-        1.0, gt=0, description="mixtures temperature and curriculum: a larger one makes the shares more equal"
+        1.0,
+        gt=0,
+        description="task.mixture=temperature or curriculum: a higher temperature makes the shares more equal",
     )
     lag: int = Field(
         20,
         ge=1,
-        description="curriculum: number of meta-steps from a meta-validation to the first meta-step that follows it",
+        description="task.mixture=curriculum: meta-steps between a meta-validation and the first meta-step whose "
+        "shares use it",
     )
 
     @field_validator("prompt")

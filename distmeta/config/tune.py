@@ -16,16 +16,16 @@ class TuneConfig(Section):
 
     space: dict[str, dict[str, Any]] = Field(
         {"inner.lr": {"log_uniform": [0.01, 1.0]}, "inner.steps": {"integer": [1, 5]}},
-        description="what is searched, by dotted key: log_uniform, uniform or integer [low, high], choice or "
-        "grid [values]; with `when`",
+        description="keys to search, each with log_uniform, uniform or integer [low, high], or choice or grid "
+        "[values], and perhaps `when`",
     )
     searcher: Literal["random", "grid", "optuna"] = Field(
-        "random", description="how points are chosen; optuna: by a tree of Parzen estimators"
+        "random", description="how the values of a trial are chosen; optuna: by a tree of Parzen estimators"
     )
     scheduler: Literal["none", "asha", "median", "pbt"] = Field("asha", description="which trials are stopped early")
-    trials: int = Field(16, ge=1, description="number of runs; grid: number of runs for each point of the grid")
+    trials: int = Field(16, ge=1, description="number of trials; with searcher grid: trials for each point of the grid")
     max_concurrent: int | None = Field(
-        None, ge=1, description="most trials at once; null: as many as the cluster holds"
+        None, ge=1, description="most trials at the same time; null: as many as the cluster has room for"
     )
     metric: Literal["accuracy", "f1", "precision", "recall", "loss"] = Field(
         "accuracy",
@@ -35,15 +35,18 @@ class TuneConfig(Section):
         None, ge=1, description="largest number of adaptation steps that is scored; null: eval.steps, else inner.steps"
     )
     grace: int | None = Field(None, ge=1, description="meta-steps before any trial is stopped; null: eval.every")
-    reduction: int = Field(3, ge=2, description="asha: one in so many trials goes on, to as many times the steps")
+    reduction: int = Field(
+        3, ge=2, description="asha: at each rung one in this many trials continues, to this many times the meta-steps"
+    )
     perturb_every: int | None = Field(None, ge=1, description="pbt: meta-steps between copies; null: eval.every")
-    seed: int = Field(0, ge=0, description="seed of the points that are tried; every trial's run has run.seed")
-    retries: int = Field(1, ge=0, description="how often a trial that crashed is continued from its checkpoint")
+    seed: int = Field(0, ge=0, description="seed of the search; each trial's run uses run.seed")
+    retries: int = Field(1, ge=0, description="how often a trial that crashed continues from its checkpoint")
     rivals: list[Rates] | None = Field(
-        None, description="learnt rates that trials of their own try, against constant ones; null: per_layer; []: none"
+        None,
+        description="values of inner.learn_lr that extra trials compare with constant rates; null: per_layer; []: none",
     )
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
         ["tensorboard"],
-        description="experiment trackers that follow the trials; wandb and mlflow are extras of those names",
+        description="experiment trackers that follow the trials; wandb and mlflow need the extra of that name",
     )
     dir: str | None = Field(None, description="directory of the search; null: runs/NAME-tune")

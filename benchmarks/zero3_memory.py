@@ -117,7 +117,7 @@ def main_rank(
         "grad_norm": float(torch.stack([g.norm() for g in grads.values()]).norm()),
     }  # fmt: skip
     if shards is not None:
-        linear = [s.shape.numel() * 4 for s in shards.held if s.own.dim() == 1]
+        linear = [s.shape.numel() * 4 for s in shards.weights if s.part.dim() == 1]
         report |= {
             "weights": len(linear), "base_bytes": sum(linear), "largest_weight": max(linear),
             "one_layer": sum(linear) // layers, "gathered_peak": shards.peak, "gathered_after": shards.alive,

@@ -32,7 +32,7 @@ class Watch:
         self.recent: deque[Mapping[str, Any]] = deque(maxlen=WINDOW)
         self.first: list[float] = []
         self.warnings: list[Sign] = []
-        self.said: set[str] = set()
+        self.reported: set[str] = set()
 
     def see(self, record: Mapping[str, Any]) -> None:
         self.recent.append(record)
@@ -44,8 +44,8 @@ class Watch:
         self.warnings = of_records(list(self.recent), self.classes, start)
         for warning in self.warnings:
             name = warning["key"] + warning["what"].split(":")[0]
-            if name not in self.said:
-                self.said.add(name)
+            if name not in self.reported:
+                self.reported.add(name)
                 self.say(f"meta-step {record['step']}: {sentence(warning)}")
 
 

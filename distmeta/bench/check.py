@@ -216,7 +216,7 @@ def derivative_finding(
     algorithm: given, what is differenced is its own loss and not that of the query set after adaptation.
     """
     subject = f"d query loss / d {name}"
-    f = setting.query_loss if algorithm is None else lambda at: setting.own_loss(algorithm, at)
+    f = setting.query_loss if algorithm is None else lambda values: setting.own_loss(algorithm, values)
     missing = [n for n in part if n not in grads]
     if missing:
         return Finding(subject, f"no derivative of {missing[0]}", float("nan"), EXACT)

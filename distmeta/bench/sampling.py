@@ -97,10 +97,10 @@ def in_one_process(sampler: Sampler, config: Config, pad_id: int, seconds: float
     def draw(begin: int) -> list[Episode]:
         return sampler.sample(range(begin, begin + GROUP), "train")
 
-    both = rate(lambda at: [collated([e], config, pad_id) for e in draw(at)])
+    both = rate(lambda i: [collated([e], config, pad_id) for e in draw(i)])
     return {
         "episodes_per_s": rate(draw), "collated_per_s": both,
-        "collated_in_groups_per_s": rate(lambda at: [collated(g, config, pad_id) for g in grouped(draw(at), config)]),
+        "collated_in_groups_per_s": rate(lambda i: [collated(g, config, pad_id) for g in grouped(draw(i), config)]),
         "kb_per_episode": size / 1024, "mb_per_s": both * size / measure.MB,
         "tokens_per_episode": float(np.mean([tokens_of(e) for group in groups for e in group])),
     }  # fmt: skip

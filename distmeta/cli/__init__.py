@@ -237,10 +237,10 @@ def predict(
 
     model = load_adapted(adapted)
     texts = list(read_inputs(source, model.text_column))
-    there = [text for text in texts if text is not None]
-    if line := model.unknown(there):
+    nonempty = [text for text in texts if text is not None]
+    if line := model.unknown(nonempty):
         print(f"warning: {line}", file=sys.stderr)
-    predictions = iter(model.predict(there))
+    predictions = iter(model.predict(nonempty))
     for text in texts:
         print(json.dumps(None if text is None else next(predictions), ensure_ascii=False))
 

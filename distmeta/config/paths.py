@@ -76,8 +76,8 @@ def _all(path: Any) -> Any:
         return [_all(one) for one in path]
     if path is None or "://" in path:
         return path
-    there = os.path.expanduser(path)
-    return os.path.abspath(there) if glob.has_magic(there) or os.path.exists(there) else path
+    expanded = os.path.expanduser(path)
+    return os.path.abspath(expanded) if glob.has_magic(expanded) or os.path.exists(expanded) else path
 
 
 def _of_splits(splits: Any) -> Any:

@@ -32,9 +32,9 @@ def with_prompt(
     before = newest_of(base, numbered=config.run.dir is None) if resume else None
     if before is not None:
         return chosen(config, checkpoints.read_config(before / "config.yaml").task.prompt), {}
-    found = measured(chosen(config, "plain"), prepare, say)
-    say(f"task.prompt: {sentence(found)}")
-    return chosen(config, found["chosen"]), found
+    choice = measured(chosen(config, "plain"), prepare, say)
+    say(f"task.prompt: {sentence(choice)}")
+    return chosen(config, choice["chosen"]), choice
 
 
 def chosen(config: Config, style: str) -> Config:
@@ -63,17 +63,17 @@ def measured(plain: Config, prepare: Callable[[Config], Path], say: Callable[[st
     try:
         done = subprocess.run(words, input=content, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        said = (error.stderr or b"") if isinstance(error.stderr, str | bytes) else b""
-        lines = (said.decode() if isinstance(said, bytes) else said).strip().splitlines()
+        stderr = (error.stderr or b"") if isinstance(error.stderr, str | bytes) else b""
+        lines = (stderr.decode() if isinstance(stderr, bytes) else stderr).strip().splitlines()
         why = cut(lines[-1].removeprefix("distmeta.errors.InputError: "), 300) if lines else str(error)
         raise InputError(f"task.prompt = auto cannot be chosen ({why}); set task.prompt=plain or chat") from None
     scores = json.loads(done.stdout.splitlines()[-1])
     return {"chosen": better(scores), "scores": scores, "split": "validation", "episodes": EPISODES}
 
 
-def sentence(found: dict[str, Any]) -> str:
+def sentence(choice: dict[str, Any]) -> str:
     """What was chosen, and why, for a person."""
-    if "reason" in found:
-        return f"{found['chosen']}, since {found['reason']}"
-    scores = ", ".join(f"{style} {of['accuracy']:.3f}" for style, of in found["scores"].items())
-    return f"{found['chosen']} (accuracy of the untrained model in context: {scores}, {found['episodes']} episodes)"
+    if "reason" in choice:
+        return f"{choice['chosen']}, since {choice['reason']}"
+    scores = ", ".join(f"{style} {of['accuracy']:.3f}" for style, of in choice["scores"].items())
+    return f"{choice['chosen']} (accuracy of the untrained model in context: {scores}, {choice['episodes']} episodes)"

@@ -48,9 +48,9 @@ class Request:
 
     def environment(self) -> dict[str, Any]:
         """Ray's runtime_env; what --runtime-env says wins."""
-        given = dict(self.runtime_env)
-        excludes = [*EXCLUDED, *given.pop("excludes", ()), *self.exclude]
-        return {"working_dir": str(self.working_dir.resolve()), "excludes": excludes, **given}
+        environment = dict(self.runtime_env)
+        excludes = [*EXCLUDED, *environment.pop("excludes", ()), *self.exclude]
+        return {"working_dir": str(self.working_dir.resolve()), "excludes": excludes, **environment}
 
 
 def submit(request: Request, config: Config | None, say: Callable[[str], None]) -> str:
@@ -83,10 +83,10 @@ def connect(address: str) -> Any:
     logging.getLogger("ray").setLevel(logging.ERROR)  # every file that it does not send, several times over
     with one_line(address):
         client = JobSubmissionClient(address)
-        there = client._do_request("GET", "/api/version", timeout=20).json()["ray_version"]
-    if there != ray.__version__:
+        version = client._do_request("GET", "/api/version", timeout=20).json()["ray_version"]
+    if version != ray.__version__:
         raise InputError(
-            f"--address {address}: the cluster runs Ray {there}, here is {ray.__version__}; the two must be the same"
+            f"--address {address}: the cluster runs Ray {version}, here is {ray.__version__}; the two must be the same"
         )
     return client
 
@@ -120,8 +120,8 @@ def one_line(address: str) -> Iterator[None]:
 def _gist(text: str) -> str:
     """The line of a server's traceback that says what is wrong."""
     lines = [line.strip() for line in text.replace("\\n", "\n").splitlines() if line.strip()]
-    found = [line for line in lines if "Error:" in line or "already exists" in line or "does not exist" in line]
-    return cut((found or lines or ["no reason given"])[-1], 300)
+    reasons = [line for line in lines if "Error:" in line or "already exists" in line or "does not exist" in line]
+    return cut((reasons or lines or ["no reason given"])[-1], 300)
 
 
 def check_files(request: Request, config: Config | None) -> list[str]:
@@ -137,8 +137,8 @@ def check_files(request: Request, config: Config | None) -> list[str]:
                 "nodes share, or an absolute --run-dir"
             )
     for flag in ("--out", "--run-dir"):
-        if (given := _option(request.arguments, flag)) and not Path(given).is_absolute():
-            raise InputError(f"{flag} {given}: a job's own directory goes when the job ends; give an absolute path")
+        if (directory := _option(request.arguments, flag)) and not Path(directory).is_absolute():
+            raise InputError(f"{flag} {directory}: a job's own directory goes when the job ends; give an absolute path")
     for name, path in _named_paths(request, config):
         if "://" in path:
             continue
@@ -154,8 +154,8 @@ def check_files(request: Request, config: Config | None) -> list[str]:
 def _named_paths(request: Request, config: Config | None) -> Iterator[tuple[str, str]]:
     """(what names it, path) of all that the job will read."""
     if config is not None:
-        for key, given in (("data.path", config.data.path), ("pretrain.path", config.pretrain.path)):
-            for path in [given] if isinstance(given, str) else given or ():
+        for key, paths in (("data.path", config.data.path), ("pretrain.path", config.pretrain.path)):
+            for path in [paths] if isinstance(paths, str) else paths or ():
                 yield key, path
         if isinstance(config.data.splits, str):
             yield "data.splits", config.data.splits.split("#")[0]
@@ -167,8 +167,8 @@ def _named_paths(request: Request, config: Config | None) -> Iterator[tuple[str,
     elif request.verb in ("evaluate", "adapt", "export", "predict") and request.arguments:
         yield "checkpoint", next((word for word in request.arguments if not word.startswith("-")), "")
     for flag in ("--data", "--support", "--input"):
-        if (found := _option(request.arguments, flag)) and found != "-":
-            yield flag, found
+        if (file := _option(request.arguments, flag)) and file != "-":
+            yield flag, file
 
 
 def _option(arguments: Sequence[str], flag: str) -> str | None:
@@ -220,8 +220,8 @@ def _samplers(config: Config) -> int:
 
 def _nodes(client: Any) -> list[dict[str, Any]]:
     """The living nodes, as the dashboard lists them."""
-    found = client._do_request("GET", "/nodes?view=summary", timeout=20).json()["data"]["summary"]
-    return [node["raylet"] for node in found if node["raylet"].get("state") == "ALIVE"]
+    nodes = client._do_request("GET", "/nodes?view=summary", timeout=20).json()["data"]["summary"]
+    return [node["raylet"] for node in nodes if node["raylet"].get("state") == "ALIVE"]
 
 
 # --- a job that was sent ---
@@ -254,11 +254,11 @@ def status(address: str, job: str) -> dict[str, Any]:
     """What the cluster knows of a job: status, message, entrypoint, seconds. Raises InputError."""
     client = connect(address)
     with one_line(address):
-        found = client.get_job_info(job)
-    end = found.end_time or int(time.time() * 1000)
+        info = client.get_job_info(job)
+    end = info.end_time or int(time.time() * 1000)
     return {
-        "job": job, "status": str(found.status.value), "message": found.message, "entrypoint": found.entrypoint,
-        "seconds": (end - found.start_time) / 1000 if found.start_time else None, "metadata": found.metadata,
+        "job": job, "status": str(info.status.value), "message": info.message, "entrypoint": info.entrypoint,
+        "seconds": (end - info.start_time) / 1000 if info.start_time else None, "metadata": info.metadata,
     }  # fmt: skip
 
 
@@ -289,12 +289,12 @@ def read_runtime_env(path: Path | None) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"--runtime-env {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
-        raise InputError(f"--runtime-env {path}: holds a {type(found).__name__}; a mapping is needed")
-    return found
+    if not isinstance(content, dict):
+        raise InputError(f"--runtime-env {path}: holds a {type(content).__name__}; a mapping is needed")
+    return content
 
 
 def amount(text: str) -> float:

@@ -80,8 +80,8 @@ class Run:
     @cached_property
     def evaluation(self) -> dict[str, Any]:
         """evaluation.json."""
-        found: dict[str, Any] = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
-        return found
+        scores: dict[str, Any] = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
+        return scores
 
 
 def train(config: ConfigSource | None = None, *, resume: bool = False, show: Show = None, **sections: Any) -> Run:
@@ -185,10 +185,10 @@ def write_tasks(run_dir: Path, config: Config, store: Path, display: Display) ->
     from distmeta.tasks.store import open_store
 
     checkpoints.write_text(run_dir / shown.FILE, shown.shown(open_store(store), config))
-    found = summary.summary(open_store(store)) | ({"follows": True} if config.data.follow else {})
-    checkpoints.write_text(run_dir / summary.FILE, json.dumps(found, indent=1, ensure_ascii=False))
-    display.phase(summary.headline(found))
-    for sign in summary.signs(found):
+    counts = summary.summary(open_store(store)) | ({"follows": True} if config.data.follow else {})
+    checkpoints.write_text(run_dir / summary.FILE, json.dumps(counts, indent=1, ensure_ascii=False))
+    display.phase(summary.headline(counts))
+    for sign in summary.signs(counts):
         display.phase(health.sentence(sign))
 
 
@@ -272,11 +272,11 @@ def check_gpus(config: Config) -> None:
         return
     import torch
 
-    there = torch.cuda.device_count()
-    if c.fewest * c.gpus_per_worker > there:
+    available = torch.cuda.device_count()
+    if c.fewest * c.gpus_per_worker > available:
         raise InputError(
             f"cluster.gpus_per_worker = {c.gpus_per_worker:g} for cluster.workers = {c.shown}: this machine has "
-            f"{there} GPUs that torch can use; leave it out, or name a cluster that has them (cluster.address)"
+            f"{available} GPUs that torch can use; leave it out, or name a cluster that has them (cluster.address)"
         )
 
 
@@ -299,8 +299,8 @@ def resources(local: bool) -> Cluster:
     """What the cluster that this process is connected to has."""
     import ray
 
-    found = ray.cluster_resources()
-    return Cluster(cpus=found.get("CPU", 0), gpus=found.get("GPU", 0), local=local)
+    totals = ray.cluster_resources()
+    return Cluster(cpus=totals.get("CPU", 0), gpus=totals.get("GPU", 0), local=local)
 
 
 def check_room(config: Config, cluster: Cluster) -> float:
@@ -309,11 +309,11 @@ def check_room(config: Config, cluster: Cluster) -> float:
     gpus = c.gpus_per_worker if c.gpus_per_worker is not None else float(cluster.gpus >= c.fewest)
     samplers = first_actors(config) * c.cpus_per_sampler
     need = {"CPU": c.fewest * c.cpus_per_worker + samplers, "GPU": c.fewest * gpus}
-    for kind, amount, there in (("CPU", need["CPU"], cluster.cpus), ("GPU", need["GPU"], cluster.gpus)):
-        if amount > there:
+    for kind, amount, available in (("CPU", need["CPU"], cluster.cpus), ("GPU", need["GPU"], cluster.gpus)):
+        if amount > available:
             raise InputError(
                 f"cluster.workers = {c.shown} and sampling.actors = {config.sampling.actors} need {amount:g} {kind}, "
-                f"the cluster has {there:g}; lower them, or add nodes"
+                f"the cluster has {available:g}; lower them, or add nodes"
             )
     return gpus
 
@@ -416,8 +416,8 @@ def raise_failure(config: Config, run_dir: Path, failure: Exception | None) -> N
     """Raises what a group's ranks have told of their end, else TrainingError with what it failed of, if it did."""
     error_file = run_dir / "error.json"
     if error_file.exists():
-        told = json.loads(error_file.read_text(encoding="utf-8"))
-        raise (InputError if told["kind"] == "input" else TrainingError)(told["message"])
+        report = json.loads(error_file.read_text(encoding="utf-8"))
+        raise (InputError if report["kind"] == "input" else TrainingError)(report["message"])
     if failure is not None:
         from distmeta.learner.causes import explain, text_of
 

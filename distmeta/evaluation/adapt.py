@@ -96,8 +96,8 @@ class AdaptedModel:
         out = []
         tokenizer = _tokenizer(self.tokenizer_file)
         device = next(iter(self.params.values())).device
-        for at in range(0, len(texts), BATCH_ROWS):
-            part = texts[at : at + BATCH_ROWS]
+        for start in range(0, len(texts), BATCH_ROWS):
+            part = texts[start : start + BATCH_ROWS]
             rows = tokenise(tokenizer, part, [0] * len(part), self.config)
             pad_id = int(self.state["pad_id"])
             batches = collate([rows], 0, pad_id)
@@ -110,12 +110,12 @@ class AdaptedModel:
         return out
 
     def _answer(self, model: LanguageModel, texts: Sequence[str]) -> list[dict[str, Any]]:
-        tokenizer, config, said = _tokenizer(self.tokenizer_file), self.config, self.state["answers"]
-        records = [Record(text, ("",), tuple(said["options"]), said["instruction"]) for text in texts]
+        tokenizer, config, task = _tokenizer(self.tokenizer_file), self.config, self.state["answers"]
+        records = [Record(text, ("",), tuple(task["options"]), task["instruction"]) for text in texts]
         out: list[tuple[str, float]] = []
-        for at in range(0, len(records), BATCH_ROWS):
-            part = records[at : at + BATCH_ROWS]
-            if said["options"]:
+        for start in range(0, len(records), BATCH_ROWS):
+            part = records[start : start + BATCH_ROWS]
+            if task["options"]:
                 out += choose(model, self.params, part, tokenizer, config)
             else:
                 out += write(model, self.params, part, tokenizer, config)
@@ -171,11 +171,11 @@ def adapt(
     config = saved.config
     where = "support" if not isinstance(support, str | Path) else str(support)
     tokenizer = _tokenizer(saved.tokenizer_file)
-    found = read_support(support, config, saved.state, tokenizer, where)
+    examples = read_support(support, config, saved.state, tokenizer, where)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, fast, shared, rates = on_device(saved, device)
-    params, losses = fit(model, fast, shared, rates, [found], config, int(saved.state["pad_id"]), steps)[0]
-    return adapted_model(saved, model, shared, found, params, losses)
+    params, losses = fit(model, fast, shared, rates, [examples], config, int(saved.state["pad_id"]), steps)[0]
+    return adapted_model(saved, model, shared, examples, params, losses)
 
 
 def check_steps(steps: int | None) -> None:
@@ -298,8 +298,8 @@ def fit(
     if tasks == 1:
         return [(params, result.inner_losses.tolist())]
     # what `start` computes has an axis of its own, of one task where it is alone
-    own = {name: value if name in fast else value.unsqueeze(1) for name, value in params.items()}
-    return [({n: v[t].clone() for n, v in own.items()}, result.inner_losses[t].tolist()) for t in range(tasks)]
+    by_task = {name: value if name in fast else value.unsqueeze(1) for name, value in params.items()}
+    return [({n: v[t].clone() for n, v in by_task.items()}, result.inner_losses[t].tolist()) for t in range(tasks)]
 
 
 def read_tokens(model: TaskModel, support: Support, config: Config, pad_id: int) -> list[int]:
@@ -307,8 +307,8 @@ def read_tokens(model: TaskModel, support: Support, config: Config, pad_id: int)
     parts = collate([support.rows], config.inner.buckets, pad_id)
     batches, _ = model.sets(parts, [], "cpu", False, [support.labels])
     ids, kept = sequence_of(batches)
-    found: list[int] = ids[kept > 0].tolist()
-    return found
+    tokens: list[int] = ids[kept > 0].tolist()
+    return tokens
 
 
 def load_adapted(path: str | Path) -> AdaptedModel:

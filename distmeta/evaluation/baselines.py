@@ -206,19 +206,19 @@ def adapted(s: Setting, name: str, fast: Params, shared: Params, least: int) -> 
     """Adapt from other initial weights in the way that is best on tasks which are not those scored."""
     scoring = replace(s.scoring, fast=dict(fast), shared=dict(shared))
     # data given to `evaluate` may have no other tasks
-    held = next((x for x in ("validation", "train") if x != s.split and s.can_draw(x, s.config)), None)
+    split = next((x for x in ("validation", "train") if x != s.split and s.can_draw(x, s.config)), None)
     effort = effort_of(s.in_training, s.steps)
 
     def curve_of(scoring: Scoring, first: int, count: int) -> list[Any]:
-        assert held is not None
+        assert split is not None
         how = {"in_context": False, "words": False} if s.text else {}
-        return s.score_all(scoring, s.draw(held, first, count), True, **how)
+        return s.score_all(scoring, s.draw(split, first, count), True, **how)
 
-    loop, about = best_way(scoring, effort, least, curve_of if held else None)
-    on = f" (chosen on {about['episodes']} {held} episodes)" if held else ""
+    loop, about = best_way(scoring, effort, least, curve_of if split else None)
+    on = f" (chosen on {about['episodes']} {split} episodes)" if split else ""
     s.say(f"baseline {name}: {loop.steps} steps of {loop.optimizer} at lr {loop.lr:g}{on}")
     how = {"in_context": False} if s.text else {}
-    return s.score_all(replace(scoring, loop=loop), s.episodes, **how), about | {"chosen_on": held}
+    return s.score_all(replace(scoring, loop=loop), s.episodes, **how), about | {"chosen_on": split}
 
 
 def zero_shot(s: Setting, scoring: Scoring) -> list[Any]:

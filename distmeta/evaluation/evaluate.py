@@ -83,7 +83,7 @@ def evaluate_methods(
     split: str = "test",
     rank: int = 0,
     world: int = 1,
-    gather: Gather = lambda mine: mine,
+    gather: Gather = lambda values: values,
     score: Callable[..., list[Any]] | None = None,
     is_base: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -135,10 +135,10 @@ def _methods(setting: Setting) -> Evaluation:
     setting = replace(setting, scored=scored)
     rows = BASELINES if config.eval.baselines else OF_BASE if setting.is_base else {}
     for method, row in rows.items():
-        if (found := row(setting)) is not None:
-            methods[method], more[method] = summarise(found[0]), found[1] | details_of(found[0])
+        if (result := row(setting)) is not None:
+            methods[method], more[method] = summarise(result[0]), result[1] | details_of(result[0])
             if not setting.is_base:
-                less = difference(scored, found[0], by_class=config.task.family == "classes")
+                less = difference(scored, result[0], by_class=config.task.family == "classes")
                 more.setdefault("differences", {})[method] = less
     return Evaluation(methods, more)
 
@@ -241,8 +241,8 @@ def with_asked(config: Config, asked: Mapping[str, Any]) -> Config:
 def check_tasks(store: TaskStore, config: Config, split: str) -> None:
     """Raises InputError unless the store has tasks of the split, with enough examples for an episode."""
     if split not in store.groups or len(store.groups[split].ids) == 0:
-        there = [name for name, groups in store.groups.items() if len(groups.ids)]
-        raise InputError(f"split = {split}: the data has no such tasks; it has {', '.join(there)}")
+        splits = [name for name, groups in store.groups.items() if len(groups.ids)]
+        raise InputError(f"split = {split}: the data has no such tasks; it has {', '.join(splits)}")
     check_feasible(store, config.of_evaluation().task, [split])
 
 

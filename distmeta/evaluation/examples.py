@@ -17,7 +17,7 @@ def examples(scored: Sequence[Scored], text: Callable[[int], str]) -> list[dict[
 
     text: of an example of the task store. Each has task, text, label, predicted and confidence.
     """
-    mistakes = sorted(predicted(scored, right=False), key=lambda found: -found[0])
+    mistakes = sorted(predicted(scored, right=False), key=lambda answer: -answer[0])
     shown: dict[int, dict[str, Any]] = {}
     for kind in (mistakes, predicted(scored, right=True)):
         most = len(shown) + MOST

@@ -77,8 +77,8 @@ def best_way(
     """
     loops = candidates(scoring.config, effort.steps)
     if curve_of is None:
-        own = next(loop for loop in loops if loop.lr == scoring.config.inner.lr)
-        return own, {"optimizer": own.optimizer, "lr": own.lr, "steps": own.steps, "episodes": 0}
+        recipe = next(loop for loop in loops if loop.lr == scoring.config.inner.lr)
+        return recipe, {"optimizer": recipe.optimizer, "lr": recipe.lr, "steps": recipe.steps, "episodes": 0}
     count = effort.episodes
     scored = [list(curve_of(replace(scoring, loop=loop), 0, count)) for loop in loops]
     order = sorted(range(len(loops)), key=lambda i: best(scored[i], least)[0], reverse=True)[:FINALISTS]
@@ -86,10 +86,10 @@ def best_way(
         scored[i] += curve_of(replace(scoring, loop=loops[i]), count, MORE * count)
     chosen = max(order, key=lambda i: best(scored[i], least)[0])
     tried = [
-        {"optimizer": loop.optimizer, "lr": loop.lr, "steps": at, "loss": -merit[1], "episodes": len(of)}
+        {"optimizer": loop.optimizer, "lr": loop.lr, "steps": step, "loss": -merit[1], "episodes": len(of)}
         | ({"accuracy": merit[0]} if of and isinstance(of[0], Scored) else {})
         for loop, of in zip(loops, scored, strict=True)
-        for merit, at in [best(of, least)]
+        for merit, step in [best(of, least)]
     ]
     loop = replace(loops[chosen], steps=best(scored[chosen], least)[1])
     episodes = sum(map(len, scored))
@@ -103,8 +103,8 @@ def best_way(
 def best(scored: Sequence[Any], least: int) -> tuple[tuple[float, float], int]:
     """The merit at the best number of steps, and that number; the smallest of those that are equally good."""
     merits = merit(scored)
-    at = max(range(least, len(merits)), key=merits.__getitem__, default=least)
-    return (merits[at], at) if merits else ((0.0, -WORST_LOSS), least)
+    step = max(range(least, len(merits)), key=merits.__getitem__, default=least)
+    return (merits[step], step) if merits else ((0.0, -WORST_LOSS), least)
 
 
 def merit(scored: Sequence[Any]) -> list[tuple[float, float]]:

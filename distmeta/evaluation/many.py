@@ -57,8 +57,8 @@ def fit_each(
     for (_, count, _), group in groups.items():
         episodes = [Episode(0, "", tuple(supports[i].labels), supports[i].rows, supports[i].rows) for i in group]
         together = min(most, tasks_at_once(model, config, episodes, device))
-        for at in range(0, len(group), together):
-            part = group[at : at + together]
+        for start in range(0, len(group), together):
+            part = group[start : start + together]
             try:
                 fitted = fit(model, fast, shared, rates, [supports[i] for i in part], config, pad_id, count)
             except Diverged as error:  # one task alone
@@ -92,8 +92,8 @@ def adapt_each(
     several = list(supports.values())
     for i, fitted in fit_each(model, fast, shared, rates, several, saved.config, pad_id, counts, most):
         if isinstance(fitted, Diverged) or not all(map(math.isfinite, fitted[1])):
-            said = str(fitted) if isinstance(fitted, Diverged) else f"the inner loop diverges: losses {fitted[1]}"
-            yield names[i], said
+            reason = str(fitted) if isinstance(fitted, Diverged) else f"the inner loop diverges: losses {fitted[1]}"
+            yield names[i], reason
         else:
             yield names[i], adapted_model(saved, model, shared, several[i], *fitted)
 
@@ -103,14 +103,14 @@ def support_sets(support: str, each: str, config: Config) -> dict[str, list[dict
     from distmeta.tasks.readers import find_sources, read_examples
 
     data, words = config.data, config.task.family == "text_to_text"
-    found: dict[str, list[dict[str, Any]]] = {}
+    by_task: dict[str, list[dict[str, Any]]] = {}
     for source in find_sources(support):
         if each == FILE:
             family, columns = (
                 ("text_to_text", data) if words else ("classes", DataConfig(text=data.text, label=data.label))
             )
             name = PurePath(source.path).name.split(".")[0]
-            if name in found:
+            if name in by_task:
                 raise InputError(
                     f"{source.name}: another file has the name '{name}' too; rename one, or use --each COLUMN"
                 )
@@ -122,8 +122,8 @@ def support_sets(support: str, each: str, config: Config) -> dict[str, list[dict
             rows = batch.to_pydict()
             for i, text in enumerate(rows["text"]):
                 row = of_record(text, data) if words else {data.text: text, data.label: rows["label"][i]}
-                found.setdefault(name or rows["task"][i], []).append(row)
-    return found
+                by_task.setdefault(name or rows["task"][i], []).append(row)
+    return by_task
 
 
 def of_record(line: str, data: DataConfig) -> dict[str, Any]:

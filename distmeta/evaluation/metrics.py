@@ -65,10 +65,10 @@ def calibration_error(
     confidence: the probability of the predicted class, in bins ((b-1)/B, b/B]; the mean over rows of |accuracy - mean
     confidence| of their bin. Of few rows it is too high on average: a bin's accuracy is then a matter of chance.
     """
-    at = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    cells = at + bins * np.arange(at[..., 0].size).reshape(*at.shape[:-1], 1)
-    gaps = np.bincount(cells.ravel(), (right - confidence).ravel(), minlength=bins * at[..., 0].size)
-    error: NDArray[np.float64] = np.abs(gaps).reshape(*at.shape[:-1], bins).sum(-1) / at.shape[-1]
+    bin_of = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    cells = bin_of + bins * np.arange(bin_of[..., 0].size).reshape(*bin_of.shape[:-1], 1)
+    gaps = np.bincount(cells.ravel(), (right - confidence).ravel(), minlength=bins * bin_of[..., 0].size)
+    error: NDArray[np.float64] = np.abs(gaps).reshape(*bin_of.shape[:-1], bins).sum(-1) / bin_of.shape[-1]
     return error
 
 

@@ -33,12 +33,12 @@ def difference(ours: Sequence[Any], theirs: Sequence[Any], by_class: bool) -> di
         if by_class and name == "accuracy":
             unit, (totals, counts) = "classes", of_classes(ours, theirs)
         else:
-            at = np.unique(tasks[has], return_inverse=True)[1]
-            totals, counts = np.bincount(at, each).astype(np.float64), np.bincount(at).astype(np.int64)
+            group = np.unique(tasks[has], return_inverse=True)[1]
+            totals, counts = np.bincount(group, each).astype(np.float64), np.bincount(group).astype(np.int64)
             unit = "tasks"
         if (by_class and name != "accuracy") or len(counts) < 2:
-            found = metrics.interval(each, within)
-            out[name] = {key: found[key] for key in ("mean", "low", "high", "episodes")}
+            interval = metrics.interval(each, within)
+            out[name] = {key: interval[key] for key in ("mean", "low", "high", "episodes")}
         else:
             out[name] = {**metrics.over_clusters(totals, counts, within), unit: len(counts)}
     return out
@@ -51,7 +51,7 @@ def of_classes(ours: Sequence[Scored], theirs: Sequence[Scored]) -> tuple[NDArra
     totals, counts = np.zeros(len(names)), np.zeros(len(names), np.int64)
     for one, other in zip(ours, theirs, strict=True):
         for sign, of in ((1, one), (-1, other)):  # whose rows may be in another order
-            at = np.array([number[name] for name in of.label_names])[of.labels]
-            np.add.at(totals, at, sign * (of.predicted[-1] == of.labels))
-            np.add.at(counts, at, int(sign > 0))
+            place = np.array([number[name] for name in of.label_names])[of.labels]
+            np.add.at(totals, place, sign * (of.predicted[-1] == of.labels))
+            np.add.at(counts, place, int(sign > 0))
     return totals, counts

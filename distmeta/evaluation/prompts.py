@@ -73,9 +73,9 @@ def rewritten(episode: Episode, store: TaskStore, tokenizer: Tokenizer, config: 
     return replace(episode, support=of(episode.support), query=of(episode.query))
 
 
-def better(found: dict[str, dict[str, float]]) -> str:
+def better(scores: dict[str, dict[str, float]]) -> str:
     """The style with the higher accuracy; of equals that of the lower loss, then the first."""
-    return max(found, key=lambda style: (found[style]["accuracy"], -found[style]["loss"]))
+    return max(scores, key=lambda style: (scores[style]["accuracy"], -scores[style]["loss"]))
 
 
 if __name__ == "__main__":

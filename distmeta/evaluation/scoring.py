@@ -326,21 +326,21 @@ def row_features(scoring: Scoring, episodes: Sequence[Episode]) -> tuple[NDArray
 
 def summarise(scored: Sequence[Any]) -> dict[str, Any]:
     """Each metric's mean, 95% interval over episodes, and mean after 0..K inner steps."""
-    found = by_episode(scored)
-    return {name: metrics.interval(values, metrics.limits(name)) for name, values in found.items()}
+    scores = by_episode(scored)
+    return {name: metrics.interval(values, metrics.limits(name)) for name, values in scores.items()}
 
 
 def curves(scored: Sequence[Any]) -> dict[str, dict[str, list[float]]]:
     """Each metric's mean and 95% interval (mean, low, high) after 0..K inner steps, by that number."""
-    found = by_episode(scored)
-    return {name: metrics.curve(values, metrics.limits(name)) for name, values in found.items()}
+    scores = by_episode(scored)
+    return {name: metrics.curve(values, metrics.limits(name)) for name, values in scores.items()}
 
 
 def by_episode(scored: Sequence[Any]) -> dict[str, NDArray[np.float64]]:
     """Each metric's values, [E, K+1] or [E, 1], of `Scored` or what has its `metrics`; of the episodes that have it."""
     each = [s.metrics() for s in scored]
-    names = dict.fromkeys(name for found in each for name in found)
-    return {name: np.stack([found[name] for found in each if name in found]) for name in names}
+    names = dict.fromkeys(name for scores in each for name in scores)
+    return {name: np.stack([scores[name] for scores in each if name in scores]) for name in names}
 
 
 def details(scored: Sequence[Scored], fixed_labels: bool, from_sources: bool = False) -> dict[str, Any]:
@@ -374,7 +374,7 @@ def details(scored: Sequence[Scored], fixed_labels: bool, from_sources: bool = F
         out["over_tasks"] = {**metrics.over_clusters(means * counts, counts.astype(np.int64)), unit: len(each)}
     if fixed_labels or from_sources:
         accuracy = {name: of["accuracy"] for name, of in out.get("per_task", out["per_domain"]).items()}
-        over = metrics.interval(np.array([found["mean"] for found in accuracy.values()]))
+        over = metrics.interval(np.array([interval["mean"] for interval in accuracy.values()]))
         out["mean_over_tasks"] = {**{end: over[end] for end in ("mean", "low", "high")}, "tasks": len(accuracy)}
         worst = min(accuracy, key=lambda name: accuracy[name]["mean"])
         out["worst_task"] = {"task": worst, **accuracy[worst]}
@@ -409,8 +409,8 @@ def per_class(scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
     for s in scored:
         matrix = metrics.confusion(s.labels, s.predicted[-1], len(s.label_names))
         counts[:, [number[name] for name in s.label_names]] += [np.diagonal(matrix), matrix.sum(1), matrix.sum(0)]
-    found = {**metrics.count_scores(*counts), "rows": counts[1]}
-    return {name: {metric: value[i].item() for metric, value in found.items()} for i, name in enumerate(names)}
+    scores = {**metrics.count_scores(*counts), "rows": counts[1]}
+    return {name: {metric: value[i].item() for metric, value in scores.items()} for i, name in enumerate(names)}
 
 
 def confusion_by_name(scored: Sequence[Scored]) -> dict[str, Any]:

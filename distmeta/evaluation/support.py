@@ -48,27 +48,27 @@ def read_support(
     return Support(tokenise(tokenizer, [text for text, _ in pairs], numbers, config), labels, {})
 
 
-def task_labels(given: Sequence[str], config: Config, state: Mapping[str, Any], where: str) -> list[str]:
+def task_labels(labels: Sequence[str], config: Config, state: Mapping[str, Any], where: str) -> list[str]:
     """The label names of the new task, in the order of the head's classes. Raises InputError."""
-    found = list(dict.fromkeys(given))
-    if len(found) < 2:
-        raise InputError(f"{where}: one label only ('{found[0]}'); a task needs examples of at least two")
+    names = list(dict.fromkeys(labels))
+    if len(names) < 2:
+        raise InputError(f"{where}: one label only ('{names[0]}'); a task needs examples of at least two")
     if config.task.family == "domain" and not config.task.permute_labels and config.task.labels == "head":
-        unknown = [label for label in found if label not in state["labels"]]
+        unknown = [label for label in names if label not in state["labels"]]
         if unknown:
             raise InputError(f"{where}: label '{unknown[0]}' is not one the model knows: {', '.join(state['labels'])}")
         return list(state["labels"])
-    if config.task.labels == "letters" and len(found) > len(LETTERS):
-        raise InputError(f"{where}: {len(found)} labels, and there are {len(LETTERS)} letters to name them by")
+    if config.task.labels == "letters" and len(names) > len(LETTERS):
+        raise InputError(f"{where}: {len(names)} labels, and there are {len(LETTERS)} letters to name them by")
     if config.task.labels != "head":
-        prompts.check_labels(found, config)
-        return found
-    if len(found) > state["classes"] and config.model.head != "prototype":
+        prompts.check_labels(names, config)
+        return names
+    if len(names) > state["classes"] and config.model.head != "prototype":
         raise InputError(
-            f"{where}: {len(found)} labels, but the model was meta-trained for {state['classes']}; "
+            f"{where}: {len(names)} labels, but the model was meta-trained for {state['classes']}; "
             "give fewer, or meta-train with model.head=prototype, which takes any number"
         )
-    return found
+    return names
 
 
 def tokenise(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], config: Config) -> Rows:

@@ -42,11 +42,11 @@ def exact_match(prediction: str, answer: str) -> float:
 
 def token_f1(prediction: str, answer: str) -> float:
     """F1 of the bags of tokens; where one has none, whether the other has none either (as SQuAD 2.0's script)."""
-    found, right = (_TOKEN.findall(normalise(text)) for text in (prediction, answer))
-    if not found or not right:
-        return float(found == right)
-    common = sum((Counter(found) & Counter(right)).values())
-    return 2 * common / (len(found) + len(right))
+    words, right = (_TOKEN.findall(normalise(text)) for text in (prediction, answer))
+    if not words or not right:
+        return float(words == right)
+    common = sum((Counter(words) & Counter(right)).values())
+    return 2 * common / (len(words) + len(right))
 
 
 def rouge_l(prediction: str, answer: str) -> float:

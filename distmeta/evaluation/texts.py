@@ -73,10 +73,10 @@ class TextScored:
         free_match the exact match of what is said freely.
         """
         accepted = [record.answers for record in self.records]
-        found = text_scores(self.said[-1], accepted)
-        means = {name: np.array([values.mean()]) for name, values in found.items()}
+        scores = text_scores(self.said[-1], accepted)
+        means = {name: np.array([values.mean()]) for name, values in scores.items()}
         if self.confidence:
-            right = found["exact_match"] == 1
+            right = scores["exact_match"] == 1
             error = metrics.calibration_error(self.confidence[-1], right)
             free = text_scores(self.free[-1], accepted)["exact_match"]
             means |= {"option_accuracy": np.array([right.mean()]), "option_ece": np.array([error]),
@@ -123,15 +123,15 @@ def score_texts(
             scoring, support, len(group), curve, starts=reads
         )  # fmt: skip
         last = 0 if in_context or not curve else scoring.loop.steps
-        totals, said = [], []
+        totals, answered = [], []
         for k, values in enumerate(path):
             with torch.no_grad():
                 totals.append(_totals(model, {**shared, **values}, query))
                 if words and k in (0, last):
-                    said.append(answers(model, {**shared, **values}, query, rows, tokenizer, config))
+                    answered.append(answers(model, {**shared, **values}, query, rows, tokenizer, config))
         for t, episode in enumerate(group):
             loss, token_loss, hits = np.array([of_tasks[t] for of_tasks in totals]).T
-            of_task = [of_tasks[t] for of_tasks in said]
+            of_task = [of_tasks[t] for of_tasks in answered]
             fits = fit_whole(rows[t], tokenizer, config.model.answer_tokens)
             out.append(TextScored(
                 episode.task, episode.label_names, rows[t], loss, token_loss, hits, tuple(s.words for s in of_task),
@@ -164,8 +164,8 @@ def _totals(model: LanguageModel, params: Mapping[str, Tensor], query: Sequence[
     parts = [model.by_row(dict(params), batch) for batch in query]
     losses, hits, counts = (torch.cat(part, 1).double() for part in zip(*parts, strict=True))  # [T, n]
     means = [(losses / counts).mean(1), losses.sum(1) / counts.sum(1), hits.sum(1) / counts.sum(1)]
-    found: NDArray[np.float64] = torch.stack(means, 1).cpu().numpy()
-    return found
+    sums: NDArray[np.float64] = torch.stack(means, 1).cpu().numpy()
+    return sums
 
 
 @dataclass(frozen=True)
@@ -198,18 +198,18 @@ def answers(
         n = batch.labels.shape[1]
         for t, of_task in enumerate(free):
             of_task += words[t * n : (t + 1) * n]
-    said = []
+    out = []
     for t, (task, greedy) in enumerate(zip(records, map(tuple, free), strict=True)):
         if not all(record.options for record in task):
-            said.append(Said(greedy, None, greedy))
+            out.append(Said(greedy, None, greedy))
             continue
-        own = {
+        of_one = {
             name: value[t : t + 1] if name in model.fast and value.dim() > model.fast[name].dim() else value
             for name, value in params.items()
         } | {name: value[t : t + 1] for name, value in params.items() if name.startswith("context_")}
-        options, confidence = zip(*choose(model, own, task, tokenizer, config), strict=True)
-        said.append(Said(options, np.array(confidence), greedy))
-    return said
+        options, confidence = zip(*choose(model, of_one, task, tokenizer, config), strict=True)
+        out.append(Said(options, np.array(confidence), greedy))
+    return out
 
 
 def choose(
@@ -231,10 +231,12 @@ def choose(
         alone = {name: value for name, value in params.items() if not name.startswith("context_")}
         prior, _ = option_likelihoods(model, alone, list(kinds), tokenizer, config)
         each = total - prior[[kinds[pair] for pair in bare]]
-    out, at = [], 0
+    out, start = [], 0
     for record in records:
-        scores = np.nan_to_num(each[at : at + len(record.options)], nan=-1e9, neginf=-1e9)  # of weights that diverged
-        at += len(record.options)
+        scores = np.nan_to_num(
+            each[start : start + len(record.options)], nan=-1e9, neginf=-1e9
+        )  # of weights that diverged
+        start += len(record.options)
         weights = np.exp(scores - scores.max())
         best = int(scores.argmax())
         out.append((record.options[best], float(weights[best] / weights.sum())))
@@ -272,8 +274,8 @@ def write(
     for part, batch in zip(parts, model.batches(parts, device), strict=True):
         tokens, confidence = generate(model, params, batch, encoder.ends, config.model.answer_tokens)
         words = in_words(tokenizer, tokens.tolist(), encoder.ends)
-        for place, *found in zip(part["rows"][0].tolist(), words, confidence.exp().tolist(), strict=True):
-            out[place] = found[0], found[1]
+        for place, *answer in zip(part["rows"][0].tolist(), words, confidence.exp().tolist(), strict=True):
+            out[place] = answer[0], answer[1]
     return out
 
 
@@ -317,7 +319,7 @@ def text_details(scored: Sequence[TextScored], shown: int = 10) -> dict[str, Any
         for task, each in sorted(by_task.items())
     }
     worst = min(per_task, key=lambda task: float(per_task[task]["token_f1"]["mean"]))
-    said = [answer for s in scored for answer in s.said[-1]]
+    answered = [answer for s in scored for answer in s.said[-1]]
     accepted = [record.answers for s in scored for record in s.records]
     some = [
         {"task": s.task, "input": s.records[0].input, "accepted": list(s.records[0].answers), "said": s.said[-1][0]}
@@ -326,7 +328,7 @@ def text_details(scored: Sequence[TextScored], shown: int = 10) -> dict[str, Any
     over: dict[str, Any] = {}
     fits = np.concatenate([s.fits for s in scored])
     if not fits.all():  # answers are compared whole, so that no model can match the others
-        scores = {name: values[fits] for name, values in text_scores(said, accepted).items()}
+        scores = {name: values[fits] for name, values in text_scores(answered, accepted).items()}
         means = {name: float(scores[name].mean()) if fits.any() else None for name in PER_TASK}
         over["fitting_answers"] = {"rows": int(fits.sum()), "of": len(fits), **means}
     optional = [s for s in scored if s.confidence]
@@ -341,7 +343,7 @@ def text_details(scored: Sequence[TextScored], shown: int = 10) -> dict[str, Any
     return {
         **over,
         "diverged": sum(not np.isfinite(s.loss[-1]) for s in scored),
-        "corpus": corpus_scores(said, accepted),
+        "corpus": corpus_scores(answered, accepted),
         "worst_task": {"task": worst, **per_task[worst]["token_f1"]},
         "per_task": per_task,
         "answers": some,

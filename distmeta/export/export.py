@@ -113,13 +113,13 @@ def read(
         if checkpoint != "best":
             raise InputError(f"--checkpoint {checkpoint}: {source} is an adapted model; leave --checkpoint out")
         adapted = load_adapted(source)
-        found = of_adapted(adapted)
+        trained = of_adapted(adapted)
         if not (merge or wanted or quantise):
-            return found
+            return trained
         base = restore(checkpoints.read_tensors(source, "base"))
         state = {**adapted.state, "labels": []}
-        saved = Checkpoint(source, found.config, state, dict(found.values), {}, base)
-        labels, about, context = found.labels, found.about, found.context
+        saved = Checkpoint(source, trained.config, state, dict(trained.values), {}, base)
+        labels, about, context = trained.labels, trained.about, trained.context
     else:
         saved = checkpoints.load(source, which=checkpoint)
         task = saved.config.task

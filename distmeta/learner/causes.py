@@ -147,10 +147,10 @@ def _signal(match: re.Match[str]) -> str:
     return signal.Signals(code).name if code in set(signal.Signals) else f"exit code {number}"
 
 
-def _rank(text: str, at: int) -> str:
+def _rank(text: str, end: int) -> str:
     """ "rank 1 " where the text up to `at`, or else all of it, says which, or "ranks 0,1 "."""
     pattern = r"\b[Rr]ank[ =:](\d+(?:,\d+)*)|\[[Rr]ank\s?(\d+(?:,\d+)*)"
-    matches = list(re.finditer(pattern, text[:at])) or list(re.finditer(pattern, text))[:1]
+    matches = list(re.finditer(pattern, text[:end])) or list(re.finditer(pattern, text))[:1]
     if not matches:
         return ""
     ranks = matches[-1][1] or matches[-1][2]

@@ -38,11 +38,11 @@ class Clock:
         self._spoken = self._engine.seconds
 
     @contextlib.contextmanager
-    def phase(self, name: str, there: bool = True) -> Iterator[None]:
+    def phase(self, name: str, timed: bool = True) -> Iterator[None]:
         """Within it the seconds of a phase; of none where `there` is False."""
         began = time.perf_counter()
         yield
-        if there:
+        if timed:
             self.seconds[name] = time.perf_counter() - began
 
     def read_communication(self) -> None:

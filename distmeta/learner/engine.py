@@ -156,8 +156,8 @@ class MetaEngine:
     def _grad_norm(self) -> float:
         """Over all parameters, those of other ranks included; what every rank has is counted once."""
         everything = self._divided is None or dist.get_rank() == 0
-        mine = [p for p in self._params if everything or p.model_parallel]  # type: ignore[attr-defined]
-        square = torch.stack([torch.linalg.vector_norm(p.grad).square() for p in mine]).sum()
+        counted = [p for p in self._params if everything or p.model_parallel]  # type: ignore[attr-defined]
+        square = torch.stack([torch.linalg.vector_norm(p.grad).square() for p in counted]).sum()
         if self._divided is not None:
             dist.all_reduce(square)
         return float(square.sqrt())
@@ -240,8 +240,8 @@ class MetaEngine:
         elif self.stage < 3:
             safe_set_full_optimizer_state(p, value.view(p.shape), key)
         else:  # the last shard is padded, which DeepSpeed's own setter of whole values overlooks
-            held: Any = p
-            size = held.ds_tensor.numel()
+            sharded: Any = p
+            size = sharded.ds_tensor.numel()
             flat = torch.zeros(size * dist.get_world_size(), dtype=value.dtype, device=value.device)
             flat[: value.numel()] = value.flatten()
             safe_set_local_optimizer_state(p, flat[size * dist.get_rank() :][:size], key)
@@ -296,10 +296,12 @@ def _state_keys(optimizer: torch.optim.Optimizer) -> list[str]:
 def make_optimizer(named: Mapping[str, nn.Parameter], config: Config) -> torch.optim.Optimizer:
     """The outer optimizer over parameters by name. Raises InputError."""
     outer = config.outer
-    own = {name for name in named if has_rate_lr(name, config)}
-    params: list[dict[str, Any]] = [{"params": [p for name, p in named.items() if name not in own], "factor": 1.0}]
-    if own and outer.rate_lr is not None:
-        rates = [p for name, p in named.items() if name in own]
+    rate_names = {name for name in named if has_rate_lr(name, config)}
+    params: list[dict[str, Any]] = [
+        {"params": [p for name, p in named.items() if name not in rate_names], "factor": 1.0}
+    ]
+    if rate_names and outer.rate_lr is not None:
+        rates = [p for name, p in named.items() if name in rate_names]
         params.append({"params": rates, "factor": outer.rate_lr / outer.lr, "lr": outer.rate_lr})
     if outer.optimizer in ("cpu_adam", "cpu_lion"):
         return deepspeed_optimizer(params, config)

@@ -156,11 +156,11 @@ def group_gradient(
         names=names,
         **{name: value for name, value in more.items() if name in wanted},
     )
-    found = {name: g.sum(0) if native else g for name, g in result.grads.items()}
-    found |= {name: g for name, g in result.shared_grads.items() if name not in states}
+    grads = {name: g.sum(0) if native else g for name, g in result.grads.items()}
+    grads |= {name: g for name, g in result.shared_grads.items() if name not in states}
     if states:
-        found |= pullback(states, leaves, result.shared_grads)
-    return result, found
+        grads |= pullback(states, leaves, result.shared_grads)
+    return result, grads
 
 
 def one_task(loss: Any) -> Any:

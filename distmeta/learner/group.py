@@ -40,7 +40,7 @@ Params = dict[str, Tensor]
 class Part:
     """A rank's rows of a micro-batch of n: which they are [m], and 1 for each [m], or 0 for one that counts nothing."""
 
-    own: TextBatch
+    batch: TextBatch
     index: Tensor
     counts: Tensor
     labels: Tensor  # [n]
@@ -50,10 +50,10 @@ class GroupEngine(MetaEngine):
     """The outer step on this rank's shards. What a checkpoint has whole is gathered one by one."""
 
     def __init__(self, values: Mapping[str, Tensor], config: Config, device: torch.device, shards: FastShards) -> None:
-        own = [name for name, value in values.items() if shards.has_part_of(name, value)]
-        super().__init__(values, config, device, Divided(own))
-        self._fast, self._own = shards, frozenset(own)
-        self.whole_shapes |= {name: shape for name in own if (shape := shards.shape_of(name)) is not None}
+        parted = [name for name, value in values.items() if shards.has_part_of(name, value)]
+        super().__init__(values, config, device, Divided(parted))
+        self._fast, self._own = shards, frozenset(parted)
+        self.whole_shapes |= {name: shape for name in parted if (shape := shards.shape_of(name)) is not None}
 
     def snapshot(self) -> Params:
         """This rank's parts themselves, no copies: the next step changes them."""
@@ -94,9 +94,9 @@ def rank_loss(model: TaskModel, shards: FastShards) -> Callable[[Params, Part], 
 
     def loss(params: Params, part: Part) -> tuple[Tensor, Tensor]:
         small = dict(zip(shards.small, shards.whole(shards.small, [params[name] for name in shards.small])))
-        logits = model.logits({**params, **small}, part.own)
-        losses = F.cross_entropy(logits[0], part.own.labels[0], reduction="none")
-        return (losses * part.counts).sum() / part.own.total, logits
+        logits = model.logits({**params, **small}, part.batch)
+        losses = F.cross_entropy(logits[0], part.batch.labels[0], reduction="none")
+        return (losses * part.counts).sum() / part.batch.total, logits
 
     return loss
 
@@ -123,11 +123,11 @@ def group_gradients(
         support, query = parts_of_rank(model, config, pad_id, episode, device)
         result = algorithm.meta_gradient(loss, fast, support, query, loop, has_aux=True, check=False)
         infinite = float(sum(int((~torch.isfinite(g)).sum()) for g in result.grads.values()))
-        *losses, infinite = shards.told([*result.inner_losses.tolist(), float(result.loss), infinite])
-        told = list(torch.tensor(losses))
+        *losses, infinite = shards.sum_over_ranks([*result.inner_losses.tolist(), float(result.loss), infinite])
+        values = list(torch.tensor(losses))
         steps, names = config.inner.steps, [episode.task]
         try:  # the same on every rank
-            refuse_divergence(told[:-1], told[-1], steps, names)
+            refuse_divergence(values[:-1], values[-1], steps, names)
             if infinite:
                 raise Diverged(steps, steps, math.nan, "meta-gradient", names=names)
         except Diverged as error:
@@ -142,7 +142,7 @@ def group_gradients(
                 dist.all_reduce(g)  # a rate of many numbers, of which each rank has summed up its own
             grads[name] += g
         scored = zip(result.aux, query, strict=True)
-        hits = [((x.argmax(-1) == p.own.labels)[0] * p.counts).sum() / p.own.total for x, p in scored]
+        hits = [((x.argmax(-1) == p.batch.labels)[0] * p.counts).sum() / p.batch.total for x, p in scored]
         sums += torch.stack([result.loss, torch.stack(hits).sum(), *result.inner_losses]).double().cpu()
         del result, g  # the adapted weights, before those of the next episode
     return grads, sums.tolist()
@@ -152,8 +152,10 @@ def mean_rate_in_group(config: Config, rates: Params, shards: FastShards) -> flo
     """The mean inner learning rate, over all ranks' parts of rates for each number."""
     if not any(shards.has_part_of(name, value) for name, value in rates.items()):
         return mean_rate(config.inner, rates)
-    mine = [shards.without_padding(name, value) for name, value in rates.items()]
-    total, count = shards.told([float(sum(v.exp().sum() for v in mine)), float(sum(v.numel() for v in mine))])
+    parts = [shards.without_padding(name, value) for name, value in rates.items()]
+    total, count = shards.sum_over_ranks(
+        [float(sum(v.exp().sum() for v in parts)), float(sum(v.numel() for v in parts))]
+    )
     return total / count
 
 
@@ -176,9 +178,9 @@ def score_in_group(scoring: Scoring, episodes: Sequence[Episode], curve: bool = 
     out = []
     for episode in episodes:
         support, query = parts_of_rank(model, scoring.config, scoring.pad_id, episode, device)
-        given = (loss, dict(scoring.fast), support, scoring.loop)
-        path = follow(*given, has_aux=True) if curve else iter(
-            [adapt(*given, has_aux=True, last_inner_loss=False, check=False).params]
+        problem = (loss, dict(scoring.fast), support, scoring.loop)
+        path = follow(*problem, has_aux=True) if curve else iter(
+            [adapt(*problem, has_aux=True, last_inner_loss=False, check=False).params]
         )  # fmt: skip
         labels = torch.cat([part.labels for part in query])
         predicted, losses, confidence = [], [], []
@@ -188,8 +190,8 @@ def score_in_group(scoring: Scoring, episodes: Sequence[Episode], curve: bool = 
             for part in query:
                 with torch.no_grad():
                     logits = loss(params, part)[1]
-                each = F.cross_entropy(logits[0], part.own.labels[0], reduction="none")
-                chosen = predictions(logits, part.own.labels)[0]
+                each = F.cross_entropy(logits[0], part.batch.labels[0], reduction="none")
+                chosen = predictions(logits, part.batch.labels)[0]
                 of_rank = torch.stack([chosen.double(), each.double(), confidences(logits)[0]])
                 rows[:, first + part.index] += of_rank * part.counts
                 first += len(part.labels)

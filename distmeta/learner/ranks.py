@@ -45,10 +45,10 @@ def all_sum(values: list[float]) -> list[float]:
     return total.tolist()
 
 
-def gather(mine: list[Any]) -> list[Any]:
+def gather(values: list[Any]) -> list[Any]:
     """The ranks' lists one after another, on every rank."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
-        return mine
+        return values
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, mine)
+    dist.all_gather_object(parts, values)
     return [item for part in parts for item in part]

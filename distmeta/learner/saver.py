@@ -117,15 +117,15 @@ class Saver:
     @contextlib.contextmanager
     def _told(self, path: Path) -> Iterator[None]:
         """Each rank's part of a phase; at its end all know of all, and an error of one is an error of every one."""
-        mine = None
+        failure = None
         try:
             yield
         except Exception as error:
-            mine = f"{type(error).__name__}: {error}"
-        told = [mine]
+            failure = f"{type(error).__name__}: {error}"
+        failures = [failure]
         if self._group is not None:
-            told = [None] * self.world
-            dist.all_gather_object(told, mine, group=self._group)
-        for rank, what in enumerate(told):
+            failures = [None] * self.world
+            dist.all_gather_object(failures, failure, group=self._group)
+        for rank, what in enumerate(failures):
             if what is not None:
                 raise WriteError(f"checkpoint {path} could not be written by rank {rank}: {what}")

@@ -204,8 +204,8 @@ def positions(model: nn.Module) -> int | None:
 
 def position_limit(hf_config: Any) -> int | None:
     """Positions that a transformers configuration names; None where it sets no limit."""
-    found = (getattr(hf_config, key, None) for key in ("max_position_embeddings", "n_positions"))
-    return next((limit for limit in found if isinstance(limit, int) and limit > 0), None)
+    limits = (getattr(hf_config, key, None) for key in ("max_position_embeddings", "n_positions"))
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
 def _first_position(model: nn.Module, limit: int) -> int:

@@ -109,8 +109,8 @@ def in_order(tokens: Tensor, kept: Tensor, order: Tensor) -> tuple[Tensor, Tenso
     """Tokens [T, S] or [T, S, D] and which are kept [T, S], by their rows' places [T, S]; padding goes to the end."""
     place = torch.where(kept > 0, order, torch.iinfo(order.dtype).max).argsort(stable=True, dim=1)
     place = place[:, : int(kept.sum(1).max())]
-    at = place if tokens.dim() == 2 else place.unsqueeze(2).expand(-1, -1, tokens.shape[2])
-    return tokens.gather(1, at), kept.gather(1, place)
+    index = place if tokens.dim() == 2 else place.unsqueeze(2).expand(-1, -1, tokens.shape[2])
+    return tokens.gather(1, index), kept.gather(1, place)
 
 
 def keep_states(run: Run, embedded: Tensor, keep: Tensor) -> dict[str, Tensor]:

@@ -126,7 +126,7 @@ class FastShards:
         out: tuple[Tensor, ...] = _Gather.apply(self, tuple(names), dtype or shards[0].dtype, *shards)  # type: ignore[no-untyped-call]
         return out
 
-    def told(self, values: list[float]) -> list[float]:
+    def sum_over_ranks(self, values: list[float]) -> list[float]:
         """Sums over ranks. Raises RuntimeError where the ranks did not gather the same parameters in the same order."""
         if self.world == 1:
             return values
@@ -240,10 +240,10 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, shards: FastShards, names: tuple[str, ...], dtype: torch.dtype, *own: Tensor
+        ctx: Any, shards: FastShards, names: tuple[str, ...], dtype: torch.dtype, *parts: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.shards, ctx.names, ctx.sizes = shards, names, [shard.numel() for shard in own]
-        return shards.collect(names, own, dtype)
+        ctx.shards, ctx.names, ctx.sizes = shards, names, [shard.numel() for shard in parts]
+        return shards.collect(names, parts, dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]

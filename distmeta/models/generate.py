@@ -139,7 +139,7 @@ def _decoder(model: LanguageModel, params: Params, batch: TextBatch) -> Any:
     cache = Growing(params, rows)
     offset = earlier.sum(1).long()
     seen = torch.cat([earlier, prompt], 1)
-    at = begin.clone()
+    position = begin.clone()
 
     def run(ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         states: Tensor = model.under(
@@ -149,17 +149,17 @@ def _decoder(model: LanguageModel, params: Params, batch: TextBatch) -> Any:
         return states
 
     def step(token: Tensor | None) -> Tensor:
-        nonlocal seen, at
+        nonlocal seen, position
         if token is None:
             causal = torch.ones(length, length, dtype=torch.bool, device=begin.device).tril()
-            own = causal & (prompt > 0).view(-1, 1, 1, length)
-            mask = torch.cat([(earlier > 0)[:, None, None].expand(-1, 1, length, -1), own], -1)
+            within = causal & (prompt > 0).view(-1, 1, 1, length)
+            mask = torch.cat([(earlier > 0)[:, None, None].expand(-1, 1, length, -1), within], -1)
             states = run(batch.input_ids[:, :length], mask, offset.unsqueeze(1) + place)
             last = states.gather(1, (begin - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1]))
         else:
             seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
-            last = run(token.unsqueeze(1), (seen > 0)[:, None, None], (offset + at).unsqueeze(1))
-            at = at + 1
+            last = run(token.unsqueeze(1), (seen > 0)[:, None, None], (offset + position).unsqueeze(1))
+            position = position + 1
         return model.scores(params, last.view(tasks, rows, 1, -1)).flatten(0, 2)
 
     return step

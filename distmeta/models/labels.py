@@ -136,10 +136,10 @@ class LabelModel(LanguageModel):
             scores = self.scores(params, self.features(params, batch))[:, :, 0]
             letters: Any = self.letters
             return scores[..., letters[: self.classes]]
-        found = self.likelihoods(params, batch, words)
+        likelihood = self.likelihoods(params, batch, words)
         if self.normalise == "length":
-            return found / (words >= 0).sum(2).unsqueeze(1)
-        return found - params[PRIOR].unsqueeze(1) if self.normalise == "unconditional" else found
+            return likelihood / (words >= 0).sum(2).unsqueeze(1)
+        return likelihood - params[PRIOR].unsqueeze(1) if self.normalise == "unconditional" else likelihood
 
     def likelihoods(self, params: Params, batch: TextBatch, words: Tensor) -> Tensor:
         """The sum of the log-likelihoods of each name's tokens after each text, [T, n, C].
@@ -150,13 +150,13 @@ class LabelModel(LanguageModel):
         number, place = (words[:, :, 1:] >= 0).any(0).nonzero().unbind(1)  # of tokens that others follow, [E]
         target = words[:, number, place + 1]  # [T, E]
         more = words[:, number, place].clamp(min=0).repeat_interleave(rows, 0)  # [N, E]
-        held = (target >= 0).repeat_interleave(rows, 0)
+        real = (target >= 0).repeat_interleave(rows, 0)
         branch = torch.cat([number.new_full((batch.input_ids.shape[1],), -1), number])  # [L + E]
         seen = (branch == -1) | (branch.unsqueeze(1) == branch)
-        at = torch.cat([batch.positions, batch.last.unsqueeze(1) + 1 + place], 1)
-        keep = torch.cat([batch.keep, held], 1)
+        positions = torch.cat([batch.positions, batch.last.unsqueeze(1) + 1 + place], 1)
+        keep = torch.cat([batch.keep, real], 1)
         states = self.under(params, lambda: context.states_after(
-            self._run, params, self.embeddings()(torch.cat([batch.input_ids, more], 1)), keep, rows, seen, at
+            self._run, params, self.embeddings()(torch.cat([batch.input_ids, more], 1)), keep, rows, seen, positions
         ))  # fmt: skip
         first = states.gather(1, batch.last.view(-1, 1, 1).expand(-1, 1, states.shape[-1]))
         begun = words[:, None, None, :, 0].expand(-1, rows, 1, -1)  # [T, n, 1, C]
@@ -165,8 +165,8 @@ class LabelModel(LanguageModel):
         step = max(1, BLOCK // (tasks * rows * self._output_rows(params)))
         for i in range(0, len(number), step):
             chosen = target[:, None, i : i + step, None].expand(-1, rows, -1, 1)
-            found = self._chosen(params, later[:, :, i : i + step], chosen.clamp(min=0))[..., 0]
-            total = total.index_add(2, number[i : i + step], torch.where(chosen[..., 0] >= 0, found, 0.0))
+            part = self._chosen(params, later[:, :, i : i + step], chosen.clamp(min=0))[..., 0]
+            total = total.index_add(2, number[i : i + step], torch.where(chosen[..., 0] >= 0, part, 0.0))
         return total
 
     def _chosen(self, params: Params, states: Tensor, tokens: Tensor) -> Tensor:

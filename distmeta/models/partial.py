@@ -121,10 +121,10 @@ class Layers:
 
         def run(hidden: Tensor, *tensors: Tensor) -> Any:
             values = parameters | dict(zip(learnt, tensors, strict=False))
-            given = list(leaves)
+            inputs = list(leaves)
             for i, x in zip(beside, tensors[len(learnt) :], strict=True):
-                given[i] = x
-            args, kwargs = tree_unflatten(given, spec)
+                inputs[i] = x
+            args, kwargs = tree_unflatten(inputs, spec)
             self._again = True
             try:
                 return functional_call(layer, values, (hidden, *args), kwargs, tie_weights=False)

@@ -45,7 +45,7 @@ class RankFailed(RuntimeError):
 class Shard:
     """A rank's part of one weight: `numel` values cut into `world` equal parts, the last one padded with zeros."""
 
-    own: Tensor  # linear: [ceil(numel / world)]; embedding: [V, ceil(D / world)]
+    part: Tensor  # linear: [ceil(numel / world)]; embedding: [V, ceil(D / world)]
     shape: torch.Size
 
 
@@ -58,7 +58,7 @@ class Shards:
     def __init__(self, device: torch.device, timeout_s: float) -> None:
         self.device = device
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.held: list[Shard] = []
+        self.weights: list[Shard] = []
         self.alive = self.peak = 0
         self.seconds = 0.0  # in communication, so far; on a GPU without what runs on after a call
         self._buffer = torch.empty(0, dtype=torch.uint8, device=device)
@@ -71,8 +71,8 @@ class Shards:
         shard = torch.zeros(size, dtype=weight.dtype, device=self.device)
         part = weight.detach().reshape(-1)[self.rank * size :][:size]
         shard[: part.numel()] = part
-        self.held.append(Shard(shard, weight.shape))
-        return functools.partial(self.gather, len(self.held) - 1)
+        self.weights.append(Shard(shard, weight.shape))
+        return functools.partial(self.gather, len(self.weights) - 1)
 
     def add_embedding(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
         """Keep this rank's columns of `weight` [V, D]; returns a function from ids [...] to rows [..., D]."""
@@ -80,8 +80,8 @@ class Shards:
         shard = torch.zeros(weight.shape[0], size, dtype=weight.dtype, device=self.device)
         part = weight.detach()[:, self.rank * size :][:, :size]
         shard[:, : part.shape[1]] = part
-        self.held.append(Shard(shard, weight.shape))
-        return functools.partial(self.look_up, len(self.held) - 1)
+        self.weights.append(Shard(shard, weight.shape))
+        return functools.partial(self.look_up, len(self.weights) - 1)
 
     def gather(self, index: int) -> Tensor:
         """The whole weight [O, I]; its memory is used again as soon as the caller has let go of it."""
@@ -97,8 +97,8 @@ class Shards:
 
     def describe(self) -> str:
         """One line for a person."""
-        whole = sum(s.shape.numel() * s.own.element_size() for s in self.held) / 1e6
-        return f"frozen base: {len(self.held)} weights of {whole:.1f} MB in shards over {self.world} ranks"
+        whole = sum(s.shape.numel() * s.part.element_size() for s in self.weights) / 1e6
+        return f"frozen base: {len(self.weights)} weights of {whole:.1f} MB in shards over {self.world} ranks"
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -152,8 +152,8 @@ class Shards:
         out = None
         rows = requests.tolist()
         for wanted in sorted({i for i, _ in rows if i >= 0}):
-            shard = self.held[wanted]
-            if shard.own.dim() == 2:
+            shard = self.weights[wanted]
+            if shard.part.dim() == 2:
                 columns = self._columns(shard, max(n for i, n in rows if i == wanted), ids if index == wanted else None)
             else:
                 columns = self._whole(shard, [r for r, (i, _) in enumerate(rows) if i == wanted])
@@ -161,16 +161,16 @@ class Shards:
         return out
 
     def _whole(self, shard: Shard, wanting: list[int]) -> Tensor | None:
-        size = shard.own.numel()
+        size = shard.part.numel()
         whole = None
         if self.rank in wanting:
-            whole = self._space(size * self.world * shard.own.element_size()).view(shard.own.dtype)
+            whole = self._space(size * self.world * shard.part.element_size()).view(shard.part.dtype)
         if len(wanting) == self.world:
-            dist.all_gather_into_tensor(whole, shard.own)
+            dist.all_gather_into_tensor(whole, shard.part)
         else:
             for r in wanting:
                 parts = list(torch.split(whole, size)) if whole is not None and r == self.rank else None
-                dist.gather(shard.own, parts, dst=r)
+                dist.gather(shard.part, parts, dst=r)
         return None if whole is None else self._count(whole[: shard.shape.numel()].view(shard.shape))
 
     def _columns(self, shard: Shard, count: int, ids: Tensor | None) -> Tensor | None:
@@ -179,7 +179,7 @@ class Shards:
             counts[: ids.numel()] = ids.reshape(-1)
         every = torch.empty(self.world * count, dtype=torch.int64, device=self.device)
         dist.all_gather_into_tensor(every, counts)
-        sent = shard.own[every]  # [world * count, columns]
+        sent = shard.part[every]  # [world * count, columns]
         came = torch.empty_like(sent)
         dist.all_to_all_single(came, sent)
         if ids is None:
@@ -266,7 +266,7 @@ def shard_frozen(model: TaskModel, config: Config, device: torch.device) -> Shar
         else:
             continue
         layer.weight, layer.fetch = None, fetch
-    if not shards.held:
+    if not shards.weights:
         return None
     model.frozen_shards = cast(Any, shards)
     return shards

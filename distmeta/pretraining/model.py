@@ -27,12 +27,12 @@ def objective_of(config: ModelConfig, objective: str) -> str:
             "(bert, ...) or causal (gpt2, llama, qwen2, ...): choose one of these, or bring pretrained weights"
         )
     decodes = bool(getattr(hf_config, "is_decoder", False))
-    there = {
+    known = {
         "masked": kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes,
         "causal": kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         and (decodes or kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     }
-    able = [name for name, is_there in there.items() if is_there]
+    able = [name for name, is_there in known.items() if is_there]
     if not able:
         raise InputError(
             f"{where}: {kind} has no language-model head in transformers; choose bert, gpt2, llama, qwen2, ..."

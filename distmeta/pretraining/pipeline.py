@@ -189,9 +189,9 @@ def directory(config: Config) -> Path:
     """The pipeline's directory, new or its own. Raises InputError where something else is in it."""
     path = Path(config.cluster.storage or ".") / (config.run.dir or f"runs/{config.run.name}")
     if path.exists() and not (path / RECORD).is_file():
-        there = [entry.name for entry in path.iterdir() if entry.name not in (".lock", "config.yaml")]
-        if there:
-            raise InputError(f"run.dir = {path}: holds {there[0]} and is no pipeline's; give another run.dir")
+        entries = [entry.name for entry in path.iterdir() if entry.name not in (".lock", "config.yaml")]
+        if entries:
+            raise InputError(f"run.dir = {path}: holds {entries[0]} and is no pipeline's; give another run.dir")
     path.mkdir(parents=True, exist_ok=True)
     return path.resolve()
 

@@ -334,8 +334,10 @@ def named(run_dir: Path, which: str | int) -> Path | None:
         return best_of(run_dir)
     steps = [step_of(path) for path in checkpoints_of(run_dir)]
     if not str(which).isdecimal() or int(which) not in steps:
-        there = ", ".join(map(str, sorted(steps))) or "none"
-        raise InputError(f"--checkpoint {which}: best, last, or a meta-step whose checkpoint {run_dir} has ({there})")
+        existing = ", ".join(map(str, sorted(steps))) or "none"
+        raise InputError(
+            f"--checkpoint {which}: best, last, or a meta-step whose checkpoint {run_dir} has ({existing})"
+        )
     return run_dir / "checkpoints" / f"step-{int(which):06d}"
 
 

@@ -79,12 +79,12 @@ def descendants(pid: int) -> list[int]:
         with contextlib.suppress(OSError):  # it has ended
             parent = file.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]
             children.setdefault(int(parent), []).append(int(file.parent.name))
-    found, todo = [], [pid]
+    out, todo = [], [pid]
     while todo:
         started = children.get(todo.pop(), [])
-        found += started
+        out += started
         todo += started
-    return found
+    return out
 
 
 def exit_code() -> int | None:

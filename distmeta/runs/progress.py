@@ -350,13 +350,17 @@ def class_table(details: dict[str, Any], most: int = 20) -> Any:
 def paired(details: dict[str, Any]) -> str:
     """One sentence: the meta-trained model less each other method on the same episodes; empty where there is none."""
     each = details.get("differences", {})
-    metric = next((name for name in ("token_f1", "accuracy") if all(name in found for found in each.values())), None)
+    metric = next(
+        (name for name in ("token_f1", "accuracy") if all(name in difference for difference in each.values())), None
+    )
     if not each or metric is None:
         return ""
-    said = [f"{name} {found[metric]['mean']:+.3f} {signed(found[metric])}" for name, found in each.items()]
+    parts = [
+        f"{name} {difference[metric]['mean']:+.3f} {signed(difference[metric])}" for name, difference in each.items()
+    ]
     first = next(iter(each.values()))[metric]
     unit = next(name for name in ("tasks", "classes", "episodes") if name in first)
-    return f"Meta-trained less each, paired, {_said(metric)} over {first[unit]} {unit}: {', '.join(said)}."
+    return f"Meta-trained less each, paired, {_said(metric)} over {first[unit]} {unit}: {', '.join(parts)}."
 
 
 def signed(difference: dict[str, float]) -> str:

@@ -52,15 +52,15 @@ def by_parameter(rows: list[Row], keys: list[str], metric: str) -> Any:
         if key is None:
             axes.remove()
             continue
-        there = [row for row in rows if key in row["params"]]
-        values = [row["params"][key] for row in there]
+        searched = [row for row in rows if key in row["params"]]
+        values = [row["params"][key] for row in searched]
         if not all(type(value) in (int, float) for value in values):
             values = [str(value) for value in values]
         elif min(values) > 0 and max(values) > 20 * min(values):
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("")
-        axes.plot(values, [row["value"] for row in there], "o")
+        axes.plot(values, [row["value"] for row in searched], "o")
         axes.set(xlabel=key, ylabel=f"meta-validation {metric}")
     return figure
 

@@ -22,7 +22,7 @@ class InOrder(Searcher):  # type: ignore[misc]
     def __init__(self, config: Config, axes: list[Axis], trials: list[dict[str, Any]], at_once: int) -> None:
         mode = "min" if config.tune.metric == "loss" else "max"
         super().__init__(metric=config.tune.metric, mode=mode)
-        self.config, self.axes, self.given = config, axes, trials
+        self.config, self.axes, self.points = config, axes, trials
         self.at_once = at_once
         self.next = 0
         self.live: dict[str, int] = {}
@@ -32,23 +32,23 @@ class InOrder(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> Any:
         number = self.next
-        if number >= len(self.given):
+        if number >= len(self.points):
             return Searcher.FINISHED
         if len(self.live) - len(self.waiting) >= self.at_once:
             return None
-        chosen = dict(self.given[number])
+        chosen = dict(self.points[number])
         if self.config.tune.searcher == "optuna" and chosen["kind"] == "search":
             before = range(max(0, number - self.at_once + 1))
             if not all(n in self.scores for n in before):
                 return None
-            scored = [(self.params[n], self.scores[n]) for n in before if self.given[n]["kind"] == "search"]
+            scored = [(self.params[n], self.scores[n]) for n in before if self.points[n]["kind"] == "search"]
             chosen["params"] = ask(self.axes, self.config, number, scored)
         self.next, self.live[trial_id], self.params[number] = number + 1, number, chosen["params"]
         return {"number": number, **chosen}
 
     @property
     def is_exhausted(self) -> bool:
-        return self.next >= len(self.given)
+        return self.next >= len(self.points)
 
     def wait(self, trial_id: str, score: float) -> None:
         """A trial waits, with this score; another may begin."""

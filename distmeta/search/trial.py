@@ -38,7 +38,7 @@ from distmeta.search.runs import (
 )
 from distmeta.search.space import Params
 
-TOLD = "told.json"
+REPORTED = "told.json"
 POLL_S = 0.2
 GRACE_S = 60.0  # how long a group may take to end when its trial is stopped
 
@@ -50,29 +50,29 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         # Tune copies the whole of `config` from another trial when it exploits it; the name stays this trial's own.
         self.number = int(self.trial_name.removeprefix("trial-"))
         self.run_dir = trial_dir(Path(sweep_dir), self.number)
-        self.given, self.base, self.store = config, make_config(base), store
+        self.point, self.base, self.store = config, make_config(base), store
         self.before = read_record(self.run_dir)
         self.over = self.before.get("status") in ENDED  # of a search that is resumed: its scores stand
         self.params: Params = self.before.get("params") or config["params"]
-        self.told, self.last = 0, dict[str, Any]()
+        self.reported, self.last = 0, dict[str, Any]()
         self.group: Any = None
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]
         """Go on after a wait, telling nothing again; under population-based training perhaps from a better trial's."""
-        if (Path(checkpoint_dir) / TOLD).exists():
-            self.told = json.loads((Path(checkpoint_dir) / TOLD).read_text(encoding="utf-8"))
+        if (Path(checkpoint_dir) / REPORTED).exists():
+            self.reported = json.loads((Path(checkpoint_dir) / REPORTED).read_text(encoding="utf-8"))
             return
         if not (Path(checkpoint_dir) / checkpoints.MANIFEST).exists():
             return  # it was paused before its first checkpoint
-        self.params = self.given["params"]
-        self.told = adopt(Path(checkpoint_dir), self.run_dir, self.before.get("params", {}), self.params)
+        self.params = self.point["params"]
+        self.reported = adopt(Path(checkpoint_dir), self.run_dir, self.before.get("params", {}), self.params)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]
         """What was told last: the step; under population-based training, which copies it, the run's checkpoint."""
         if self.base.tune.scheduler != "pbt":
-            (Path(checkpoint_dir) / TOLD).write_text(json.dumps(self.told), encoding="utf-8")
-        elif is_saved(self.run_dir, self.told):
-            saved = self.run_dir / "checkpoints" / f"step-{self.told:06d}"
+            (Path(checkpoint_dir) / REPORTED).write_text(json.dumps(self.reported), encoding="utf-8")
+        elif is_saved(self.run_dir, self.reported):
+            saved = self.run_dir / "checkpoints" / f"step-{self.reported:06d}"
             shutil.copytree(saved, checkpoint_dir, dirs_exist_ok=True)
 
     def step(self) -> dict[str, Any]:
@@ -82,14 +82,14 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         while True:
             ended = self.over or bool(ray.wait([self.group], timeout=POLL_S)[0])
             reason = self._outcome() if ended and not self.over else None
-            new = [record for record in validations(self.run_dir) if record["step"] > self.told]
+            new = [record for record in validations(self.run_dir) if record["step"] > self.reported]
             ready = [r for r in new if ended or (r["step"] < new[-1]["step"] or not self._is_last(r))]
             ready = [r for r in ready if ended or not keeps or is_saved(self.run_dir, r["step"])]
             if reason is not None:
                 update_record(self.run_dir, status="failed", reason=reason)
                 return {**self.last, "done": True}
             if ready:
-                self.told, self.last = ready[0]["step"], self._result(ready[0])
+                self.reported, self.last = ready[0]["step"], self._result(ready[0])
                 return {**self.last, "done": ended and len(ready) == 1}
             if ended:
                 return {**self.last, "done": True}
@@ -110,8 +110,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             release(self.run_dir)
 
     def _begin(self) -> None:
-        config = trial_config(self.base, self.given["kind"], self.params, self.run_dir)
-        kept = {"number": self.number, "kind": self.given["kind"], "params": self.params}
+        config = trial_config(self.base, self.point["kind"], self.params, self.run_dir)
+        kept = {"number": self.number, "kind": self.point["kind"], "params": self.params}
         update_record(self.run_dir, **kept, status="running", reason="")
         (self.run_dir / STOP).unlink(missing_ok=True)  # here, so that none that comes after is missed
         task = ray.remote(learn).options(num_cpus=0, max_retries=0)  # type: ignore[attr-defined]

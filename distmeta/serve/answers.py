@@ -170,7 +170,7 @@ def label_answers(predictions: Sequence[Mapping[str, Any]], settings: Settings) 
         for _ in range(settings.n):
             label = draw_label(chances, ordered, settings, draw)
             scored = Scored(label.encode(), logarithm(chances[label]), others, 0)
-            text = label[: min([len(label), *(at for stop in settings.stops if (at := label.find(stop)) >= 0)])]
+            text = label[: min([len(label), *(end for stop in settings.stops if (end := label.find(stop)) >= 0)])]
             out.append(Piece(text, (scored,) if settings.top is not None else (), "stop"))
     return out
 

@@ -83,25 +83,25 @@ class Base:
 
     def adapt(self, several: Sequence[Asked]) -> list[Task | Exception]:
         """A task for each support set, or why there is none."""
-        found: dict[int, Task | Exception] = {}
+        tasks: dict[int, Task | Exception] = {}
         supports: dict[int, Support] = {}
         for i, asked in enumerate(several):
             try:
                 supports[i] = self._support(asked)
             except (InputError, Refused) as error:
-                found[i] = error
+                tasks[i] = error
         numbers, read = list(supports), list(supports.values())
         for place, fitted in fit_each(
             self.model, self.fast, self.shared, self.rates, read, self.config, self.pad_id,
             [several[i].steps for i in numbers], self.batch_tasks,
         ):  # fmt: skip
             i = numbers[place]
-            found[i] = (
+            tasks[i] = (
                 Refused(422, str(fitted))
                 if isinstance(fitted, Diverged)
                 else self._task(several[i], read[place], *fitted)
             )
-        return [found[i] for i in range(len(several))]
+        return [tasks[i] for i in range(len(several))]
 
     def predict(self, several: Sequence[tuple[Task, Sequence[str]]]) -> list[list[dict[str, Any]] | Exception]:
         """For each (task, texts) what `AdaptedModel.predict` of that task gives, or why it gives nothing."""
@@ -117,13 +117,13 @@ class Base:
                 continue
             out[i] = [{}] * len(texts)
             shapes = tuple(tuple(value.shape) for value in task.params.values())
-            for at in range(0, len(texts), MOST_ROWS):
-                rows = part_of(whole, at, min(at + MOST_ROWS, len(texts)))
+            for start in range(0, len(texts), MOST_ROWS):
+                rows = part_of(whole, start, min(start + MOST_ROWS, len(texts)))
                 padded = 1 << (len(rows.labels) - 1).bit_length()
-                parts.setdefault((padded, shapes), []).append((i, at, rows))
+                parts.setdefault((padded, shapes), []).append((i, start, rows))
         for (padded, _), group in parts.items():
-            for at in range(0, len(group), self.batch_tasks):
-                self._predict_part(group[at : at + self.batch_tasks], padded, several, out)
+            for start in range(0, len(group), self.batch_tasks):
+                self._predict_part(group[start : start + self.batch_tasks], padded, several, out)
         return out
 
     def tokens_of(self, texts: Sequence[str]) -> int:
@@ -150,11 +150,11 @@ class Base:
         order = np.concatenate([part["rows"] for part in parts], 1)  # [T, n]
         scores = np.empty((*order.shape, logits[0].shape[-1]))
         np.put_along_axis(scores, order[:, :, None], torch.cat(logits, 1).double().cpu().numpy(), 1)
-        for t, (i, at, rows) in enumerate(group):
+        for t, (i, start, rows) in enumerate(group):
             labels = tasks[t].about["labels"]
             of_labels = np.exp(scores[t, :, : len(labels)] - scores[t, :, : len(labels)].max(1, keepdims=True))
             for row in range(len(rows.labels)):
-                out[i][at + row] = likeliest(of_labels[row] / of_labels[row].sum(), labels)
+                out[i][start + row] = likeliest(of_labels[row] / of_labels[row].sum(), labels)
 
     def _stacked(self, tasks: Sequence[Task]) -> dict[str, torch.Tensor]:
         if len(tasks) == 1:

@@ -25,17 +25,17 @@ class Metrics:
         self.registry = CollectorRegistry()
         if SHARED in os.environ:
             forget_the_dead(Path(os.environ[SHARED]))
-        given: dict[str, Any] = {"registry": self.registry}
-        self.requests = Counter("distmeta_requests", "Requests answered", ["endpoint", "status"], **given)
+        options: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("distmeta_requests", "Requests answered", ["endpoint", "status"], **options)
         self.errors = Counter(
-            "distmeta_errors", "Requests not answered well, status 400 and above", ["status"], **given
+            "distmeta_errors", "Requests not answered well, status 400 and above", ["status"], **options
         )
         self.latency = Histogram(
-            "distmeta_request_seconds", "From a request to its answer", ["endpoint"], buckets=SECONDS, **given
+            "distmeta_request_seconds", "From a request to its answer", ["endpoint"], buckets=SECONDS, **options
         )  # fmt: skip
-        self.batch = Histogram("distmeta_batch_size", "Requests in a batch", ["kind"], buckets=SIZES, **given)
-        self.tokens = Counter("distmeta_tokens", "Tokens of /v1, of prompts and of answers", ["kind"], **given)
-        gauge = {"multiprocess_mode": "livesum", **given}
+        self.batch = Histogram("distmeta_batch_size", "Requests in a batch", ["kind"], buckets=SIZES, **options)
+        self.tokens = Counter("distmeta_tokens", "Tokens of /v1, of prompts and of answers", ["kind"], **options)
+        gauge = {"multiprocess_mode": "livesum", **options}
         self.in_memory = Gauge("distmeta_tasks_in_memory", "Adapted tasks, over replicas", **gauge)
         self.bytes = Gauge("distmeta_tasks_memory_bytes", "Of these tasks", **gauge)
         self.waiting = Gauge("distmeta_waiting", "Requests that wait for the model", **gauge)
@@ -58,6 +58,6 @@ class Metrics:
 def forget_the_dead(folder: Path, alive: Callable[[int], bool] = lambda pid: Path(f"/proc/{pid}").exists()) -> None:
     """Remove the gauges of replicas that are no more; what they counted stays."""
     for file in folder.glob("gauge_live*_*.db"):
-        found = re.search(r"_(\d+)\.db$", file.name)
-        if found and not alive(int(found.group(1))):
-            multiprocess.mark_process_dead(int(found.group(1)), str(folder))
+        match = re.search(r"_(\d+)\.db$", file.name)
+        if match and not alive(int(match.group(1))):
+            multiprocess.mark_process_dead(int(match.group(1)), str(folder))

@@ -43,7 +43,7 @@ class OpenAI:
 
     async def models(self, request: Request) -> Response:
         made = await asyncio.to_thread(self.store.made)
-        return JSONResponse({"object": "list", "data": [listed(handle, at) for handle, at in made.items()]})
+        return JSONResponse({"object": "list", "data": [listed(handle, created) for handle, created in made.items()]})
 
     async def model(self, request: Request) -> Response:
         task = await asyncio.to_thread(self.store.get, request.path_params["handle"])

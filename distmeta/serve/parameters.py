@@ -110,12 +110,12 @@ def checked(kind: type[Body], body: dict[str, Any], limits: ServeConfig) -> Body
         elif value is not None and name not in IGNORED:
             chosen[name] = value
     try:
-        found = kind.model_validate(chosen)
+        settings = kind.model_validate(chosen)
     except ValidationError as error:
         raise Refused(400, one_line(error, kind)) from None
-    if found.most is not None and found.most > limits.max_tokens:
-        raise Refused(400, f"max_tokens is {found.most}, the limit is {limits.max_tokens} (serve.max_tokens)")
-    return found
+    if settings.most is not None and settings.most > limits.max_tokens:
+        raise Refused(400, f"max_tokens is {settings.most}, the limit is {limits.max_tokens} (serve.max_tokens)")
+    return settings
 
 
 def one_line(error: ValidationError, kind: type[BaseModel]) -> str:

@@ -68,7 +68,7 @@ class Growing:
 
     def _piece(self, text: str, finish: str | None, tokens: int = 1) -> Piece:
         text = text[self._said :]
-        places = [at for stop in self.stops if (at := text.find(stop)) >= 0]
+        places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
         if places:
             text, finish = text[: min(places)], "stop"
         elif finish is None:

@@ -38,12 +38,12 @@ async def read_body(request: Request, limits: ServeConfig) -> bytes:
 def parse(body: bytes) -> dict[str, Any]:
     """The JSON object of a body."""
     try:
-        found = json.loads(body, parse_constant=_no_number)
+        value = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"the body is not JSON: {cut(str(error), 200)}") from None
-    if not isinstance(found, dict):
-        raise Refused(400, f"the body is a JSON {type(found).__name__}; give an object")
-    return found
+    if not isinstance(value, dict):
+        raise Refused(400, f"the body is a JSON {type(value).__name__}; give an object")
+    return value
 
 
 def support_of(
@@ -98,9 +98,9 @@ def check_text(where: str, value: Any, limits: ServeConfig) -> None:
         raise Refused(413, f"{where} has {len(value)} characters, the limit is {limits.characters} (serve.characters)")
 
 
-def _known(where: str, given: dict[str, Any], allowed: Iterable[str]) -> None:
+def _known(where: str, value: dict[str, Any], allowed: Iterable[str]) -> None:
     allowed = list(allowed)
-    for key in given:
+    for key in value:
         if key not in allowed:
             raise Refused(400, f"{where} has {shown(key)}; allowed are {', '.join(allowed)}.{nearest(key, allowed)}")
 

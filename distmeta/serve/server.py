@@ -237,9 +237,9 @@ def wait_until_healthy(host: str, port: int) -> None:
                     return
         except (OSError, ValueError):
             pass
-        for name, found in ray_serve.status().applications.items():
-            if found.status == "DEPLOY_FAILED":
-                reasons = [found.message, *(d.message for d in found.deployments.values())]
+        for name, application in ray_serve.status().applications.items():
+            if application.status == "DEPLOY_FAILED":
+                reasons = [application.message, *(d.message for d in application.deployments.values())]
                 raise InputError(f"the service does not start ({name}): {last_error(reasons)}")
         if time.monotonic() > until:
             raise TimeoutError(f"{address} did not answer for {START_S:.0f} seconds")

@@ -48,11 +48,11 @@ class Writing:
 
     def chunk(self, number: int, piece: Piece, first: bool) -> dict[str, Any]:
         """A piece of the answer `number`; first: of this answer."""
-        said = self._said(piece.text)
+        field = self._said(piece.text)
         if self.chat:
             role = {"role": "assistant"} if first else {}
-            said = {"delta": role | ({"content": piece.text} if first or piece.text else {})}
-        return self._head(".chunk") | {"choices": [self._choice(number, piece, said)]}
+            field = {"delta": role | ({"content": piece.text} if first or piece.text else {})}
+        return self._head(".chunk") | {"choices": [self._choice(number, piece, field)]}
 
     def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The chunk after all others, where it is asked for."""
@@ -68,16 +68,16 @@ class Writing:
     def _said(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
 
-    def _choice(self, number: int, answer: Answer | Piece, said: dict[str, Any]) -> dict[str, Any]:
+    def _choice(self, number: int, answer: Answer | Piece, field: dict[str, Any]) -> dict[str, Any]:
         scored = None
         if self.top is not None:
             scored = of_chat(answer.scored) if self.chat else of_completion(answer.scored, self.top)
-        return {"index": number, **said, "logprobs": scored, "finish_reason": answer.finish}
+        return {"index": number, **field, "logprobs": scored, "finish_reason": answer.finish}
 
     def _usage(self, answers: Sequence[Answer]) -> dict[str, int]:
-        said = sum(answer.tokens for answer in answers)
-        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": said,
-                "total_tokens": self.prompt_tokens + said}  # fmt: skip
+        generated = sum(answer.tokens for answer in answers)
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": generated,
+                "total_tokens": self.prompt_tokens + generated}  # fmt: skip
 
 
 def of_completion(scored: Sequence[Scored], top: int) -> dict[str, Any]:

@@ -104,8 +104,8 @@ class TaskStore:
 
     def room(self) -> None:
         """507: the directory holds as many tasks as it may."""
-        if (there := sum(1 for _ in self._files())) >= self.most:
-            raise Refused(507, f"{there} tasks are kept already, the limit is {self.most}; delete some")
+        if (count := sum(1 for _ in self._files())) >= self.most:
+            raise Refused(507, f"{count} tasks are kept already, the limit is {self.most}; delete some")
 
     def put(self, task: Task) -> None:
         """Keep a task, on the disk when this returns. 507: as `room`, or the disk is full."""
@@ -132,11 +132,11 @@ class TaskStore:
 
     def made(self) -> dict[str, int]:
         """As `list`, with when each was made, in seconds of 1970."""
-        found = {}
+        tasks = {}
         for file in sorted(self._files()):
             with contextlib.suppress(FileNotFoundError):  # it has just been deleted
-                found[file.name.removesuffix(SUFFIX)] = int(file.stat().st_mtime)
-        return found
+                tasks[file.name.removesuffix(SUFFIX)] = int(file.stat().st_mtime)
+        return tasks
 
     @property
     def in_memory(self) -> tuple[int, int]:

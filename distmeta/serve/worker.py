@@ -140,10 +140,10 @@ class Worker:
         while not self._ended or self._streams:
             jobs = self._gather()
             for kind, work in self._kinds.items():
-                mine = [job for job in jobs if job.kind == kind and job.result.set_running_or_notify_cancel()]
-                if mine:
-                    self._seen(kind, len(mine))
-                    finish(work, mine)
+                chosen = [job for job in jobs if job.kind == kind and job.result.set_running_or_notify_cancel()]
+                if chosen:
+                    self._seen(kind, len(chosen))
+                    finish(work, chosen)
             self._turn()
 
     def _gather(self) -> list[Job]:

@@ -19,7 +19,7 @@ def arrived(task: TaskConfig, index: int) -> int:
     return 1 + index // task.arrive_every
 
 
-def there(task: TaskConfig, groups: Groups, index: int) -> Groups:
+def arrived_tasks(task: TaskConfig, groups: Groups, index: int) -> Groups:
     """The tasks that have arrived by episode `index`; all of them where none arrive."""
     if not task.arrive_every:
         return groups

@@ -99,15 +99,15 @@ def check_feasible(store: TaskStore, task: TaskConfig, splits: Sequence[str] = S
         raise InputError(f"the data has one label only ('{store.labels[0]}'); a task needs at least two")
 
 
-def _too_few(where: str, there: int, task: TaskConfig) -> str:
+def _too_few(where: str, count: int, task: TaskConfig) -> str:
     need = task.shots + task.queries
-    if there > task.shots:
-        mend = f"lower task.queries to {there - task.shots} (or task.shots)"
-    elif there > 1:
-        mend = f"lower task.shots + task.queries to {there}"
+    if count > task.shots:
+        mend = f"lower task.queries to {count - task.shots} (or task.shots)"
+    elif count > 1:
+        mend = f"lower task.shots + task.queries to {count}"
     else:
         mend = "in family domain every task needs examples of every label" if task.family == "domain" else "add some"
     return (
-        f"{where} has {there} example{'s' * (there != 1)}; task.shots={task.shots} + "
+        f"{where} has {count} example{'s' * (count != 1)}; task.shots={task.shots} + "
         f"task.queries={task.queries} need {need}: {mend}, or leave it out (data.splits)"
     )

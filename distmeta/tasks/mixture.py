@@ -76,15 +76,15 @@ def drawn_groups(store: TaskStore, task: TaskConfig, split: str, draws: Draws) -
 
 def check_mixture(store: TaskStore, task: TaskConfig, splits: Sequence[str]) -> None:
     """Raises InputError if task.mixture does not give every source a weight, or none that a split has."""
-    there = sorted({name for sources in store.sources.values() for name in sources})
-    if not there or not isinstance(task.mixture, dict):  # no sources: other data, on which a mixed run is evaluated
+    names = sorted({name for sources in store.sources.values() for name in sources})
+    if not names or not isinstance(task.mixture, dict):  # no sources: other data, on which a mixed run is evaluated
         return
     for name in task.mixture:
-        if name not in there:
+        if name not in names:
             raise InputError(
-                f"task.mixture: no source '{name}'; data.sources has {', '.join(there)}.{nearest(name, there)}"
+                f"task.mixture: no source '{name}'; data.sources has {', '.join(names)}.{nearest(name, names)}"
             )
-    for name in there:
+    for name in names:
         if name not in task.mixture:
             raise InputError(f"task.mixture: the source '{name}' has no weight; name every source, 0 for none of it")
     for split in splits:

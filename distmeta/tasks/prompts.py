@@ -69,14 +69,14 @@ class LabelTokens:
         """The tokens of an episode's classes, by their labels. Raises InputError."""
         if self.words is None:
             return [(self.labels[i],) for i in range(len(names))]
-        found = [self.words(name) for name in names]
-        if len(set(found)) < len(found):
-            twice = next(name for i, name in enumerate(names) if found[i] in found[:i])
-            other = names[found.index(self.words(twice))]
+        tokens = [self.words(name) for name in names]
+        if len(set(tokens)) < len(tokens):
+            twice = next(name for i, name in enumerate(names) if tokens[i] in tokens[:i])
+            other = names[tokens.index(self.words(twice))]
             raise InputError(
                 f"task.labels = words: the labels '{other}' and '{twice}' have the same tokens; rename one"
             )
-        return found
+        return tokens
 
 
 def prompt_of(style: str, tokenizer: Tokenizer) -> Prompt:
@@ -134,8 +134,8 @@ def split_at(text: str, marks: Sequence[str]) -> list[str]:
     """What stands around the marks, of which each is there once, in their order. Raises ValueError."""
     out = []
     for mark in marks:
-        before, found, text = text.partition(mark)
-        if not found:
+        before, separator, text = text.partition(mark)
+        if not separator:
             raise ValueError("it leaves a turn out")
         out.append(before)
     return [*out, text]
@@ -165,13 +165,13 @@ def _tokens(labels: str, style: str, tokenizer: Tokenizer, most: int, sources: S
         @lru_cache(maxsize=1 << 16)
         def words(name: str) -> tuple[int, ...]:
             source, _, bare = name.partition("/")
-            found = ids(prompt.gap + (bare if source in sources else name))
-            if not found or len(found) > most:
+            tokens = ids(prompt.gap + (bare if source in sources else name))
+            if not tokens or len(tokens) > most:
                 raise InputError(
-                    f"task.labels = words: the label '{cut(name, 60)}' has {len(found)} tokens, and may have 1 to "
+                    f"task.labels = words: the label '{cut(name, 60)}' has {len(tokens)} tokens, and may have 1 to "
                     f"{most}; raise model.answer_tokens, rename it, or set task.labels=letters"
                 )
-            return found
+            return tokens
 
         return LabelTokens(first, (), after, blank, words, most)
     return LabelTokens(first, letter_tokens(prompt, ids), after, blank)

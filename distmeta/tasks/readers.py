@@ -79,11 +79,11 @@ def read_texts(sources: Sequence[Source], column: str, key: str = "") -> Iterato
     named, mend = (f" ({key})", f"set {key} to one of them.") if key else ("", f"rename one of them to '{column}'.")
     for source in sources:
 
-        def choose(there: Sequence[str], source: Source = source) -> dict[str, str]:
-            if source.kind != "txt" and column not in there:
+        def choose(columns: Sequence[str], source: Source = source) -> dict[str, str]:
+            if source.kind != "txt" and column not in columns:
                 raise InputError(
-                    f"{source.name}: no column '{column}'{named}; its columns are {', '.join(there)}; "
-                    f"{mend}{nearest(column, there)}"
+                    f"{source.name}: no column '{column}'{named}; its columns are {', '.join(columns)}; "
+                    f"{mend}{nearest(column, columns)}"
                 )
             return {"text": column}
 
@@ -97,7 +97,7 @@ def read_texts(sources: Sequence[Source], column: str, key: str = "") -> Iterato
 
 
 def choose_columns(
-    there: Sequence[str],
+    columns: Sequence[str],
     source: Source,
     data: DataConfig,
     family: str,
@@ -112,28 +112,28 @@ def choose_columns(
             mend = f"the run's is '{name}': rename one of them."
         mend = mend or f"set data.{role} to one of them."
         return InputError(
-            f"{source.name}: no column '{name}' (data.{role}); its columns are {', '.join(there)}; "
-            f"{mend}{nearest(name, there)}"
+            f"{source.name}: no column '{name}' (data.{role}); its columns are {', '.join(columns)}; "
+            f"{mend}{nearest(name, columns)}"
         )
 
     chosen = {}
     for role in ("input", "target") if family == "text_to_text" else ("text", "label"):
         chosen[role] = name = getattr(data, role)
-        if name not in there:
+        if name not in columns:
             raise missing(role, name)
     for role in ("options", "instruction") if family == "text_to_text" else ():
-        if getattr(data, role) in there:
+        if getattr(data, role) in columns:
             chosen[role] = getattr(data, role)
         elif role in data.model_fields_set:
             raise missing(role, getattr(data, role))
     for role in ("task", "split", *chosen):
-        if list(there).count(getattr(data, role)) > 1:
+        if list(columns).count(getattr(data, role)) > 1:
             name = getattr(data, role)
-            raise InputError(f"{source.name}: {list(there).count(name)} columns are named '{name}' (data.{role}); "
+            raise InputError(f"{source.name}: {list(columns).count(name)} columns are named '{name}' (data.{role}); "
                              "rename all but one")  # fmt: skip
     if one_task:
         return chosen
-    if data.task in there:
+    if data.task in columns:
         if family != "classes":
             chosen["task"] = data.task
     elif family != "classes":
@@ -142,8 +142,8 @@ def choose_columns(
     elif "task" in data.model_fields_set:
         raise missing("task", data.task)
     if data.splits is None:
-        by_hash = data.split == "hash" and "hash" not in there
-        if data.split in there:
+        by_hash = data.split == "hash" and "hash" not in columns
+        if data.split in columns:
             chosen["split"] = data.split
         elif "split" in data.model_fields_set and not by_hash:
             raise missing("split", data.split, "set data.split to one of them, or to hash for a stable hash.")
@@ -163,7 +163,7 @@ Batches = Iterator[tuple[dict[str, pa.Array], "np.ndarray[Any, Any]"]]
 
 def _read_jsonl(source: Source, choose: Choose) -> Batches:
     columns: dict[str, str] = {}
-    there: dict[str, None] = {}  # the names of all rows so far, in order
+    names: dict[str, None] = {}  # the names of all rows so far, in order
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     for number, line in source.lines():
@@ -176,9 +176,9 @@ def _read_jsonl(source: Source, choose: Choose) -> Batches:
             raise InputError(f"{where}: does not parse as JSON: {error}") from None
         if not isinstance(row, dict):
             raise InputError(f"{where}: holds a {type(row).__name__}; each line is one JSON object")
-        if not row.keys() <= there.keys():
-            there |= dict.fromkeys(row)
-            now = choose(list(there))
+        if not row.keys() <= names.keys():
+            names |= dict.fromkeys(row)
+            now = choose(list(names))
             if begun := sorted(set(now) - set(columns) - {"options", "instruction"} if columns else ()):
                 raise InputError(
                     f"{where}: the first row with '{now[begun[0]]}' (data.{begun[0]}); give all rows of the file one"
@@ -238,10 +238,10 @@ def _read_csv(source: Source, choose: Choose) -> Batches:
     try:
         # Twice: the first opening only reads the names, so that no unused column needs a type.
         with source.open() as stream:
-            there = pacsv.open_csv(stream, read_options=read, parse_options=parse).schema.names
-        if len(there) == 1 and (reason := _other_separator(there[0], delimiter)):
+            names = pacsv.open_csv(stream, read_options=read, parse_options=parse).schema.names
+        if len(names) == 1 and (reason := _other_separator(names[0], delimiter)):
             raise InputError(f"{source.name}: {reason}")
-        columns = choose(there)
+        columns = choose(names)
         convert = pacsv.ConvertOptions(
             include_columns=list(dict.fromkeys(columns.values())),
             column_types={name: pa.large_string() for name in columns.values()},

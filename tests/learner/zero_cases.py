@@ -85,9 +85,9 @@ def main(world, rank, folder, cases):
         elif shards is None:
             report[name] = {"shards": 0}
         else:
-            sizes = [s.shape.numel() * s.own.element_size() for s in shards.held if s.own.dim() == 1]
+            sizes = [s.shape.numel() * s.part.element_size() for s in shards.weights if s.part.dim() == 1]
             report[name] = {
-                "shards": len(shards.held), "peak": shards.peak, "alive": shards.alive,
+                "shards": len(shards.weights), "peak": shards.peak, "alive": shards.alive,
                 "largest": max(sizes, default=0),
             }  # fmt: skip
         report[name]["records"] = small.records(run)

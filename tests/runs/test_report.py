@@ -221,7 +221,7 @@ def test_what_has_no_data_is_left_out_with_a_reason(tmp_path, absent, titles):
     run = read_run(made(tmp_path / "run", **{absent: None}))
     page = Page("run", state(run), sections(run))
     assert {section.title for section in page.absent} == titles and all(section.reason for section in page.absent)
-    assert len(page.there) + len(page.absent) == 11
+    assert len(page.shown) + len(page.absent) == 11
     assert ("unfinished, 6 of 20 meta-steps" in page.about) == (absent == "evaluation.json")
 
 

@@ -27,7 +27,7 @@ CURVES = {
 }
 
 
-def said(method: str) -> str:
+def readable(method: str) -> str:
     """A method's key in words."""
     return "meta-trained" if method == "meta_trained" else method.replace("_", " ")
 
@@ -40,7 +40,7 @@ def intervals(methods: Methods, metric: str) -> Any:
         colour = SERIES[0] if name == "meta_trained" else SERIES[1]
         axes.plot([score["low"], score["high"]], [row, row], color=colour, lw=2, solid_capstyle="butt")
         axes.plot(score["mean"], row, "o", color=colour, ms=7)
-    axes.set_yticks(range(len(methods)), [said(name) for name in methods])
+    axes.set_yticks(range(len(methods)), [readable(name) for name in methods])
     axes.set(ylim=(len(methods) - 0.5, -0.5), xlabel=metric)
     return figure
 
@@ -93,7 +93,7 @@ def adaptation(methods: Methods, curves: dict[str, Any] | None, metric: str) -> 
         axes.plot([steps[-1]] * 2, [ours["low"], ours["high"]], color=SERIES[0], lw=2)
     for number, name in enumerate(name for name in methods if name not in ("meta_trained", "no_adaptation")):
         score, colour = methods[name][metric], SERIES[1 + number % (len(SERIES) - 1)]
-        axes.axhline(score["mean"], color=colour, ls=("--", ":", "-.")[number % 3], label=said(name))
+        axes.axhline(score["mean"], color=colour, ls=("--", ":", "-.")[number % 3], label=readable(name))
         axes.axhspan(score["low"], score["high"], color=colour, alpha=0.15, lw=0)
     axes.set(xlabel="inner steps", ylabel=metric)
     axes.xaxis.get_major_locator().set_params(integer=True)

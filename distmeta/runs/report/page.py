@@ -79,7 +79,7 @@ class Page:
     sections: Sequence[Section] = field(default_factory=list)
 
     @property
-    def there(self) -> list[Section]:
+    def shown(self) -> list[Section]:
         return [section for section in self.sections if section.blocks]
 
     @property
@@ -88,7 +88,7 @@ class Page:
 
     @property
     def pictures(self) -> list[Picture]:
-        return [block for section in self.there for block in section.blocks if isinstance(block, Picture)]
+        return [block for section in self.shown for block in section.blocks if isinstance(block, Picture)]
 
 
 def render(page: Page) -> str:

@@ -39,7 +39,7 @@ def headline(run: RunFiles) -> Section:
     first = compared_by(methods)
     metrics = [name for name in methods["meta_trained"] if all(name in scores for scores in methods.values())]
     metrics.sort(key=lambda name: name != first)
-    rows = [[figures.said(name), *(interval(scores[m]) for m in metrics)] for name, scores in methods.items()]
+    rows = [[figures.readable(name), *(interval(scores[m]) for m in metrics)] for name, scores in methods.items()]
     about = run.details.get("settings", {})
     caption = f"Mean and 95% interval over {methods['meta_trained'][metrics[0]]['episodes']} episodes"
     if about:
@@ -54,7 +54,7 @@ def headline(run: RunFiles) -> Section:
         blocks.append(Text(f"The inner loop diverged in {lost} episodes; their rows count as wrong."))
     if len(methods) == 1:
         return Section(title, [*blocks, Text("No baselines were scored (eval.baselines=false).")])
-    alt = "; ".join(f"{figures.said(name)} {interval(scores[metrics[0]])}" for name, scores in methods.items())
+    alt = "; ".join(f"{figures.readable(name)} {interval(scores[metrics[0]])}" for name, scores in methods.items())
     drawn = figures.intervals(methods, metrics[0])
     return Section(title, [*blocks, Picture("result", drawn, alt, f"Mean {metrics[0]} with 95% intervals.")])
 
@@ -258,17 +258,17 @@ def time(run: RunFiles) -> Section:
         return Section(title, reason="no meta-step is recorded yet (no metrics.jsonl)")
     totals = {key: sum(r.get(key, 0.0) for r in records) for key in (*PHASES, *figures.WITHIN)}
     whole = sum(totals[key] for key in PHASES) or 1.0
-    there = [key for key in totals if any(key in r for r in records)]
+    measured = [key for key in totals if any(key in r for r in records)]
     rows = [
         [{**PHASES, **figures.WITHIN}[key], key, f"{totals[key]:.1f}", f"{100 * totals[key] / whole:.1f}%",
          f"{1000 * totals[key] / len(records):.1f}"]
-        for key in there
+        for key in measured
     ]  # fmt: skip
     rows.append(["together", "", f"{whole:.1f}", "100.0%", f"{1000 * whole / len(records):.1f}"])
     if run.took is not None and (rest := run.took - whole) > 0:
         rows.append(["starting, meta-validations, evaluation, export", "", f"{rest:.1f}", "", ""])
         rows.append(["the whole run", "", f"{run.took:.1f}", "", ""])
-    bar = [(label, totals[key]) for key, label in PHASES.items() if key in there]
+    bar = [(label, totals[key]) for key, label in PHASES.items() if key in measured]
     alt = ", ".join(f"{label} {100 * value / whole:.0f}%" for label, value in bar)
     caption = "Shares of the seconds of all meta-steps, as the first learner rank measured them."
     table = Table("Seconds by phase", ["phase", "key", "seconds", "share", "ms a step"], rows, marked=[len(rows) - 1])

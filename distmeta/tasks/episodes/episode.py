@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distmeta.config import AugmentConfig, TaskConfig
-from distmeta.tasks.arrivals import there
+from distmeta.tasks.arrivals import arrived_tasks
 from distmeta.tasks.augment import STREAMS, augment_tokens, permute_labels, resplit
 from distmeta.tasks.draws import Draws
 from distmeta.tasks.families import FAMILIES
@@ -59,7 +59,7 @@ def sample_episode(
     if only is not None:
         groups = store.groups[split].part(only, only + 1)
     elif split == "train":
-        groups = there(task, groups, drawn)
+        groups = arrived_tasks(task, groups, drawn)
     choice = FAMILIES[task.family](store, groups, task, draws)
     chosen, names = choice.rows, choice.label_names
     if drawn < index:
@@ -93,5 +93,5 @@ def sized(task: TaskConfig, draws: Draws) -> TaskConfig:
         return task
     fewer = {key: most[key] if value is None else value for key, value in least.items()}
     more = draws.below(np.array([most[key] - fewer[key] + 1 for key in most]))
-    found = {key: fewer[key] + int(n) for key, n in zip(most, more, strict=True) if least[key] is not None}
-    return task.model_copy(update=found)
+    sizes = {key: fewer[key] + int(n) for key, n in zip(most, more, strict=True) if least[key] is not None}
+    return task.model_copy(update=sizes)

@@ -69,7 +69,7 @@ class ModelConfig(Section):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="rate of every dropout layer, while training")
     activation_checkpointing: bool = Field(
-        False, description="at every order, layers keep only their inputs and run again in the backward pass"
+        False, description="layers keep only their inputs and run again in the backward pass, at every order"
     )
     lora_rank: int = Field(8, ge=1, description="rank of a LoRA matrix pair")
     lora_alpha: float = Field(16.0, gt=0, description="LoRA output is scaled by alpha / rank")

@@ -29,7 +29,7 @@ from distmeta.models.build import build_model
 from distmeta.models.prefix import StateCache
 from distmeta.models.task_model import TaskModel
 from distmeta.tasks.build import build_store
-from distmeta.tasks.episodes.episode import Episode, Rows, sample_episode
+from distmeta.tasks.episodes.episode import Episode, sample_episode
 from distmeta.tasks.families import check_feasible
 from distmeta.tasks.store import TaskStore, open_store
 
@@ -199,17 +199,12 @@ def peak(config: dict[str, Any], name: str) -> float | None:
     """Runs in the fresh process: warms up on two rows a set, then measures one run."""
     subject = load_subject(make_config(config))
     variant = variants(subject)[name]
-    few = [dataclasses.replace(e, support=_first(e.support), query=_first(e.query)) for e in subject.episodes[:1]]
+    few = [dataclasses.replace(e, support=e.support.part(0, 2), query=e.query.part(0, 2)) for e in subject.episodes[:1]]
     runner(dataclasses.replace(subject, episodes=few), variant)(0)
     try:
         return measure.peak_mb(functools.partial(runner(subject, variant), 0))
     except OSError:
         return None
-
-
-def _first(rows: Rows, count: int = 2) -> Rows:
-    end = rows.offsets[count]
-    return Rows(rows.tokens[:end], rows.offsets[: count + 1], rows.labels[:count], rows.rows[:count])
 
 
 def table(result: dict[str, Any]) -> Any:

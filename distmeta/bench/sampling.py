@@ -193,12 +193,13 @@ def file_of(address: int) -> str | None:
 
 def arrays_of(episode: Episode) -> Iterator[NDArray[Any]]:
     for rows in (episode.support, episode.query):
-        yield from (getattr(rows, field.name) for field in dataclasses.fields(rows))
+        held = (getattr(rows, field.name) for field in dataclasses.fields(rows))
+        yield from (array for array in held if array is not None)
 
 
 def copied(episode: Episode) -> Episode:
     def copy(rows: Rows) -> Rows:
-        return Rows(*(getattr(rows, field.name).copy() for field in dataclasses.fields(rows)))
+        return dataclasses.replace(rows, **{n: v.copy() for n, v in vars(rows).items() if v is not None})
 
     return dataclasses.replace(episode, support=copy(episode.support), query=copy(episode.query))
 

@@ -108,7 +108,10 @@ def check(config: Config) -> None:
     elif config.task.labels != "head":
         check_labels(config)
     elif config.task.prompt != "plain":
-        raise ValueError(f"task.prompt = {config.task.prompt} belongs to task.labels=letters or words; leave it out")
+        raise ValueError(
+            f"task.prompt = {config.task.prompt} belongs to a language model (task.labels=letters or words, "
+            "task.family=text_to_text); leave it out"
+        )
     if config.eval.normalise is not None and config.task.labels != "words" and config.task.family != "text_to_text":
         raise ValueError(
             f"eval.normalise = {config.eval.normalise} belongs to task.labels=words, and to the options of "
@@ -170,7 +173,6 @@ def check_text(config: Config) -> None:
         (config.model.head != "prototype", "model.head", "prototype", "an answer has no class; set linear, or context"),
         (not config.task.permute_labels, "task.permute_labels", "true", "there are no labels; set false"),
         (config.task.labels == "head", "task.labels", config.task.labels, "there are no labels; leave it out"),
-        (config.task.prompt == "plain", "task.prompt", config.task.prompt, "leave it out"),
         (not any(value for name, value in config.task.augment if name != "resplit"), "task.augment", "on",
          "it would change answers along with the texts; set task.augment.resplit alone"),
         (config.task.arrive_every == 0, "task.arrive_every", config.task.arrive_every, "set 0"),
@@ -203,6 +205,7 @@ def check_labels(config: Config) -> None:
         (not any(value for name, value in config.task.augment if name != "resplit"), "task.augment", "on",
          "it would change the prompt along with the text; set task.augment.resplit alone"),
         (config.cluster.episode == "rank", "cluster.episode", config.cluster.episode, "set rank"),
+        (config.task.prompt != "bare", "task.prompt", "bare", "what asks for the class has to stand there; set plain"),
         (labels != "letters" or most <= MOST_LETTERS, "task.ways", most, f"there are {MOST_LETTERS} letters; lower it"),
         (labels != "words" or not config.task.permute_labels, "task.permute_labels", "true",
          "a label keeps its words in every episode; leave it out"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from distmeta.config.base import Section
 from distmeta.config.parts import AugmentConfig
-from distmeta.config.templates import read_prompt
+from distmeta.config.templates import of_text, read_prompt
 
 Mixture = Literal["uniform", "proportional", "temperature", "curriculum"] | dict[str, Annotated[float, Field(ge=0)]]
 
@@ -40,10 +40,12 @@ class TaskConfig(Section):
         "words: a pretrained decoder chooses the label with the likeliest words (eval.normalise)"
     )  # fmt: skip
     prompt: str = Field(
-        "plain", description="task.labels=letters or words: how an example is written: plain (Input: ... Label: B); "
-        "chat: as turns of the model's own chat template; auto: the one of these two with which the untrained model "
-        "scores better on some validation tasks; or a Jinja template with {{ input }} and {{ target }}, or a file "
-        "that holds one, which the run stores"
+        "plain", description="how a language model's example is written (task.labels=letters or words, family "
+        "text_to_text): plain (Input: ... Label: B, or Input: ... Output: ...); chat: as turns of the model's own chat "
+        "template; auto: the better of these two, as the untrained model reads some validation tasks, chosen before "
+        "the run starts; a Jinja template with {{ input }} and {{ target }}, or a file that holds one, which is kept "
+        "in the run; or bare, the default of text_to_text: instruction, input and answer with nothing between but "
+        "line breaks. Other than bare the instruction stands first, and once in a context"
     )  # fmt: skip
     permute_labels: bool = Field(
         False, description="family domain: each episode of every split draws a new order of the label ids"
@@ -71,6 +73,11 @@ class TaskConfig(Section):
         description="task.mixture=curriculum: meta-steps between a meta-validation and the first meta-step whose "
         "shares use it",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_text(cls, values: Any) -> Any:
+        return of_text(values) if isinstance(values, dict) else values
 
     @field_validator("prompt")
     @classmethod

@@ -15,9 +15,18 @@ from typing import Any
 
 from distmeta.errors import cut, nearest
 
-STYLES = ("plain", "chat", "auto")
+STYLES = ("plain", "chat", "auto", "bare")
+PAIRS = "Input: {{ input }}\nOutput: {{ target }}\n\n"  # plain, in family text_to_text
 INPUT, TARGET = "⟦1⟧", "⟦2⟧"  # stand for the two where a template is taken apart
 NAME = "<template>"  # of the template in a traceback
+
+
+def of_text(task: dict[str, Any]) -> dict[str, Any]:
+    """The section task with the prompt of its family: text_to_text is bare unless it says more; its plain is PAIRS."""
+    if task.get("family") != "text_to_text":
+        return task
+    prompt = task.get("prompt", "bare")
+    return {**task, "prompt": PAIRS if prompt == "plain" else prompt}
 
 
 def read_prompt(value: str) -> str:
@@ -29,7 +38,7 @@ def read_prompt(value: str) -> str:
         path = Path(value).expanduser()
         if not path.is_file():
             raise ValueError(
-                "plain, chat, auto, a Jinja template with {{ input }} and {{ target }}, or a file that holds one; "
+                "plain, chat, auto, bare, a Jinja template with {{ input }} and {{ target }}, or a file with one; "
                 f"there is no such file.{nearest(value, STYLES)}"
             )
         try:

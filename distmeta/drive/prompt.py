@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distmeta.config import Config
+from distmeta.config import Config, with_changes
 from distmeta.errors import InputError, cut
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.runs.directory import newest_of
@@ -38,18 +38,18 @@ def with_prompt(
 
 
 def chosen(config: Config, style: str) -> Config:
-    return config.model_copy(update={"task": config.task.model_copy(update={"prompt": style})})
+    return with_changes(config, "task", prompt=style)
 
 
 def measured(plain: Config, prepare: Callable[[Config], Path], say: Callable[[str], None]) -> dict[str, Any]:
     """{"chosen": ..., and the scores of both styles, or "reason": why there was nothing to choose}."""
     from distmeta.evaluation.prompts import EPISODES, better
     from distmeta.tasks.families import check_feasible
-    from distmeta.tasks.prompts import label_tokens_of
+    from distmeta.tasks.prompts import check_chat
     from distmeta.tasks.store import open_store
 
     try:
-        label_tokens_of(chosen(plain, "chat"))
+        check_chat(chosen(plain, "chat"))
     except InputError as error:
         return {"chosen": "plain", "reason": str(error).removeprefix("task.prompt = chat: ")}
     path = prepare(plain)
@@ -75,5 +75,6 @@ def sentence(choice: dict[str, Any]) -> str:
     """What was chosen, and why, for a person."""
     if "reason" in choice:
         return f"{choice['chosen']}, since {choice['reason']}"
-    scores = ", ".join(f"{style} {of['accuracy']:.3f}" for style, of in choice["scores"].items())
-    return f"{choice['chosen']} (accuracy of the untrained model in context: {scores}, {choice['episodes']} episodes)"
+    name = "accuracy" if "accuracy" in choice["scores"]["plain"] else "token_f1"
+    scores = ", ".join(f"{style} {of[name]:.3f}" for style, of in choice["scores"].items())
+    return f"{choice['chosen']} ({name} of the untrained model in context: {scores}, {choice['episodes']} episodes)"

@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +174,7 @@ def adapt(
     examples = read_support(support, config, saved.state, tokenizer, where)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, fast, shared, rates = on_device(saved, device)
+    examples = newest(examples, model, config)
     params, losses = fit(model, fast, shared, rates, [examples], config, int(saved.state["pad_id"]), steps)[0]
     return adapted_model(saved, model, shared, examples, params, losses)
 
@@ -209,6 +210,20 @@ def remarks(support: Support, losses: Sequence[float], tokenizer: Tokenizer) -> 
     lost = {"tokens": len(tokens), "unknown": 0 if number is None else int((tokens == number).sum())}
     if lost["unknown"] > counts.WORTH_SAYING * lost["tokens"]:
         yield f"{counts.unknown_words(lost)}, and count as one word"
+    if left_out := support.about.get("left_out"):
+        yield f"the first {left_out} examples were left out: the model has no room for more than the others in context"
+
+
+def newest(support: Support, model: TaskModel, config: Config) -> Support:
+    """The support set without its first examples, where a language model that reads it has no room for all of them."""
+    limit = positions(model.backbone)
+    if limit is None or isinstance(model, LabelModel) or not (isinstance(model, LanguageModel) and model.reads_support):
+        return support
+    rows, room = support.rows, limit - config.model.max_tokens
+    first = int(np.argmax(rows.offsets[-1] - rows.offsets[:-1] <= room))
+    if first == 0:
+        return support  # it fits, or no example alone does
+    return replace(support, rows=rows.part(first, len(rows.labels)), about=support.about | {"left_out": first})
 
 
 def check_room_for(support: Support, model: TaskModel, config: Config) -> None:

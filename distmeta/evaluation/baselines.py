@@ -15,7 +15,6 @@ letters that the episode draws, which would be chance.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,6 @@ from distmeta.evaluation.fine_tuning import best_way, effort_of
 from distmeta.evaluation.pooled import train_pooled
 from distmeta.evaluation.scoring import Scoring, score_episodes, score_prototypes
 from distmeta.evaluation.texts import can_read, score_texts
-from distmeta.models.labels import LabelModel
 from distmeta.models.language import LanguageModel
 from distmeta.tasks.episodes.episode import Episode, sample_episode
 from distmeta.tasks.families import check_feasible
@@ -233,7 +231,8 @@ def at_once(scoring: Scoring) -> Scoring:
 def read(s: Setting, scoring: Scoring) -> list[Any]:
     """The language model reads the support set, and nothing is adapted."""
     model = scoring.model
-    with model.reading() if isinstance(model, LabelModel) else nullcontext():
+    assert isinstance(model, LanguageModel)
+    with model.reading():
         return s.score_all(at_once(scoring), s.episodes, in_context=True)
 
 

@@ -18,6 +18,7 @@ from distmeta.evaluation.adapt import (
     check_steps,
     default_steps,
     fit,
+    newest,
     on_device,
 )
 from distmeta.evaluation.scoring import tasks_at_once
@@ -87,6 +88,7 @@ def adapt_each(
         for name, rows in sets.items()
     }
     model, fast, shared, rates = on_device(saved, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    supports = {name: newest(one, model, saved.config) for name, one in supports.items()}
     names, most = list(supports), len(supports) if model.in_context is None else 1
     counts = [default_steps(saved.config) if steps is None else steps] * len(names)
     several = list(supports.values())

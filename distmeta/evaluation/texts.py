@@ -23,6 +23,7 @@ from distmeta.config import Config
 from distmeta.evaluation import metrics
 from distmeta.evaluation.scoring import WORST_LOSS, Scoring, adaptation, stack
 from distmeta.evaluation.text_metrics import corpus_scores, text_scores
+from distmeta.models import context
 from distmeta.models.backbone import positions, set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.calls import windows_of
@@ -32,8 +33,9 @@ from distmeta.models.prefix import fixed_prefix
 from distmeta.models.sharding import all_together
 from distmeta.tasks.episodes.collate import collate
 from distmeta.tasks.episodes.episode import Episode, Rows
-from distmeta.tasks.records import Encoder, Record, parse
+from distmeta.tasks.records import Encoder, Record, encode_records, parse
 from distmeta.tasks.tokenizer import load_tokenizer, special_ids
+from distmeta.tasks.written import encoder_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -113,8 +115,9 @@ def score_texts(
     tokenizer = read_tokenizer(store.tokenizer_file)
     out: list[TextScored] = []
     for group in scoring.groups(episodes):
-        support, query = scoring.load(group)
         reads = model.starts if in_context is None else in_context
+        with model.reading(reads):
+            support, query = scoring.load(group)
         if not reads:
             support, query = (fixed_prefix(model, scoring.values, part) for part in (support, query))
         order = np.concatenate([batch.store_rows.reshape(len(group), -1) for batch in query], 1)  # [T, n]
@@ -190,7 +193,7 @@ def answers(
 
     Where all of a task's rows have options, the one that `choose` gives; else by greedy decoding.
     """
-    most, ends = config.model.answer_tokens, special_ids(tokenizer).ends
+    most, ends = config.model.answer_tokens, encoder_for(tokenizer, config).ends
     free: list[list[str]] = [[] for _ in records]
     for batch in query:
         tokens, _ = generate(model, params, replace(batch, states=None), ends, most)
@@ -248,8 +251,8 @@ def option_likelihoods(
     config: Config,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # fmt: skip
     """Of each option after its record's prompt: the log-likelihood of its tokens, added up, and their number, [m]."""
-    encoder = Encoder(tokenizer, config.model)
-    prompts = encoder.prompts([record.prompt(config.task.instructions) for record, _ in pairs])
+    encoder = encoder_for(tokenizer, config)
+    prompts = prompts_of(encoder, params, [record for record, _ in pairs], config)
     rows = as_rows(prompts, encoder.answers([option for _, option in pairs]))
     device = next(iter(params.values())).device
     out = np.zeros((2, len(pairs)))
@@ -265,8 +268,8 @@ def write(
     model: LanguageModel, params: Mapping[str, Tensor], records: Sequence[Record], tokenizer: Tokenizer, config: Config
 ) -> list[tuple[str, float]]:
     """For each record of one task the answer in words, and the geometric mean of its tokens' probabilities."""
-    encoder = Encoder(tokenizer, config.model)
-    prompts = encoder.prompts([record.prompt(config.task.instructions) for record in records])
+    encoder = encoder_for(tokenizer, config)
+    prompts = prompts_of(encoder, params, records, config)
     rows = as_rows(prompts, [[encoder.end]] * len(prompts))
     device = next(iter(params.values())).device
     out: list[tuple[str, float]] = [("", 0.0)] * len(records)
@@ -281,9 +284,25 @@ def write(
 
 def support_rows(records: Sequence[Record], tokenizer: Tokenizer, config: Config) -> Rows:
     """Examples with their first answers as rows of an episode."""
-    encoder = Encoder(tokenizer, config.model)
-    prompts = encoder.prompts([record.prompt(config.task.instructions) for record in records])
-    return as_rows(prompts, encoder.answers([record.answers[0] for record in records]))
+    encoder = encoder_for(tokenizer, config)
+    made = encode_records(encoder, records, config.task.instructions)
+    rows = Rows(
+        made.tokens, np.concatenate([[0], np.cumsum(made.lengths)]), made.begins.astype(np.int64),
+        np.arange(len(records)),
+    )  # fmt: skip
+    return rows if encoder.later is None else replace(rows, heads=made.heads, later=np.array(encoder.later, np.int32))
+
+
+def encoder_for(tokenizer: Tokenizer, config: Config) -> Encoder:
+    return encoder_of(tokenizer, config.model, config.task.prompt)
+
+
+def prompts_of(
+    encoder: Encoder, params: Mapping[str, Tensor], records: Sequence[Record], config: Config
+) -> list[list[int]]:
+    """Prompts of one task, behind its support set where the parameters hold one."""
+    about = [record.instruction if config.task.instructions else "" for record in records]
+    return encoder.prompts([record.input for record in records], None, about, later=context.KEPT in params)
 
 
 def as_rows(prompts: Sequence[list[int]], ends: Sequence[list[int]]) -> Rows:

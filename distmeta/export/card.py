@@ -133,13 +133,15 @@ def training(trained: Trained, described: dict[str, Any]) -> dict[str, str]:
 
 def of_language(trained: Trained) -> dict[str, Any]:
     """What the code needs for answers of an adapted model, or of the initial weights, by greedy decoding."""
-    from distmeta.tasks.records import Encoder
     from distmeta.tasks.tokenizer import load_tokenizer
+    from distmeta.tasks.written import PromptEncoder, encoder_of
 
+    config = trained.config
+    encoder = encoder_of(load_tokenizer(trained.tokenizer_file), config.model, config.task.prompt)
     seq2seq = getattr(trained.model, "seq2seq", False)
     return {
         "kind": "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM", "seq2seq": seq2seq,
-        "encoder": Encoder(load_tokenizer(trained.tokenizer_file), trained.config.model),
+        "encoder": encoder, "prompt": encoder.prompt if isinstance(encoder, PromptEncoder) else None,
         "base": repr(trained.config.model.pretrained),
     }  # fmt: skip
 

@@ -16,8 +16,7 @@ it, C classes, W tokens of the longest name.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,15 +66,6 @@ class LabelModel(LanguageModel):
     @property
     def starts(self) -> bool:
         return False  # the support set is read once there is nothing more to adapt
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """Within it the model reads its support set, whatever it was made to do."""
-        before, self.reads_support = self.reads_support, True
-        try:
-            yield
-        finally:
-            self.reads_support = before
 
     def longest_support(self, config: Config) -> int:
         return longest_support(config, self.tokens, self._most_classes)

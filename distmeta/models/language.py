@@ -9,12 +9,15 @@ Letters: T tasks, n rows of a task in a batch, N = T n, L tokens, M tokens of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distmeta.config import Config
@@ -139,6 +142,24 @@ class LanguageModel(TaskModel):
     def starts(self) -> bool:
         return self.reads_support
 
+    @contextlib.contextmanager
+    def reading(self, reads: bool = True) -> Iterator[None]:
+        """Within it the model reads its support set, or does not, whatever it was made to do."""
+        before, self.reads_support = self.reads_support, reads
+        try:
+            yield
+        finally:
+            self.reads_support = before
+
+    def sets(
+        self, support: Sequence[Mapping[str, Any]], query: Sequence[Mapping[str, Any]], device: torch.device | str,
+        training: bool, names: Sequence[Sequence[str]] = (),
+    ) -> tuple[list[TextBatch], list[TextBatch]]:  # fmt: skip
+        if self.reads_support:
+            support = [following(part, part["rows"] > 0) for part in support]
+            query = [following(part, np.ones_like(part["rows"], bool)) for part in query]
+        return self.batches(support, device), self.batches(query, device)
+
     def batches(self, parts: Sequence[Mapping[str, Any]], device: torch.device | str) -> list[TextBatch]:
         return [self._batch(part, device) for part in parts]
 
@@ -254,6 +275,24 @@ class LanguageModel(TaskModel):
         if self.seq2seq or not self.keeps_keys or self.keeps_context(limit):
             return limit
         return max(self._trial_length, self._support_length if self.reads_support else 0)
+
+
+def following(part: Mapping[str, Any], chosen: NDArray[np.bool_]) -> Mapping[str, Any]:
+    """A part of `distmeta.tasks.episodes.collate` whose `chosen` rows [T, n] stand behind another example: they have
+    the head of these (distmeta.tasks.written) in the place of their own."""
+    if "heads" not in part:
+        return part
+    later, heads, length = part["later"], part["heads"], part["input_ids"].shape[2]
+    tokens = np.broadcast_to(later.astype(np.int64), (*chosen.shape, len(later)))
+    own = (part["attention_mask"] > 0) & ~(chosen[:, :, None] & (np.arange(length) < heads[:, :, None]))
+    ids = np.concatenate([tokens, part["input_ids"]], 2)
+    kept = np.concatenate([np.broadcast_to(chosen[:, :, None], tokens.shape), own], 2)
+    order = np.argsort(~kept, 2, kind="stable")[:, :, : int(kept.sum(2).max())]  # padding keeps its place, at the end
+    return {
+        **part, "input_ids": np.take_along_axis(ids, order, 2),
+        "attention_mask": np.take_along_axis(kept, order, 2).astype(np.int64),
+        "labels": np.where(chosen, part["labels"] - heads + len(later), part["labels"]),
+    }  # fmt: skip
 
 
 def at_positions(states: Tensor, place: Tensor) -> Tensor:

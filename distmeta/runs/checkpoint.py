@@ -386,6 +386,9 @@ def read_config(path: Path) -> Config:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: not readable: {' '.join(str(error).split())}") from None
+    task = content.get("task") if isinstance(content, dict) else None
+    if isinstance(task, dict) and task.get("family") == "text_to_text" and task.get("prompt") == "plain":
+        task["prompt"] = "bare"  # what it was called before a family had several
     return make_config(content, where=str(path))
 
 

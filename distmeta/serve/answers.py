@@ -24,8 +24,8 @@ from distmeta.serve.pieces import Growing, Piece, Scored
 from distmeta.serve.tasks import Refused, Task
 from distmeta.tasks.episodes.collate import collate
 from distmeta.tasks.prompts import plain_copy, templated
-from distmeta.tasks.records import Encoder, Record
 from distmeta.tasks.tokenizer import named_tokens
+from distmeta.tasks.written import BREAK, PromptEncoder, encoder_of
 
 Turns = Sequence[Mapping[str, str]]  # role (system, user, assistant) and content; the last is a user's
 Pieces = Iterator[list[tuple[int, Piece]]]  # a step: which answer, and what it adds to it
@@ -58,10 +58,13 @@ class Language:
         assert isinstance(base.model, LanguageModel)
         self.base, self.model, self.tokenizer = base, base.model, base.tokenizer
         lengths = {"max_tokens": NO_LIMIT, "answer_tokens": NO_LIMIT // 2}
-        self.encoder = Encoder(base.tokenizer, base.config.model.model_copy(update=lengths))
+        model, prompt = base.config.model.model_copy(update=lengths), base.config.task.prompt
+        self.encoder = encoder_of(base.tokenizer, model, prompt)
         self.longest = self.model.longest_text()
         self._plain = plain_copy(base.tokenizer)
-        self._template = templated(base.tokenizer) if "chat_template" in named_tokens(base.tokenizer) else None
+        # A task that was learnt under another template answers turns that are written by it.
+        chats = prompt in ("bare", "chat") and "chat_template" in named_tokens(base.tokenizer)
+        self._template = templated(base.tokenizer) if chats else None
 
     def prompt(self, task: Task, asked: str | Turns) -> list[int]:
         """Tokens of a prompt, for an input or a conversation."""
@@ -69,18 +72,19 @@ class Language:
 
     def of_text(self, task: Task, text: str) -> list[int]:
         """A prompt of the task for an input."""
-        return self.encoder.prompts([self._input(task, text)])[0]
+        about = self._instruction(task)
+        return self.encoder.prompts([text], None, [about], later=context.KEPT in task.params)[0]
 
     def of_turns(self, task: Task, turns: Turns) -> list[int]:
         """A prompt of a conversation. The task's instruction is before its first input, unless a system turn is."""
         if self._template is not None:
             return self._by_template(task, turns)
         system = "\n".join(turn["content"] for turn in turns if turn["role"] == "system")
-        ids: list[int] = []
+        about, ids = system or self._instruction(task), list[int]()
         for turn in turns:
             if turn["role"] == "user":
-                text = f"{system}\n{turn['content']}" if system else self._input(task, turn["content"])
-                ids += self.encoder.prompts([text])[0]
+                later = bool(ids) or context.KEPT in task.params
+                ids += self.encoder.prompts([turn["content"]], None, [about], later)[0]
             elif turn["role"] == "assistant":
                 if self.model.seq2seq:
                     raise Refused(400, "messages: an encoder-decoder reads one user turn, without answers before it")
@@ -88,21 +92,25 @@ class Language:
         return ids
 
     def _by_template(self, task: Task, turns: Turns) -> list[int]:
-        written = [dict(turn) for turn in turns]
-        if all(turn["role"] != "system" for turn in turns):
+        written, behind = [dict(turn) for turn in turns], self.encoder.later is not None and context.KEPT in task.params
+        instruction = self._instruction(task)
+        if instruction and not behind and all(turn["role"] != "system" for turn in turns):
             first = next(turn for turn in written if turn["role"] == "user")
-            first["content"] = self._input(task, first["content"])
+            between = BREAK if self.encoder.later is not None else "\n"
+            first["content"] = f"{instruction}{between}{first['content']}"
         try:
             assert self._template is not None
             text = self._template.apply_chat_template(written, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template is a program of the model's authors
             raise Refused(400, f"messages: the model's chat template refuses them ({cut(str(error), 200)})") from None
+        if behind and isinstance(self.encoder, PromptEncoder):  # the support set has begun the conversation
+            text = self.encoder.separator + text.removeprefix(self.encoder.prompt.start)
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 
-    def _input(self, task: Task, text: str) -> str:
-        instruction = task.about["answers"]["instruction"]
-        return Record(text, ("",), (), instruction).prompt(self.base.config.task.instructions)
+    def _instruction(self, task: Task) -> str:
+        """What a prompt of the task is to begin with."""
+        return str(task.about["answers"]["instruction"]) if self.base.config.task.instructions else ""
 
     def room(self, task: Task, prompt: Sequence[int], settings: Settings) -> int:
         """How many tokens an answer may have. 400: where what is asked for is longer than the model reads."""

@@ -28,6 +28,7 @@ from distmeta.evaluation.adapt import (
     default_steps,
     kept_state,
     likeliest,
+    newest,
     on_device,
     without_pooled,
 )
@@ -118,7 +119,7 @@ class Base:
             out[i] = [{}] * len(texts)
             shapes = tuple(tuple(value.shape) for value in task.params.values())
             for start in range(0, len(texts), MOST_ROWS):
-                rows = part_of(whole, start, min(start + MOST_ROWS, len(texts)))
+                rows = whole.part(start, min(start + MOST_ROWS, len(texts)))
                 padded = 1 << (len(rows.labels) - 1).bit_length()
                 parts.setdefault((padded, shapes), []).append((i, start, rows))
         for (padded, _), group in parts.items():
@@ -166,6 +167,7 @@ class Base:
         support = read_support(asked.rows, self.config, self.state, self.tokenizer)
         if len(support.rows.tokens) == 0 or (np.diff(support.rows.offsets) == 0).any():
             raise Refused(400, "support: an example has no token that the model knows")
+        support = newest(support, self.model, self.config)
         check_room_for(support, self.model, self.config)
         return support
 
@@ -198,20 +200,12 @@ class Base:
             return error
 
 
-def part_of(rows: Rows, first: int, last: int) -> Rows:
-    """Rows first..last-1."""
-    begin, end = rows.offsets[first], rows.offsets[last]
-    return Rows(
-        rows.tokens[begin:end], rows.offsets[first : last + 1] - begin, rows.labels[first:last], rows.rows[first:last]
-    )
-
-
 def repeated(rows: Rows, n: int) -> Rows:
     """n rows: these, and the first one again as often as it takes."""
     more = n - len(rows.labels)
     if more == 0:
         return rows
-    first = part_of(rows, 0, 1)
+    first = rows.part(0, 1)
     lengths = np.concatenate([np.diff(rows.offsets), np.repeat(len(first.tokens), more)])
     tokens = np.concatenate([rows.tokens, np.tile(first.tokens, more)])
     labels = np.concatenate([rows.labels, np.repeat(first.labels, more)])

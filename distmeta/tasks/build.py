@@ -162,7 +162,7 @@ def _key(
         "tokenizer": tokenizer.fingerprint(ready, ends=text) if ready else [model.tokenizer, model.vocab_size],
         "max_tokens": model.max_tokens,
         "family": [task.family, task.ways, *([model.answer_tokens, task.instructions] if text else [])],
-        **({"prompt": task.prompt} if task.labels != "head" else {}),
+        **({"prompt": task.prompt} if task.labels != "head" or (text and task.prompt != "bare") else {}),
         "labels": labels,
         "only": only,
     }

@@ -19,7 +19,8 @@ MOST_UNKNOWN = 0.5
 class Counts:
     """Of encoded texts: rows, those cut to fit, tokens, and those that the vocabulary does not know.
 
-    cut_answers: of text_to_text, the rows whose answer to learn was cut; `cut` is of their prompts.
+    Of text_to_text `cut` is of inputs, cut_answers of answers to learn, cut_instructions of instructions, which a
+    bare prompt counts as its input.
     """
 
     rows: int = 0
@@ -27,6 +28,7 @@ class Counts:
     tokens: int = 0
     unknown: int = 0
     cut_answers: int = 0
+    cut_instructions: int = 0
 
     def add(self, encodings: Iterable[Any], unknown_id: int | None) -> None:
         for encoding in encodings:
@@ -55,6 +57,11 @@ def signs(counts: Mapping[str, int], max_tokens: int) -> list[Sign]:
         out.append(sign(
             f"texts are cut to fit: {counts['cut']:,} of {counts['rows']:,} rows are longer than {room}",
             "model.max_tokens (raise)",
+        ))  # fmt: skip
+    if counts.get("cut_instructions"):
+        out.append(sign(
+            f"instructions are cut to fit: {counts['cut_instructions']:,} of {counts['rows']:,} rows have one that "
+            f"leaves too little of {room} for the input", "model.max_tokens (raise)",
         ))  # fmt: skip
     if counts.get("cut_answers"):
         out.append(sign(

@@ -4,7 +4,7 @@
             Label: B             or a template of the user's (distmeta.config.templates)
 
 A class is named by a letter that its episode draws (task.labels=letters), so that a letter means nothing outside it; or
-by its label's own words (task.labels=words).
+by its label's own words (task.labels=words). Text to text: distmeta.tasks.written.
 """
 
 from __future__ import annotations
@@ -119,6 +119,18 @@ def chat_prompt(tokenizer: Tokenizer) -> Prompt:
             "example would not look alike at each place of a context; set task.prompt=plain"
         )
     return Prompt(start.removesuffix(before), before, between, "", after)
+
+
+def check_chat(config: Config) -> None:
+    """Raises InputError where the model of `config` has no template that examples can be written in."""
+    if config.task.family != "text_to_text":
+        label_tokens_of(config)
+        return
+    from distmeta.tasks.tokenizer import load_tokenizer
+
+    if config.model.pretrained is None:
+        raise InputError("task.prompt = chat: a model that is not pretrained has no chat template; set plain")
+    chat_prompt(load_tokenizer(config.model.pretrained))
 
 
 def templated(tokenizer: Tokenizer) -> Any:
@@ -245,7 +257,9 @@ def encode(
         yield np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())), lengths
 
 
-def without_middle(ids: list[int], most: int) -> list[int]:
+def without_middle(ids: list[int], most: int, least: int = 0) -> list[int]:
+    """At most `most` of the ids, the last `least` among them."""
     if len(ids) <= most:
         return ids
-    return ids[: most // 2] + ids[len(ids) - (most - most // 2) :]
+    end = max(most - most // 2, least)
+    return ids[: most - end] + ids[len(ids) - end :]

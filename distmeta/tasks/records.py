@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -141,40 +141,62 @@ class Encoder:
         self._prompts.enable_truncation(room)
         self._longest = model.answer_tokens
         self._answers.enable_truncation(self._longest)
+        self.gap = ""  # before an answer
+        self.later: tuple[int, ...] | None = None  # the head of a prompt that follows another example; None: its own
 
-    def prompts(self, texts: Sequence[str], counts: Counts | None = None) -> list[list[int]]:
-        """Cut at their ends where they are too long. counts: what that loses is added to it."""
+    def prompts(
+        self, texts: Sequence[str], counts: Counts | None = None, instructions: Sequence[str] = (), later: bool = False
+    ) -> list[list[int]]:
+        """Of inputs, each after its instruction if there are any, up to its answer; cut where it is too long.
+
+        later: as they stand in a context, behind an example. counts: what is lost is added to it.
+        """
+        heads, bodies = self.split(texts, counts, instructions)
+        return [[*(head if self.later is None or not later else self.later), *body]
+                for head, body in zip(heads, bodies, strict=True)]  # fmt: skip
+
+    def split(
+        self, texts: Sequence[str], counts: Counts | None = None, instructions: Sequence[str] = ()
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """As `prompts`, in two: what stands before the input where it is the first of a context, and the input with
+        what asks for its answer. A bare prompt has no head, and is cut at its end."""
+        if instructions:
+            texts = [f"{about}\n{text}" if about else text for about, text in zip(instructions, texts, strict=True)]
         encodings = self._prompts.encode_batch_fast(list(texts))
         if counts is not None:
             counts.add(encodings, self._unknown)
-        return [e.ids + self.boundary for e in encodings]
+        return [[] for _ in encodings], [e.ids + self.boundary for e in encodings]
 
     def answers(self, texts: Sequence[str], counts: Counts | None = None) -> list[list[int]]:
         """Each with the end token; what is too long for that is cut, and does not end. counts: as in `prompts`."""
-        encodings = self._answers.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self._answers.encode_batch_fast([self.gap + text for text in texts], add_special_tokens=False)
         ended = [len(e.ids) < self._longest for e in encodings]
         if counts is not None:
             counts.cut_answers += ended.count(False)
         return [[*e.ids, self.end] if whole else list(e.ids) for e, whole in zip(encodings, ended, strict=True)]
 
 
-def encode(
-    tokenizer: Tokenizer,
-    batches: Iterable[list[str]],
-    model: ModelConfig,
-    instructions: bool,
-    counts: Counts | None = None,
-) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]]:
-    """For each batch of records: their token ids in one array, how many each has, and how many before its answer."""
-    encoder = Encoder(tokenizer, model)
-    for lines in batches:
-        made = [parse(line) for line in lines]
-        prompts = encoder.prompts([record.prompt(instructions) for record in made], counts)
-        answers = encoder.answers([record.answers[0] for record in made], counts)
-        begins = np.fromiter(map(len, prompts), np.int32, len(made))
-        lengths = begins + np.fromiter(map(len, answers), np.int64, len(made))
-        flat = [token for pair in zip(prompts, answers, strict=True) for ids in pair for token in ids]
-        yield np.array(flat, np.int32), lengths.astype(np.int64), begins
+@dataclass(frozen=True)
+class Encoded:
+    """n examples as tokens: one after another, how many each has, how many before its answer, and how many of these are
+    the head of its prompt (`Encoder.split`), [n] each."""
+
+    tokens: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+    begins: NDArray[np.int32]
+    heads: NDArray[np.int32]
+
+
+def encode_records(
+    encoder: Encoder, made: Sequence[Record], instructions: bool, counts: Counts | None = None
+) -> Encoded:
+    """Records with their first answers. instructions: whether prompts have them. counts: as of `Encoder.prompts`."""
+    about = [record.instruction if instructions else "" for record in made]
+    heads, bodies = encoder.split([record.input for record in made], counts, about)
+    answers = encoder.answers([record.answers[0] for record in made], counts)
+    head, body, answer = (np.fromiter(map(len, part), np.int32, len(made)) for part in (heads, bodies, answers))
+    flat = [token for parts in zip(heads, bodies, answers, strict=True) for ids in parts for token in ids]
+    return Encoded(np.array(flat, np.int32), (head + body + answer).astype(np.int64), head + body, head)
 
 
 # --- layouts of other collections: (source) -> (role -> values, numbers from 1) ---

@@ -26,10 +26,15 @@ def shown(store: TaskStore, config: Config) -> str:
         return tokenizer.decode(ids, skip_special_tokens=False)
 
     if config.task.family == "text_to_text":
-        begins = episode.support.labels.tolist()
-        return "\n".join(
-            f"{words(ids[:begin])}{ANSWER}{words(ids[begin:])}" for ids, begin in zip(rows, begins, strict=False)
-        )
+        begins, found = episode.support.labels.tolist(), []
+        heads, later = episode.support.heads, episode.support.later
+        together = config.model.head == "context" and heads is not None
+        for i, ids in enumerate(rows):
+            asked, answer = ids[: begins[i]], ids[begins[i] :]
+            if together and i and heads is not None and later is not None:
+                asked = [*later.tolist(), *asked[heads[i] :]]
+            found.append(f"{words(asked)}{ANSWER}{words(answer)}")
+        return ("" if together else "\n").join(found)
     labels = episode.support.labels.tolist()
     if config.task.labels != "head":
         prompt, tokens = prompt_of(config.task.prompt, tokenizer), label_tokens(config, tokenizer)

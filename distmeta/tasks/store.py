@@ -68,6 +68,10 @@ class TaskStore:
     groups: dict[str, Groups] = field(repr=False)  # by split
     sources: dict[str, dict[str, Groups]] = field(repr=False)  # by split and data source; {} without data.sources
     left_out: list[str] = field(repr=False)  # names that data.splits does not mention
+    # [rows], family text_to_text unless task.prompt=bare: how many tokens stand before an input, and the tokens that do
+    # where it follows another example
+    heads: NDArray[np.int32] | None = field(repr=False)
+    later: NDArray[np.int32] | None = field(repr=False)
     encoding: dict[str, int] = field(repr=False)  # tasks.counts.Counts, answer_tokens; {} in stores of before
     _texts: Any = field(repr=False)
 
@@ -134,6 +138,8 @@ def open_store(path: str | Path) -> TaskStore:
         groups=by_split,
         sources={word: _by_source(groups, named, meta.get("sources", [])) for word, groups in by_split.items()},
         left_out=meta["left_out"],
+        heads=rows.column("head").to_numpy() if meta.get("later") is not None else None,
+        later=np.array(meta["later"], np.int32) if meta.get("later") is not None else None,
         encoding=meta.get("encoding", {}),
         _texts=rows.column("text"),
     )

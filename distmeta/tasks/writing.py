@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError, cut
-from distmeta.tasks import prompts, records, splits, tokenizer
+from distmeta.tasks import prompts, records, splits, tokenizer, written
 from distmeta.tasks.counts import MOST_UNKNOWN, Counts, unknown_words
 from distmeta.tasks.splits import SPLITS
 from distmeta.tasks.spool import Progress, Spool, gather, ordered_names, parts_of, sort_by_cell, spooled_texts
@@ -25,6 +25,7 @@ from distmeta.tasks.store import span
 
 VOCABULARY_ROWS = 1_000_000
 SORTED = ("text", "text_ends", "tokens", "token_ends", "label", "task")
+HEAD = "head"  # beside them where task.prompt writes one: how many tokens stand before an input
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Plan:
     @property
     def has_answers(self) -> bool:
         return self.task.family == "text_to_text"
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether an example is written another way where it is not the first of a context."""
+        return self.has_answers and self.task.prompt != "bare"
 
     @property
     def names(self) -> list[str]:
@@ -139,10 +145,13 @@ def train_vocabulary(plan: Plan, order: Order) -> Any:
 
 
 def encoded(plan: Plan, order: Order, ready: Any, lost: Counts) -> Iterator[tuple[Any, ...]]:
-    """(tokens one after another, how many of each row, and where answers begin if there are any) of batches of rows."""
+    """(tokens one after another, how many of each row, and of answers, if there are any, where they begin and how many
+    tokens the heads have) of batches of rows."""
     lines, task, model = spooled_texts(plan.spool, order.rows), plan.task, plan.model
     if plan.has_answers:
-        return records.encode(ready, lines, model, task.instructions, lost)
+        encoder = written.encoder_of(ready, model, task.prompt)
+        made = (records.encode_records(encoder, list(map(records.parse, of)), task.instructions, lost) for of in lines)
+        return ((one.tokens, one.lengths, one.begins, one.heads) for one in made)
     if task.labels != "head":
         return prompts.encode(ready, lines, task, model.max_tokens, lost)
     return tokenizer.encode(ready, lines, model.max_tokens, lost)
@@ -152,11 +161,12 @@ def encode_rows(plan: Plan, order: Order, ready: Any, progress: Progress | None)
     """Write text, tokens, labels and tasks of all rows in order to flat files, and count what is lost of them."""
     spool, ids, lost = plan.spool, plan.ids, Counts()
     with ExitStack() as stack:
-        files = {n: stack.enter_context(open(plan.work / f"{n}.sorted", "wb")) for n in SORTED}
+        names = (*SORTED, HEAD) if plan.has_heads else SORTED
+        files = {n: stack.enter_context(open(plan.work / f"{n}.sorted", "wb")) for n in names}
         for name in ("token_ends", "text_ends"):
             np.zeros(1, np.int64).tofile(files[name])
         done = tokens = characters = 0
-        begins: Any = None  # of the answers
+        begins: Any = None  # of the answers, and the lengths of heads
         for flat, sizes, *begins in encoded(plan, order, ready, lost):
             rows = order.rows[done : done + len(sizes)]
             content, text_ends = gather(spool.text, spool.offsets, rows)
@@ -170,6 +180,7 @@ def encode_rows(plan: Plan, order: Order, ready: Any, progress: Progress | None)
                 ("text", content), ("text_ends", characters + text_ends[1:]),
                 ("label", begins[0] if plan.has_answers else of_class),
                 ("task", ids[cell // plan.width] if plan.of_domain else np.zeros(len(rows), np.int32)),
+                *([(HEAD, begins[1])] if plan.has_heads else []),
             ):  # fmt: skip
                 values.tofile(files[name])
             tokens, characters, done = tokens + len(flat), characters + len(content), done + len(rows)
@@ -181,13 +192,14 @@ def encode_rows(plan: Plan, order: Order, ready: Any, progress: Progress | None)
 def write_files(plan: Plan, order: Order, ready: Any, lost: Counts, key: str) -> None:
     """The store's own files, from the flat ones, which are removed."""
     work, model, rows = plan.work, plan.model, len(order.rows)
-    flat = {name: _mapped(work / f"{name}.sorted") for name in SORTED}
+    numbers = ("label", "task", *([HEAD] if plan.has_heads else []))
+    flat = {name: _mapped(work / f"{name}.sorted") for name in (*SORTED[:4], *numbers)}
     ends = pa.Array.from_buffers(pa.int64(), rows + 1, [None, flat["token_ends"]])
     tokens = pa.Array.from_buffers(pa.int32(), flat["tokens"].size // 4, [None, flat["tokens"]])
     columns = {
         "text": pa.LargeStringArray.from_buffers(rows, flat["text_ends"], flat["text"]),
         "tokens": pa.LargeListArray.from_arrays(ends, tokens),
-        **{n: pa.Array.from_buffers(pa.int32(), rows, [None, flat[n]]) for n in ("label", "task")},
+        **{n: pa.Array.from_buffers(pa.int32(), rows, [None, flat[n]]) for n in numbers},
     }
     _write_batch(work / "rows.arrow", columns)
     groups = {"split": np.repeat(plan.split[plan.ids], plan.width), "id": np.repeat(plan.ids, plan.width)}
@@ -199,13 +211,15 @@ def write_files(plan: Plan, order: Order, ready: Any, lost: Counts, key: str) ->
     )
     for left in [*work.glob("*.spool"), *work.glob("*.sorted")]:
         left.unlink()
-    special = tokenizer.special_ids(ready)
+    special, later = tokenizer.special_ids(ready), None
+    if plan.has_heads:
+        later = written.encoder_of(ready, model, plan.task.prompt).later
     ready.enable_truncation(model.max_tokens)
     tokenizer.save_tokenizer(ready, work)
     meta = {
         "key": key, "family": plan.task.family, "columns": plan.width, "rows": rows,
         "vocab_size": special.vocab_size, "pad_id": special.pad, "cls_id": special.cls, "sep_id": special.sep,
-        "end_id": special.end,
+        "end_id": special.end, "later": later,
         "max_tokens": model.max_tokens,
         "encoding": asdict(lost) | ({"answer_tokens": model.answer_tokens} if plan.has_answers else {}),
         "left_out": [n for n, s in zip(plan.names, plan.split, strict=True) if s < 0],

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 import small
 
-from distmeta.config import dump_config
+from distmeta.config import dump_config, make_config
+from distmeta.config.templates import PAIRS
 from distmeta.drive.prompt import sentence, with_prompt
 from distmeta.drive.train import prepare_store
 from distmeta.errors import InputError
@@ -63,6 +64,20 @@ def test_the_better_style_is_chosen_and_told(folder, here):
     assert all(0 <= of["accuracy"] <= 1 and of["loss"] > 0 for of in found["scores"].values())
     assert config.task.prompt == found["chosen"] == better(found["scores"])
     assert sentence(json.loads(json.dumps(found))).startswith(f"{found['chosen']} (accuracy of the untrained model")
+
+
+def test_of_answers_in_words_too_and_plain_is_the_template_it_stands_for(folder, here):
+    rows = [{"input": f"{word} {i}", "target": word, "task": f"t{t}", "instruction": "say it"}
+            for t in range(10) for i, word in enumerate(small.PLENTY[:6])]  # fmt: skip
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = configured(folder).model_dump() | {
+        "task": {"family": "text_to_text", "prompt": "auto", "shots": 3, "queries": 3}
+    }
+    given["data"]["path"], given["model"]["answer_tokens"] = str(folder / "rows.jsonl"), 4
+    config, found = with_prompt(make_config(given), prepare_store)
+    assert len(here) == 1 and all(set(of) == {"token_f1", "loss"} for of in found["scores"].values())
+    assert config.task.prompt == {"plain": PAIRS, "chat": "chat"}[better(found["scores"])]
+    assert "token_f1 of the untrained model" in sentence(found)
 
 
 def test_of_equal_accuracies_the_lower_loss_and_then_the_first_is_better():

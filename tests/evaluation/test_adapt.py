@@ -249,3 +249,21 @@ def test_a_task_that_is_not_learnt_and_unknown_words_are_told(domain, tmp_path, 
     (tmp_path / "in.txt").write_text("zyx wvu tsr\n")
     predict(str(adapted.save(tmp_path / "adapted")), str(tmp_path / "in.txt"))
     assert "warning: unknown words: 3 of 5 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prompt", ["bare", "plain"])
+def test_a_support_set_without_room_in_context_loses_its_oldest_examples_and_says_so(prompt, tmp_path):
+    lines = [{"input": f"in {i}", "target": f"out {t}", "task": f"t{t}"} for t in range(6) for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    long = {"config": {**small.BACKBONES["gpt2"], "n_positions": 128}, "tokenizer": "bpe", "vocab_size": 400}
+    source = checkpoint_of(
+        tmp_path / "step-000001", tmp_path / "rows.jsonl", architecture="gpt2", algorithm="in_context",
+        task={"family": "text_to_text", "shots": 1, "queries": 2, "prompt": prompt}, inner={"steps": 0},
+        model={"max_tokens": 50, "answer_tokens": 8, **long},
+    )  # fmt: skip
+    support = [{"input": f"in {i}", "target": f"out {i}"} for i in range(60)]
+    adapted = adapt(source, support)
+    left_out = adapted.state["left_out"]
+    assert 0 < left_out < 60 and any(f"the first {left_out} examples were left out" in w for w in adapted.warnings)
+    kept = adapt(source, support[left_out:])
+    assert kept.warnings == () and kept.predict(["in 9"]) == adapted.predict(["in 9"])

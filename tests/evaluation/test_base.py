@@ -62,9 +62,24 @@ class Plain:
         return float(F.cross_entropy(logits, ids[0, before:]))
 
 
-def text_config(folder, **sections):
-    task = {"family": "text_to_text", "shots": 3, "queries": 1}
-    model = {"max_tokens": 40, "answer_tokens": 6, "vocab_size": 8000}
+def written(style, tokenizer, about, examples, asked):
+    """Examples and a question in a prompt's words, as one would write them."""
+    if style == "chat":
+        turns = [{"role": role, "content": text}
+                 for pair in examples for role, text in zip(("user", "assistant"), pair, strict=True)]  # fmt: skip
+        turns.append({"role": "user", "content": asked})
+        turns[0]["content"] = f"{about}\n\n{turns[0]['content']}"
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    if style == "bare":
+        return "".join(f"{about}\n{text}\n{answer}</s>" for text, answer in examples) + f"{about}\n{asked}\n"
+    first, second, end = ("Input: ", "\nOutput:", "\n\n") if style == "plain" else ("Q: ", "\nA:", "\n")
+    shots = "".join(f"{first}{text}{second} {answer}</s>{end}" for text, answer in examples)
+    return f"{about}\n\n{shots}{first}{asked}{second}"
+
+
+def text_config(folder, style="bare", **sections):
+    task = {"family": "text_to_text", "shots": 3, "queries": 1, "prompt": style}
+    model = {"max_tokens": 70, "answer_tokens": 7, "vocab_size": 8000}
     outer, data = {"base": "freeze", "steps": 2} | sections.pop("outer", {}), {"path": str(folder / "rows.jsonl")}
     return small.config(task=task, model=model, outer=outer, data=data, eval={"episodes": 6}, **sections)
 
@@ -77,9 +92,11 @@ def episodes_of(folder, config, count):
     return store, [sample_episode(store, config.task, 0, "test", i) for i in range(count)]
 
 
+@pytest.mark.parametrize("style", ["bare", "plain", "chat", "Q: {{ input }}\nA: {{ target }}\n"])
 @pytest.mark.parametrize("sections", [TEXT, IN_CONTEXT], ids=["adapts", "reads"])
-def test_answers_of_a_base_are_those_of_transformers_zero_shot_and_in_context(sections, folder):
-    config, plain = text_config(folder, **sections), Plain(folder)
+def test_answers_of_a_base_are_those_of_transformers_zero_shot_and_in_context(sections, style, folder):
+    config, plain = text_config(folder, style, **sections), Plain(folder)
+    space = "" if style in ("bare", "chat") else " "
     found = evaluate(config, base=folder / "model", baselines=False)
     first = ["base_adapted"] if sections is TEXT else ["base_in_context"]
     assert list(found.methods) == list(dict.fromkeys([*first, "base_zero_shot", "base_in_context"]))
@@ -88,12 +105,12 @@ def test_answers_of_a_base_are_those_of_transformers_zero_shot_and_in_context(se
     for i, episode in enumerate(episodes):
         records = [parse(store.text(int(row))) for row in episode.support.rows]
         (asked,) = (parse(store.text(int(row))) for row in episode.query.rows)
-        before = "".join(f"{r.instruction}\n{r.input}\n{r.answers[0]}</s>" for r in records)
-        for name, context in (("base_zero_shot", ""), ("base_in_context", before)):
-            text = f"{context}{asked.instruction}\n{asked.input}\n"
+        examples = [(r.input, r.answers[0]) for r in records]
+        for name, context in (("base_zero_shot", []), ("base_in_context", examples)):
+            text = written(style, plain.tokenizer, asked.instruction, context, asked.input)
             told = found.details[name]["answers"][i]
-            assert (told["input"], told["said"]) == (asked.input, plain.answer(text, 6))
-            losses[name].append(plain.loss(text, asked.answers[0]))
+            assert (told["input"], told["said"]) == (asked.input, plain.answer(text, 7))
+            losses[name].append(plain.loss(text, space + asked.answers[0]))
     for name, of in losses.items():
         assert found.methods[name]["loss"]["mean"] == pytest.approx(np.mean(of), abs=1e-5)
     assert found.methods["base_zero_shot"]["loss"]["mean"] != found.methods["base_in_context"]["loss"]["mean"]

@@ -6,7 +6,7 @@ import small
 import torch
 
 from distmeta.evaluation.adapt import adapt
-from distmeta.serve.batches import MOST_ROWS, Base, part_of, repeated
+from distmeta.serve.batches import MOST_ROWS, Base, repeated
 from distmeta.serve.tasks import Refused, Task, TaskStore
 
 CLASSES = {"task": {"family": "classes", "ways": 2}, "data": {"label": "task", "fractions": [0.6, 0.0, 0.4]}}
@@ -108,7 +108,7 @@ def test_text_to_text_goes_one_by_one(tmp_path):
 
 def test_rows_are_cut_and_repeated():
     (rows,) = small.rows([5], 50, 2)
-    part = part_of(rows, 1, 3)
+    part = rows.part(1, 3)
     longer = repeated(part, 4)
     texts = [longer.tokens[a:b].tolist() for a, b in zip(longer.offsets, longer.offsets[1:], strict=False)]
     expected = [rows.tokens[rows.offsets[i] : rows.offsets[i + 1]].tolist() for i in (1, 2, 1, 1)]

@@ -29,6 +29,8 @@ ASK = [{"role": "user", "content": "a hot thing"}]
 KINDS = {
     "gradients": {"inner": {"adapt": "all", "lr": 0.05}},
     "in_context": {"algorithm": "in_context", "inner": {"adapt": "lora", "steps": 0}},
+    "chat_in_context": {"algorithm": "in_context", "inner": {"adapt": "lora", "steps": 0},
+                        "task": {"family": "text_to_text", "prompt": "chat"}},
     "encoder_decoder": {"architecture": "t5", "inner": {"adapt": "all", "lr": 1.0, "steps": 5}},
     "letters": {"algorithm": "in_context", "inner": {"adapt": "lora", "steps": 0},
                 "task": {"labels": "letters"}},
@@ -93,7 +95,7 @@ def streamed(events):
     return texts, ends
 
 
-@pytest.mark.parametrize("kind", ["gradients", "in_context", "encoder_decoder"])
+@pytest.mark.parametrize("kind", ["gradients", "chat_in_context", "encoder_decoder"])
 def test_greedy_answers_are_those_of_predict(kind, sources, tmp_path):
     inputs = ["a hot thing", "cold", "so round and flat a thing"]
     with asked(Base(sources(kind)), tmp_path) as (client, handle):
@@ -105,6 +107,21 @@ def test_greedy_answers_are_those_of_predict(kind, sources, tmp_path):
     assert [choice.text for choice in whole.choices] == [texts[i] for i in range(3)]
     assert [choice.finish_reason for choice in whole.choices] == [ends[i] for i in range(3)]
     assert set(ends.values()) <= {"stop", "length"} and whole.model == handle
+
+
+def test_turns_go_on_where_a_support_set_in_the_models_template_ends(sources):
+    base = Base(sources("chat_in_context"))
+    (task,) = base.adapt([base.asked(SUPPORT)])
+    turns = [*ASK, {"role": "assistant", "content": "red"}, {"role": "user", "content": "cold"}]
+    stock = AutoTokenizer.from_pretrained(sources.pretrained)
+    support = [{"role": role, "content": row[name]} for row in SUPPORT
+               for role, name in (("user", "input"), ("assistant", "target"))]  # fmt: skip
+    support[0]["content"] = "Say it.\n\nhot hot"
+    whole = stock.apply_chat_template(support + turns, add_generation_prompt=True, return_dict=False)
+    before = int(task.params["context_kept"].sum())
+    assert answers.Language(base).prompt(task, turns) == whole[before:]
+    alone = stock.apply_chat_template([*support, *ASK], add_generation_prompt=True, return_dict=False)
+    assert answers.Language(base).prompt(task, "a hot thing") == alone[before:]
 
 
 def in_transformers(base, handle, store, pretrained):

@@ -1,5 +1,8 @@
 """What a model sees, as text."""
 
+import json
+import re
+
 import small
 
 from distmeta.tasks.build import build_store
@@ -20,6 +23,21 @@ def test_letters_are_shown_as_one_context(tmp_path):
     assert len(parts) == 4 and parts[3] == ""
     assert all(part.startswith("Input: ") and part[-10:-1] == "\nLabel:⇒ " for part in parts[:3])
     assert {part[-1] for part in parts[:3]} <= {"A", "B"}
+
+
+def test_answers_in_context_have_their_instruction_once(tmp_path):
+    rows = [{"input": f"in {i}", "target": f"out {i}", "task": f"t{t}", "instruction": "copy"}
+            for t in range(8) for i in range(6)]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    small.decoder(tmp_path / "m")
+    base = {"pretrained": str(tmp_path / "m"), "max_tokens": 60, "answer_tokens": 8}
+    task = {"family": "text_to_text", "prompt": "plain", "shots": 3, "queries": 2}
+    for algorithm in ("in_context", "fomaml"):
+        sections = {"algorithm": algorithm, "inner": {"adapt": "lora", "steps": int(algorithm == "fomaml")}}
+        text = seen(small.config(tmp_path / "rows.jsonl", task=task, model=base, **sections))
+        one = "Input: in .\nOutput:⇒ out .</s>"
+        together = f"copy\n\n{one}(\n\n{one}){{2}}" if algorithm == "in_context" else f"(copy\n\n{one}\n?){{3}}"
+        assert re.fullmatch(together, text), text
 
 
 def test_words_are_shown_as_the_prompt_writes_them(tmp_path):

@@ -28,6 +28,7 @@ def collate(
         input_ids, attention_mask  int64 [T, m, L]
         labels, rows, store_rows   int64 [T, m]; rows: the position in the episode's own order
         total                      n
+    and where an example is written another way in a context (`Rows.later`) heads int64 [T, m], later [k].
     `buckets` is the largest number of micro-batches; 0 chooses the number that costs least. Those of more than
     `part_tokens` padded tokens are cut into equal parts, down to a row of each episode; 0: they are not.
     """
@@ -43,6 +44,8 @@ def collate(
     start = begins[:, None] + np.take_along_axis(offsets[:, :-1], order, 1)
     labels = np.take_along_axis(np.stack([r.labels for r in rows]), order, 1)
     store_rows = np.take_along_axis(np.stack([r.rows for r in rows]), order, 1)
+    headed = [r.heads for r in rows if r.heads is not None]
+    heads = np.take_along_axis(np.stack(headed).astype(np.int64), order, 1) if headed else None
     longest = -(-lengths.max(0) // multiple) * multiple
     parts = []
     for first, last in _limited(_cuts(longest, len(rows), buckets, len(tokens)), longest * len(rows), part_tokens):
@@ -56,6 +59,7 @@ def collate(
             "rows": np.ascontiguousarray(order[:, first:last]),
             "store_rows": np.ascontiguousarray(store_rows[:, first:last]),
             "total": n,
+            **({} if heads is None else {"heads": heads[:, first:last], "later": rows[0].later}),
         })  # fmt: skip
     return parts
 

@@ -26,6 +26,18 @@ class Rows:
     # [n], numbers of the episode's label_names; family text_to_text: how many tokens are before the answer
     labels: NDArray[np.int64]
     rows: NDArray[np.int64]  # [n], row numbers in the store
+    # Family text_to_text unless task.prompt=bare: [n], how many tokens stand before an input, and the tokens that do
+    # where it follows another example in a context
+    heads: NDArray[np.int32] | None = None
+    later: NDArray[np.int32] | None = None
+
+    def part(self, first: int, last: int) -> Rows:
+        """Rows first..last - 1."""
+        begin, end = self.offsets[first], self.offsets[last]
+        return Rows(
+            self.tokens[begin:end], self.offsets[first : last + 1] - begin, self.labels[first:last],
+            self.rows[first:last], None if self.heads is None else self.heads[first:last], self.later,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,8 +92,10 @@ def sample_episode(
     middle = offsets[cut]
     words = ~np.isin(tokens[:middle], [i for i in (store.cls_id, store.sep_id) if i is not None])
     changed = augment_tokens(tokens[:middle], offsets[: cut + 1], label[:cut], words, by, seed, index)
-    support = Rows(*changed, label[:cut], rows[:cut])
-    query = Rows(tokens[middle:], offsets[cut:] - middle, label[cut:], rows[cut:])
+    heads = store.heads[rows] if store.heads is not None else None
+    halves = (None, None) if heads is None else (heads[:cut], heads[cut:])
+    support = Rows(*changed, label[:cut], rows[:cut], halves[0], store.later)
+    query = Rows(tokens[middle:], offsets[cut:] - middle, label[cut:], rows[cut:], halves[1], store.later)
     return Episode(index, choice.task, names, support, query)
 
 

@@ -40,7 +40,7 @@ def local(store: TaskStore) -> EpisodeWindow:
 
 def same(a: list[list[Episode]], b: list[list[Episode]]) -> bool:
     def content(e: Episode) -> list[Any]:
-        arrays = [vars(rows)[name].tolist() for rows in (e.support, e.query) for name in vars(rows)]
+        arrays = [np.array(vars(rows)[name]).tolist() for rows in (e.support, e.query) for name in vars(rows)]
         return [e.index, e.task, e.label_names, *arrays]
 
     return [[content(e) for e in group] for group in a] == [[content(e) for e in group] for group in b]

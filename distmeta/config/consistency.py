@@ -80,6 +80,7 @@ def check(config: Config) -> None:
     check_ways("eval.ways", config.eval.ways, config)
     if config.outer.schedule == "plateau" and config.eval.every == 0:
         raise ValueError("outer.schedule = plateau needs meta-validations: set eval.every")
+    check_keep_base(config)
     if config.outer.privacy is not None:
         check_privacy(config)
     if config.cluster.episode == "group":
@@ -146,6 +147,24 @@ def check(config: Config) -> None:
                 f"task.lag = {config.task.lag}: episodes are asked for up to {ahead} meta-steps ahead (sampling.window "
                 f"over a rank's share of outer.meta_batch_size); set at least {ahead}, or lower sampling.window"
             )
+
+
+def check_keep_base(config: Config) -> None:
+    """Raises ValueError where outer.keep_base has no meaning."""
+    if config.outer.keep_base is None:
+        return
+    says_words = config.task.family == "text_to_text" or config.task.labels != "head"
+    for fits, reason in (
+        (says_words, "is of the words of a language model, and this model has a head of its own; set task.family="
+                     "text_to_text, or task.labels=letters or words"),
+        (config.model.pretrained is not None, "needs model.pretrained: a model built from its configuration has no "
+                                              "base to keep"),
+        (config.algorithm != "fine_tune", "does not go with algorithm = fine_tune, which learns nothing in the outer "
+                                          "loop"),
+        (config.outer.privacy is None, "does not go with outer.privacy: its gradient is of no single task"),
+    ):  # fmt: skip
+        if not fits:
+            raise ValueError(f"outer.keep_base {reason}; or leave outer.keep_base out")
 
 
 def check_ways(key: str, ways: int | None, config: Config) -> None:

@@ -38,3 +38,13 @@ class PrivacyConfig(Section):
     noise: float = Field(gt=0, description="standard deviation of a meta-step's noise, in units of clip")
     clip: float = Field(gt=0, description="largest norm of a task's meta-gradient")
     delta: float = Field(gt=0, lt=1, description="delta of the reported (epsilon, delta); far below 1 / tasks")
+
+
+class KeepBaseConfig(Section):
+    """What a language model's pretrained base says of text, held to by a term of the outer loss."""
+
+    weight: float = Field(gt=0, description="factor of the divergence from the base in the outer loss")
+    path: str | None = Field(
+        None, description="file of the texts that the divergence is of (.txt with one a line, or column data.text of a "
+        "table); null: the episodes' own query rows, without their support set"
+    )  # fmt: skip

@@ -12,7 +12,7 @@ from distmeta.config.algorithms import ALGORITHMS, IMPORT_PATH, with_settings
 from distmeta.config.base import Section
 from distmeta.config.cluster import ClusterConfig
 from distmeta.config.eval import EvalConfig
-from distmeta.config.parts import PrivacyConfig
+from distmeta.config.parts import KeepBaseConfig, PrivacyConfig
 from distmeta.config.pretrain import PretrainConfig
 from distmeta.config.rates import RANDOM, with_distance, with_rates
 from distmeta.config.serve import ServeConfig
@@ -307,6 +307,10 @@ class OuterConfig(Section):
     privacy: PrivacyConfig | None = Field(
         None, description="noise that hides each meta-train task (differential privacy); null: none"
     )
+    keep_base: KeepBaseConfig | None = Field(
+        None, description="a pretrained language model is held to what it said before: to the outer loss is added the "
+        "Kullback-Leibler divergence of its next tokens, before adaptation, from those of the base; null: nothing is"
+    )  # fmt: skip
     base: Literal["auto", "train", "freeze"] = Field(
         "auto",
         description="whether the parameters that the inner loop does not adapt are learnt (train) or stay (freeze); "

@@ -167,6 +167,10 @@ def prepare_store(config: Config, display: Display | None = None) -> Path:
     check_feasible(store, config.of_evaluation().task, ["validation", "test"])
     check_labels(store.labels, config)
     check_model(config, cache_directory(data), len(store.labels))  # refused here, and not once all is started
+    if config.outer.keep_base is not None:
+        from distmeta.learner.kept import check
+
+        check(config)
     if config.outer.privacy is not None:
         from distmeta.algorithms.privacy import spent
 

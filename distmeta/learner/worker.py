@@ -31,6 +31,7 @@ from distmeta.learner.evaluation import finish, validate
 from distmeta.learner.flow import AutoSamplers, episode_window
 from distmeta.learner.gradients import meta_gradients, state_cache
 from distmeta.learner.group import mean_rate_in_group
+from distmeta.learner.kept import KeptBase
 from distmeta.learner.process import run_rank
 from distmeta.learner.ranks import Rank, all_sum, gather
 from distmeta.learner.recorder import Recorder
@@ -85,6 +86,7 @@ def learn(
     engine, reached = start(this, model, has_best=every > 0)
     step, meta = reached.step, engine.snapshot()
     cache = state_cache(model, config, source.store)
+    kept = KeptBase(model, config, source.store.pad_id, device) if config.outer.keep_base is not None else None
     recorder = Recorder(this, reached, classes_of(config, source.store))
     window = episode_window(this, source, samplers, step, reached.validations)
     ending = Ending.DONE if is_done(config, reached, source, step) else None
@@ -101,16 +103,18 @@ def learn(
             lost: list[Diverged] = []
             with clock.phase("inner_s"):
                 grads, sums = meta_gradients(model, meta, algorithm, config, store, episodes, step, device, cache, lost)
+                kept_kl = kept.add(grads, meta, episodes) if kept is not None else 0.0
                 grads = privacy.with_noise(grads, config, step, rank)
             with clock.phase("peers_s"):  # the first of the collectives: what it takes is the wait for the slowest rank
                 lost_here = len(lost) if model.fast_shards is None or rank == 0 else 0  # a group loses one together
-                *sums, skipped, halts, leaves = all_sum([*sums, lost_here, *requests(this)])
+                *sums, kept_kl, skipped, halts, leaves = all_sum([*sums, kept_kl, lost_here, *requests(this)])
 
             with clock.phase("aggregate_s"):
                 record = outer_step(this, engine, reached, step, grads, sums, lost, int(skipped))
                 meta = engine.snapshot()
                 record["inner_lr"] = shown_rate(model, meta, config)
             clock.read_communication()
+            record |= {"kept_kl": kept_kl / config.outer.meta_batch_size} if kept is not None else {}
             record |= ({"skipped": int(skipped)} if skipped else {}) | ({"arrivals": arrivals} if arrivals else {})
 
             is_best = False

@@ -241,6 +241,20 @@ class LanguageModel(TaskModel):
         offset: Any = self.score_offset
         return out if offset is None else out + offset
 
+    def foretold(self, batch: TextBatch) -> Tensor:
+        """Which places of `next_scores` there are: tokens of a row but its first, [N, L - 1]; of an encoder-decoder,
+        tokens of the answers, [N, M]."""
+        if not self.seq2seq:
+            return batch.keep[:, 1:] > 0
+        assert batch.answer is not None
+        return batch.answer != NO_TOKEN
+
+    def next_scores(self, params: Mapping[str, Tensor], batch: TextBatch) -> Tensor:
+        """Scores of the next token in each place that `foretold` names, without any support set, [m, V]."""
+        states: Tensor = self.under(params, lambda: self._pooled(batch) if self.seq2seq else self._last_states(batch))
+        places = self.foretold(batch)
+        return self.scores(params, states[:, : places.shape[1]][places].view(1, 1, -1, states.shape[-1]))[0, 0]
+
     def loss_and_hits(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor]:
         """Each task's part of its mean, over rows, of the mean cross-entropy of an answer's tokens, [T]; and of the
         share of its tokens that are the likeliest ones after the right ones before them, [T]."""

@@ -29,7 +29,8 @@ from distmeta.config import Config, load_config
 from distmeta.config.consistency import parse_until
 from distmeta.learner.engine import make_optimizer
 from distmeta.tasks.build import build_store
-from distmeta.tasks.episodes.episode import Rows, sample_episode
+from distmeta.tasks.episodes.episode import sample_episode
+from distmeta.tasks.rows import Rows
 from distmeta.tasks.store import open_store
 
 Named = dict[str, Tensor]

@@ -26,7 +26,8 @@ from distmeta.models.batch import TextBatch, to_batches
 from distmeta.models.build import build_model
 from distmeta.models.prefix import StateCache, fixed_prefix
 from distmeta.tasks.episodes.collate import collate
-from distmeta.tasks.episodes.episode import Rows, sample_episode
+from distmeta.tasks.episodes.episode import sample_episode
+from distmeta.tasks.rows import Rows
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 SEED = 0

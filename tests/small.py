@@ -11,7 +11,7 @@ import numpy as np
 
 from distmeta.config import Config, make_config
 from distmeta.config.trees import merge
-from distmeta.tasks.episodes.episode import Rows
+from distmeta.tasks.rows import Rows
 
 CLI = [sys.executable, "-m", "distmeta.cli"]
 PLENTY = ["red", "blue", "green", "small", "big", "fast", "slow", "old", "new", "hot", "cold", "sharp", "round", "flat"]

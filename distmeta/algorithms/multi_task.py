@@ -32,18 +32,23 @@ def meta_gradient(
     *,
     pooled: Any = None,
     start: Any = None,
+    by_step: bool = False,
+    loss_weights: Any = None,
     **options: Any,
 ) -> inner.MetaGradient:
-    """pooled: the loss of a classifier over all classes of the data, in the place of `loss`."""
+    """pooled: the loss of a classifier over all classes of the data, in the place of `loss`.
+
+    by_step: the support set is a list of chunks, which count like the query set.
+    """
     still = dataclasses.replace(loop, steps=0, lr=0.0)
     episode_start = start if pooled is None else None
-    result = inner.meta_gradient(
-        pooled or loss, params, support, [*listed(query), *listed(support)], still, start=episode_start, **options
-    )
-    half = {name: g / 2 for name, g in result.grads.items()}
-    shared = {name: g / 2 for name, g in result.shared_grads.items()}
+    sets = [*support, query] if by_step else [support, query]
+    batches = [*listed(query), *(batch for part in sets[:-1] for batch in listed(part))]
+    result = inner.meta_gradient(pooled or loss, params, sets[0], batches, still, start=episode_start, **options)
+    half = {name: g / len(sets) for name, g in result.grads.items()}
+    shared = {name: g / len(sets) for name, g in result.shared_grads.items()}
     with torch.no_grad():
-        loss_now = result.loss / 2
+        loss_now = result.loss / len(sets)
     return dataclasses.replace(
         result, grads=half, shared_grads=shared, loss=loss_now, aux=result.aux[: len(listed(query))]
     )

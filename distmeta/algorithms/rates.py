@@ -55,13 +55,25 @@ def schedule(config: InnerConfig, steps: int) -> Tensor | None:
     }[config.schedule]
 
 
-def rates_of(config: InnerConfig, log_rates: Mapping[str, Tensor], steps: int | None = None) -> LearningRates:
+def warm(config: InnerConfig, progress: float) -> float:
+    """The factor of the inner rates when the run is so far, from 0 to 1: from a tenth up to 1 over `inner.lr_warmup`.
+
+    As in TTT-E2E (arXiv 2512.23675), over meta-steps: early meta-gradients go through steps that hardly move.
+    """
+    return 1.0 if progress >= config.lr_warmup else 0.1 + 0.9 * progress / config.lr_warmup
+
+
+def rates_of(
+    config: InnerConfig, log_rates: Mapping[str, Tensor], steps: int | None = None, factor: float = 1.0
+) -> LearningRates:
     """What `InnerLoop(lr=...)` takes for `steps` steps, differentiable with respect to the learnt logarithms.
 
-    With more steps than there are rates, the last rate is repeated.
+    With more steps than there are rates, the last rate is repeated. factor: times all of them.
     """
     steps = config.steps if steps is None else steps
     factors = schedule(config, steps)
+    if factor != 1.0:
+        factors = torch.full((steps,), factor) if factors is None else factors * factor
 
     def by_step(rate: Tensor) -> Tensor:
         if rate.ndim and len(rate) != steps:
@@ -73,18 +85,24 @@ def rates_of(config: InnerConfig, log_rates: Mapping[str, Tensor], steps: int | 
     if config.learn_lr in ("scalar", "per_step"):
         return by_step(log_rates[PREFIX].exp())
     named = {name.removeprefix(f"{PREFIX}."): value.exp() for name, value in log_rates.items()}
-    return named if config.learn_lr == "per_parameter" else {name: by_step(rate) for name, rate in named.items()}
+    if config.learn_lr == "per_parameter":
+        return named if factor == 1.0 else {name: rate * factor for name, rate in named.items()}
+    return {name: by_step(rate) for name, rate in named.items()}
 
 
 def log_rate_gradients(
-    config: InnerConfig, log_rates: Mapping[str, Tensor], lr_grads: Tensor | Mapping[str, Tensor] | None
-) -> dict[str, Tensor]:
-    """Chain rule from `MetaGradient.lr_grads` to the logarithms; a leading task axis is summed."""
+    config: InnerConfig, log_rates: Mapping[str, Tensor], lr_grads: Tensor | Mapping[str, Tensor] | None,
+    factor: float = 1.0,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Chain rule from `MetaGradient.lr_grads` to the logarithms; a leading task axis is summed.
+
+    factor: as `rates_of`.
+    """
     if not log_rates:
         return {}
     with torch.enable_grad():
         leaves = {name: value.detach().requires_grad_() for name, value in log_rates.items()}
-        rates = rates_of(config, leaves)
+        rates = rates_of(config, leaves, factor=factor)
     outputs = list(rates.values()) if isinstance(rates, dict) else [rates]
     gradients = [lr_grads[name] for name in rates] if isinstance(rates, dict) else [lr_grads]  # type: ignore[index]
     cotangents = [g.sum(0) if g.dim() > rate.dim() else g for g, rate in zip(gradients, outputs, strict=True)]  # type: ignore
@@ -97,19 +115,22 @@ def inner_loop(
     steps: int | None = None,
     seed: int | None = None,
     budget_mb: float | None = None,
+    factor: float = 1.0,
 ) -> InnerLoop:
     """The inner loop of a configuration, with its own number of steps or another.
 
-    budget_mb: for graphs that an exact order keeps, where the configuration leaves it to the device.
+    budget_mb: for graphs that an exact order keeps, where the configuration leaves it to the device. factor: of the
+    rates, by `warm`.
     """
     steps = config.steps if steps is None else steps
     with torch.no_grad():
-        lr = rates_of(config, log_rates, steps)
+        lr = rates_of(config, log_rates, steps, factor)
     return InnerLoop(
         steps=steps, lr=lr, optimizer=config.optimizer, momentum=config.momentum, betas=config.betas,
         memory="walk" if config.memory == "layers" else config.memory, seed=seed,
         budget_mb=config.budget_mb or budget_mb or InnerLoop.budget_mb,
         proximal=config.proximal, solver=config.solver, cg_steps=config.cg_steps,
+        clip=config.clip, clip_norm=config.clip_norm, adam_root=config.adam_root, snapshots=config.snapshots,
         # which of the two a bias means that has as many numbers as there are steps
         lr_per="parameter" if config.learn_lr == "per_parameter" else "step",
     )  # fmt: skip

@@ -36,12 +36,12 @@ from distmeta.learner.state import initial_values
 from distmeta.models.backbone import set_attention
 from distmeta.models.build import build_model
 from distmeta.models.task_model import TaskModel
-from distmeta.tasks.episodes.episode import Episode
+from distmeta.tasks.rows import Episode
 from distmeta.tasks.store import TaskStore, open_store
 
 Params = dict[str, Tensor]
 
-MOST_SHOTS, MOST_STEPS = 2, 5  # of a class; of the inner loop
+MOST_SHOTS, MOST_STEPS, MOST_CHUNKS = 2, 5, 4  # of a class; of the inner loop; of a document
 SAME = 1e-9  # relative difference of two ways to the same number, in float64
 SHARDED = 1e-3  # difference in float32, as a part of how far the outer steps moved the meta-parameters
 OUTER_EPS = 1e-2  # Adam with a small eps hides the scale of a gradient, and turns rounding of a zero into a step
@@ -91,6 +91,9 @@ def small_version(config: Config, ranks: int) -> Config:
         "outer": {"eps": max(config.outer.eps, OUTER_EPS), "meta_batch_size": ranks + 1},
         "cluster": {"workers": ranks},
     }
+    if task.family == "document":
+        chunks = min(task.chunks, MOST_CHUNKS)
+        changes |= {"task": {"chunks": chunks}, "inner": {"steps": chunks - 1}}
     content = config.model_dump(mode="json")
     return make_config({**content, **{key: {**content[key], **change} for key, change in changes.items()}})
 
@@ -183,12 +186,18 @@ class Setting:
         return float(group_gradient(self.model, fast, shared, algorithm, loop, (support, query), [name])[0].loss)
 
     def query_loss(self, meta: Params) -> float:
-        """The function that is differenced: adapt to the support set, loss on the query set."""
+        """The function that is differenced: adapt to the support set, loss on the query set.
+
+        Of a document: the mean over its chunks of the loss before the step on each.
+        """
         loss, fast, support, query, loop = self._arguments(meta)
         options = self._options(meta)
-        adapted = adapt(lambda p, b: loss(p, b)[0], fast, support, loop, **options).params
+        adapted = adapt(lambda p, b: loss(p, b)[0], fast, support, loop, **options)
         with torch.no_grad():
-            return sum(float(loss({**options["shared"], **adapted}, part)[0]) for part in query)
+            last = sum(float(loss({**options["shared"], **adapted.params}, part)[0]) for part in query)
+        if not options["by_step"]:
+            return last
+        return (float(adapted.inner_losses.sum()) + last) / (len(support) + 1)
 
     def adapted(self, meta: Params) -> Params:
         loss, fast, support, _, loop = self._arguments(meta)
@@ -204,7 +213,8 @@ class Setting:
 
     def _options(self, meta: Params) -> dict[str, Any]:
         start = self.model.start if self.model.starts else None
-        return {"shared": split_meta(self.model, meta)[1], "start": start}
+        by_step = self.config.task.family == "document"
+        return {"shared": split_meta(self.model, meta)[1], "start": start, "by_step": by_step}
 
 
 def derivative_finding(

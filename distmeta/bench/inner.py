@@ -29,8 +29,9 @@ from distmeta.models.build import build_model
 from distmeta.models.prefix import StateCache
 from distmeta.models.task_model import TaskModel
 from distmeta.tasks.build import build_store
-from distmeta.tasks.episodes.episode import Episode, sample_episode
+from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.families import check_feasible
+from distmeta.tasks.rows import Episode
 from distmeta.tasks.store import TaskStore, open_store
 
 

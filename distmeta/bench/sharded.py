@@ -26,7 +26,8 @@ from distmeta.learner.ranks import episodes_of_rank
 from distmeta.learner.state import fast_shards, initial_values, make_engine
 from distmeta.models.build import build_model
 from distmeta.models.sharding import shard_frozen
-from distmeta.tasks.episodes.episode import Episode, sample_episode
+from distmeta.tasks.episodes.episode import sample_episode
+from distmeta.tasks.rows import Episode
 from distmeta.tasks.store import TaskStore, open_store
 
 Params = dict[str, Tensor]

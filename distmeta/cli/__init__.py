@@ -230,8 +230,14 @@ def adapt(
 def predict(
     adapted: Annotated[str, typer.Argument(metavar="ADAPTED")],
     source: Annotated[str, typer.Option("--input", help="data file, .txt with a text a line, or - for standard input")],
+    more: Annotated[
+        int | None, typer.Option("--continue", min=1, help="family document: write so many tokens after each text")
+    ] = None,
 ) -> None:
-    """Labels, or answers, of texts by an adapted model: one JSON line each, null for a blank line."""
+    """Labels, or answers, of texts by an adapted model: one JSON line each, null for a blank line.
+
+    A model that has read a document gives the loss per token of each text, or with --continue what comes after it.
+    """
     from distmeta.evaluation.adapt import load_adapted
     from distmeta.tasks.texts import read_inputs
 
@@ -240,7 +246,8 @@ def predict(
     nonempty = [text for text in texts if text is not None]
     if line := model.unknown(nonempty):
         print(f"warning: {line}", file=sys.stderr)
-    predictions = iter(model.predict(nonempty))
+    said = [{"text": model.continue_text(text, more)} for text in nonempty] if more else model.predict(nonempty)
+    predictions = iter(said)
     for text in texts:
         print(json.dumps(None if text is None else next(predictions), ensure_ascii=False))
 

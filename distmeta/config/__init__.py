@@ -2,6 +2,7 @@
 
 from distmeta.config.cluster import ClusterConfig
 from distmeta.config.eval import EvalConfig
+from distmeta.config.inner import InnerConfig
 from distmeta.config.loading import (
     RECIPES,
     ConfigSource,
@@ -18,7 +19,6 @@ from distmeta.config.pretrain import PretrainConfig
 from distmeta.config.sections import (
     Config,
     DataConfig,
-    InnerConfig,
     ModelConfig,
     OuterConfig,
     RunConfig,

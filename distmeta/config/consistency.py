@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from distmeta.config.algorithms import ALGORITHMS, load_algorithm
+from distmeta.config.documents import check_document
 from distmeta.errors import InputError
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ def check(config: Config) -> None:
         raise ValueError(f"task.ways belongs to task.family=classes; {config.task.family} has no number of ways to set")
     if config.task.family == "text_to_text":
         check_text(config)
+    elif config.task.family == "document":
+        check_document(config)
     elif config.task.labels != "head":
         check_labels(config)
     elif config.task.prompt != "plain":
@@ -407,13 +410,17 @@ def check_group(config: Config) -> None:
 
 METRICS = ("accuracy", "precision", "recall", "f1", "loss")
 TEXT_METRICS = ("exact_match", "token_f1", "rouge_l", "loss")
-_METRIC = "|".join(dict.fromkeys(METRICS + TEXT_METRICS))
-_KNOWN = f"{', '.join(METRICS)}; with task.family=text_to_text {', '.join(TEXT_METRICS)}"
+DOCUMENT_METRICS = ("loss", "perplexity", "bits_per_byte", "token_accuracy")
+_METRIC = "|".join(dict.fromkeys(METRICS + TEXT_METRICS + DOCUMENT_METRICS))
+_KNOWN = (
+    f"{', '.join(METRICS)}; with task.family=text_to_text {', '.join(TEXT_METRICS)}; with document "
+    f"{', '.join(DOCUMENT_METRICS)}"
+)
 
 
 def check_metric(config: Config, key: str, value: str, metric: str) -> None:
     """Raises ValueError for a metric that meta-validations of the task family do not have."""
-    known = TEXT_METRICS if config.task.family == "text_to_text" else METRICS
+    known = {"text_to_text": TEXT_METRICS, "document": DOCUMENT_METRICS}.get(config.task.family, METRICS)
     if metric not in known:
         raise ValueError(
             f"{key} = {value}: task.family = {config.task.family} is not measured by {metric}; set one of "

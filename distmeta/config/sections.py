@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from distmeta.config import consistency
+from distmeta.config import consistency, documents
 from distmeta.config.algorithms import ALGORITHMS, IMPORT_PATH, with_settings
 from distmeta.config.base import Section
 from distmeta.config.cluster import ClusterConfig
 from distmeta.config.eval import EvalConfig
+from distmeta.config.inner import Beta, InnerConfig
 from distmeta.config.parts import KeepBaseConfig, PrivacyConfig
 from distmeta.config.pretrain import PretrainConfig
 from distmeta.config.rates import RANDOM, with_distance, with_rates
@@ -20,8 +21,6 @@ from distmeta.config.task import TaskConfig
 from distmeta.config.trees import merge
 from distmeta.config.tune import TuneConfig
 from distmeta.errors import nearest
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelConfig(Section):
@@ -108,7 +107,14 @@ class DataConfig(Section):
     )
     text: str = Field("text", description="column that holds the text")
     label: str = Field("label", description="column that holds the label (families domain and classes)")
-    task: str = Field("task", description="column that names the task (families domain and text_to_text)")
+    task: str = Field(
+        "task", description="column that names the task (families domain and text_to_text), or the document that a row "
+        "goes on with (family document; without such a column each row is a document)"
+    )  # fmt: skip
+    author: str = Field(
+        "author", description="family document: column that names what several documents share, where there is one: a "
+        "hash keeps them in one split, and intervals are over authors"
+    )  # fmt: skip
     input: str = Field("input", description="family text_to_text: column that holds the input")
     target: str = Field(
         "target", description="family text_to_text: column that holds the answer, or a list of accepted ones"
@@ -183,71 +189,6 @@ class DataConfig(Section):
         if min(value) < 0 or abs(sum(value) - 1) > 1e-6:
             raise ValueError("three shares of at least 0 that add up to 1")
         return value
-
-
-class InnerConfig(Section):
-    """The inner loop: adaptation on a support set."""
-
-    lr: float = Field(
-        RANDOM[1], gt=0, description="(initial) inner learning rate; null: 0.1; with model.pretrained 0.02 if all "
-        "weights of the base adapt, 0.05 for LoRA or an encoder under a linear head (inner.optimizer=adam: 1e-4, "
-        "1e-3; the head alone: 1e-2)"
-    )  # fmt: skip
-    steps: int = Field(5, ge=0, description="number of inner steps in training")
-    schedule: Literal["constant", "linear", "cosine", "warmup"] = Field(
-        "constant",
-        description="course of the inner rate over the steps: falling to 0 (linear, cosine) or rising to "
-        "inner.lr (warmup)",
-    )
-    optimizer: Literal["sgd", "momentum", "adam"] = Field(
-        "sgd", description="inner optimizer; each is differentiated exactly"
-    )
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of inner.optimizer=momentum")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="decay rates of inner.optimizer=adam")
-    learn_lr: Literal["none", "scalar", "per_step", "per_layer", "per_layer_step", "per_parameter"] = Field(
-        "none", description="which inner rates are meta-learnt; none: the rate stays inner.lr"
-    )  # fmt: skip
-    proximal: float = Field(
-        0.0, ge=0, description="strength of the pull to the initial weights, lam/2 |theta - theta_0|^2 (iMAML)"
-    )
-    solver: Literal["cg", "neumann"] = Field("cg", description="algorithm imaml: solver of its linear system")
-    cg_steps: int = Field(5, ge=1, description="algorithm imaml: number of steps of inner.solver")
-    adapt: str = Field(
-        "all", description="what the inner loop adapts: all, lora, head, or a regular expression of parameter names"
-    )
-    memory: Literal["auto", "layers", "walk", "unroll"] = Field(
-        "auto", description="walk: recomputes inner steps, so memory does not grow with their number; layers: "
-        "recomputes layers too, so memory hardly grows with depth; unroll: keeps all graphs; auto: keeps as many "
-        "graphs as inner.budget_mb allows"
-    )  # fmt: skip
-    budget_mb: float | None = Field(
-        None, gt=0, description="inner.memory=auto: most megabytes of graphs; it keeps the graphs of as many steps as "
-        "fit, and recomputes layers if one micro-batch does not fit; null: 768 on a CPU, a quarter of a GPU's memory"
-    )  # fmt: skip
-    buckets: int = Field(
-        0,
-        ge=0,
-        description="number of micro-batches, sorted by length, into which a set is divided; 0: the cheapest number",
-    )
-    part_tokens: int = Field(
-        0,
-        ge=0,
-        description="most padded tokens of a micro-batch; 0: as many as fit into inner.budget_mb, 256 to 4096 on a CPU",
-    )
-    prefix_mb: float = Field(
-        512,
-        ge=0,
-        description="megabytes for storing the outputs of the frozen layers below the adapted ones; 0: nothing is "
-        "stored",
-    )
-    task_batch: int = Field(
-        0, ge=0, description="number of tasks that run together as one batch; 0: chosen by their size and the device"
-    )
-
-    @field_validator("learn_lr", mode="before")
-    @classmethod
-    def _from_bool(cls, value: object) -> object:
-        return {True: "scalar", False: "none", None: "none"}.get(value, value) if not isinstance(value, str) else value  # type: ignore[call-overload]
 
 
 class OuterConfig(Section):
@@ -406,7 +347,7 @@ class Config(Section):
                 f"mypackage.mymodule.{nearest(name, ALGORITHMS)}"
             )
         whole = with_settings(values, ALGORITHMS[name], over=False) if name in ALGORITHMS else values
-        return with_rates(with_distance(whole))
+        return with_rates(with_distance(documents.with_sizes(whole)))
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

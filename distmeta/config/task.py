@@ -16,9 +16,10 @@ Mixture = Literal["uniform", "proportional", "temperature", "curriculum"] | dict
 class TaskConfig(Section):
     """What an episode is."""
 
-    family: Literal["domain", "classes", "text_to_text"] = Field(
+    family: Literal["domain", "classes", "text_to_text", "document"] = Field(
         "domain", description="domain: a task per domain, fixed labels; classes: N ways over disjoint classes; "
-        "text_to_text: an answer to an input, in words"
+        "text_to_text: an answer to an input, in words; document: a text that is read chunk by chunk, with an inner "
+        "step on each chunk after it has been scored"
     )  # fmt: skip
     ways: int | None = Field(None, ge=2, description="family classes: classes in an episode")
     shots: int = Field(5, ge=1, description="support examples of each class (text_to_text: of a task)")
@@ -33,6 +34,14 @@ class TaskConfig(Section):
         description="task.labels=letters or words: fewest support examples of each class in a training "
         "episode, which draws a number between this and task.shots; null: always task.shots",
     )
+    chunks: int = Field(
+        8, ge=2, description="family document: number of chunks of an episode, one more than inner steps"
+    )
+    chunk_tokens: int = Field(64, ge=2, description="family document: number of tokens of a chunk")
+    context_tokens: int = Field(
+        64, ge=1, description="family document: most tokens before a chunk that the model reads with it, which are not "
+        "scored again"
+    )  # fmt: skip
     instructions: bool = Field(True, description="family text_to_text: put the task's instruction before the input")
     labels: Literal["head", "letters", "words"] = Field(
         "head", description="how the model names a class: head: by an output of its head; letters: a pretrained "
@@ -78,6 +87,16 @@ class TaskConfig(Section):
     @classmethod
     def _of_text(cls, values: Any) -> Any:
         return of_text(values) if isinstance(values, dict) else values
+
+    @property
+    def is_language(self) -> bool:
+        """Whether a language model is trained on tokens, and not on labels."""
+        return self.family in ("text_to_text", "document")
+
+    @property
+    def passage_tokens(self) -> int:
+        """Family document: tokens of an episode."""
+        return self.chunks * self.chunk_tokens
 
     @field_validator("prompt")
     @classmethod

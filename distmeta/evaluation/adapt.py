@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distmeta.algorithms.rates import inner_loop
+from distmeta.algorithms.rates import PREFIX, inner_loop
 from distmeta.config import Config, dump_config
 from distmeta.errors import InputError
+from distmeta.evaluation import documents
 from distmeta.evaluation.evaluate import load_model
 from distmeta.evaluation.scoring import split_meta, stack
 from distmeta.evaluation.support import Support, read_support, tokenise
@@ -73,6 +74,11 @@ class AdaptedModel:
         data = self.config.data
         return data.input if self.config.task.family == "text_to_text" else data.text
 
+    @property
+    def reads_documents(self) -> bool:
+        """Whether it has read a text, and not learnt a task from examples."""
+        return self.config.task.family == "document"
+
     def unknown(self, texts: Sequence[str]) -> str:
         """One line where many words of the texts are not in the vocabulary; else empty."""
         lost = counts.Counts()
@@ -85,7 +91,9 @@ class AdaptedModel:
         """For each text {"label": ..., "confidence": p, "probabilities": {label: p}}, in order.
 
         Family text_to_text: {"text": the answer, "confidence": p}, p of the answer among the task's options, or where
-        it has none the geometric mean of its tokens' probabilities. Raises InputError for what is no text, or empty.
+        it has none the geometric mean of its tokens' probabilities. Family document: {"loss": nats per token,
+        "perplexity": ..., "tokens": how many} of a text that follows what was read. Raises InputError for what is no
+        text, or empty.
         """
         for number, text in enumerate(texts):
             if reason := fault(text):
@@ -93,6 +101,11 @@ class AdaptedModel:
         if self.config.task.family == "text_to_text":
             assert isinstance(self.model, LanguageModel)
             return self._answer(self.model, texts)
+        if self.reads_documents:
+            assert isinstance(self.model, LanguageModel)
+            place, pad_id = documents.place_of(self.state), int(self.state["pad_id"])
+            each = [documents.tokens_of(_tokenizer(self.tokenizer_file), text) for text in texts]
+            return [documents.score(self.model, self.params, place, t, self.config, pad_id) for t in each]
         out = []
         tokenizer = _tokenizer(self.tokenizer_file)
         device = next(iter(self.params.values())).device
@@ -108,6 +121,17 @@ class AdaptedModel:
                     probabilities[numbers["rows"][0]] = logits.softmax(-1).double().cpu().numpy()
             out += [likeliest(p, self.labels) for p in probabilities]
         return out
+
+    def continue_text(self, text: str, most: int) -> str:
+        """What comes after the text that was read and `text`, at most `most` tokens. Raises InputError."""
+        if not self.reads_documents:
+            raise InputError(
+                "only a model that has read a document continues it; this one answers: leave --continue out"
+            )
+        assert isinstance(self.model, LanguageModel)
+        tokenizer = _tokenizer(self.tokenizer_file)
+        ids, place = documents.tokens_of(tokenizer, text), documents.place_of(self.state)
+        return documents.continued(self.model, self.params, place, ids, self.config, most, tokenizer)
 
     def _answer(self, model: LanguageModel, texts: Sequence[str]) -> list[dict[str, Any]]:
         tokenizer, config, task = _tokenizer(self.tokenizer_file), self.config, self.state["answers"]
@@ -165,10 +189,17 @@ def adapt(
     support: rows with the run's text and label (or input and target) columns, or a file of them in any format that
     training reads. steps: inner steps; None: as the run evaluates. checkpoint: of a run, best (by eval.best; the newest
     where there is none), last, or a meta-step. Raises InputError.
+
+    Family document: the support is a text, in order, that is read chunk by chunk; source may also be the directory of
+    a model that has read something, which then reads on.
     """
     check_steps(steps)
+    if (Path(source) / "adapted.json").is_file():
+        return read_further(load_adapted(source), support)
     saved = checkpoints.load(source, which=checkpoint)
     config = saved.config
+    if config.task.family == "document":
+        return read_first(saved, support, steps)
     where = "support" if not isinstance(support, str | Path) else str(support)
     tokenizer = _tokenizer(saved.tokenizer_file)
     examples = read_support(support, config, saved.state, tokenizer, where)
@@ -177,6 +208,40 @@ def adapt(
     examples = newest(examples, model, config)
     params, losses = fit(model, fast, shared, rates, [examples], config, int(saved.state["pad_id"]), steps)[0]
     return adapted_model(saved, model, shared, examples, params, losses)
+
+
+def read_first(
+    saved: checkpoints.Checkpoint, support: Sequence[Mapping[str, Any]] | str | Path, steps: int | None
+) -> AdaptedModel:
+    """A model that has read a text. Raises InputError."""
+    if steps is not None:
+        raise InputError(f"steps = {steps}: a text is read in as many steps as it has chunks; leave steps out")
+    model, fast, shared, rates = on_device(saved, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    state = kept_state(saved) | documents.as_state(documents.START)
+    blank = AdaptedModel(saved.config, [], model, {**shared, **fast, **rates}, saved.tokenizer_file, state, [])
+    return read_further(blank, support)
+
+
+def read_further(adapted: AdaptedModel, support: Sequence[Mapping[str, Any]] | str | Path) -> AdaptedModel:
+    """The model after it has read `support` too, at the rates that it has kept. Raises InputError."""
+    config, model = adapted.config, adapted.model
+    if not adapted.reads_documents:
+        raise InputError("an adapted model of a task with examples learns no more; give the run, and all examples")
+    assert isinstance(model, LanguageModel)
+    fast = {name: adapted.params[name] for name in model.fast}
+    rates = {name: value for name, value in adapted.params.items() if name.split(".")[0] == PREFIX}
+    shared = {name: value for name, value in adapted.params.items() if name not in {**fast, **rates}}
+    before = documents.place_of(adapted.state)
+    tokens = documents.tokens_of(_tokenizer(adapted.tokenizer_file), documents.text_of(support, config))
+    params, place, losses = documents.read_on(
+        model, config, fast, shared, rates, tokens, before, int(adapted.state["pad_id"])
+    )
+    state = adapted.state | documents.as_state(place)
+    warnings = tuple(documents.remarks(place, before, config))
+    return replace(
+        adapted, params={**adapted.params, **params}, state=state, inner_losses=[*adapted.inner_losses, *losses],
+        warnings=warnings,
+    )  # fmt: skip
 
 
 def check_steps(steps: int | None) -> None:

@@ -24,11 +24,13 @@ from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.evaluation.fine_tuning import best_way, effort_of
 from distmeta.evaluation.pooled import train_pooled
+from distmeta.evaluation.reading import score_documents
 from distmeta.evaluation.scoring import Scoring, score_episodes, score_prototypes
 from distmeta.evaluation.texts import can_read, score_texts
 from distmeta.models.language import LanguageModel
-from distmeta.tasks.episodes.episode import Episode, sample_episode
+from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.families import check_feasible
+from distmeta.tasks.rows import Episode
 
 if TYPE_CHECKING:
     from distmeta.tasks.store import TaskStore
@@ -76,6 +78,10 @@ class Setting:
         return self.config.task.family == "text_to_text"
 
     @property
+    def reads_documents(self) -> bool:
+        return self.config.task.family == "document"
+
+    @property
     def says_labels(self) -> bool:
         """Whether a language model says the class of a text, by a letter or in words."""
         return self.config.task.labels != "head"
@@ -97,6 +103,8 @@ class Setting:
 
     def score_all(self, scoring: Scoring, episodes: Sequence[Episode], curve: bool = False, **how: Any) -> list[Any]:
         """Scores on all ranks' episodes. how: of `score_texts`, or in_context of `score_episodes`."""
+        if self.reads_documents:
+            return self.gather(score_documents(scoring, episodes, curve, store=self.store))
         if self.text:
             return self.gather(score_texts(scoring, episodes, curve, store=self.store, **how))
         if self.score is not None:

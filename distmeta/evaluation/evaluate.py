@@ -22,9 +22,11 @@ from distmeta.config import Config, ConfigSource, config_of, with_changes
 from distmeta.config.consistency import check_used, check_ways
 from distmeta.config.paths import absolute
 from distmeta.errors import InputError, nearest
-from distmeta.evaluation.baselines import BASELINES, OF_BASE, Gather, Setting, main_of
+from distmeta.evaluation import baselines, document_baselines
+from distmeta.evaluation.baselines import Gather, Setting, main_of
 from distmeta.evaluation.examples import examples
 from distmeta.evaluation.paired import difference
+from distmeta.evaluation.reading import document_details, score_documents
 from distmeta.evaluation.scoring import Scoring, curves, details, score_episodes, split_meta, summarise
 from distmeta.evaluation.texts import score_texts, text_details
 from distmeta.models.build import build_model, check_format
@@ -111,7 +113,9 @@ def _methods(setting: Setting) -> Evaluation:
     config, store, scoring, split = setting.config, setting.store, setting.scoring, setting.split
     count, text, name = config.eval.episodes, setting.text, main_of(setting)
     details_of = (
-        text_details
+        document_details
+        if setting.reads_documents
+        else text_details
         if text
         else partial(details, fixed_labels=config.task.family == "domain", from_sources=config.data.sources is not None)
     )
@@ -128,12 +132,13 @@ def _methods(setting: Setting) -> Evaluation:
         "tasks": len(store.groups[split].ids), "rows": store.groups[split].examples,
     }  # fmt: skip
     more: dict[str, Any] = {"settings": about, name: details_of(scored) | {"curves": curves(scored)}}
-    if not text:
+    if not config.task.is_language:
         more[name]["examples"] = examples(scored, store.text)
-    classes = None if text else config.ways or len(store.labels)
+    classes = None if config.task.is_language else config.ways or len(store.labels)
     more["warnings"] = health.of_evaluation(methods[name], more[name], classes, is_base=setting.is_base)
     setting = replace(setting, scored=scored)
-    rows = BASELINES if config.eval.baselines else OF_BASE if setting.is_base else {}
+    of_family = document_baselines if setting.reads_documents else baselines
+    rows = of_family.BASELINES if config.eval.baselines else of_family.OF_BASE if setting.is_base else {}
     for method, row in rows.items():
         if (result := row(setting)) is not None:
             methods[method], more[method] = summarise(result[0]), result[1] | details_of(result[0])
@@ -145,7 +150,9 @@ def _methods(setting: Setting) -> Evaluation:
 
 def scorer(config: Config, store: TaskStore) -> Callable[..., list[Any]]:
     """`score_episodes`, or where answers are words `score_texts`."""
-    return partial(score_texts, store=store) if config.task.family == "text_to_text" else score_episodes
+    of_family: dict[str, Callable[..., list[Any]]] = {"text_to_text": score_texts, "document": score_documents}
+    score = of_family.get(config.task.family)
+    return score_episodes if score is None else partial(score, store=store)
 
 
 def evaluate(

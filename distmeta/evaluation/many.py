@@ -26,8 +26,8 @@ from distmeta.evaluation.support import Support, read_support
 from distmeta.inner import Diverged
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
-from distmeta.tasks.episodes.episode import Episode
 from distmeta.tasks.records import parse
+from distmeta.tasks.rows import Episode
 from distmeta.tasks.tokenizer import load_tokenizer
 
 Fitted = tuple[dict[str, Tensor], list[float]]  # adapted parameters, and the support loss after 0..K inner steps
@@ -79,6 +79,8 @@ def adapt_each(
     """
     check_steps(steps)
     saved = checkpoints.load(source, which=checkpoint)
+    if saved.config.task.family == "document":
+        raise InputError("--each is for tasks with examples; a document is read with `distmeta adapt` for each")
     tokenizer, pad_id = load_tokenizer(saved.tokenizer_file), int(saved.state["pad_id"])
     sets = support_sets(support, each, saved.config)
     for name in sets:

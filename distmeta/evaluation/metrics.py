@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 NORMAL_95 = 1.959964  # two-sided 95% quantile of the normal distribution
 T95 = (12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600, 2.26216)  # Student's t, 1 to 9 degrees
 SHARE = (0.0, 1.0)
-LIMITS = {"loss": (0.0, math.inf), "perplexity": (1.0, math.inf)}  # of metrics that are no shares
+UNBOUNDED = (0.0, math.inf)
+LIMITS = {
+    "loss": UNBOUNDED,
+    "loss_by_chunk": UNBOUNDED,
+    "bits_per_byte": UNBOUNDED,
+    "perplexity": (1.0, math.inf),
+}  # of metrics that are no shares
 DRAWS = 2000  # of a bootstrap
 CALIBRATION_BINS = 15
 

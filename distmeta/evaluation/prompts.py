@@ -23,10 +23,11 @@ from distmeta.evaluation.texts import score_texts, support_rows
 from distmeta.inner import InnerLoop
 from distmeta.models.build import build_model
 from distmeta.models.labels import LabelModel
-from distmeta.tasks.episodes.episode import Episode, Rows, sample_episode
+from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.families import ways_of
 from distmeta.tasks.prompts import encode, label_tokens_of
 from distmeta.tasks.records import parse
+from distmeta.tasks.rows import Episode, Rows
 from distmeta.tasks.store import TaskStore, open_store
 from distmeta.tasks.tokenizer import load_tokenizer
 

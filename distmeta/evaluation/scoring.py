@@ -28,7 +28,7 @@ from distmeta.models.prefix import fixed_prefix
 from distmeta.models.sharding import all_together
 from distmeta.models.task_model import TaskModel
 from distmeta.tasks.episodes.collate import collate
-from distmeta.tasks.episodes.episode import Episode, Rows
+from distmeta.tasks.rows import Episode, Rows
 from distmeta.tasks.spool import gather
 
 # What a loss that is no number counts as in means: -log of the smallest positive float32, the least probability that
@@ -132,7 +132,8 @@ def tasks_at_once(
     fit = max(1, fit)
     if device.type != "cpu":
         return min(32, fit)
-    tokens = max((len(e.support.tokens) for e in some), default=1)
+    a_step = longest_row if config.task.family == "document" else lambda e: len(e.support.tokens)
+    tokens = max((a_step(e) for e in some), default=1)
     return max(1, min(16, fit, 2000 // max(tokens, 1)))
 
 

@@ -13,9 +13,9 @@ from distmeta.config import Config, DataConfig
 from distmeta.errors import InputError
 from distmeta.evaluation.texts import support_rows
 from distmeta.tasks import prompts
-from distmeta.tasks.episodes.episode import Rows
 from distmeta.tasks.prompts import LETTERS
 from distmeta.tasks.records import Record, make, parse
+from distmeta.tasks.rows import Rows
 from distmeta.tasks.texts import fault
 
 if TYPE_CHECKING:

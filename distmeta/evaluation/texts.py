@@ -32,8 +32,8 @@ from distmeta.models.language import LanguageModel
 from distmeta.models.prefix import fixed_prefix
 from distmeta.models.sharding import all_together
 from distmeta.tasks.episodes.collate import collate
-from distmeta.tasks.episodes.episode import Episode, Rows
 from distmeta.tasks.records import Encoder, Record, encode_records, parse
+from distmeta.tasks.rows import Episode, Rows
 from distmeta.tasks.tokenizer import load_tokenizer, special_ids
 from distmeta.tasks.written import encoder_of
 

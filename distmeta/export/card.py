@@ -36,7 +36,9 @@ def model_card(trained: Trained, described: dict[str, Any]) -> str:
     )  # fmt: skip
     methods = described.get("evaluation", {})
     says = trained.config.task.labels != "head"
-    use = (of_labels if says else of_language if trained.is_language else of_classifier)(trained)
+    reads = trained.config.task.family == "document"
+    of = of_document if reads else of_labels if says else of_language if trained.is_language else of_classifier
+    use = of(trained)
     return environment.get_template("card.md.jinja").render(
         trained=trained, config=trained.config, front_matter=front_matter(trained, described),
         summary=summary(trained), training=training(trained, described), methods=methods,
@@ -87,10 +89,15 @@ def summary(trained: Trained) -> str:
     base = Path(config.model.pretrained).name if config.model.pretrained else f"a new {config.model.architecture}"
     what = "A LoRA adapter" if trained.is_adapter else "A language model" if trained.is_language else "A transformer"
     if "adapted" in trained.about:
-        named = ", ".join(trained.labels or ["a task in words"])
+        named = ", ".join(trained.labels or ["a task in words" if config.task.family != "document" else "a text"])
         return (
             f"{what} for {named}: {base}, meta-trained with distmeta and adapted to this task by {config.algorithm}'s "
             "inner loop."
+        )
+    if config.task.family == "document":
+        return (
+            f"{what} meta-trained with distmeta from {base} to learn while it reads: a gradient step on each chunk of "
+            f"{config.task.chunk_tokens} tokens. As it is, it is where reading begins."
         )
     if not config.inner.steps:
         return (
@@ -144,6 +151,11 @@ def of_language(trained: Trained) -> dict[str, Any]:
         "encoder": encoder, "prompt": encoder.prompt if isinstance(encoder, PromptEncoder) else None,
         "base": repr(trained.config.model.pretrained),
     }  # fmt: skip
+
+
+def of_document(trained: Trained) -> dict[str, Any]:
+    """What the code needs to continue a text."""
+    return {"kind": "AutoModelForCausalLM", "seq2seq": False, "base": repr(trained.config.model.pretrained)}
 
 
 def of_labels(trained: Trained) -> dict[str, Any]:

@@ -55,8 +55,10 @@ def check_quantise(kind: str | None) -> None:
 
 def compressed(saved: Checkpoint, prune: Sequence[Prune], quantise: str | None) -> Checkpoint:
     """The checkpoint of the smaller model, its weights as they will be once loaded again. Raises InputError."""
-    if saved.config.task.family == "text_to_text":
-        raise InputError("compress: task.family = text_to_text is not supported: export the model, and compress that")
+    if saved.config.task.is_language:
+        raise InputError(
+            f"compress: task.family = {saved.config.task.family} is not supported: export the model, and compress that"
+        )
     if saved.config.model.head == "context":
         raise InputError("compress: model.head = context is not supported: linear or prototype")
     steps = [f"{kind}:{share:g}" for kind, share in prune]

@@ -59,7 +59,7 @@ class Trained:
 
     @property
     def is_language(self) -> bool:
-        return self.config.task.family == "text_to_text" or self.config.task.labels != "head"
+        return self.config.task.is_language or self.config.task.labels != "head"
 
     @property
     def is_adapter(self) -> bool:

@@ -37,8 +37,10 @@ class Adapted:
 class Step:
     """What is kept of one step: only the fields that were asked for."""
 
+    k: int
     theta: Tensors = field(default_factory=list)  # before the step
-    gradient: Tensors = field(default_factory=list)
+    before: optimizers.State = ()  # the state before it
+    gradient: Tensors = field(default_factory=list)  # before it is clipped
     state: optimizers.State = ()  # after the step
     direction: Tensors = field(default_factory=list)
     graphs: list[Graph] = field(default_factory=list)  # one for each micro-batch; empty: recompute
@@ -46,11 +48,16 @@ class Step:
 
 @dataclass
 class Descent:
-    """theta: after the last step. losses: [] or [T] for each evaluation. steps: what was kept of each step."""
+    """theta: after the last step. losses: [] or [T] for each evaluation. steps: what was kept of each step.
+
+    of_losses: the gradient (of the fast weights, then of shared) of the weighted losses before the steps, each taken at
+    the weights there; [] where these have no weights.
+    """
 
     theta: Tensors
     losses: list[Tensor]
     steps: list[Step]
+    of_losses: Tensors
 
 
 def adapt(
@@ -68,19 +75,22 @@ def adapt(
     last_inner_loss: bool = True,
     names: Sequence[str] | None = None,
     check: bool = True,
+    by_step: bool = False,
 ) -> Adapted:
     """The fast weights after `steps` (default: inner.steps) steps on the support set; arguments as
     `meta_gradient`.
 
     Steps beyond those that have a rate of their own use the last one's. Raises Diverged; with check=False the
-    losses and weights of a loop that diverges are returned as they are, not finite.
+    losses and weights of a loop that diverges are returned as they are, not finite. by_step: there is no loss after
+    the last step.
     """
     count = inner.steps if steps is None else steps
-    problem, theta = begun(pose(loss, params, support, inner, shared, task_axis, has_aux), params, support, start)
+    posed = pose(loss, params, support, inner, shared, task_axis, has_aux, by_step, count)
+    problem, theta = begun(posed, params, support, start)
     rates = Rates(inner, problem.names, theta, problem.per_task)
     keep = frozenset({"theta"}) if trajectory else frozenset()
     descent = descend(problem, inner, rates, theta, count, keep)
-    if last_inner_loss:
+    if last_inner_loss and not by_step:
         descent.losses.append(support_loss(problem, descent.theta, count))
     if check:
         refuse_divergence(descent.losses, None, count, names)
@@ -99,19 +109,21 @@ def follow(
     start: Start | None = None,
     task_axis: TaskAxis = False,
     has_aux: bool = False,
+    by_step: bool = False,
 ) -> Iterator[Named]:
     """The fast weights after 0, 1, ... inner.steps steps, one after another, so that no more than two are held at once.
 
     Arguments as `adapt`; those of a loop that diverges are not finite.
     """
-    problem, theta = begun(pose(loss, params, support, inner, shared, task_axis, has_aux), params, support, start)
+    posed = pose(loss, params, support, inner, shared, task_axis, has_aux, by_step, inner.steps)
+    problem, theta = begun(posed, params, support, start)
     rates = Rates(inner, problem.names, theta, problem.per_task)
     anchor = theta
     state: optimizers.State = ()
     yield named(problem, theta)
     for k in range(inner.steps):
         g = pulled(inner, _step_gradient(problem, theta, k, None)[1], theta, anchor)
-        direction, state = optimizers.update(inner, k, g, state)
+        direction, state = optimizers.update(inner, k, optimizers.clipped(inner, g, problem.per_task), state)
         theta = minus(theta, rates.at(k), direction)
         yield named(problem, theta)
 
@@ -140,6 +152,8 @@ def pose(
     shared: Mapping[str, Tensor] | None,
     task_axis: TaskAxis,
     has_aux: bool,
+    by_step: bool,
+    steps: int,
 ) -> Problem:
     """The problem, with the names of `params` alone so far."""
     if not params:
@@ -149,8 +163,11 @@ def pose(
     for name, tensor in params.items():
         if not tensor.is_floating_point():
             raise ValueError(f"params[{name!r}] is a tensor of {tensor.dtype}; only floating point can be adapted")
-    batches = listed(support)
-    if not batches:
+    if by_step and not (isinstance(support, list) and len(support) == steps):
+        length = f"a list of {len(support)}" if isinstance(support, list) else f"a {type(support).__name__}"
+        raise ValueError(f"by_step: support is a list of one batch for each of {steps} steps, not {length}")
+    batches = [listed(batch) for batch in support] if by_step else listed(support)
+    if not all(batches) if by_step else not batches:
         raise ValueError("support is an empty list of micro-batches")
     tasks = None
     if task_axis:
@@ -159,7 +176,7 @@ def pose(
             raise ValueError(f"task_axis: all of params need the same leading task axis; found {sizes}")
         tasks = next(iter(sizes.values()))
     detached = {name: t.detach() for name, t in (shared or {}).items()}
-    return Problem(loss, tuple(params), detached, batches, has_aux, task_axis, tasks, inner.seed)
+    return Problem(loss, tuple(params), detached, batches, has_aux, task_axis, tasks, inner.seed, by_step)
 
 
 def with_names(problem: Problem, first: Named) -> tuple[Problem, Tensors]:
@@ -184,26 +201,41 @@ def descend(
     steps: int,
     keep: frozenset[str] = frozenset(),
     budget: Budget | None = None,
+    *,
+    begin: Step | None = None,
+    anchor: Tensors | None = None,
+    every: int = 1,
+    weights: Sequence[float] = (),
 ) -> Descent:
-    """Run the inner loop. keep: fields of Step to record. budget: keeps graphs; without one none is built."""
-    anchor = theta
-    state: optimizers.State = ()
+    """Run the inner loop up to step `steps`, from step 0 or from `begin`, whose theta and state it goes on from.
+
+    keep: fields of Step to record, of every `every`-th step. budget: keeps graphs; without one none is built. anchor:
+    the fast weights before step 0. weights: of the losses before the steps, for `of_losses`.
+    """
+    anchor = theta if anchor is None else anchor
+    state: optimizers.State = begin.before if begin else ()
+    first = begin.k if begin else 0
     losses: list[Tensor] = []
     record: list[Step] = []
+    of_losses = Sum()
     shelf: Shelf | None = None
-    for k in range(steps):
-        loss, g, graphs = _step_gradient(problem, theta, k, budget)
-        g = pulled(inner, g, theta, anchor)
-        direction, state = optimizers.update(inner, k, g, state)
-        if keep:
-            fields = {"theta": theta, "gradient": g, "state": state, "direction": direction}
-            record.append(Step(**{name: fields[name] for name in keep}, graphs=graphs))  # type: ignore[arg-type]
+    for k in range(first, steps):
+        loss, grads, graphs = _step_gradient(problem, theta, k, budget, of_shared=bool(weights))
+        if weights:
+            of_losses.add(grads, alpha=weights[k])
+        g = pulled(inner, grads[: len(theta)], theta, anchor)
+        before = state
+        direction, state = optimizers.update(inner, k, optimizers.clipped(inner, g, problem.per_task), state)
+        kept = keep and (k - first) % every == 0
+        if kept:
+            fields = {"theta": theta, "before": before, "gradient": g, "state": state, "direction": direction}
+            record.append(Step(k, **{name: fields[name] for name in keep}, graphs=graphs))  # type: ignore[arg-type]
         theta = minus(theta, rates.at(k), direction)
-        if inner.memory == "walk" and "theta" in keep:
-            shelf = shelf or Shelf([*theta, loss], steps)
-            *theta, loss = shelf.put(k, [*theta, loss])
+        if inner.memory == "walk" and "theta" in keep and every == 1:
+            shelf = shelf or Shelf([*theta, loss], steps - first)
+            *theta, loss = shelf.put(k - first, [*theta, loss])
         losses.append(loss)
-    return Descent(theta, losses, record)
+    return Descent(theta, losses, record, of_losses.tensors)
 
 
 class Shelf:
@@ -234,22 +266,27 @@ def _aligned(tensor: Tensor) -> int:
 
 
 def _step_gradient(
-    problem: Problem, theta: Tensors, k: int, budget: Budget | None
+    problem: Problem, theta: Tensors, k: int, budget: Budget | None, of_shared: bool = False
 ) -> tuple[Tensor, Tensors, list[Graph]]:
-    """(loss, gradient, kept graphs) of the support set at step k, one micro-batch after the other."""
+    """(loss, gradient, kept graphs) of step k's support set, one micro-batch after the other; of_shared: the gradient
+    of shared comes after that of the fast weights."""
     losses, total = Sum(), Sum()
     graphs: list[Graph] = []
-    for j, batch in enumerate(problem.support):
+    n = len(theta)
+    for j, batch in enumerate(problem.batches(k)):
+        key = ("support", k, j)
         if budget is not None and budget.open:
             with budget.watch(k):
-                loss, _, inputs, grads = gradient(problem, theta, batch, ("support", k, j), create_graph=True)
-            graphs.append((inputs, grads))
+                loss, _, inputs, grads = gradient(
+                    problem, theta, batch, key, create_graph=True, of_shared=of_shared
+                )  # fmt: skip
+            graphs.append((inputs, grads[:n]))
             grads = [g.detach() for g in grads]
             del inputs
             if not budget.fits(k):
                 graphs.clear()
         else:
-            loss, _, _, grads = gradient(problem, theta, batch, ("support", k, j))
+            loss, _, _, grads = gradient(problem, theta, batch, key, of_shared=of_shared)
         losses.add([loss])
         total.add(grads)
     if budget is not None:
@@ -261,7 +298,7 @@ def support_loss(problem: Problem, theta: Tensors, k: int) -> Tensor:
     """The support loss at theta, without gradient: [] or [T]."""
     total = Sum()
     with torch.no_grad():
-        for j, batch in enumerate(problem.support):
+        for j, batch in enumerate(problem.batches(k)):
             total.add([values(problem, theta, problem.shared, batch, ("support", k, j))[0]])
     return total.tensors[0]
 

@@ -13,6 +13,7 @@ OPTIMIZERS = ("sgd", "momentum", "adam")
 SOLVERS = ("cg", "neumann")
 MEMORIES = ("auto", "walk", "unroll")
 READINGS = ("auto", "step", "parameter")
+DERIVATIVES = ("exact", "constant")
 
 LearningRate = float | Tensor | Mapping[str, "float | Tensor"]
 
@@ -43,6 +44,14 @@ class InnerLoop:
     solver        Of the linear system of order="implicit": cg (conjugate gradient) or neumann (a truncated series,
                   which converges where the Hessian's eigenvalues are below `proximal` in size).
     cg_steps      Steps of the solver: products of order="implicit".
+    clip          Largest norm of a step's gradient, over all fast weights of a task; a longer one is scaled down to
+                  it before the optimizer sees it. None: none is.
+    clip_norm     Of the derivative of that scaling: exact, or constant (the norm is taken for a constant, so that
+                  the part of the derivative along the gradient stays). Under the norm the two are the same.
+    adam_root     exact, or constant: no derivative goes through the root that adam divides by.
+    snapshots     How many steps' fast weights are kept at once on the way back (memory walk and auto); the steps
+                  between two that are kept are run again, on as many levels as it takes. 0: as many as `budget_mb`
+                  has room for.
     """
 
     steps: int = 1
@@ -58,6 +67,10 @@ class InnerLoop:
     cg_steps: int = 10
     solver: Literal["cg", "neumann"] = "cg"
     lr_per: Literal["auto", "step", "parameter"] = "auto"
+    clip: float | None = None
+    clip_norm: Literal["exact", "constant"] = "exact"
+    adam_root: Literal["exact", "constant"] = "exact"
+    snapshots: int = 0
 
     def __post_init__(self) -> None:
         _whole("steps", self.steps, 0)
@@ -66,6 +79,11 @@ class InnerLoop:
         _choice("memory", self.memory, MEMORIES)
         _choice("solver", self.solver, SOLVERS)
         _choice("lr_per", self.lr_per, READINGS)
+        _choice("clip_norm", self.clip_norm, DERIVATIVES)
+        _choice("adam_root", self.adam_root, DERIVATIVES)
+        _whole("snapshots", self.snapshots, 0)
+        if self.clip is not None and not (self.clip > 0 and math.isfinite(self.clip)):
+            raise ValueError(f"InnerLoop.clip is a positive number or None, not {self.clip!r}")
         _between("momentum", self.momentum, 0.0, 1.0)
         if len(self.betas) != 2:
             raise ValueError(f"InnerLoop.betas is a pair of numbers, not {self.betas!r}")

@@ -3,18 +3,53 @@
 An optimiser turns the gradient g of step k (from 0) and its state into a direction d and a new state; the
 fast weights then move by -rate * d. `pullback` is the transposed derivative of that map. Both are
 elementwise, so they hold for tensors with and without a task axis. State: () for sgd and before the first
-step, (m,) for momentum, (m, v) for adam; each a list of tensors like the fast weights.
+step, (m,) for momentum, (m, v) for adam; each a list of tensors like the fast weights. A gradient is clipped before
+the optimiser sees it, which is one more such map.
 """
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
-from .lists import Tensors
+from .lists import Tensors, along, dots, times, wide
 from .loop import InnerLoop
 
 State = tuple[Tensors, ...]
+
+
+def clipped(inner: InnerLoop, gradient: Tensors, per_task: bool) -> Tensors:
+    """The gradient g scaled down to the norm c = inner.clip where it is longer: g min(1, c / |g|), of each task."""
+    if inner.clip is None:
+        return gradient
+    return times(gradient, along((inner.clip / _norm(gradient, per_task)).clamp(max=1.0), gradient))
+
+
+def clip_pullback(inner: InnerLoop, gradient: Tensors, cotangent: Tensors, per_task: bool) -> Tensors:
+    """The transposed derivative of `clipped` at g, applied to v: c / |g| (v - g <g, v> / |g|^2) where it clips, else v.
+
+    inner.clip_norm = constant: c / |g| v.
+    """
+    if inner.clip is None:
+        return cotangent
+    norm = _norm(gradient, per_task)
+    scale = (inner.clip / norm).clamp(max=1.0)
+    if inner.clip_norm == "exact":
+        share = dots(gradient, cotangent, per_task, norm.dtype) / norm.square()
+        share = torch.where(norm > inner.clip, share, 0.0)
+        cotangent = [v - g * s for v, g, s in zip(cotangent, gradient, _spread(share, gradient), strict=True)]
+    return times(cotangent, along(scale, cotangent))
+
+
+def _norm(gradient: Tensors, per_task: bool) -> Tensor:
+    """|g| over all tensors, [] or [T]."""
+    return dots(gradient, gradient, per_task, wide(gradient)).sqrt()
+
+
+def _spread(scalar: Tensor, tensors: Tensors) -> list[Tensor]:
+    return cast(list[Tensor], along(scalar, tensors))
 
 
 def update(inner: InnerLoop, k: int, gradient: Tensors, state: State) -> tuple[Tensors, State]:
@@ -60,7 +95,7 @@ def pullback(
         root = (v / c2).sqrt_()
         scale = root + inner.eps
         dm = c / (scale * c1)
-        dv = _of_root(root, -c * (m / c1) / scale.square(), c2)
+        dv = _of_root(root, -c * (m / c1) / scale.square(), c2) if inner.adam_root == "exact" else torch.zeros_like(v)
         if cotangent_state:
             dm = dm + cotangent_state[0][i]
             dv = dv + cotangent_state[1][i]

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class Problem:
     """The loss with everything that stays the same over the inner steps.
 
     names: of the fast weights, in the order of every list of tensors. support: micro-batches whose losses add
-    up.
+    up, or with `by_step` a list of them for each step.
     shared: detached tensors that the loss reads too. tasks: T, or None without a task axis. Losses are [] or
     [T].
     """
@@ -38,6 +38,11 @@ class Problem:
     task_axis: TaskAxis
     tasks: int | None
     seed: int | None
+    by_step: bool = False
+
+    def batches(self, k: int) -> list[Any]:
+        """The micro-batches that step k adapts to."""
+        return cast(list[Any], self.support[k]) if self.by_step else self.support
 
     @property
     def per_task(self) -> bool:

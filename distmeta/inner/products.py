@@ -36,7 +36,7 @@ def exact(
     check: refuse a loss with an operation that torch would silently take for a constant.
     """
     products, gradients = Sum(), Sum()
-    for j in range(len(problem.support)):
+    for j in range(len(problem.batches(k))):
         graph = graphs[j] if graphs else _graph(problem, theta, k, j)
         if want_gradient:
             gradients.add([g.detach() for g in graph[1]])
@@ -50,16 +50,13 @@ def exact(
     return Product(products.tensors[:n], products.tensors[n:], gradients.tensors)
 
 
-def central_difference(
-    problem: Problem, theta: Tensors, vector: Tensors, k: int, *, want_gradient: bool = False
-) -> Product:
+def central_difference(problem: Problem, theta: Tensors, vector: Tensors, k: int) -> Product:
     """|v| (g(theta + r u) - g(theta - r u)) / 2r for u = v / |v|: as in DARTS (1806.09055), SAMA
     (2310.05674).
 
     Needs no double backward, so fused attention kernels will do. Its bias is r^2 / 6 times the third
     derivative of the gradient along u, and rounding adds about eps |g| / r, eps being that of the dtype; r =
-    cbrt(eps) * max(1, |theta|) balances the two. The gradient returned is the mean of the two, biased by r^2
-    / 2.
+    cbrt(eps) * max(1, |theta|) balances the two. The product's gradient is left out.
     """
     per_task = problem.per_task
     size = dots(vector, vector, per_task, wide(vector)).sqrt()
@@ -72,20 +69,16 @@ def central_difference(
     above, below = Sum(), Sum()
     for side, total in ((1.0, above), (-1.0, below)):
         moved = list(torch._foreach_add(theta, offset, alpha=side))
-        for j, batch in enumerate(problem.support):
+        for j, batch in enumerate(problem.batches(k)):
             key = ("support", k, j)
             total.add(gradient(problem, moved, batch, key, of_shared=True, weight=scale)[3])
     n = len(theta)
     difference = list(torch._foreach_sub(above.tensors, below.tensors))
-    mean: Tensors = []
-    if want_gradient:
-        both = [a + b for a, b in zip(above.tensors[:n], below.tensors[:n], strict=True)]
-        mean = times(both, along(0.5 / scale, both))
-    return Product(difference[:n], difference[n:], mean)
+    return Product(difference[:n], difference[n:], [])
 
 
 def _graph(problem: Problem, theta: Tensors, k: int, j: int) -> Graph:
-    _, _, inputs, grads = gradient(problem, theta, problem.support[j], ("support", k, j), create_graph=True)
+    _, _, inputs, grads = gradient(problem, theta, problem.batches(k)[j], ("support", k, j), create_graph=True)
     return inputs, grads
 
 

@@ -7,21 +7,24 @@ Backward over the steps, with theta_{k+1} = theta_k - rate_k * d_k and lambda_K 
     d/drate_k = -<lambda_{k+1}, d_k>
     d/dshared += d/dshared <g_k, mu_k>                     the same product, one more input
     with a loss after each step, lambda_k also gets the weighted query gradient at theta_k
+    with a weight w_k on the support loss before step k, it gets w_k g_k, which is there already
 
 It is MAML's exact gradient (arXiv 1703.03400) by the recursion of MixFlow-MG (arXiv 2505.00793), reverse over
-reverse. Nothing of a step but its fast weights has to outlive it, so memory is flat in the number of steps.
+reverse. Nothing of a step but its fast weights has to outlive it, so memory is flat in the number of steps; where even
+these are too many, some are kept and the steps between them are run again (distmeta.inner.snapshots).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from . import optimizers, products
+from . import optimizers, products, snapshots
 from .adapt import (
     Descent,
     Step,
@@ -95,6 +98,8 @@ def meta_gradient(
     names: Sequence[str] | None = None,
     check: bool = True,
     step_weights: Sequence[float] | None = None,
+    by_step: bool = False,
+    loss_weights: Sequence[float] | None = None,
 ) -> MetaGradient:
     """Adapt `params` to `support`, and differentiate the loss on `query` with respect to `params`.
 
@@ -113,6 +118,11 @@ def meta_gradient(
     finite; with check=False such losses and gradients are returned as they are.
     step_weights: [K], what is differentiated is the sum of the query losses after 1..K steps, so weighted (MAML++'s
     multi-step loss, arXiv 1810.09502, section 4); `loss` and `aux` are still those after the last. Not implicit.
+    by_step: support is a list of K batches (or lists of micro-batches), and step k adapts to the k-th. The last of
+    `inner_losses` is then the query loss.
+    loss_weights: [K + 1], what is differentiated is the so weighted sum of the support loss before each of the K steps
+    and of the query loss after the last: with `by_step`, of the losses of a text's parts, each before the model steps
+    on it (TTT-E2E, arXiv 2512.23675). Not implicit, not with `step_weights`, `start` or a proximal term.
     """
     if order not in ORDERS:
         raise ValueError(f"order is one of {', '.join(ORDERS)}, not {order!r}")
@@ -122,23 +132,30 @@ def meta_gradient(
         raise ValueError(
             f"step_weights are one number for each of InnerLoop.steps = {inner.steps}, and not for order implicit"
         )
+    _check_loss_weights(loss_weights, inner, order, step_weights is not None or start is not None)
+    if by_step and (order == "implicit" or start is not None):
+        raise ValueError("by_step: order implicit and `start` take one support set for all steps")
     queries = listed(query)
     if not queries:
         raise ValueError("query is an empty list of micro-batches")
-    problem = pose(loss, params, support, inner, shared, task_axis, has_aux)
+    problem = pose(loss, params, support, inner, shared, task_axis, has_aux, by_step, inner.steps)
     initial = {name: t.detach() for name, t in params.items()}
     beginning = Beginning(problem, initial, start, support, keep=inner.memory != "walk")
     problem, theta = with_names(problem, beginning.first)
     rates = Rates(inner, problem.names, theta, problem.per_task)
 
-    descent = _descend(problem, inner, rates, theta, order, keep_theta=step_weights is not None)
-    if last_inner_loss:
-        descent.losses.append(support_loss(problem, descent.theta, inner.steps))
+    before = list(loss_weights[:-1]) if loss_weights is not None else []
+    tree = Tree(problem, inner, rates, theta, order, before, keep_theta=step_weights is not None)
+    descent = tree.descend()
     query_loss, aux, cotangent, of_shared = _query(problem, descent.theta, queries)
-    if step_weights is not None:
-        cotangent, of_shared = (
-            list(torch._foreach_mul(g, step_weights[-1])) if g else g for g in (cotangent, of_shared)
-        )
+    if last_inner_loss:
+        descent.losses.append(query_loss if by_step else support_loss(problem, descent.theta, inner.steps))
+    last = step_weights[-1] if step_weights is not None else loss_weights[-1] if loss_weights is not None else 1.0
+    if last != 1.0:
+        cotangent, of_shared = (list(torch._foreach_mul(g, last)) if g else g for g in (cotangent, of_shared))
+    n = len(descent.theta)
+    if descent.of_losses[n:]:
+        of_shared = list(torch._foreach_add(of_shared, descent.of_losses[n:]))
 
     def between(k: int, theta: Tensors, cot: Sum, shared: Sum) -> None:
         """Add the weighted query gradient after k steps to the cotangents there."""
@@ -147,7 +164,7 @@ def meta_gradient(
             cot.add(g, alpha=step_weights[k - 1])
             shared.add(of_shared, alpha=step_weights[k - 1])
 
-    cotangent, of_shared = _back(problem, inner, rates, descent, order, cotangent, of_shared, between)
+    cotangent, of_shared = _back(tree, descent, cotangent, of_shared, between)
 
     grads, of_shared = beginning.pullback(problem, cotangent, of_shared)
     if check:
@@ -164,29 +181,101 @@ def meta_gradient(
     )
 
 
-def _descend(
-    problem: Problem, inner: InnerLoop, rates: Rates, theta: Tensors, order: Order, keep_theta: bool
-) -> Descent:
-    """Forward, recording what the order needs on its way back."""
-    keep: set[str] = {"theta"} if keep_theta else set()
-    if rates.learnt and order != "implicit" and (order == "first_order" or _records_direction(inner)):
-        keep |= {"direction"}
-    again = order in ("exact", "finite_difference")
-    if again:
-        keep |= {"theta"} | ({"gradient", "state"} if inner.optimizer == "adam" else set())
-    budget = Budget(inner) if order == "exact" else None
-    device = theta[0].device
-    before = generator_state(device) if problem.seed is None and again else None
-    descent = descend(problem, inner, rates, theta, inner.steps, frozenset(keep), budget)
-    recomputed = any(not step.graphs for step in descent.steps)
-    if recomputed:
-        refuse_other_draws(problem, before, device)
-    return descent
+def _check_loss_weights(weights: Sequence[float] | None, inner: InnerLoop, order: Order, more: bool) -> None:
+    if weights is None:
+        return
+    if len(weights) != inner.steps + 1 or order == "implicit":
+        raise ValueError(
+            f"loss_weights are one number for each of InnerLoop.steps + 1 = {inner.steps + 1} losses, and not for "
+            "order implicit"
+        )
+    if more or inner.proximal:
+        raise ValueError("loss_weights do not go with step_weights, start or InnerLoop(proximal=...)")
 
 
-def _records_direction(inner: InnerLoop) -> bool:
-    # sgd's direction is the gradient, which the product yields anyway; adam's follows from its state.
-    return inner.optimizer == "momentum" or (inner.optimizer == "sgd" and inner.proximal > 0)
+@dataclass(frozen=True)
+class Tree:
+    """The descent, and what its order needs of each step on the way back: of all at once, or piece after piece.
+
+    weights: of the losses before the steps; [] where they are not part of the objective.
+    """
+
+    problem: Problem
+    inner: InnerLoop
+    rates: Rates
+    theta: Tensors
+    order: Order
+    weights: list[float]
+    keep_theta: bool
+
+    @property
+    def again(self) -> bool:
+        """Whether a step is run again on the way back."""
+        return self.order in ("exact", "finite_difference")
+
+    @property
+    def gradient_from_product(self) -> bool:
+        """Whether the product yields the gradient that the optimizer saw, so that it need not be kept."""
+        inner = self.inner
+        return self.order == "exact" and inner.optimizer != "adam" and not inner.proximal and inner.clip is None
+
+    @property
+    def keep(self) -> frozenset[str]:
+        """Fields of Step."""
+        inner, keep = self.inner, {"theta"} if self.keep_theta else set()
+        learnt = bool(self.rates.learnt) and self.order != "implicit"
+        if learnt and (self.order == "first_order" or inner.optimizer == "momentum"):
+            keep |= {"direction"}
+        if self.again:
+            keep |= {"theta"} | ({"gradient", "state"} if inner.optimizer == "adam" else set())
+            if (learnt or self.weights or inner.clip is not None) and not self.gradient_from_product:
+                keep |= {"gradient"}
+        elif self.weights and learnt:
+            keep |= {"gradient"}
+        return frozenset(keep)
+
+    @cached_property
+    def width(self) -> int:
+        """How many steps are kept on a level of the tree; all of them where no step is run again."""
+        if not self.again:
+            return max(1, self.inner.steps)
+        copies = len(self.keep) + ("state" in self.keep)
+        size = sum(t.numel() * t.element_size() for t in self.theta)
+        return snapshots.width(self.inner, self.inner.steps, copies * size)
+
+    @property
+    def every(self) -> int:
+        """Steps from one that is kept to the next, on the highest level."""
+        return int(self.width ** (snapshots.levels(self.width, self.inner.steps) - 1))
+
+    def descend(self) -> Descent:
+        """From the first step to the last, keeping all of them, or those that the pieces of the way back begin with."""
+        problem, inner, theta, steps = self.problem, self.inner, self.theta, self.inner.steps
+        every = self.every
+        budget = Budget(inner) if self.order == "exact" and every == 1 else None
+        device = theta[0].device
+        before = generator_state(device) if problem.seed is None and self.again else None
+        keep = self.keep if every == 1 else frozenset({"theta", "before"})
+        descent = descend(problem, inner, self.rates, theta, steps, keep, budget, every=every, weights=self.weights)
+        if any(not step.graphs for step in descent.steps):
+            refuse_other_draws(problem, before, device)
+        return descent
+
+    def back(self, steps: list[Step], every: int, last: int) -> Iterator[Step]:
+        """The steps below `last`, from the last to the first; `steps`: each `every`-th of them, which are used up."""
+        while steps:
+            step = steps.pop()
+            if every == 1:
+                yield step
+                continue
+            finer = every // self.width
+            keep = self.keep if finer == 1 else frozenset({"theta", "before"})
+            piece = descend(
+                self.problem, self.inner, self.rates, step.theta, last, keep, begin=step, anchor=self.theta,
+                every=finer,
+            )  # fmt: skip
+            yield from self.back(piece.steps, finer, last)
+            last = step.k
 
 
 def _query(problem: Problem, theta: Tensors, queries: list[Any]) -> tuple[Tensor, list[Any], Tensors, Tensors]:
@@ -203,71 +292,68 @@ def _query(problem: Problem, theta: Tensors, queries: list[Any]) -> tuple[Tensor
 
 
 def _back(
-    problem: Problem,
-    inner: InnerLoop,
-    rates: Rates,
-    descent: Descent,
-    order: Order,
-    cotangent: Tensors,
-    of_shared: Tensors,
-    between: Between,
+    tree: Tree, descent: Descent, cotangent: Tensors, of_shared: Tensors, between: Between
 ) -> tuple[Tensors, Tensors]:
     """From the derivatives at the adapted weights to those at the initial ones (and of shared)."""
+    problem, inner, rates, order = tree.problem, tree.inner, tree.rates, tree.order
     if order == "implicit":
         from .implicit import solve
 
         return solve(problem, inner, descent.theta, cotangent, of_shared)
     if order == "first_order":
         cot, shared = Sum(cotangent), Sum(of_shared)
-        for k, step in reversed(list(enumerate(descent.steps))):
+        if not rates.learnt:
+            cot.add(descent.of_losses[: len(descent.theta)])
+        for step in reversed(descent.steps):
             if rates.learnt:
-                rates.accumulate(k, cot.tensors, step.direction)
-            between(k, step.theta, cot, shared)
+                rates.accumulate(step.k, cot.tensors, step.direction)
+                if tree.weights:
+                    cot.add(step.gradient, alpha=tree.weights[step.k])
+            between(step.k, step.theta, cot, shared)
         return cot.tensors, shared.tensors
-    return _walk(problem, inner, rates, descent.steps, order, cotangent, of_shared, between)
+    return _walk(tree, descent.steps, cotangent, of_shared, between)
 
 
 def _walk(
-    problem: Problem,
-    inner: InnerLoop,
-    rates: Rates,
-    steps: list[Step],
-    order: Order,
-    cotangent: Tensors,
-    of_shared: Tensors,
-    between: Between,
+    tree: Tree, steps: list[Step], cotangent: Tensors, of_shared: Tensors, between: Between
 ) -> tuple[Tensors, Tensors]:
     """The recursion above; `steps` is used up."""
+    problem, inner, rates, per_task = tree.problem, tree.inner, tree.rates, tree.problem.per_task
     cot, shared, anchor = Sum(cotangent), Sum(of_shared), Sum()
     cot_state: optimizers.State = ()
-    want = bool(rates.learnt) and inner.optimizer == "sgd" and not inner.proximal
-    for k in reversed(range(len(steps))):
-        step = steps.pop()
+    want = tree.gradient_from_product and (bool(rates.learnt) or bool(tree.weights))
+    for step in tree.back(steps, tree.every, inner.steps):
+        k = step.k
         toward = times(cot.tensors, negated(rates.at(k)))
-        mu, cot_state = optimizers.pullback(inner, k, step.gradient, step.state, toward, cot_state)
+        gradient = optimizers.clipped(inner, step.gradient, per_task) if step.gradient else []
+        mu, cot_state = optimizers.pullback(inner, k, gradient, step.state, toward, cot_state)
+        mu = optimizers.clip_pullback(inner, step.gradient, mu, per_task)
         del toward
-        if order == "exact":
+        if tree.order == "exact":
             last = k == inner.steps - 1
             product = products.exact(problem, step.theta, mu, k, step.graphs, want_gradient=want, check=last)
         else:
-            product = products.central_difference(problem, step.theta, mu, k, want_gradient=want)
+            product = products.central_difference(problem, step.theta, mu, k)
         if rates.learnt:
-            rates.accumulate(k, cot.tensors, _direction(inner, k, step, product))
+            rates.accumulate(k, cot.tensors, _direction(inner, step, gradient or product.gradient))
         cot.add(product.theta)
         shared.add(product.shared)
+        if tree.weights:
+            cot.add(step.gradient or product.gradient, alpha=tree.weights[k])
         if inner.proximal:
             cot.add(mu, alpha=inner.proximal)
             anchor.add(mu, alpha=-inner.proximal)
         between(k, step.theta, cot, shared)
-        del step, product, mu
+        del step, product, mu, gradient
     cot.add(anchor.tensors)
     return cot.tensors, shared.tensors
 
 
-def _direction(inner: InnerLoop, k: int, step: Step, product: products.Product) -> Tensors:
+def _direction(inner: InnerLoop, step: Step, gradient: Tensors) -> Tensors:
+    """What the rate of the step multiplied; gradient: what the optimizer saw."""
     if inner.optimizer == "adam":
-        return optimizers.direction(inner, k, step.state)
-    return step.direction or product.gradient
+        return optimizers.direction(inner, step.k, step.state)
+    return step.direction or gradient
 
 
 class Beginning:

@@ -6,6 +6,8 @@ episodes -> batches -> (frozen layers, once) -> the algorithm -> gradients of al
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,10 @@ import torch
 from torch import Tensor
 
 from distmeta.algorithms import privacy
-from distmeta.algorithms.rates import inner_loop, log_rate_gradients
+from distmeta.algorithms.rates import inner_loop, log_rate_gradients, warm
 from distmeta.config import Config
 from distmeta.config.algorithms import load_algorithm
+from distmeta.evaluation.reading import load_chunks
 from distmeta.evaluation.scoring import group_episodes, load_group, split_meta, stack, tasks_at_once, with_ways
 from distmeta.inner import Diverged, InnerLoop, MetaGradient
 from distmeta.learner.group import group_gradients
@@ -25,10 +28,11 @@ from distmeta.models.footprint import budget_bytes
 from distmeta.models.prefix import StateCache, fixed_prefix, has_prefix, is_frozen, learnt_prefix, pullback
 from distmeta.models.sharding import all_together
 from distmeta.models.task_model import TaskModel
-from distmeta.tasks.episodes.episode import Episode
+from distmeta.tasks.rows import Episode
 from distmeta.tasks.store import TaskStore
 
 Params = dict[str, Tensor]
+Parts = tuple[list[Any], list[TextBatch]]  # support: batches, or of documents a list of them for each chunk; query
 
 
 @all_together
@@ -56,16 +60,19 @@ def meta_gradients(
     fast, shared, rates = split_meta(model, meta)
     grads = {name: torch.zeros_like(value) for name, value in meta.items()}
     progress = (step - 1) / config.outer.steps
+    factor = warm(config.inner, progress)
     sums = torch.zeros(3 + getattr(algorithm, "INNER_STEPS", config.inner.steps), dtype=torch.float64)
     private, exact = config.outer.privacy, is_exact(config)
 
     def add(group: list[Episode]) -> None:
         """Raises Diverged, before anything is added."""
         budget = budget_bytes(config.inner, device) / 2**20
-        loop = inner_loop(config.inner, rates, seed=dropout_seed(config, step, group[0]), budget_mb=budget)
+        loop = inner_loop(
+            config.inner, rates, seed=dropout_seed(config, step, group[0]), budget_mb=budget, factor=factor
+        )
         parts, names = load_parts(group, model, config, store, device), [e.task for e in group]
         result, of_group = group_gradient(model, fast, shared, algorithm, loop, parts, names, cache, progress)
-        of_group |= log_rate_gradients(config.inner, rates, result.lr_grads)
+        of_group |= log_rate_gradients(config.inner, rates, result.lr_grads, factor)
         refuse_infinite(of_group, loop.steps, names)
         for name, g in (of_group if private is None else privacy.clipped(of_group, private.clip)).items():
             grads[name] += g
@@ -103,10 +110,14 @@ def refuse_infinite(grads: Params, steps: int, names: list[str]) -> None:
         raise Diverged(steps, steps, float("nan"), "meta-gradient", names=names)
 
 
-def load_parts(
-    group: list[Episode], model: TaskModel, config: Config, store: TaskStore, device: torch.device
-) -> tuple[list[TextBatch], list[TextBatch]]:
-    """(support, query) of a group of episodes on `device`, with the number of each class where it is asked for."""
+def load_parts(group: list[Episode], model: TaskModel, config: Config, store: TaskStore, device: torch.device) -> Parts:
+    """(support, query) of a group of episodes on `device`, with the number of each class where it is asked for.
+
+    Of documents the support set is a list of chunks, one a step, and the query set the last chunk.
+    """
+    if config.task.family == "document":
+        *before, last = load_chunks(group, model, config, store.pad_id, device, exact=is_exact(config))
+        return before, last
     support, query = load_group(group, model, config, store.pad_id, device, training=True, exact=is_exact(config))
     if not model.pooled:
         return support, query
@@ -120,14 +131,15 @@ def group_gradient(
     shared: Params,
     algorithm: Any,
     loop: InnerLoop,
-    parts: tuple[list[TextBatch], list[TextBatch]],
+    parts: Parts,
     names: list[str],
     cache: StateCache | None = None,
     progress: float = 1.0,
 ) -> tuple[MetaGradient, Params]:
     """The algorithm's result on a group of tasks, `parts` being their (support, query), and its sums over the tasks.
 
-    What lies below the lowest adapted layer is run once, whatever the number of inner steps.
+    What lies below the lowest adapted layer is run once, whatever the number of inner steps. Of documents, whose
+    support set is a list of chunks, the loss is the mean over all chunks, each scored before the step on it.
     """
     native = model.takes_task_axis and len(names) > 1  # a task axis of 1 only turns products into batched ones
     support, query = parts
@@ -135,11 +147,15 @@ def group_gradient(
     if model.training or not has_prefix(model):  # dropout draws anew at each step, so that nothing stays the same
         pass
     elif model.prefix_shared and not getattr(algorithm, "LEARNS_ONLY_FAST", False):
-        both, states, leaves = learnt_prefix(model, shared, [*support, *query])
-        support, query = both[: len(support)], both[len(support) :]
+        flat, states, leaves = learnt_prefix(model, shared, [*flattened(support), *query])
+        support, query = regrouped(flat, support)
     else:
-        support, query = (fixed_prefix(model, shared, part, cache) for part in parts)
+        support, query = regrouped(fixed_prefix(model, shared, [*flattened(support), *query], cache), support)
     more: dict[str, Any] = {"progress": progress, "pooled": None}
+    reading: dict[str, Any] = {}
+    if is_chunked(support):
+        sets = len(support) + 1
+        reading = {"by_step": True, "loss_weights": [1 / sets] * sets}
     if model.pooled:
         more["pooled"] = model.pooled_loss if native else one_task(model.pooled_loss)
     wanted = inspect.signature(algorithm.meta_gradient).parameters
@@ -154,13 +170,33 @@ def group_gradient(
         task_axis="native" if native else False,
         has_aux=True,
         names=names,
+        **reading,
         **{name: value for name, value in more.items() if name in wanted},
     )
+    if reading and getattr(algorithm, "ADAPTS", True):
+        result = replace(result, loss=result.inner_losses.mean(-1))
     grads = {name: g.sum(0) if native else g for name, g in result.grads.items()}
     grads |= {name: g for name, g in result.shared_grads.items() if name not in states}
     if states:
         grads |= pullback(states, leaves, result.shared_grads)
     return result, grads
+
+
+def is_chunked(support: Sequence[Any]) -> bool:
+    """Whether a support set is a list of chunks, each a list of batches."""
+    return isinstance(support[0], list)
+
+
+def flattened(support: Sequence[Any]) -> list[TextBatch]:
+    """The batches of a support set, chunks or not."""
+    return [batch for chunk in support for batch in chunk] if is_chunked(support) else list(support)
+
+
+def regrouped(flat: Sequence[TextBatch], support: Sequence[Any]) -> Parts:
+    """(support, query) of the batches of both, one after another; support: what it is grouped as."""
+    rest = iter(flat)
+    again = [[next(rest) for _ in chunk] for chunk in support] if is_chunked(support) else [next(rest) for _ in support]
+    return again, list(rest)
 
 
 def one_task(loss: Any) -> Any:
@@ -182,7 +218,7 @@ def dropout_seed(config: Config, step: int, episode: Episode) -> int | None:
 
 def state_cache(model: TaskModel, config: Config, store: TaskStore) -> StateCache | None:
     """Where the states of a prefix that is frozen for the whole run are kept by row; None where they may change."""
-    if config.task.augment.changes_tokens:
+    if config.task.augment.changes_tokens or config.task.family == "document":
         return None
     if not is_frozen(model) or config.model.dropout > 0 or config.inner.prefix_mb == 0:
         return None

@@ -31,7 +31,7 @@ from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.fast_shards import FastShards
 from distmeta.models.task_model import TaskModel
-from distmeta.tasks.episodes.episode import Episode
+from distmeta.tasks.rows import Episode
 
 Params = dict[str, Tensor]
 

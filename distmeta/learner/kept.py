@@ -27,7 +27,7 @@ from distmeta.models.sharding import all_together
 from distmeta.models.task_model import TaskModel
 from distmeta.tasks.draws import Draws
 from distmeta.tasks.episodes.collate import collate
-from distmeta.tasks.episodes.episode import Episode, Rows
+from distmeta.tasks.rows import Episode, Rows
 from distmeta.tasks.spool import gather
 from distmeta.tasks.texts import read_inputs
 from distmeta.tasks.tokenizer import encode, load_tokenizer

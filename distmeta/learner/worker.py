@@ -169,7 +169,7 @@ def own_algorithm(config: Config) -> Any:
 
 def classes_of(config: Config, store: TaskStore) -> int | None:
     """Classes of an episode; None where answers are words."""
-    return None if config.task.family == "text_to_text" else config.ways or len(store.labels)
+    return None if config.task.is_language else config.ways or len(store.labels)
 
 
 def is_done(config: Config, reached: Reached, source: Source, step: int) -> bool:

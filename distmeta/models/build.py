@@ -34,10 +34,12 @@ def build_model(
     """
     if config.task.labels != "head":
         return build_label_model(config, vocab_size, pad_id, classes, copy)
-    if config.task.family == "text_to_text":
+    if config.task.is_language:
         language = build_language_model(config, vocab_size, pad_id, copy)
         narrow(language, config)
         check_positions(config, backbones.positions(language.backbone))
+        if language.seq2seq and config.task.family == "document":
+            raise InputError("task.family = document: an encoder-decoder reads no text; give a decoder, such as gpt2")
         return language
     backbone = backbones.build_backbone(config.model, vocab_size, pad_id, config.run.seed, copy)
     if shards is not None:

@@ -38,7 +38,8 @@ class LanguageModel(TaskModel):
     """
 
     def __init__(self, model: Any, config: Config) -> None:
-        self._answer_tokens = config.model.answer_tokens
+        of_document = config.task.family == "document"
+        self._answer_tokens = config.task.chunk_tokens if of_document else config.model.answer_tokens
         output = model.get_output_embeddings()
         self._output = output.weight, getattr(output, "bias", None)
         self._shape_scores(model)
@@ -264,12 +265,17 @@ class LanguageModel(TaskModel):
 
     def by_row(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Of each row's answer: its negative log-likelihood, how many tokens are right, how many there are; [T, n]."""
+        losses, hits = self.by_token(params, batch)
+        assert batch.answer is not None
+        return losses.sum(2), hits.sum(2), (batch.answer != NO_TOKEN).view(losses.shape).sum(2)
+
+    def by_token(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        """Of each token of the answers: its negative log-likelihood, and whether it is the likeliest; [T, n, M]."""
         scores, answer = self.scores(params, self.features(params, batch)), batch.answer
         assert answer is not None
         losses = F.cross_entropy(scores.flatten(0, 2), answer.flatten(), reduction="none", ignore_index=NO_TOKEN)
         shape = (*batch.labels.shape, answer.shape[1])
-        hits = (scores.argmax(-1).view(answer.shape) == answer).view(shape).sum(2)
-        return losses.view(shape).sum(2), hits, (answer != NO_TOKEN).view(shape).sum(2)
+        return losses.view(shape), (scores.argmax(-1).view(answer.shape) == answer).view(shape)
 
     def read_support(self, params: Params, support: Sequence[TextBatch]) -> Params:
         """What a decoder keeps of the support set (distmeta.models.context): parameters that answer in context."""

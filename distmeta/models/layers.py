@@ -10,7 +10,7 @@ rows meeting that task's weights. Weights without the axis are shared by all row
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -186,3 +186,24 @@ def merge_lora(values: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tens
         if not name.endswith(("lora_A", "lora_B")):
             out[name] = value
     return out
+
+
+LAST_QUARTER = "last_quarter_mlp"  # of inner.adapt: what TTT-E2E (arXiv 2512.23675) adapts
+FEED_FORWARD = re.compile(
+    r"\.(mlp|feed_forward|ffn|ff|fc1|fc2|intermediate|DenseReluDense)\.|(?<!attention)\.output\.dense\."
+)
+
+
+def chosen(adapt: str, names: Iterable[str]) -> set[str]:
+    """The names that `inner.adapt`, last_quarter_mlp or a regular expression, stands for. Raises InputError."""
+    if adapt == LAST_QUARTER:
+        layer_of = {name: int(number[1]) for name in names if (number := re.search(r"\.(\d+)\.", name))}
+        layers = 1 + max(layer_of.values(), default=-1)
+        first = layers - max(1, round(layers / 4))
+        return {name for name, layer in layer_of.items() if layer >= first and FEED_FORWARD.search(name)}
+    try:
+        return {name for name in names if re.search(adapt, name)}
+    except re.error as error:
+        raise InputError(
+            f"inner.adapt = {adapt}: not all, lora, head, {LAST_QUARTER} or a regular expression: {error}"
+        ) from None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from distmeta.models import attention, calls, context
 from distmeta.models import backbone as backbones
 from distmeta.models.batch import TextBatch, to_batch
 from distmeta.models.fast_shards import FastShards
-from distmeta.models.layers import add_lora, give_task_axis, without_task_axis
+from distmeta.models.layers import add_lora, chosen, give_task_axis, without_task_axis
 from distmeta.models.partial import Layers, check, lowest_layer, why_not_again
 
 Params = dict[str, Tensor]
@@ -130,12 +129,7 @@ class TaskModel(nn.Module):
         elif adapt == "head":
             fast = is_head
         else:
-            try:
-                fast = {name for name in values.keys() - outer_only if re.search(adapt, name)}
-            except re.error as error:
-                raise InputError(
-                    f"inner.adapt = {adapt}: not all, lora, head or a regular expression: {error}"
-                ) from None
+            fast = chosen(adapt, values.keys() - outer_only)
             if not fast:
                 raise InputError(f"inner.adapt = {adapt}: matches no parameter; names are such as {sorted(values)[:6]}")
         train_base = config.outer.base == "train" or (config.outer.base == "auto" and config.model.pretrained is None)

@@ -169,15 +169,17 @@ def check_names(config: Config, hf_config: Any) -> None:
         give_task_axis(skeleton)
         add_lora(skeleton, 1, 1.0, config.model.lora_targets, 0)
         return
-    words = config.task.family == "text_to_text" or config.task.labels != "head"
+    from distmeta.models.layers import LAST_QUARTER, chosen
+
+    words = config.task.is_language or config.task.labels != "head"
     heads = ["output_weight"] if words else ["head_weight", "head_bias"]
     heads += ["head_labels", "head_ask"] if config.model.head == "context" and not words else []
     names = [f"backbone.{name}" for name, _ in skeleton.named_parameters()] + heads
-    if not any(re.search(adapt, name) for name in names):
+    if not chosen(adapt, names):
         some = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in names})
         raise InputError(
             f"inner.adapt = {adapt}: not all, lora or head, and as a regular expression it matches no parameter."
-            f"{nearest(adapt, ['all', 'lora', 'head', *parts_of(names)])} Names are such as {some[:6]}"
+            f"{nearest(adapt, ['all', 'lora', 'head', LAST_QUARTER, *parts_of(names)])} Names are such as {some[:6]}"
         )
 
 
@@ -190,7 +192,7 @@ def skeleton_of(config: Config, hf_config: Any) -> Any:
     import torch
     from transformers import AutoModel, AutoModelForSeq2SeqLM
 
-    words = config.task.family == "text_to_text"
+    words = config.task.is_language
     both = bool(getattr(hf_config, "is_encoder_decoder", False))
     try:
         with torch.device("meta"):

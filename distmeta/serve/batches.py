@@ -38,7 +38,7 @@ from distmeta.inner import Diverged
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.serve.tasks import Refused, Task, digest, digest_of_checkpoint
 from distmeta.tasks.episodes.collate import collate
-from distmeta.tasks.episodes.episode import Rows
+from distmeta.tasks.rows import Rows
 from distmeta.tasks.tokenizer import load_tokenizer
 
 MOST_ROWS = 32  # of a task in a batch of several; a request with more goes in parts

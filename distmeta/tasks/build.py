@@ -22,9 +22,9 @@ from typing import Any
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError
-from distmeta.tasks import mixture, questions, reviews, splits, tokenizer
+from distmeta.tasks import ledgers, mixture, questions, reviews, splits, tokenizer
 from distmeta.tasks.readers import read_examples
-from distmeta.tasks.sources import Source, find_sources
+from distmeta.tasks.sources import KINDS, TEXT_KINDS, Source, find_sources
 from distmeta.tasks.splits import SPLITS
 from distmeta.tasks.spool import Progress, spool_examples
 from distmeta.tasks.writing import write_store
@@ -53,7 +53,7 @@ def build_store(
     only            without a split column and data.splits everything is of this split; the others may be empty
     Raises InputError for data that cannot be used; nothing is left behind then.
     """
-    sources = _sources(data, only)
+    sources = _sources(data, task.family, only)
     ready = _given_tokenizer(model, tokenizer_file)
     key = _key(data, task, model, sources, seed, ready, labels, only)
 
@@ -74,7 +74,7 @@ def check_data(data: DataConfig, task: TaskConfig) -> None:
 
 def store_key(data: DataConfig, task: TaskConfig, model: ModelConfig) -> str:
     """What `build_store` would know the store by. Raises InputError for files that are not there."""
-    return _key(data, task, model, _sources(data), 0, _given_tokenizer(model, None), None, None)
+    return _key(data, task, model, _sources(data, task.family), 0, _given_tokenizer(model, None), None, None)
 
 
 def built(path: Path, fill: Callable[[Path], None]) -> Path:
@@ -103,7 +103,7 @@ def cache_directory(data: DataConfig) -> Path:
 Sources = dict[str, tuple[DataConfig, list[Source]]]  # by name; "" for data.path
 
 
-def _sources(data: DataConfig, only: str | None = None) -> Sources:
+def _sources(data: DataConfig, family: str, only: str | None = None) -> Sources:
     """The data files, and how each source's are read; none: the built-in reviews. Of files to come: the first.
 
     only: where files are of splits, those of this one. Raises InputError.
@@ -113,7 +113,8 @@ def _sources(data: DataConfig, only: str | None = None) -> Sources:
     else:
         each = {"": data} if data.path is not None else {}
     return {
-        name: (section, _with_splits(find_sources(section.path, json_too=section.layout == "natural_instructions",
+        name: (section, _with_splits(find_sources(section.path, TEXT_KINDS if family == "document" else KINDS,
+                                              json_too=section.layout == "natural_instructions",
                                               first=section.follow is not None), section, only))
         for name, section in each.items()
         if section.path is not None
@@ -147,7 +148,10 @@ def _key(
     only: str | None,
 ) -> str:
     text = task.family == "text_to_text"
-    made = ["questions", questions.VERSION, seed] if text else ["reviews", reviews.VERSION, seed]
+    suite = {"text_to_text": ("questions", questions), "document": ("ledgers", ledgers)}
+    name, module = suite.get(task.family, ("reviews", reviews))
+    made = [name, module.VERSION, seed]
+    document = {"author": data.author} if task.family == "document" else {}
 
     def of(data: DataConfig, files: list[Source]) -> dict[str, Any]:
         return {
@@ -160,7 +164,7 @@ def _key(
         "format": FORMAT,
         **({"sources": {n: of(*s) for n, s in sources.items()}} if data.sources else of(*sources.get("", (data, [])))),
         "tokenizer": tokenizer.fingerprint(ready, ends=text) if ready else [model.tokenizer, model.vocab_size],
-        "max_tokens": model.max_tokens,
+        **(document or {"max_tokens": model.max_tokens}),
         "family": [task.family, task.ways, *([model.answer_tokens, task.instructions] if text else [])],
         **({"prompt": task.prompt} if task.labels != "head" or (text and task.prompt != "bare") else {}),
         "labels": labels,
@@ -171,7 +175,7 @@ def _key(
 
 def _batches(sources: Sources, data: DataConfig, family: str, seed: int, settable: bool) -> Iterator[Any]:
     if data.sources is not None:
-        role = "task" if family == "domain" else "label"
+        role = "label" if family == "classes" else "task"
         each = (
             mixture.named_batches(read_examples(files, section, family, settable), n, role)
             for n, (section, files) in sources.items()
@@ -181,7 +185,8 @@ def _batches(sources: Sources, data: DataConfig, family: str, seed: int, settabl
         section, files = sources[""]
         return read_examples(files, section, family, settable)
     columns = ["text", "label", *(["task"] if family != "classes" else []), *([] if data.splits else ["split"])]
-    table = questions.make_questions(seed) if family == "text_to_text" else reviews.make_reviews(seed)
+    make = {"text_to_text": questions.make_questions, "document": ledgers.make_ledgers}
+    table = make.get(family, reviews.make_reviews)(seed)
     return iter(table.select(columns).to_batches())
 
 

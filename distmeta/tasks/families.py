@@ -16,6 +16,7 @@ from distmeta.config import TaskConfig
 from distmeta.errors import InputError
 from distmeta.tasks.draws import Draws
 from distmeta.tasks.mixture import check_mixture
+from distmeta.tasks.passages import check_passages
 from distmeta.tasks.splits import SPLITS
 from distmeta.tasks.store import Groups, TaskStore
 
@@ -75,6 +76,9 @@ def check_feasible(store: TaskStore, task: TaskConfig, splits: Sequence[str] = S
         raise InputError(f"{store.path}: was built for task.family={store.family}, not {task.family}")
     need = task.shots + task.queries
     check_mixture(store, task, splits)
+    if task.family == "document":
+        check_passages(store, task, splits)
+        return
     each = {split: store.sources[split] or {"": store.groups[split]} for split in splits}
     for split, source, groups in ((split, *item) for split, by_source in each.items() for item in by_source.items()):
         if len(groups.ids) == 0:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from distmeta.config import DataConfig
 from distmeta.errors import InputError, cut, nearest
-from distmeta.tasks import records
+from distmeta.tasks import documents, records
 from distmeta.tasks.sources import Source, check_quotes, find_sources
 
 __all__ = ["find_sources", "read_examples"]
@@ -36,7 +36,9 @@ def read_examples(
     """Batches with the string columns text, label, task (unless family classes) and split (where the data has one).
 
     Either all batches have a split column or none. Raises InputError for the first row that cannot be used.
-    In family text_to_text the text is a record, as distmeta.tasks.records writes it, and the label the same for all.
+    In family text_to_text the text is a record, as distmeta.tasks.records writes it, and the label the same for all. In
+    family document the label is the same too, a row without a name is a task of its own, and there may be a column
+    author, in all batches.
     settable: whether who reads can name other columns; those of a run that has ended stay. one_task: all rows are of
     one task (family text_to_text), which needs no column to name it.
     """
@@ -49,7 +51,8 @@ def read_examples(
             settable=settable,
         )  # fmt: skip
         layout = records.LAYOUTS.get(data.layout) if words else None
-        for arrays, numbers in layout(source) if layout else READ[source.kind](source, choose):
+        read = _read_whole if family == "document" and source.kind == "txt" else READ[source.kind]
+        for arrays, numbers in layout(source) if layout else read(source, choose):
             if has_split is None:
                 has_split = "split" in arrays
             columns = {role: getattr(data, role) for role in arrays}
@@ -59,6 +62,11 @@ def read_examples(
                 made["label"] = pa.array([records.ANSWER] * len(numbers), pa.large_string())
             elif rows == 0 and source.kind in ("csv", "tsv"):
                 _refuse_numeric_strings(arrays["text"], source, data.text)
+            if family == "document":
+                made["label"] = pa.array([documents.LABEL] * len(numbers), pa.large_string())
+                if "task" not in arrays:
+                    made["task"] = documents.row_names(source, numbers)
+                made.setdefault("author", pa.array([""] * len(numbers), pa.large_string()))
             for role in ("task", "split") if words else arrays:
                 if role not in arrays:
                     continue
@@ -117,11 +125,15 @@ def choose_columns(
         )
 
     chosen = {}
-    for role in ("input", "target") if family == "text_to_text" else ("text", "label"):
+    needed = {"text_to_text": ("input", "target"), "document": ("text",)}.get(family, ("text", "label"))
+    if source.kind == "txt":
+        return {"text": data.text}
+    for role in needed:
         chosen[role] = name = getattr(data, role)
         if name not in columns:
             raise missing(role, name)
-    for role in ("options", "instruction") if family == "text_to_text" else ():
+    may_have = {"text_to_text": ("options", "instruction"), "document": ("author", "task")}
+    for role in may_have.get(family, ()):
         if getattr(data, role) in columns:
             chosen[role] = getattr(data, role)
         elif role in data.model_fields_set:
@@ -133,7 +145,9 @@ def choose_columns(
                              "rename all but one")  # fmt: skip
     if one_task:
         return chosen
-    if data.task in columns:
+    if family == "document":
+        pass
+    elif data.task in columns:
         if family != "classes":
             chosen["task"] = data.task
     elif family != "classes":
@@ -194,6 +208,12 @@ def _read_jsonl(source: Source, choose: Choose) -> Batches:
             rows, numbers = [], []
     if rows:
         yield _from_python(rows, columns, source, numbers)
+
+
+def _read_whole(source: Source, choose: Choose) -> Batches:
+    """A .txt file as one text."""
+    choose([])
+    yield {"text": pa.array([documents.read_text_file(source)], pa.large_string())}, np.array([1])
 
 
 def _read_lines(source: Source, choose: Choose) -> Batches:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from distmeta.config import Config
-from distmeta.tasks.episodes.episode import Rows, sample_episode
+from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.prompts import label_tokens, prompt_of
+from distmeta.tasks.rows import Rows
 from distmeta.tasks.store import TaskStore
 from distmeta.tasks.tokenizer import load_tokenizer
 
@@ -25,7 +26,7 @@ def shown(store: TaskStore, config: Config) -> str:
     def words(ids: list[int]) -> str:
         return tokenizer.decode(ids, skip_special_tokens=False)
 
-    if config.task.family == "text_to_text":
+    if config.task.is_language:
         begins, found = episode.support.labels.tolist(), []
         heads, later = episode.support.heads, episode.support.later
         together = config.model.head == "context" and heads is not None

@@ -72,6 +72,7 @@ class TaskStore:
     # where it follows another example
     heads: NDArray[np.int32] | None = field(repr=False)
     later: NDArray[np.int32] | None = field(repr=False)
+    authors: list[str] = field(repr=False)  # of each task, where the data names them (family document); else []
     encoding: dict[str, int] = field(repr=False)  # tasks.counts.Counts, answer_tokens; {} in stores of before
     _texts: Any = field(repr=False)
 
@@ -140,6 +141,7 @@ def open_store(path: str | Path) -> TaskStore:
         left_out=meta["left_out"],
         heads=rows.column("head").to_numpy() if meta.get("later") is not None else None,
         later=np.array(meta["later"], np.int32) if meta.get("later") is not None else None,
+        authors=names.column("authors")[0].as_py() if "authors" in names.schema.names else [],
         encoding=meta.get("encoding", {}),
         _texts=rows.column("text"),
     )

@@ -99,4 +99,5 @@ def headline(content: dict[str, Any]) -> str:
 
 def built_in(config: Config) -> str:
     """What a run without data of its own learns from."""
-    return "built-in questions" if config.task.family == "text_to_text" else "built-in product reviews"
+    suites = {"text_to_text": "built-in questions", "document": "built-in ledgers"}
+    return suites.get(config.task.family, "built-in product reviews")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError, cut
-from distmeta.tasks import prompts, records, splits, tokenizer, written
+from distmeta.tasks import documents, prompts, records, splits, tokenizer, written
 from distmeta.tasks.counts import MOST_UNKNOWN, Counts, unknown_words
 from distmeta.tasks.splits import SPLITS
 from distmeta.tasks.spool import Progress, Spool, gather, ordered_names, parts_of, sort_by_cell, spooled_texts
@@ -50,6 +50,7 @@ class Plan:
     width: int
     label_of: NDArray[np.int32]
     task_of: NDArray[np.int32]
+    authors: list[str]
 
     @property
     def of_domain(self) -> bool:
@@ -64,6 +65,10 @@ class Plan:
     def has_heads(self) -> bool:
         """Whether an example is written another way where it is not the first of a context."""
         return self.has_answers and self.task.prompt != "bare"
+
+    @property
+    def of_documents(self) -> bool:
+        return self.task.family == "document"
 
     @property
     def names(self) -> list[str]:
@@ -109,11 +114,12 @@ def make_plan(
     label_names, label_of = ordered_names(spool, "label", labels if domain else None)
     task_names, task_of = ordered_names(spool, "task") if domain else ([], label_of)
     names, role, what = (task_names, "task", "task") if domain else (label_names, "label", "class")
-    split = _assign(names, task_of, role, what, spool, data, task, only)
+    authors = documents.authors(spool, task_of, len(task_names))
+    split = _assign(names, task_of, role, what, spool, data, task, only, authors)
     ids = np.argsort(split, kind="stable").astype(np.int32)
     ids = ids[split[ids] >= 0]
     width = len(label_names) if domain else 1
-    return Plan(spool, work, data, task, model, label_names, task_names, split, ids, width, label_of, task_of)
+    return Plan(spool, work, data, task, model, label_names, task_names, split, ids, width, label_of, task_of, authors)
 
 
 def order_rows(plan: Plan) -> Order:
@@ -148,6 +154,8 @@ def encoded(plan: Plan, order: Order, ready: Any, lost: Counts) -> Iterator[tupl
     """(tokens one after another, how many of each row, and of answers, if there are any, where they begin and how many
     tokens the heads have) of batches of rows."""
     lines, task, model = spooled_texts(plan.spool, order.rows), plan.task, plan.model
+    if plan.of_documents:
+        return documents.encode(ready, lines, lost)
     if plan.has_answers:
         encoder = written.encoder_of(ready, model, task.prompt)
         made = (records.encode_records(encoder, list(map(records.parse, of)), task.instructions, lost) for of in lines)
@@ -207,7 +215,10 @@ def write_files(plan: Plan, order: Order, ready: Any, lost: Counts, key: str) ->
     _write_batch(work / "groups.arrow", {name: pa.array(values) for name, values in groups.items()})
     _write_batch(
         work / "names.arrow",
-        {"labels": pa.array([plan.labels]), "tasks": pa.array([plan.tasks], pa.list_(pa.string()))},
+        {
+            name: pa.array([values], pa.list_(pa.string()))
+            for name, values in (("labels", plan.labels), ("tasks", plan.tasks), ("authors", plan.authors))
+        },
     )
     for left in [*work.glob("*.spool"), *work.glob("*.sorted")]:
         left.unlink()
@@ -237,6 +248,7 @@ def _assign(
     data: DataConfig,
     task: TaskConfig,
     only: str | None,
+    authors: list[str],
 ) -> NDArray[np.int8]:
     words = spool.names.get("split", [])
     met = np.zeros((len(names), len(words)), bool)
@@ -254,7 +266,10 @@ def _assign(
         elif only is not None:
             out[of_source] = SPLITS.index(only)
         else:
-            out[of_source] = splits.split_by_hash(short, source_data.fractions, 1 if what == "task" else task.ways or 5)
+            hashed = authors[of_source] if authors else short
+            out[of_source] = splits.split_by_hash(
+                hashed, source_data.fractions, 1 if what == "task" else task.ways or 5
+            )
     splits.check_not_empty(out, what, (0, 2) if only is None else (SPLITS.index(only),))
     return out
 

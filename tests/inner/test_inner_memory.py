@@ -156,3 +156,10 @@ def test_dropout_without_a_seed_is_refused_where_the_loss_is_taken_anew(order: A
     meta_gradient(dropout_loss, params, support, query, dataclasses.replace(walk, seed=1), order=order)
     if order != "finite_difference":  # which has no graphs to keep
         meta_gradient(dropout_loss, params, support, query, dataclasses.replace(walk, memory="unroll"), order=order)
+
+
+def test_many_steps_take_little_more_than_a_few() -> None:
+    one, many = peak("exact", 1, "walk"), peak("exact", 36, "walk", snapshots=12)
+    planned = 12 * WIDE * 8 + 12 * 64  # twelve vectors and losses, of thirty-six steps
+    assert many < one + 1.1 * planned + 4 * WIDE * 8
+    assert many < 1.05 * one

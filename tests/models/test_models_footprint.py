@@ -11,7 +11,7 @@ from distmeta.models import footprint
 from distmeta.models.backbone import set_attention
 from distmeta.models.build import build_model
 from distmeta.models.footprint import fit_layers, graph_bytes, part_tokens, token_bytes
-from distmeta.tasks.episodes.episode import Episode, Rows
+from distmeta.tasks.rows import Episode, Rows
 
 VOCABULARY, PAD, CLASSES, CPU = 40, 0, 3, torch.device("cpu")
 

@@ -15,7 +15,7 @@ from distmeta.models.build import build_model
 from distmeta.models.generate import generate
 from distmeta.models.prefix import fixed_prefix, has_prefix
 from distmeta.tasks.episodes.collate import collate
-from distmeta.tasks.episodes.episode import Rows
+from distmeta.tasks.rows import Rows
 
 VOCABULARY, PAD, END = 40, 0, 1
 KINDS = ["gpt2", "llama", "qwen2", "t5"]

@@ -11,7 +11,7 @@ from distmeta.models import backbone as backbones
 from distmeta.models.build import build_model
 from distmeta.models.generate import generate
 from distmeta.tasks.episodes.collate import collate
-from distmeta.tasks.episodes.episode import Rows
+from distmeta.tasks.rows import Rows
 
 VOCABULARY, PAD, END = 60, 1, 2
 LENGTHS = (20, 7, 13, 4)  # beyond every window

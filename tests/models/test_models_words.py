@@ -18,8 +18,8 @@ from distmeta.models.labels import answered, sequence
 from distmeta.models.language import NO_TOKEN
 from distmeta.tasks.build import build_store
 from distmeta.tasks.episodes import collate, sample_episode
-from distmeta.tasks.episodes.episode import Rows
 from distmeta.tasks.prompts import LabelTokens, check_labels
+from distmeta.tasks.rows import Rows
 from distmeta.tasks.store import open_store
 
 CPU = torch.device("cpu")

@@ -13,8 +13,8 @@ from distmeta.runs.checkpoint import read_config
 from distmeta.tasks.build import store_key
 from distmeta.tasks.counts import Counts, signs
 from distmeta.tasks.episodes.collate import collate
-from distmeta.tasks.episodes.episode import Rows
 from distmeta.tasks.records import Record, encode_records
+from distmeta.tasks.rows import Rows
 from distmeta.tasks.tokenizer import load_tokenizer, train_tokenizer
 from distmeta.tasks.written import encoder_of
 

@@ -111,7 +111,9 @@ def setting(config: Config) -> list[list[str]]:
         ["algorithm", config.algorithm],
         ["model", f"{model.pretrained or f'new {model.architecture} ({sizes})'}, head {model.head}, {model.dtype}"],
         ["data", sources or ", ".join(paths)],
-        ["episodes", f"family {task.family}: {ways}{spread(task.least_shots, task.shots)} support and {task.queries} "
+        ["episodes", f"family document: {task.chunks} chunks of {task.chunk_tokens} tokens, up to "
+                     f"{task.context_tokens} before each" if task.family == "document" else
+                     f"family {task.family}: {ways}{spread(task.least_shots, task.shots)} support and {task.queries} "
                      "query examples" + ("" if task.family == "text_to_text" else " a class")],
         ["inner loop", f"{inner.steps} steps of {inner.optimizer} at {inner.lr:g} ({inner.schedule}), learn_lr "
                        f"{inner.learn_lr}, adapts {inner.adapt}"],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distmeta.tasks.episodes.episode import Rows
+from distmeta.tasks.rows import Rows
 
 # One more micro-batch costs about as much as this many tokens, the fixed price of forward and backward: in a very
 # small model. It is less the larger the model, so that a part may save only a quarter while there is much padding.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-from numpy.typing import NDArray
 
 from distmeta.config import AugmentConfig, TaskConfig
 from distmeta.tasks.arrivals import arrived_tasks
@@ -13,40 +10,10 @@ from distmeta.tasks.augment import STREAMS, augment_tokens, permute_labels, resp
 from distmeta.tasks.draws import Draws
 from distmeta.tasks.families import FAMILIES
 from distmeta.tasks.mixture import drawn_groups
+from distmeta.tasks.passages import sample_passage
+from distmeta.tasks.rows import Episode, Rows
 from distmeta.tasks.splits import SPLITS
 from distmeta.tasks.store import TaskStore
-
-
-@dataclass(frozen=True)
-class Rows:
-    """n examples. Row i has the tokens tokens[offsets[i]:offsets[i + 1]]."""
-
-    tokens: NDArray[np.int32]
-    offsets: NDArray[np.int64]  # [n + 1]
-    # [n], numbers of the episode's label_names; family text_to_text: how many tokens are before the answer
-    labels: NDArray[np.int64]
-    rows: NDArray[np.int64]  # [n], row numbers in the store
-    # Family text_to_text unless task.prompt=bare: [n], how many tokens stand before an input, and the tokens that do
-    # where it follows another example in a context
-    heads: NDArray[np.int32] | None = None
-    later: NDArray[np.int32] | None = None
-
-    def part(self, first: int, last: int) -> Rows:
-        """Rows first..last - 1."""
-        begin, end = self.offsets[first], self.offsets[last]
-        return Rows(
-            self.tokens[begin:end], self.offsets[first : last + 1] - begin, self.labels[first:last],
-            self.rows[first:last], None if self.heads is None else self.heads[first:last], self.later,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Episode:
-    index: int
-    task: str
-    label_names: tuple[str, ...]
-    support: Rows
-    query: Rows
 
 
 def sample_episode(
@@ -72,6 +39,8 @@ def sample_episode(
         groups = store.groups[split].part(only, only + 1)
     elif split == "train":
         groups = arrived_tasks(task, groups, drawn)
+    if task.family == "document":
+        return sample_passage(store, groups, task, seed, split, index, draws)
     choice = FAMILIES[task.family](store, groups, task, draws)
     chosen, names = choice.rows, choice.label_names
     if drawn < index:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from distmeta.config import TaskConfig
-from distmeta.tasks.episodes.episode import Episode, sample_episode
+from distmeta.tasks.episodes.episode import sample_episode
+from distmeta.tasks.rows import Episode
 from distmeta.tasks.store import TaskStore, open_store
 from distmeta.tasks.stream import Stream
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distmeta.errors import InputError, ProgramError
-from distmeta.tasks.episodes.episode import Episode
+from distmeta.tasks.rows import Episode
 
 Mixture = dict[str, float] | None
 Local = Callable[..., list[Episode]]  # Sampler.sample

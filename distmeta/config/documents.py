@@ -1,0 +1,60 @@
+"""The family document: the sizes that follow from those of an episode, and what does not go with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distmeta.config import Config
+
+ALGORITHMS = ("maml", "fomaml", "reptile", "meta_sgd", "finite_difference", "multi_task", "fine_tune")
+
+
+def with_sizes(content: dict[str, Any]) -> dict[str, Any]:
+    """`content` with the inner steps and the longest row of a document's episode, where it has none of its own."""
+    task: Any = content.get("task")
+    task = task if isinstance(task, dict) else task.model_dump() if hasattr(task, "model_dump") else {}
+    if task.get("family") != "document":
+        return content
+    numbers = {key: task.get(key, default) for key, default in (("chunks", 8), ("chunk_tokens", 64))}
+    numbers["context_tokens"] = task.get("context_tokens", 64)
+    if not all(isinstance(value, int) for value in numbers.values()):
+        return content  # refused where the section is read
+    out = dict(content)
+    for section, key, value in (
+        ("inner", "steps", numbers["chunks"] - 1),
+        ("model", "max_tokens", numbers["chunk_tokens"] + numbers["context_tokens"]),
+    ):
+        current = out.get(section) or {}
+        if isinstance(current, dict) and current.get(key) is None:
+            out[section] = {**current, key: value}
+    return out
+
+
+def check_document(config: Config) -> None:
+    """Raises ValueError for what a model that reads documents cannot do."""
+    task, chunks = config.task, config.task.chunks
+    need = task.chunk_tokens + task.context_tokens
+    for fits, key, value, mend in (
+        (config.inner.steps == chunks - 1, "inner.steps", config.inner.steps,
+         f"{chunks} chunks are read in {chunks - 1} steps; leave it out, or change task.chunks"),
+        (config.eval.steps in (None, chunks - 1), "eval.steps", config.eval.steps, "leave it out"),
+        (config.inner.schedule == "constant", "inner.schedule", config.inner.schedule, "set constant"),
+        (config.inner.proximal == 0, "inner.proximal", config.inner.proximal, "set 0"),
+        (config.eval.shots is None and config.eval.queries is None, "eval.shots and eval.queries", "numbers",
+         "a document has chunks; leave them out"),
+        (config.model.max_tokens >= need, "model.max_tokens", config.model.max_tokens,
+         f"a chunk of {task.chunk_tokens} tokens and {task.context_tokens} before it need {need}; leave it out"),
+        (config.model.head == "linear", "model.head", config.model.head, "set linear"),
+        (config.algorithm in ALGORITHMS or "." in config.algorithm, "algorithm", config.algorithm,
+         f"set {', '.join(ALGORITHMS)}"),
+        (not task.permute_labels, "task.permute_labels", "true", "there are no labels; set false"),
+        (task.labels == "head", "task.labels", task.labels, "there are no labels; leave it out"),
+        (task.prompt == "plain", "task.prompt", task.prompt, "leave it out"),
+        (not any(value for _, value in task.augment), "task.augment", "on", "a text is read as it is; leave it out"),
+        (task.arrive_every == 0, "task.arrive_every", task.arrive_every, "set 0"),
+        (config.cluster.episode == "rank", "cluster.episode", config.cluster.episode, "set rank"),
+        (config.model.context == "direct", "model.context", config.model.context, "set direct"),
+    ):  # fmt: skip
+        if not fits:
+            raise ValueError(f"task.family = document does not work with {key} = {value}: {mend}")

@@ -29,12 +29,21 @@ from distmeta.bench.sharded import OUTER_STEPS, ShardedGroup, episodes_of, plain
 from distmeta.config import Config, make_config
 from distmeta.config.algorithms import load_algorithm
 from distmeta.errors import InputError
-from distmeta.evaluation.scoring import split_meta
+from distmeta.evaluation.scoring import split_meta, tasks_at_once
 from distmeta.inner import adapt
-from distmeta.learner.gradients import dropout_seed, group_gradient, load_parts, meta_gradients, one_task
+from distmeta.learner.gradients import (
+    dropout_seed,
+    group_gradient,
+    is_exact,
+    load_parts,
+    meta_gradients,
+    one_task,
+)
 from distmeta.learner.state import initial_values
+from distmeta.models.attention import BLOCK, TRIAL_BLOCK, name_of
 from distmeta.models.backbone import set_attention
 from distmeta.models.build import build_model
+from distmeta.models.footprint import Choice
 from distmeta.models.task_model import TaskModel
 from distmeta.tasks.rows import Episode
 from distmeta.tasks.store import TaskStore, open_store
@@ -68,7 +77,7 @@ def check(config: Config, ranks: int = 2, say: Callable[[str], None] = lambda li
 
     if ranks < 2:
         raise InputError(f"--ranks {ranks}: the sharded step is compared at 2 ranks or more")
-    config = small_version(config, ranks)
+    whole, config = config, small_version(config, ranks)
     say("reading tasks")
     store = open_store(prepare_store(config))
     group = ShardedGroup(config, store, ranks)  # the ranks start while the rest is compared
@@ -79,7 +88,8 @@ def check(config: Config, ranks: int = 2, say: Callable[[str], None] = lambda li
         findings += check_equivalents(config, store)
         say(f"sharded outer steps, {ranks} ranks")
         findings += check_sharded(config, store, group)
-    return findings + describe(config, store)
+    say("a group of tasks as a run has them")
+    return [*findings, *describe(config, store), memory_finding(whole, store)]
 
 
 def small_version(config: Config, ranks: int) -> Config:
@@ -289,6 +299,7 @@ def check_equivalents(config: Config, store: TaskStore) -> list[Finding]:
     """The learner's meta-gradient of a meta-batch: tasks one by one and batched; steps recomputed and kept."""
     algorithm = load_algorithm(config.algorithm)
     model, meta = double_model(config, store)
+    model.layers.recomputed = 0  # until they are compared
     episodes = episodes_of(config, store, 1)
     device = next(iter(meta.values())).device
 
@@ -300,8 +311,8 @@ def check_equivalents(config: Config, store: TaskStore) -> list[Finding]:
 
     alone = gradient(task_batch=1, memory="walk")
 
-    def finding(subject: str, other: Params, note: str) -> Finding:
-        error = norm({n: other[n] - g for n, g in alone.items()}) / max(norm(alone), 1e-300)
+    def finding(subject: str, other: Params, note: str, expected: Params = alone) -> Finding:
+        error = norm({n: other[n] - g for n, g in expected.items()}) / max(norm(expected), 1e-300)
         return Finding(subject, "the same numbers", error, SAME, note)
 
     findings = []
@@ -316,6 +327,23 @@ def check_equivalents(config: Config, store: TaskStore) -> list[Finding]:
         findings.append(
             finding("steps kept against recomputed", gradient(task_batch=1, memory="unroll"), "inner.memory")
         )
+    if model.why_not_again is None:
+        model.layers.recomputed = len(model.layers)
+        again = gradient(task_batch=1, memory="layers")
+        model.layers.recomputed = 0
+        findings.append(finding("layers run again against kept", again, "inner.memory=layers"))
+    else:
+        findings.append(Finding("layers run again", "not possible", note=model.why_not_again))
+    backbone: Any = model.backbone
+    chosen = getattr(backbone, "exact_attention", None)
+    if algorithm.ORDER in ("exact", "implicit") and chosen is not None:
+        backbone.exact_attention = name_of(model.causal, TRIAL_BLOCK)
+        blocks = gradient(task_batch=1, memory="walk")
+        backbone.exact_attention = "eager"
+        eager = gradient(task_batch=1, memory="walk")
+        backbone.exact_attention = chosen
+        note = f"blocks of {TRIAL_BLOCK} queries here, of {BLOCK} in a run"
+        findings.append(finding("attention in blocks against transformers' own", blocks, note, eager))
     return findings
 
 
@@ -344,6 +372,19 @@ def describe(config: Config, store: TaskStore) -> list[Finding]:
         Finding("attention in evaluation", scoring, note="no derivative of a derivative"),
         Finding(f"derivative ({config.algorithm}: {algorithm.ORDER})", mode, note=reason),
     ]
+
+
+def memory_finding(config: Config, store: TaskStore) -> Finding:
+    """How the first group of tasks of a run is run: its whole episodes, once."""
+    labels, device = len(store.labels), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(config, store.vocab_size, store.pad_id, config.ways or labels, labels=labels)
+    meta = {name: value.detach().to(device) for name, value in initial_values(config, model.to(device)).items()}
+    algorithm, episodes = load_algorithm(config.algorithm), episodes_of(config, store, 1)
+    first = episodes[: tasks_at_once(model, config, episodes, device, is_exact(config))]
+    choices: list[Choice] = []
+    meta_gradients(model, meta, algorithm, config, store, first, 1, device, skipped=[], see=choices.append)
+    verdict = str(choices[0]) if choices else "not measured: the inner loop diverges"
+    return Finding("memory of a meta-step", verdict, note=f"inner.memory={config.inner.memory}")
 
 
 def table(findings: Sequence[Finding]) -> Any:

@@ -12,10 +12,9 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from distmeta.algorithms import fomaml, maml
 from distmeta.algorithms.rates import initial_log_rates
@@ -26,6 +25,7 @@ from distmeta.evaluation.scoring import group_episodes, load_group, tasks_at_onc
 from distmeta.learner.gradients import meta_gradients, state_cache
 from distmeta.models.backbone import set_attention
 from distmeta.models.build import build_model
+from distmeta.models.footprint import Choice
 from distmeta.models.prefix import StateCache
 from distmeta.models.task_model import TaskModel
 from distmeta.tasks.build import build_store
@@ -37,12 +37,16 @@ from distmeta.tasks.store import TaskStore, open_store
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to the meta-gradient. tasks: how many run as one, 0 as chosen. kept: prefix states are there already."""
+    """One way to the meta-gradient. tasks: how many run as one, 0 as chosen. kept: prefix states are there already.
+
+    attention: transformers' name of a kernel in the place of the chosen one.
+    """
 
     algorithm: Any
     memory: str = "auto"
     tasks: int = 0
     kept: bool = False
+    attention: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,10 @@ def variants(subject: Subject) -> dict[str, Variant]:
         "exact, auto": Variant(maml),
         "first order": Variant(fomaml),
     }
+    if subject.model.why_not_again is None:
+        out["exact, layers"] = Variant(maml, "layers")
+    if hasattr(subject.model.backbone, "exact_attention"):  # the same up to 128 tokens, above in blocks
+        out["exact, walk, transformers' attention"] = Variant(maml, "walk", attention="eager")
     if subject.model.takes_task_axis and len(subject.episodes) > 1:
         out["exact, auto, tasks one by one"] = Variant(maml, tasks=1)
         out["exact, auto, tasks at once"] = Variant(maml, tasks=len(subject.episodes))
@@ -93,18 +101,30 @@ def runner(subject: Subject, variant: Variant) -> Callable[[int], None]:
     cache = state_cache(configured.model, configured.config, configured.store) if variant.kept else None
 
     def run(number: int) -> None:
-        _gradients(configured, variant.algorithm, cache)
+        model, backbone = subject.model, cast(Any, subject.model.backbone)
+        kernel = getattr(backbone, "exact_attention", "eager")
+        model.layers.recomputed = len(model.layers) if configured.config.runs_layers_again else 0
+        backbone.exact_attention = variant.attention or kernel
+        try:
+            _gradients(configured, variant.algorithm, cache)
+        finally:
+            model.layers.recomputed, backbone.exact_attention = 0, kernel
 
     if variant.kept:
         run(0)
     return run
 
 
-def _gradients(subject: Subject, algorithm: Any, cache: StateCache | None = None) -> None:
+def _gradients(
+    subject: Subject,
+    algorithm: Any,
+    cache: StateCache | None = None,
+    see: Callable[[Choice], None] = lambda choice: None,
+) -> None:
     model, config = subject.model, subject.config
     rates = initial_log_rates(config.inner, model.adapted)
     meta = {n: v.to(subject.device) for n, v in {**model.fast, **model.shared, **rates}.items()}
-    meta_gradients(model, meta, algorithm, config, subject.store, subject.episodes, 1, subject.device, cache)
+    meta_gradients(model, meta, algorithm, config, subject.store, subject.episodes, 1, subject.device, cache, see=see)
 
 
 def bench_inner(
@@ -162,26 +182,19 @@ def _floor(subject: Subject, algorithm: Any) -> float:
 def _choices(subject: Subject) -> dict[str, Any]:
     """What inner.memory=auto, inner.task_batch=0, inner.buckets=0 and the order decide for these episodes."""
     automatic, model, config = subject.with_inner(memory="auto"), subject.model, subject.config
-    group = group_episodes(subject.episodes, tasks_at_once(model, config, subject.episodes, subject.device))[0]
-    support, query = load_group(group, model, config, subject.store.pad_id, subject.device, training=True)
-    calls = 0
-
-    def counting(loss: Any, *arguments: Any, **options: Any) -> Any:
-        def counted(params: dict[str, Tensor], batch: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            return loss(params, batch)
-
-        return maml.meta_gradient(counted, *arguments, **options)
-
-    _gradients(dataclasses.replace(automatic, episodes=group), SimpleNamespace(ORDER="exact", meta_gradient=counting))
-    # Forward, the loss after the last step, the query; the rest are steps whose graph was not kept.
-    again = calls - (config.inner.steps + 1) * len(support) - len(query)
+    count = tasks_at_once(model, config, subject.episodes, subject.device, exact=True)
+    group = group_episodes(subject.episodes, count)[0]
+    support, query = load_group(group, model, config, subject.store.pad_id, subject.device, training=True, exact=True)
+    choices: list[Choice] = []
+    _gradients(dataclasses.replace(automatic, episodes=group), maml, see=choices.append)
     tokens = [len(e.support.tokens) + len(e.query.tokens) for e in group]
     return {
-        "steps_kept": config.inner.steps - again // len(support),
+        "steps_kept": choices[0].steps_kept,
         "steps": config.inner.steps,
         "tasks_at_once": len(group),
+        "part_tokens": choices[0].part_tokens,
+        "layers_again": choices[0].layers_again,
+        "layers": choices[0].layers,
         "support_micro_batches": len(support),
         "query_micro_batches": len(query),
         "padded_over_real_tokens": sum(b.tokens for b in [*support, *query]) / sum(tokens),
@@ -229,8 +242,8 @@ def sentences(result: dict[str, Any]) -> Sequence[str]:
     """What auto chooses, in words."""
     auto = result["auto_chooses"]
     return [
-        f"auto keeps the graphs of {auto['steps_kept']} of {auto['steps']} inner steps and recomputes the others; "
-        f"{auto['tasks_at_once']} tasks run as one",
+        f"auto keeps the graphs of {auto['steps_kept']} of {auto['steps']} inner steps and recomputes the others, runs "
+        f"{auto['layers_again']} of {auto['layers']} layers again; {auto['tasks_at_once']} tasks run as one",
         f"micro-batches: {auto['support_micro_batches']} of a support set, {auto['query_micro_batches']} of a query "
         f"set, {auto['padded_over_real_tokens']:.2f} padded tokens for each real one",
         f"attention: {auto['attention']['exact']} for exact, {auto['attention']['first_order']} for first order; "

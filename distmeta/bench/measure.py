@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import flop_counter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 MB = 2**20
 PACKAGES = ("torch", "transformers", "numpy", "ray", "deepspeed", "higher", "torchopt", "learn2learn")
@@ -130,16 +132,34 @@ def in_fresh_process(module: str, function: str, timeout_s: float = 900, **argum
 
 
 def matrix_flops(function: Callable[[], object]) -> int:
-    """Floating point operations of the matrix products (and convolutions) while it runs.
-
-    Fused attention kernels of the CPU are not counted: count with the eager ones.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
+    """Floating point operations of the matrix products, convolutions and attention kernels while it runs."""
+    counter = Operations()
     with counter:
         function()
-    return counter.get_total_flops()
+    return counter.total
+
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts as torch's FlopCounterMode, whose hooks on modules bear no gradient within a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        forward_count: Any = flop_counter.sdpa_flop_count
+        backward_count: Any = flop_counter.sdpa_backward_flop_count
+        self._known: dict[Any, Callable[..., int]] = {
+            **flop_counter.flop_registry,
+            attend: lambda q, k, v, *_, **__: forward_count(q.shape, k.shape, v.shape),
+            back: lambda g, q, k, v, *_, **__: backward_count(g.shape, q.shape, k.shape, v.shape),
+        }
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in self._known:
+            self.total += self._known[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def matrix_rate(n: int = 1024, repeats: int = 7, dtype: torch.dtype = torch.float32) -> float:

@@ -24,7 +24,8 @@ from distmeta.inner.adapt import follow
 from distmeta.models.backbone import positions, set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.footprint import fit_layers, part_tokens
-from distmeta.models.language import NO_TOKEN, LanguageModel
+from distmeta.models.language import LanguageModel
+from distmeta.models.output import NO_TOKEN
 from distmeta.models.prefix import fixed_prefix
 from distmeta.models.sharding import all_together
 from distmeta.models.task_model import TaskModel

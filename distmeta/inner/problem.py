@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from .derivatives import once
 from .lists import Tensors
 
 Named = dict[str, Tensor]
@@ -81,7 +82,7 @@ def gradient(
     shared; zeros where the loss does not depend on an input. Tasks are independent, so one sum serves all of
     them. weight ([] or [T]): times the loss before it is differentiated.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), once(not create_graph):
         leaves = [t.detach().requires_grad_() for t in fast]
         shared, shared_leaves = problem.shared, []
         if create_graph or of_shared:

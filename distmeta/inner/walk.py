@@ -71,6 +71,7 @@ class MetaGradient:
     inner_losses   support loss after 0..K steps, [K + 1] or [T, K + 1] ([.., K] without last_inner_loss)
     adapted        fast weights after the last step, those of `start` included
     aux            what the loss returned beside itself on each query micro-batch; [] without has_aux
+    steps_kept     how many steps' graphs were kept for the way back; the others were recomputed
     """
 
     grads: Named
@@ -80,6 +81,7 @@ class MetaGradient:
     inner_losses: Tensor
     adapted: Named
     aux: list[Any]
+    steps_kept: int = 0
 
 
 def meta_gradient(
@@ -164,6 +166,7 @@ def meta_gradient(
             cot.add(g, alpha=step_weights[k - 1])
             shared.add(of_shared, alpha=step_weights[k - 1])
 
+    kept = sum(bool(step.graphs) for step in descent.steps)
     cotangent, of_shared = _back(tree, descent, cotangent, of_shared, between)
 
     grads, of_shared = beginning.pullback(problem, cotangent, of_shared)
@@ -178,6 +181,7 @@ def meta_gradient(
         stacked(problem, descent.losses, adapted),
         adapted,
         aux,
+        kept,
     )
 
 

@@ -6,7 +6,7 @@ episodes -> batches -> (frozen layers, once) -> the algorithm -> gradients of al
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from distmeta.inner import Diverged, InnerLoop, MetaGradient
 from distmeta.learner.group import group_gradients
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
-from distmeta.models.footprint import budget_bytes
+from distmeta.models.footprint import Choice, budget_bytes, part_tokens
 from distmeta.models.prefix import StateCache, fixed_prefix, has_prefix, is_frozen, learnt_prefix, pullback
 from distmeta.models.sharding import all_together
 from distmeta.models.task_model import TaskModel
@@ -47,11 +47,12 @@ def meta_gradients(
     device: torch.device,
     cache: StateCache | None = None,
     skipped: list[Diverged] | None = None,
+    see: Callable[[Choice], None] = lambda choice: None,
 ) -> tuple[Params, list[float]]:
     """Sums over this rank's episodes of the meta-gradient, and of [query loss, accuracy, inner losses 0..K].
 
     skipped: where an episode whose loss or meta-gradient is not finite goes, which is then in neither sum; without it,
-    Diverged is raised.
+    Diverged is raised. see: is given how each group of tasks was run.
     """
     if model.fast_shards is not None:
         return group_gradients(model, meta, algorithm, config, store.pad_id, episodes, device, skipped)
@@ -78,6 +79,8 @@ def meta_gradients(
             grads[name] += g
         losses = result.inner_losses.reshape(len(names), -1).sum(0)
         sums.add_(torch.stack([result.loss.sum(), torch.stack(result.aux).sum(), *losses]).double().cpu())
+        most, kept = part_tokens(model, config, device, exact), result.steps_kept if exact else None
+        see(Choice(most, len(names), model.layers.recomputed, len(model.layers), kept, loop.steps))
 
     # One task at a time where each has something of its own: its clipped gradient, its dropout masks.
     apart = private is not None or config.model.dropout > 0

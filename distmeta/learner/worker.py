@@ -102,7 +102,9 @@ def learn(
             arrivals = score_arrivals(this, model, meta, store, step)
             lost: list[Diverged] = []
             with clock.phase("inner_s"):
-                grads, sums = meta_gradients(model, meta, algorithm, config, store, episodes, step, device, cache, lost)
+                grads, sums = meta_gradients(
+                    model, meta, algorithm, config, store, episodes, step, device, cache, lost, see=recorder.tell
+                )
                 kept_kl = kept.add(grads, meta, episodes) if kept is not None else 0.0
                 grads = privacy.with_noise(grads, config, step, rank)
             with clock.phase("peers_s"):  # the first of the collectives: what it takes is the wait for the slowest rank

@@ -1,8 +1,9 @@
 """Attention that may be differentiated twice, in blocks of queries where texts are long.
 
-Fused kernels have no double backward (pytorch #117974). The plain form has one, and keeps matrices of the length
-squared for it. In blocks, each block's matrix is made again for each derivative and dropped: what autograd keeps are
-queries, keys and values. Keys that a block cannot see are left out, and keys of grouped heads are not copied.
+Fused kernels have no double backward (pytorch #117974), and serve where no derivative of a derivative is taken. The
+plain form has one, and keeps matrices of the length squared for it. In blocks, each block's matrix is made again for
+each derivative and dropped: what autograd keeps are queries, keys and values. Keys that a block cannot see are left
+out, and keys of grouped heads are not copied.
 
 Letters: N rows, H heads, G key heads, L queries, S keys, D width of a head.
 """
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distmeta.inner.derivatives import is_twice
 from distmeta.models import calls
 from distmeta.models.recompute import recompute
 
@@ -45,14 +47,28 @@ def attention(
     if more := [name for name in ("softcap", "position_bias", "s_aux") if others.get(name) is not None]:
         raise NotImplementedError(f"attention with {more[0]}")
     rows, heads, length, width = query.shape
-    grouped = query.reshape(rows, key.shape[1], -1, length, width)
     scale = width**-0.5 if scaling is None else scaling
     drop = dropout if module.training else 0.0
+    if drop == 0 and not is_twice():
+        return fused(module, query, key, value, attention_mask, scale)
+    grouped = query.reshape(rows, key.shape[1], -1, length, width)
     if length <= block or drop > 0:
         out = attend(grouped, key, value, attention_mask, scale, drop)
     else:
         out = in_blocks(grouped, key, value, attention_mask, scale, block, causal and key.shape[2] == length)
     return out.reshape(rows, heads, length, -1).transpose(1, 2).contiguous(), None
+
+
+def fused(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, None]:
+    """As `attention`, by PyTorch's kernel; the mask says what is seen."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if mask is not None:
+        mask = mask.to(query.dtype).clamp(min=torch.finfo(query.dtype).min)
+    out: Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scale, is_causal=False)[0]
+    return out, None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, drop: float = 0.0) -> Tensor:
@@ -107,12 +123,17 @@ def name_of(causal: bool, block: int = BLOCK) -> str:
 
 
 def choose(backbone: Any, run: Callable[[], Tensor], causal: bool) -> None:
-    """Have `backbone` take this attention for exact orders, if the states that `run` gives with it are its own."""
+    """Have `backbone` take this attention for exact orders, if the states that `run` gives with it are its own.
+
+    In both of its forms, that which is differentiated twice and that which is not.
+    """
     register()
-    before, expected, states = backbone.config._attn_implementation, run(), None
-    with contextlib.suppress(Exception):  # a family without attention of a kind that could be replaced
-        backbone.set_attn_implementation(name_of(causal, TRIAL_BLOCK))
-        states = run()
-    backbone.set_attn_implementation(before)
-    if states is not None and calls.difference(states, expected) <= calls.SAME:
+    before, is_same = backbone.config._attn_implementation, []
+    for twice in (True, False):
+        with contextlib.suppress(Exception), torch.set_grad_enabled(twice):
+            expected = run()
+            backbone.set_attn_implementation(name_of(causal, TRIAL_BLOCK))  # fails where no attention can be replaced
+            is_same.append(calls.difference(run(), expected) <= calls.SAME)
+        backbone.set_attn_implementation(before)
+    if is_same == [True, True]:
         backbone.exact_attention = name_of(causal)

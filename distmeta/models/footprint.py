@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +20,28 @@ CPU_BUDGET_MB = 768.0
 GPU_SHARE = 0.25  # of a GPU's memory
 LEAST_TOKENS = 256  # of a part: fewer no longer keep a processor busy
 CPU_TOKENS = 4096  # and more make nothing faster on a CPU
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a group of tasks was run: what inner.memory, part_tokens and task_batch say, or what `auto` made of them.
+
+    steps_kept: of `steps`, those whose graphs were kept; None where no gradient is differentiated.
+    """
+
+    part_tokens: int
+    tasks: int
+    layers_again: int
+    layers: int
+    steps_kept: int | None
+    steps: int
+
+    def __str__(self) -> str:
+        kept = "" if self.steps_kept is None else f"the graphs of {self.steps_kept} of {self.steps} inner steps kept, "
+        return (
+            f"micro-batches of at most {self.part_tokens:,} tokens, {self.tasks} task{'s'[: self.tasks > 1]} at once, "
+            f"{kept}{self.layers_again} of {self.layers} layers run again on the way back"
+        )
 
 
 def budget_bytes(inner: InnerConfig, device: torch.device) -> float:

@@ -29,7 +29,8 @@ from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.models import context
 from distmeta.models.batch import TextBatch, to_batch
-from distmeta.models.language import NO_TOKEN, LanguageModel
+from distmeta.models.language import LanguageModel
+from distmeta.models.output import NO_TOKEN
 from distmeta.models.task_model import Params
 from distmeta.tasks.prompts import LabelTokens
 
@@ -152,7 +153,7 @@ class LabelModel(LanguageModel):
         begun = words[:, None, None, :, 0].expand(-1, rows, 1, -1)  # [T, n, 1, C]
         total = self._chosen(params, first.view(tasks, rows, 1, -1), begun)[:, :, 0]
         later = states[:, batch.input_ids.shape[1] :].view(tasks, rows, len(number), -1)
-        step = max(1, BLOCK // (tasks * rows * self._output_rows(params)))
+        step = max(1, BLOCK // (tasks * rows * self.output_rows(params)))
         for i in range(0, len(number), step):
             chosen = target[:, None, i : i + step, None].expand(-1, rows, -1, 1)
             part = self._chosen(params, later[:, :, i : i + step], chosen.clamp(min=0))[..., 0]
@@ -163,10 +164,6 @@ class LabelModel(LanguageModel):
         """Log-likelihoods of `tokens` [T, n, M, k] after states [T, n, M, D]: [T, n, M, k]."""
         scores = self.scores(params, states)
         return scores.gather(3, tokens) - scores.logsumexp(3, keepdim=True)
-
-    def _output_rows(self, params: Params) -> int:
-        weight = params.get(self.output_name)
-        return int((self.get_parameter(self.output_name) if weight is None else weight).shape[-2])
 
 
 def with_answer(batch: TextBatch, answer: NDArray[np.int64], place: NDArray[np.int64]) -> TextBatch:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -25,10 +24,10 @@ from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
 from distmeta.models import calls, context
 from distmeta.models.batch import TextBatch, to_batch
+from distmeta.models.output import NO_TOKEN, token_losses
 from distmeta.models.task_model import Params, TaskModel
 
 NO_POSITIONS = 8192  # tokens of a text, where the model's configuration sets no limit
-NO_TOKEN = -100  # in the place of a target beyond an answer's end
 
 
 class LanguageModel(TaskModel):
@@ -137,7 +136,13 @@ class LanguageModel(TaskModel):
             self.layers.can_prune = self.layers.can_enter = False
         else:
             super()._check_layers()
-            self.layers.can_prune = False
+
+    def _rows_read(self, batch: TextBatch) -> Tensor | None:
+        if "mask2" in self.way:  # it may leave its mask out, and then all rows see all others
+            return None
+        if batch.answer_at is None:  # a trial's
+            return torch.stack([batch.last - 1, batch.last], 1).clamp(min=0)
+        return batch.answer_at if 2 * batch.answer_at.shape[1] <= batch.input_ids.shape[1] else None
 
     @property
     def starts(self) -> bool:
@@ -187,8 +192,9 @@ class LanguageModel(TaskModel):
     def _pooled(self, batch: TextBatch, states: Tensor | None = None) -> Tensor:
         """The states that predict the answer's tokens, [N, M, D], from the layer `entry` on if `states` are given."""
         assert batch.answer_at is not None
-        out = self.layers.from_states(lambda: self._last_states(batch), self.entry, states, None)
-        return out if self.seq2seq else at_positions(out, batch.answer_at)
+        rows = self._rows_read(batch) if self.layers.can_prune else None
+        out = self.layers.from_states(lambda: self._last_states(batch), self.entry, states, rows)
+        return out if self.seq2seq or rows is not None else at_positions(out, batch.answer_at)
 
     def _last_states(self, batch: TextBatch) -> Tensor:
         if not self.seq2seq:
@@ -271,11 +277,20 @@ class LanguageModel(TaskModel):
 
     def by_token(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor]:
         """Of each token of the answers: its negative log-likelihood, and whether it is the likeliest; [T, n, M]."""
-        scores, answer = self.scores(params, self.features(params, batch)), batch.answer
-        assert answer is not None
-        losses = F.cross_entropy(scores.flatten(0, 2), answer.flatten(), reduction="none", ignore_index=NO_TOKEN)
-        shape = (*batch.labels.shape, answer.shape[1])
-        return losses.view(shape), (scores.argmax(-1).view(answer.shape) == answer).view(shape)
+        states = self.features(params, batch)
+        assert batch.answer is not None
+        learnt = [name for name in (self.output_name, "output_bias") if name in params]
+
+        def score(states: Tensor, *values: Tensor) -> Tensor:
+            return self.scores(dict(zip(learnt, values, strict=True)), states)
+
+        values = [params[name] for name in learnt]
+        return token_losses(score, self.output_rows(params), states, batch.answer.view(states.shape[:3]), values)
+
+    def output_rows(self, params: Mapping[str, Tensor]) -> int:
+        """Tokens that the output layer scores."""
+        weight = params.get(self.output_name)
+        return int((self.get_parameter(self.output_name) if weight is None else weight).shape[-2])
 
     def read_support(self, params: Params, support: Sequence[TextBatch]) -> Params:
         """What a decoder keeps of the support set (distmeta.models.context): parameters that answer in context."""

@@ -5,7 +5,7 @@ these from a cache if it is given one. So one mechanism serves every family whos
 cache (BERT, RoBERTa, GPT-2, Llama, Qwen, Mistral, ...), without a line for any of them. A model that is not of that
 kind is run whole: `check` compares on the actual model before anything is left out.
 
-Letters: N rows, L tokens, D width.
+Letters: N rows, L tokens, M of them that are read, D width.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -36,7 +37,7 @@ class Layers:
         self._states: Tensor | None = None  # given at the entry of layer `_entry`
         self._entry = 0
         self._stop = False  # at layer `_entry`, and hand over what comes in
-        self._rows: Tensor | None = None  # [N]: in the last layer, the position that is read of each row
+        self._rows: Tensor | None = None  # [N, M]: in the last layer, the positions that are read of each row
         for number, layer in enumerate(self.layers):
             layer.forward = partial(self._layer, number, layer.forward)
         embeddings = getattr(backbone, "embeddings", None)  # with positions and a norm of its own, as in BERT
@@ -47,7 +48,7 @@ class Layers:
         self._names = list(last)[1:]  # without self
         self.recomputed = 0  # layers from the entry on that are run again on the way back, and keep their inputs alone
         self._again = False  # within such a layer
-        self._repeats = False  # the row that is read in the place of all rows, for a model that counts them (GPT-2)
+        self._pads = False  # to L rows what is read, for a model that counts them (GPT-2)
         self._cache = next((name for name in CACHE_NAMES if name in last), "")
         self.can_prune &= bool(self._cache)
 
@@ -67,17 +68,17 @@ class Layers:
         raise RuntimeError(f"layer {entry} of {self.path} was not called")
 
     def from_states(self, run: Run, entry: int, states: Tensor | None, rows: Tensor | None) -> Tensor:
-        """Last hidden states: from layer `entry` on if `states` are given; [N, 1, D] of the `rows` [N] if given."""
+        """Last hidden states: from layer `entry` on if `states` are given; [N, M, D] of the `rows` [N, M] if given."""
         self._entry, self._states, self._rows = entry, states, rows
         try:
             out: Tensor = run()
-            return out
+            return out if rows is None else out[:, : rows.shape[1]]
         finally:
             self._states = self._rows = None
 
     def try_rows(self, run: Run, rows: Tensor, expected: Tensor) -> bool:
-        """Whether the last layer gives the `expected` [N, 1, D] when it runs these rows only."""
-        for self._repeats in (False, True):
+        """Whether the last layer gives the `expected` [N, M, D] when it runs these rows only."""
+        for self._pads in (False, True):
             with contextlib.suppress(Exception):  # whatever a family's own code makes of being called in another way
                 if _near(self.from_states(run, 0, None, rows), expected):
                     return True
@@ -100,13 +101,16 @@ class Layers:
                 hidden = self._states
         if self._stop and number == self._entry:
             raise _Reached(hidden)
-        if self._rows is not None and number == len(self.layers) - 1:
-            arguments = dict(zip(self._names, (hidden, *args), strict=False)) | kwargs
-            return self._read_rows(forward, hidden, arguments, self._rows)
         again = self._entry <= number < self._entry + self.recomputed
         if again and torch.is_grad_enabled() and not self._again:
             return self._recompute(number, forward, hidden, args, kwargs)
-        return forward(hidden, *args, **kwargs)
+        return self._once(number, forward, hidden, args, kwargs)
+
+    def _once(self, number: int, forward: Callable[..., Any], hidden: Tensor, args: Any, kwargs: Any) -> Any:
+        if self._rows is None or number < len(self.layers) - 1:
+            return forward(hidden, *args, **kwargs)
+        arguments = dict(zip(self._names, (hidden, *args), strict=False)) | kwargs
+        return self._read_rows(forward, hidden, arguments, self._rows)
 
     def _recompute(self, number: int, forward: Callable[..., Any], hidden: Tensor, args: Any, kwargs: Any) -> Any:
         """The layer as a function of all that a derivative may be taken of: its input, others' outputs, its weights."""
@@ -117,7 +121,8 @@ class Layers:
         beside = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.requires_grad]  # T5: position biases
         writes = any(hasattr(x, "update") for x in leaves)  # a cache, which a second run would change again
         if writes or not (learnt or beside or hidden.requires_grad):
-            return forward(hidden, *args, **kwargs)
+            return self._once(number, forward, hidden, args, kwargs)
+        rows = self._rows
 
         def run(hidden: Tensor, *tensors: Tensor) -> Any:
             values = parameters | dict(zip(learnt, tensors, strict=False))
@@ -125,11 +130,11 @@ class Layers:
             for i, x in zip(beside, tensors[len(learnt) :], strict=True):
                 inputs[i] = x
             args, kwargs = tree_unflatten(inputs, spec)
-            self._again = True
+            before, self._again, self._rows = self._rows, True, rows
             try:
                 return functional_call(layer, values, (hidden, *args), kwargs, tie_weights=False)
             finally:
-                self._again = False
+                self._again, self._rows = False, before
 
         inputs = [parameters[name] for name in learnt] + [leaves[i] for i in beside]
         return recompute(run, hidden, *inputs, draws=layer.training)
@@ -137,22 +142,22 @@ class Layers:
     def _read_rows(
         self, forward: Callable[..., Any], hidden: Tensor, arguments: dict[str, Any], rows: Tensor
     ) -> Tensor:
-        """The last layer for one row of each text: keys and values of all rows, everything else of that row."""
+        """The last layer for some rows of each text: keys and values of all rows, everything else of those."""
         cache = _Keys()
         with contextlib.suppress(_Reached):
             forward(**{**arguments, self._cache: cache})
         length = hidden.shape[1]
-        arguments[self._names[0]] = _row(hidden, rows, 1)
+        arguments[self._names[0]] = at(hidden, rows, 1)
         mask = arguments.get("attention_mask")
         if mask is not None and mask.shape[-2] > 1:
-            arguments["attention_mask"] = _row(mask, rows, 2)
+            arguments["attention_mask"] = at(mask, rows, 2)
         if arguments.get("position_ids") is not None:
-            arguments["position_ids"] = _row(arguments["position_ids"], rows, 1)
+            arguments["position_ids"] = at(arguments["position_ids"], rows, 1)
         if arguments.get("position_embeddings") is not None:
-            arguments["position_embeddings"] = tuple(_row(t, rows, 1) for t in arguments["position_embeddings"])
+            arguments["position_embeddings"] = tuple(at(t, rows, 1) for t in arguments["position_embeddings"])
         assert cache.keys is not None and cache.keys.shape[-2] == length
         out: Tensor = forward(**{**arguments, self._cache: cache})
-        return out.expand(-1, length, -1) if self._repeats else out
+        return F.pad(out, (0, 0, 0, length - out.shape[1])) if self._pads else out
 
 
 class _Reached(Exception):
@@ -180,12 +185,12 @@ class _Keys:
         return 0
 
 
-def _row(tensor: Tensor, rows: Tensor, dim: int) -> Tensor:
-    """Element rows[n] of `dim` in tensor [N or 1, ...], the dim kept with size 1."""
-    index = rows.view(-1, *[1] * (tensor.dim() - 1))
+def at(tensor: Tensor, rows: Tensor, dim: int) -> Tensor:
+    """Elements rows[n] of `dim` in tensor [N or 1, ...], of which the dim then has M: rows is [N, M]."""
+    index = rows.view(len(rows), *[1] * (dim - 1), -1, *[1] * (tensor.dim() - dim - 1))
     shape = list(tensor.shape)
-    shape[0], shape[dim] = rows.shape[0], 1
-    return tensor.expand(rows.shape[0], *tensor.shape[1:]).gather(dim, index.expand(shape))
+    shape[0], shape[dim] = rows.shape
+    return tensor.expand(len(rows), *tensor.shape[1:]).gather(dim, index.expand(shape))
 
 
 def find_layers(backbone: nn.Module) -> tuple[str, list[nn.Module]]:
@@ -212,12 +217,15 @@ def lowest_layer(names: list[str], path: str, layers: int) -> int:
     return lowest
 
 
-def check(layers: Layers, run: Run, rows: Tensor, entries: list[int]) -> None:
+def check(layers: Layers, run: Run, rows: Tensor | None, entries: list[int]) -> None:
     """Leave to `layers` only what gives the same numbers as the whole model, in evaluation mode, on this batch."""
+    layers.can_prune &= rows is not None
+    if not (layers.can_prune or entries):
+        return
     with torch.no_grad():
         whole = run()
-        if layers.can_prune:
-            layers.can_prune = layers.try_rows(run, rows, _row(whole, rows, 1))
+        if layers.can_prune and rows is not None:
+            layers.can_prune = layers.try_rows(run, rows, at(whole, rows, 1))
         layers.can_enter = all(layers.try_entry(run, entry, whole) for entry in entries)
 
 

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distmeta.inner.derivatives import once
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
 
@@ -132,7 +133,7 @@ def learnt_prefix(
     Give the states to the inner loop among its shared tensors, detached, and its derivatives to `pullback`.
     """
     leaves = {name: shared[name].detach().requires_grad_() for name in model.prefix_shared}
-    with torch.enable_grad():
+    with torch.enable_grad(), once():
         states = {f"{NAME}{i}": model.prefix_states({**shared, **leaves}, b) for i, b in enumerate(batches)}
     return [replace(b, states=f"{NAME}{i}") for i, b in enumerate(batches)], states, leaves
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from distmeta.inner.derivatives import once
 from distmeta.inner.products import refuse_constants
 
 Run = Callable[..., Any]
@@ -112,7 +113,7 @@ class _Gradient(torch.autograd.Function):
         ctx.setting, ctx.wanted, ctx.outputs = setting, wanted, outputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        with _graph_of_its_own():
+        with _graph_of_its_own(), once():
             inputs = _leaves(tensors[outputs:], wanted)
             y, c = setting.again(inputs, tensors[:outputs])
             grads = torch.autograd.grad(y, _where(inputs, wanted), c, allow_unused=True) if y else ()
@@ -122,7 +123,7 @@ class _Gradient(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *vectors: Any) -> Any:
         tensors, wanted, outputs = ctx.saved_tensors, ctx.wanted, ctx.outputs
-        with _graph_of_its_own():
+        with _graph_of_its_own(), once(False):
             inputs = _leaves(tensors[outputs:], wanted)
             cotangents = [None if c is None else c.detach().requires_grad_() for c in tensors[:outputs]]
             y, c = ctx.setting.again(inputs, cotangents)

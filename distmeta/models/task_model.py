@@ -143,18 +143,18 @@ class TaskModel(nn.Module):
 
     def _check_layers(self) -> None:
         """Try on a small batch what `Layers` may leave out of this architecture."""
-        pooled = self.entry == max(1, len(self.layers))
-        inside = [self.entry] if self.entry > 0 and not pooled else []
-        # A decoder's own mask may be left out where no row is padded, and the first row then sees all others.
-        if self.pooling == "mean" or (self.pooling == "first" and self.causal and "mask2" in self.way):
-            self.layers.can_prune = False
-        if not (inside or self.layers.can_prune):
-            return
+        inside = [self.entry] if 0 < self.entry < max(1, len(self.layers)) else []
         batch = self._trial_batch()
-        rows = torch.zeros_like(batch.last) if self.pooling == "first" else batch.last
-        check(self.layers, lambda: self._last_states(batch), rows, inside)
+        check(self.layers, lambda: self._last_states(batch), self._rows_read(batch), inside)
         if inside and not self.layers.can_enter:
             self.entry = 0
+
+    def _rows_read(self, batch: TextBatch) -> Tensor | None:
+        """The positions of each row that are read of the last layer, [N, M]; None: all."""
+        # A decoder's own mask may be left out where no row is padded, and the first row then sees all others.
+        if self.pooling == "mean" or (self.pooling == "first" and self.causal and "mask2" in self.way):
+            return None
+        return (torch.zeros_like(batch.last) if self.pooling == "first" else batch.last).unsqueeze(1)
 
     def _ordinary(self, backbone: nn.Module) -> Tensor:
         """The states of the ordinary call on a trial's rows; they tell whether the model is `causal`."""
@@ -177,8 +177,7 @@ class TaskModel(nn.Module):
 
     def _choose_attention(self) -> None:
         batch = self._trial_batch()
-        with torch.no_grad():
-            attention.choose(self.backbone, lambda: self._last_states(batch)[batch.keep.bool()], self.causal)
+        attention.choose(self.backbone, lambda: self._last_states(batch)[batch.keep.bool()], self.causal)
 
     def _run_layers_again(self) -> None:
         """Raises InputError where layers that are run again give another gradient."""
@@ -281,17 +280,14 @@ class TaskModel(nn.Module):
 
     def _pooled(self, batch: TextBatch, states: Tensor | None = None) -> Tensor:
         """Pooled features [N, D], from the layer `entry` on if `states` are given."""
-        rows = {"mean": None, "first": torch.zeros_like(batch.last), "last": batch.last}[self.pooling]
-        pruned = rows if self.layers.can_prune else None
-        out = self.layers.from_states(lambda: self._last_states(batch), self.entry, states, pruned)
-        if rows is None:
+        rows = self._rows_read(batch) if self.layers.can_prune else None
+        out = self.layers.from_states(lambda: self._last_states(batch), self.entry, states, rows)
+        if self.pooling == "mean":
             keep = batch.keep.unsqueeze(-1).to(out.dtype)
             return (out * keep).sum(1) / keep.sum(1)
-        return out[:, 0] if pruned is not None else out[torch.arange(out.shape[0], device=out.device), rows]
-
-    def _entry_states(self, batch: TextBatch) -> Tensor:
-        """What the layer `entry` is given, [N, L, D]."""
-        return self.layers.entry_states(lambda: self._last_states(batch), self.entry)
+        if rows is not None or self.pooling == "first":
+            return out[:, 0]
+        return out[torch.arange(out.shape[0], device=out.device), batch.last]
 
     def _last_states(self, batch: TextBatch) -> Tensor:
         """The backbone's last hidden states, [N, L, D]."""
@@ -330,8 +326,10 @@ class TaskModel(nn.Module):
 
     def prefix_states(self, params: Mapping[str, Tensor], batch: TextBatch) -> Tensor:
         """What the layers below `entry` make of the rows: [N, L, D], or pooled features [N, D]."""
-        run = self._pooled if self.entry_is_pooled else self._entry_states
-        states: Tensor = self.under(params, lambda: run(batch))
+        states: Tensor = self.under(params, lambda: (
+            self._pooled(batch) if self.entry_is_pooled
+            else self.layers.entry_states(lambda: self._last_states(batch), self.entry)
+        ))  # fmt: skip
         return states
 
     def logits(self, params: Params, batch: TextBatch) -> Tensor:

@@ -112,13 +112,14 @@ def test_bench_inner_measures_each_variant_and_says_what_auto_chooses(words_csv,
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     assert json.loads((tmp_path / "r.json").read_text()) == found
-    names = {"exact, unroll", "exact, walk", "exact, auto", "first order"}
+    names = {"exact, unroll", "exact, walk", "exact, auto", "first order", "exact, layers"}
+    names |= {"exact, walk, transformers' attention"}
     assert names | {"exact, auto, tasks one by one", "exact, auto, tasks at once"} == set(found["variants"])
     for result in found["variants"].values():
         assert result["over_floor"] > 1 and result["seconds"]["median"] > 0
     auto = found["auto_chooses"]
     assert auto["steps_kept"] == auto["steps"] == 2 and auto["tasks_at_once"] == 4
-    assert auto["attention"] == {"exact": "eager", "first_order": "sdpa"}
+    assert auto["attention"] == {"exact": "distmeta_128", "first_order": "sdpa"}
     assert auto["padded_over_real_tokens"] >= 1
 
 

@@ -12,6 +12,8 @@ from distmeta import cli
 from distmeta.algorithms import maml
 from distmeta.bench import check as checks
 from distmeta.errors import InputError
+from distmeta.models import recompute
+from distmeta.models.task_model import TaskModel
 from distmeta.tasks.build import build_store
 from distmeta.tasks.store import open_store
 
@@ -46,6 +48,27 @@ def test_what_an_algorithm_claims_is_found(variant, words_csv):
     assert [f.verdict for f in found] == verdicts
     assert all(f.agrees for f in found), found
     assert all(f.agrees for f in checks.check_equivalents(config, store))
+
+
+def test_layers_and_attention_are_compared_on_the_user_s_model(words_csv, monkeypatch):
+    few = {"task": {"shots": 1, "queries": 1}, "inner": {"steps": 1, "memory": "layers"}}
+    config, store = setting(words_csv, "llama", **few)
+    compared = {f.subject: f for f in checks.check_equivalents(config, store)}
+    assert compared["layers run again against kept"].error < 1e-9
+    assert compared["attention in blocks against transformers' own"].agrees
+    real = recompute._Gradient.apply  # half a gradient in each layer
+    monkeypatch.setattr(recompute._Gradient, "apply", lambda *a: [g if g is None else g / 2 for g in real(*a)])
+    monkeypatch.setattr(TaskModel, "why_not_again", None)
+    assert not {f.subject: f for f in checks.check_equivalents(config, store)}["layers run again against kept"].agrees
+
+
+def test_it_says_what_auto_makes_of_a_budget(words_csv):
+    layers = {"config": {**small.BACKBONES["bert"], "num_hidden_layers": 3}}
+    for budget, expected in ((2048, "2 of 2 inner steps kept, 0 of 3 "), (0.001, "0 of 2 inner steps kept, 3 of 3 ")):
+        config = small.config(words_csv, model=layers, inner={"budget_mb": budget})
+        store = open_store(build_store(config.data, config.task, config.model))
+        assert expected in checks.memory_finding(config, store).verdict
+    assert "kept" not in checks.memory_finding(small.config(words_csv, algorithm="fomaml"), store).verdict
 
 
 def test_first_order_is_told_from_exact(words_csv, monkeypatch):

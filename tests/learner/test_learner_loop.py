@@ -12,6 +12,7 @@ from distmeta.evaluation.evaluate import evaluate
 from distmeta.inner import Diverged
 from distmeta.learner.saver import WriteError
 from distmeta.learner.worker import OuterDiverged, learn
+from distmeta.models.footprint import Choice
 from distmeta.runs import checkpoint
 from distmeta.tasks.build import build_store
 
@@ -44,6 +45,15 @@ def final(run):
         small.records(run),
         json.loads((run / "evaluation.json").read_text()),
     )
+
+
+def test_how_memory_is_used_is_said_once(words_csv, tmp_path):
+    (tmp_path / "environment.json").write_text("{}")
+    train(tmp_path, words_csv, outer={"steps": 2})
+    (line,) = [line for line in (tmp_path / "log.txt").read_text().splitlines() if line.startswith("memory: ")]
+    known = json.loads((tmp_path / "environment.json").read_text())["memory"]
+    assert line == f"memory: {Choice(**known)}"
+    assert known["steps_kept"] == known["steps"] == 2 and known["layers_again"] == 0 and known["tasks"] == 4
 
 
 VARIANTS = {

@@ -106,10 +106,10 @@ def run(folder, path, lost, monkeypatch, at=None, **outer):
     """lost: {meta-step: episodes of it that are not finite}."""
     plain = meta_gradients
 
-    def gradients(*arguments):
+    def gradients(*arguments, **options):
         *_, step, _, _, skipped = arguments
         skipped += [Diverged(1, 2, float("nan"), "query", names=[f"t{i}"]) for i in range(lost.get(step, 0))]
-        return plain(*arguments)
+        return plain(*arguments, **options)
 
     def report(shown):
         if shown["step"] == at:

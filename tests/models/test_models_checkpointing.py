@@ -12,9 +12,13 @@ import distmeta
 from distmeta.config.algorithms import load_algorithm
 from distmeta.errors import InputError
 from distmeta.inner import InnerLoop
+from distmeta.inner.derivatives import is_twice
 from distmeta.learner.gradients import group_gradient
+from distmeta.models import attention, output
 from distmeta.models.backbone import set_attention
 from distmeta.models.build import build_model
+from distmeta.models.language import LanguageModel
+from distmeta.models.partial import Layers
 from distmeta.tasks.episodes.collate import collate
 
 VOCABULARY, PAD, CLASSES = 40, 0, 3
@@ -173,3 +177,64 @@ def test_no_derivative_is_taken_in_forward_mode():
         assert not re.search(r"forward_ad|func\.jvp|import jvp|jacfwd|linearize", file.read_text(encoding="utf-8")), (
             file
         )
+
+
+@pytest.mark.parametrize(("kind", "adapt", "base", "tasks", "again"), [
+    ("llama", "lora", "freeze", 2, False), ("llama", "lora", "train", 1, True), ("gpt2", "all", "auto", 2, False),
+])  # fmt: skip
+def test_scores_of_a_vocabulary_in_blocks_of_tokens_give_the_same_second_derivatives(
+    kind, adapt, base, tasks, again, monkeypatch
+):
+    more = {"words": True, "base": base, "tasks": tasks, "layers": 2, "loop": exact(steps=2, memory="walk")}
+    expected, loss, kept = run(kind, "maml", adapt, again, **more)
+    monkeypatch.setattr(output, "SCORES", (3 * VOCABULARY * tasks,) * 2)  # three tokens of each task
+    found, in_blocks, less = run(kind, "maml", adapt, again, **more)
+    torch.testing.assert_close(in_blocks, loss, rtol=1e-12, atol=0)
+    assert_same(found, expected)
+    assert less < kept
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_decoder_s_last_layer_runs_the_places_that_are_read(kind, again, monkeypatch):
+    more = {"words": True, "base": "train", "layers": 2, "tasks": 1, "loop": exact(steps=2, memory="walk")}
+    seen, real = [], Layers._read_rows
+
+    def read(self, forward, hidden, arguments, rows):
+        out = real(self, forward, hidden, arguments, rows)
+        seen.append((rows.shape[1], hidden.shape[1]))
+        return out
+
+    monkeypatch.setattr(Layers, "_read_rows", read)
+    found, loss, _ = run(kind, "maml", "lora", again, **more)
+    assert seen and all(2 * read <= length for read, length in seen)
+    monkeypatch.setattr(LanguageModel, "_rows_read", lambda self, batch: None)
+    expected, whole, _ = run(kind, "maml", "lora", again, **more)
+    torch.testing.assert_close(loss, whole, rtol=1e-12, atol=0)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_is_differentiated_once_takes_the_fused_kernel(again, monkeypatch):
+    """The descent of a step that is run again, and the query's gradient."""
+    calls, real = [], attention.fused
+    monkeypatch.setattr(attention, "fused", lambda *args: calls.append(is_twice()) or real(*args))
+    more = {"words": True, "base": "freeze", "layers": 2, "tasks": 1, "loop": exact(steps=2, memory="walk")}
+    found, *_ = run("llama", "maml", "lora", again, **more)
+    assert calls and not any(calls)
+    monkeypatch.setattr(attention, "is_twice", lambda: True)
+    expected, *_ = run("llama", "maml", "lora", again, **more)
+    assert_same(found, expected)
+
+
+def test_dropout_which_a_fused_kernel_would_draw_in_another_way_takes_none(monkeypatch):
+    real = attention.fused
+    monkeypatch.setattr(attention, "fused", lambda module, *args: real(module, *args) if not module.training else 1 / 0)
+    run("bert", "maml", "all", False, dropout=0.3, loop=exact(memory="walk", seed=5))
+
+
+def test_a_kernel_without_a_second_derivative_is_refused_where_one_is_taken(monkeypatch):
+    monkeypatch.setattr(attention, "is_twice", lambda: False)
+    for again in (False, True):
+        with pytest.raises(RuntimeError, match="flash_attention|once_differentiable"):
+            run("llama", "maml", "lora", again, words=True, base="freeze", loop=exact(memory="walk"))

@@ -13,7 +13,7 @@ from distmeta.inner import InnerLoop
 from distmeta.learner.gradients import group_gradient, load_parts
 from distmeta.models.build import build_model
 from distmeta.models.labels import longest_support, sequence
-from distmeta.models.language import NO_TOKEN
+from distmeta.models.output import NO_TOKEN
 from distmeta.tasks.build import build_store
 from distmeta.tasks.episodes import collate, sample_episode
 from distmeta.tasks.prompts import LabelTokens

@@ -241,6 +241,7 @@ class Tail:
 # What the table of an evaluation shows: first with its interval, last over the inner steps.
 CLASS_COLUMNS = ("accuracy", "precision", "recall", "f1", "accuracy")
 TEXT_COLUMNS = ("token_f1", "exact_match", "rouge_l", "bleu", "perplexity", "loss")
+DOCUMENT_COLUMNS = ("loss", "perplexity", "bits_per_byte", "token_accuracy", "loss_by_chunk")
 OPTION_COLUMNS = ("option_accuracy", "option_ece")  # where some tasks have options
 
 
@@ -270,9 +271,11 @@ def evaluation_table(
 
     table = Table(title=title)
     table.add_column("method", no_wrap=True)
-    first, *others, by_steps = TEXT_COLUMNS if headline(methods) == "token_f1" else CLASS_COLUMNS
+    columns = {"token_f1": TEXT_COLUMNS, "loss": DOCUMENT_COLUMNS}
+    first, *others, by_steps = columns.get(headline(methods), CLASS_COLUMNS)
     others += [name for name in OPTION_COLUMNS if all(name in scores for scores in methods.values())]
-    for column in (first, *others, "by inner steps" if by_steps == first else f"{by_steps} by inner steps"):
+    curved = "by inner steps" if by_steps == first else f"{by_steps} by inner steps"
+    for column in (first, *others, by_steps if by_steps == "loss_by_chunk" else curved):
         heading = column.replace("_", " ").replace("f1", "F1").replace("rouge l", "ROUGE-L").replace("bleu", "BLEU")
         table.add_column(heading, justify="right", no_wrap=True)
     worst = {name: more["worst_task"] for name, more in (details or {}).items() if "worst_task" in more}
@@ -294,7 +297,7 @@ def reach(details: dict[str, Any]) -> str:
     main = details.get(method, {})
     over = main.get("over_tasks")
     if over:
-        unit = "tasks" if "tasks" in over else "classes"
+        unit = next(name for name in ("tasks", "classes", "authors", "documents") if name in over)
         start = "Over" if method == "meta_trained" else f"{method} over"
         return (
             f"{start} {over[unit]} {unit}, as new ones would differ (cluster bootstrap): {over['mean']:.3f} "
@@ -309,7 +312,8 @@ def reach(details: dict[str, Any]) -> str:
 
 def headline(methods: dict[str, Any]) -> str:
     """The metric that methods are compared by."""
-    return "token_f1" if "token_f1" in next(iter(methods.values())) else "accuracy"
+    scores = next(iter(methods.values()))
+    return next(name for name in ("token_f1", "accuracy", "loss") if name in scores)
 
 
 def main_method(details: dict[str, Any]) -> str:
@@ -320,12 +324,14 @@ def main_method(details: dict[str, Any]) -> str:
 def class_table(details: dict[str, Any], most: int = 20) -> Any:
     """A rich table of the main method's scores of each class, or of the `most` that are hardest by F1.
 
-    Where answers are words: some of them, beside what was accepted.
+    Where answers are words: some of them, beside what was accepted. Of documents: a sentence.
     """
     from rich.table import Table
 
     name = main_method(details)
     main, model = details[name], "meta-trained model" if name == "meta_trained" else name
+    if "by_position" in main:
+        return f"{main['documents']} documents; evaluation_details.json has the loss by position"
     if "answers" in main:
         answers = Table(title=f"{model}, some of its answers")
         for column in ("task", "input", "said", "accepted"):
@@ -351,7 +357,7 @@ def paired(details: dict[str, Any]) -> str:
     """One sentence: the meta-trained model less each other method on the same episodes; empty where there is none."""
     each = details.get("differences", {})
     metric = next(
-        (name for name in ("token_f1", "accuracy") if all(name in difference for difference in each.values())), None
+        (name for name in ("token_f1", "accuracy", "loss") if all(name in one for one in each.values())), None
     )
     if not each or metric is None:
         return ""
@@ -384,10 +390,13 @@ def verdict(methods: dict[str, Any], details: dict[str, Any]) -> str:
         else (ours["low"] - other["high"], ours["high"] - other["low"])
         for name, other in others.items()
     }
+    sign = -1 if metric == "loss" else 1
+    if sign < 0:  # less is better
+        apart = {name: (-high, -low) for name, (low, high) in apart.items()}
     close = min(apart, key=lambda name: apart[name][0])
     ahead = min(apart, key=lambda name: apart[name][1])
     if apart[close][0] > 0:
-        best = max(others, key=lambda name: others[name]["mean"])
+        best = max(others, key=lambda name: sign * others[name]["mean"])
         return f"The meta-trained model adapts better than every baseline: {against(ours, others, best)}."
     if apart[ahead][1] < 0:
         return f"The meta-trained model adapts worse than {ahead}: {against(ours, others, ahead)}."

@@ -101,6 +101,21 @@ def adaptation(methods: Methods, curves: dict[str, Any] | None, metric: str) -> 
     return figure
 
 
+def reading(positions: dict[str, list[float]], chunk_tokens: int) -> Any:
+    """Each method's mean loss by the place of a token in a passage, over quarters of a chunk."""
+    figure, ((axes,),) = new_figure()
+    for number, (name, losses) in enumerate(positions.items()):
+        edges = np.arange(0, len(losses), max(1, chunk_tokens // 4))
+        means = np.add.reduceat(np.array(losses), edges) / np.diff(np.append(edges, len(losses)))
+        colour, width = SERIES[number % len(SERIES)], 2.5 if name == "meta_trained" else 1.5
+        axes.plot(edges + 1, means, color=colour, lw=width, label=readable(name))
+    for place in range(chunk_tokens, len(next(iter(positions.values()))), chunk_tokens):
+        axes.axvline(place, color=INK, alpha=0.15, lw=0.8)
+    axes.set(xlabel="position in the passage (tokens; lines: a step is taken)", ylabel="loss per token")
+    axes.legend(loc="best")
+    return figure
+
+
 def layer_of(name: str) -> str:
     """The layer that a parameter is in: its path to the first number, or its first part."""
     match = re.match(r"(?:backbone\.)?(.*?\.\d+)\.", name)

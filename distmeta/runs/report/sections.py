@@ -142,6 +142,8 @@ def adaptation(run: RunFiles) -> Section:
     title, methods = "Adaptation to a new task", run.evaluation
     if not methods:
         return Section(title, reason=NOT_EVALUATED)
+    if run.config.task.family == "document":
+        return reading(run)
     followed = {name: curve for name, s in methods["meta_trained"].items() if len(curve := s.get("curve", [])) > 1}
     metric = next(iter(followed), "")  # where answers are words, not the headline, which is of the last step alone
     means = followed.get(metric, [])
@@ -156,6 +158,24 @@ def adaptation(run: RunFiles) -> Section:
         [metric, *(f"{x:.3f}" for x in means)]
     ])  # fmt: skip
     return Section(title, [Picture("adaptation", drawn, alt, caption), table])
+
+
+def reading(run: RunFiles) -> Section:
+    """How the loss goes as a document is read."""
+    methods = {name: run.details[name] for name in run.evaluation if name in run.details}
+    positions = {name: of["by_position"] for name, of in methods.items() if "by_position" in of}
+    if not positions:
+        return Section("Reading", reason="no losses by position were kept")
+    rows = [
+        [figures.readable(name), *(f"{x:.3f}" for x in scores["loss_by_chunk"]["curve"])]
+        for name, scores in run.evaluation.items()
+    ]
+    head = ["method", *(f"chunk {k + 1}" for k in range(len(rows[0]) - 1))]
+    caption = "Mean loss of the meta-test passages' tokens, each scored before the model steps on its chunk."
+    drawn = figures.reading(positions, run.config.task.chunk_tokens)
+    alt = "; ".join(f"{row[0]} {row[1]} in the first chunk, {row[-1]} in the last" for row in rows)
+    table = Table("Mean loss by chunk", head, rows)
+    return Section("Reading", [Picture("reading", drawn, alt, caption), table])
 
 
 def rates(run: RunFiles) -> Section:

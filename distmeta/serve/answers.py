@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from distmeta.errors import cut
+from distmeta.evaluation import documents
 from distmeta.evaluation.texts import as_rows
 from distmeta.models import context
 from distmeta.models.generate import GREEDY, Generation, sampler
@@ -52,7 +53,7 @@ class Settings:
 
 
 class Language:
-    """A base of family text_to_text, asked in words."""
+    """A base of family text_to_text or document, asked in words."""
 
     def __init__(self, base: Base) -> None:
         assert isinstance(base.model, LanguageModel)
@@ -67,7 +68,10 @@ class Language:
         self._template = templated(base.tokenizer) if chats else None
 
     def prompt(self, task: Task, asked: str | Turns) -> list[int]:
-        """Tokens of a prompt, for an input or a conversation."""
+        """Tokens of a prompt, for an input or a conversation. A document goes on with it, after what was read last."""
+        if self.base.family == "document":
+            text = asked if isinstance(asked, str) else "".join(f"{turn['content']}\n" for turn in asked)
+            return [*documents.place_of(task.about).tail, *documents.tokens_of(self.tokenizer, text)]
         return self.of_text(task, asked) if isinstance(asked, str) else self.of_turns(task, asked)
 
     def of_text(self, task: Task, text: str) -> list[int]:

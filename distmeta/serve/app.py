@@ -76,8 +76,19 @@ class Service:
 
     async def add(self, request: Request) -> Response:
         body = requests.parse(await requests.read_body(request, self.limits))
-        rows, steps = requests.support_of(body, self.limits, self.base.text_to_text)
-        asked = self.base.asked(rows, steps)
+        rows, steps = requests.support_of(body, self.limits, self.base.family)
+        return await self._task(self.base.asked(rows, steps))
+
+    async def more(self, request: Request) -> Response:
+        """A document goes on: another task, which has read what the one before had, and this."""
+        if self.base.family != "document":
+            raise Refused(400, "more is for a document (task.family=document); POST /tasks with all examples instead")
+        body = requests.parse(await requests.read_body(request, self.limits))
+        rows, _ = requests.support_of(body, self.limits, self.base.family)
+        before = await asyncio.to_thread(self.store.get, request.path_params["handle"])
+        return await self._task(self.base.more(before, rows))
+
+    async def _task(self, asked: Asked) -> Response:
         task = await asyncio.to_thread(self.store.find, asked.handle)
         status = 200
         if task is None:
@@ -121,6 +132,7 @@ def build_app(service: Service, token: str | None = None) -> Starlette:
     routes = [
         Route("/tasks", guarded("add", service.add), methods=["POST"]),
         Route("/tasks", guarded("list", service.list), methods=["GET"]),
+        Route("/tasks/{handle}/more", guarded("more", service.more), methods=["POST"]),
         Route("/tasks/{handle}/predict", guarded("predict", service.predict), methods=["POST"]),
         Route("/tasks/{handle}", guarded("show", service.show), methods=["GET"]),
         Route("/tasks/{handle}", guarded("delete", service.delete), methods=["DELETE"]),

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 
 from distmeta.config import DataConfig
 from distmeta.errors import InputError
+from distmeta.evaluation import documents
 from distmeta.evaluation.adapt import (
     AdaptedModel,
     check_room_for,
@@ -35,6 +36,7 @@ from distmeta.evaluation.adapt import (
 from distmeta.evaluation.many import fit_each
 from distmeta.evaluation.support import Support, read_support, tokenise
 from distmeta.inner import Diverged
+from distmeta.models.language import LanguageModel
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.serve.tasks import Refused, Task, digest, digest_of_checkpoint
 from distmeta.tasks.episodes.collate import collate
@@ -48,11 +50,12 @@ FORMAT = 1  # of handles and files: another one when tasks of the one before wou
 
 @dataclass(frozen=True)
 class Asked:
-    """A support set to adapt to. rows: checked dictionaries; steps: inner steps."""
+    """A support set to adapt to. rows: checked dictionaries; steps: inner steps; after: the task that reads on."""
 
     handle: str
     rows: tuple[Mapping[str, Any], ...]
     steps: int
+    after: Task | None = None
 
 
 class Base:
@@ -72,8 +75,9 @@ class Base:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.fast, self.shared, self.rates = on_device(saved, self.device)
         self.shared = without_pooled(self.shared)
-        self.text_to_text = self.config.task.family == "text_to_text"
-        self.batched = self.model.takes_task_axis and not self.text_to_text and self.model.in_context is None
+        self.family = self.config.task.family
+        axis = self.model.takes_task_axis and self.model.in_context is None
+        self.batched = axis and not self.config.task.is_language
         self.batch_tasks = batch_tasks if self.batched else 1
 
     def asked(self, rows: Sequence[Mapping[str, Any]], steps: int | None = None) -> Asked:
@@ -82,8 +86,15 @@ class Base:
         named = digest([FORMAT, self.checkpoint, steps, [dict(row) for row in rows]])
         return Asked(named, tuple(rows), steps)
 
+    def more(self, task: Task, rows: Sequence[Mapping[str, Any]]) -> Asked:
+        """As `asked`, for a document that goes on after what `task` has read."""
+        named = digest([FORMAT, task.handle, "more", [dict(row) for row in rows]])
+        return Asked(named, tuple(rows), 0, task)
+
     def adapt(self, several: Sequence[Asked]) -> list[Task | Exception]:
         """A task for each support set, or why there is none."""
+        if self.family == "document":
+            return [self._read(asked) for asked in several]
         tasks: dict[int, Task | Exception] = {}
         supports: dict[int, Support] = {}
         for i, asked in enumerate(several):
@@ -103,6 +114,27 @@ class Base:
                 else self._task(several[i], read[place], *fitted)
             )
         return [tasks[i] for i in range(len(several))]
+
+    def _read(self, asked: Asked) -> Task | Exception:
+        """The task of a text that is read from its start, or from where another task has come to."""
+        assert isinstance(self.model, LanguageModel)
+        before, losses = documents.START, list[float]()
+        fast: Mapping[str, torch.Tensor] = self.fast
+        if asked.after is not None:
+            before, losses = documents.place_of(asked.after.about), list(asked.after.about["support_loss"])
+            fast = asked.after.params
+        try:
+            text = documents.text_of(asked.rows, self.config)
+            params, place, later = documents.read_on(
+                self.model, self.config, fast, self.shared, self.rates, documents.tokens_of(self.tokenizer, text),
+                before, self.pad_id,
+            )  # fmt: skip
+        except Diverged as error:
+            return Refused(422, str(error))
+        except InputError as error:
+            return error
+        about = {"labels": [], "support_loss": [*losses, *later], "steps": place.steps, "rows": len(asked.rows)}
+        return Task(asked.handle, self.checkpoint, about | documents.as_state(place), params)
 
     def predict(self, several: Sequence[tuple[Task, Sequence[str]]]) -> list[list[dict[str, Any]] | Exception]:
         """For each (task, texts) what `AdaptedModel.predict` of that task gives, or why it gives nothing."""
@@ -188,7 +220,7 @@ class Base:
         return Task(asked.handle, self.checkpoint, about | support.about, params)
 
     def _alone(self, task: Task, texts: Sequence[str]) -> list[dict[str, Any]] | Exception:
-        state = self.kept | {key: task.about[key] for key in ("answers",) if key in task.about}
+        state = self.kept | {key: task.about[key] for key in ("answers", "reading") if key in task.about}
         about = task.about
         adapted = AdaptedModel(
             self.config, about["labels"], self.model, {**self.shared, **task.params}, self.tokenizer_file, state,

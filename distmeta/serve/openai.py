@@ -39,7 +39,7 @@ class OpenAI:
 
     def __init__(self, base: Base, store: TaskStore, worker: Worker, limits: ServeConfig, metrics: Metrics) -> None:
         self.base, self.store, self.worker, self.limits, self.metrics = base, store, worker, limits, metrics
-        self.language = Language(base) if base.text_to_text else None
+        self.language = Language(base) if base.config.task.is_language else None
 
     async def models(self, request: Request) -> Response:
         made = await asyncio.to_thread(self.store.made)

@@ -17,6 +17,8 @@ from distmeta.tasks.texts import fault, shown
 CLASSES = {"text": (True, "text"), "label": (True, "label")}
 TEXT_TO_TEXT = {"input": (True, "text"), "target": (True, "texts"), "options": (False, "texts"),
                 "instruction": (False, "text")}  # fmt: skip
+DOCUMENT = {"text": (True, "text")}
+COLUMNS = {"text_to_text": TEXT_TO_TEXT, "document": DOCUMENT}  # of a task family; CLASSES of the others
 MOST_LISTED = 100  # answers or options of one example
 
 
@@ -46,12 +48,10 @@ def parse(body: bytes) -> dict[str, Any]:
     return value
 
 
-def support_of(
-    body: dict[str, Any], limits: ServeConfig, text_to_text: bool
-) -> tuple[list[dict[str, Any]], int | None]:
-    """(rows, steps) of POST /tasks."""
-    _known("the body", body, ("support", "steps"))
-    columns = TEXT_TO_TEXT if text_to_text else CLASSES
+def support_of(body: dict[str, Any], limits: ServeConfig, family: str) -> tuple[list[dict[str, Any]], int | None]:
+    """(rows, steps) of POST /tasks; of documents also of POST /tasks/{handle}/more, without steps."""
+    _known("the body", body, ("support",) if family == "document" else ("support", "steps"))
+    columns = COLUMNS.get(family, CLASSES)
     rows = _list("support", body.get("support"), limits.rows, "examples (serve.rows)")
     for number, row in enumerate(rows):
         where = f"support, example {number}"

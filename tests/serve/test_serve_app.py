@@ -366,3 +366,39 @@ def test_a_crash_in_the_middle_of_writing_leaves_no_task(base, tmp_path, monkeyp
 def test_json_of_answers_is_json(server):
     handle = server.add([{"text": "red ☂", "label": "yes"}, {"text": "blue", "label": "no"}])
     assert json.loads(json.dumps(server.predict(handle, ["☂ 😀"])))[0]["label"] in ("yes", "no")
+
+
+def test_a_document_is_followed(tmp_path):
+    """More of a text gives another task, which is what reading all of it at once gives."""
+    source = small.checkpoint_of(
+        tmp_path / "step-000001", None, architecture="gpt2", model={"max_tokens": 11}, outer={"base": "freeze"},
+        task={"family": "document", "chunks": 4, "chunk_tokens": 6, "context_tokens": 5, "shots": 5, "queries": 10},
+        inner={"steps": 3, "lr": 0.3, "adapt": "mlp"},
+    )  # fmt: skip
+    lines = ["anna kesu lends vo .\n", "boris milo owes vo .\n", "anna kesu lends vo .\n", "anna kesu lends vo .\n"]
+    with Server(Base(source), tmp_path / "tasks") as server:
+        first = server.ask("POST", "/tasks", {"support": [{"text": "".join(lines[:2])}]}).json
+        more = server.ask("POST", f"/tasks/{first['task']}/more", {"support": [{"text": "".join(lines[2:])}]})
+        again = server.ask("POST", f"/tasks/{first['task']}/more", {"support": [{"text": "".join(lines[2:])}]})
+        assert (more.status, again.status) == (201, 200)
+        assert more.json == again.json
+        assert more.json["task"] != first["task"]
+        whole = adapt(source, [{"text": "".join(lines)}])
+        assert more.json["steps"] == len(whole.inner_losses)
+        assert more.json["support_loss"] == pytest.approx(whole.inner_losses, abs=1e-5)
+        scores = server.ask("POST", f"/tasks/{more.json['task']}/predict", {"inputs": ["anna kesu"]}).json
+        assert scores["predictions"] == whole.predict(["anna kesu"])
+        body = {"model": more.json["task"], "prompt": "anna kesu", "max_tokens": 3, "temperature": 0}
+        said = server.ask("POST", "/v1/completions", body)
+        assert said.status == 200
+        assert said.json["choices"][0]["text"].split() == whole.continue_text("anna kesu", 3).split()
+        bad = {"support": [{"text": "x", "label": "y"}]}
+        assert server.ask("POST", "/tasks", bad).status == 400
+        assert server.ask("POST", "/tasks", {"support": [{"text": "x"}], "steps": 2}).status == 400
+
+
+def test_more_is_for_documents_alone(server):
+    handle = server.ask("POST", "/tasks", {"support": support(0)}).json["task"]
+    answer = server.ask("POST", f"/tasks/{handle}/more", {"support": support(1)})
+    assert answer.status == 400
+    assert "more is for a document" in answer.error

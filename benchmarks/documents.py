@@ -35,6 +35,7 @@ from distmeta.evaluation.evaluate import load_model
 from distmeta.evaluation.paired import difference
 from distmeta.evaluation.reading import score_documents, score_long_context, without_steps
 from distmeta.evaluation.scoring import Scoring, split_meta
+from distmeta.export.export import export
 from distmeta.models.backbone import set_attention
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.runs.checkpoint import write_text
@@ -124,7 +125,7 @@ def main() -> None:
     base = trained(asked.run_dir / "pretrained", first)
     folder = asked.run_dir / "model"
     if not folder.is_dir():
-        distmeta.export(base, folder)
+        export(base, folder)
     scoring, store = scoring_of(base)
     test = episodes_of(scoring.config, store, "test", EPISODES)
     rate, losses = best_rate(scoring, store)

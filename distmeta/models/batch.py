@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,8 @@ def to_batch(part: Mapping[str, Any], device: torch.device | str, causal: bool) 
     if padded:
         mask = (1.0 - keep).mul_(torch.finfo(torch.float32).min).view(rows, 1, 1, length)
     if causal:
-        future = torch.full((length, length), torch.finfo(torch.float32).min).triu_(1)
-        mask = future.view(1, 1, length, length) if mask is None else torch.minimum(mask, future)
+        future = causal_mask(length)
+        mask = future if mask is None else torch.minimum(mask, future)
     return TextBatch(
         input_ids=torch.as_tensor(ids, dtype=torch.int64).reshape(rows, length).to(device),
         keep=keep.to(device),
@@ -79,6 +80,12 @@ def to_batch(part: Mapping[str, Any], device: torch.device | str, causal: bool) 
         store_rows=np.asarray(part["store_rows"], dtype=np.int64).reshape(rows),
         order=torch.as_tensor(part["rows"], dtype=torch.int64).to(device) if "rows" in part else None,
     )
+
+
+@lru_cache(maxsize=16)
+def causal_mask(length: int) -> Tensor:
+    """The mask of rows without padding, float32 [1, 1, length, length]: one tensor for all of them."""
+    return torch.full((length, length), torch.finfo(torch.float32).min).triu_(1).view(1, 1, length, length)
 
 
 def to_batches(parts: list[dict[str, Any]], device: torch.device | str, causal: bool) -> list[TextBatch]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from distmeta.algorithms.rates import inner_loop
+from distmeta.bench.check import check_meta_gradient, small_version
 from distmeta.config.algorithms import load_algorithm
 from distmeta.evaluation.evaluate import evaluate_methods
 from distmeta.evaluation.reading import passage_of, score_documents, score_long_context, without_steps
@@ -168,3 +169,17 @@ def test_the_table_has_every_method(made):
     assert len(result.details["meta_trained"]["by_position"]) == config.task.passage_tokens - 1
     assert result.details["differences"]["naive"]["loss"]["tasks"] == 6
     assert result.details["naive"]["tried"]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_finite_differences_agree_with_the_summed_objective(architecture, optimizer):
+    """In float64, along random directions of the initial weights, of what is shared, and of the learnt rates."""
+    config = small.config(
+        None, architecture, task=TASK, model={"max_tokens": 11}, outer={"base": "train"},
+        inner={"steps": 3, "lr": 0.05, "adapt": "mlp", "clip": 0.5, "learn_lr": "per_layer", "optimizer": optimizer},
+    )  # fmt: skip
+    store = open_store(build_store(config.data, config.task, config.model))
+    found = check_meta_gradient(small_version(config, 2), store)
+    assert [finding.verdict for finding in found] == ["exact second order"] * 3
+    assert all(finding.error < 2e-7 for finding in found), found  # what is left is the differences' own

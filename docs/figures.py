@@ -14,7 +14,7 @@ def sentences(made: Mapping[str, Any]) -> Iterator[Sentence]:
     tools = Tools(made)
     for section in (
         default, inner_loop, sharding, scaling, time_to_quality, classics, algorithms, sampling, faults, answers, real_text,
-        intents, letters, serving, search, features,
+        intents, letters, documents, serving, search, features,
     ):  # fmt: skip
         yield from section(tools)
 
@@ -343,6 +343,19 @@ def intents(t: Tools) -> Iterator[Sentence]:
     )
 
 
+def documents(t: Tools) -> Iterator[Sentence]:
+    ledgers = t.record("documents_builtin")["evaluation"]
+    yield "README.md", (
+        f"| a loss of {t.interval(ledgers['meta_trained']['loss'])} a token, without steps "
+        f"{t.number(ledgers['meta_trained_no_steps']['loss'])} |"
+    )
+    twenty = t.record("letters_20way")["one_shot"]
+    yield "docs/llm.md", (
+        f"At 20 ways and one shot it has {t.interval(twenty['meta_trained']['accuracy'])}, the model as it comes "
+        f"{t.number(twenty['base_in_context']['accuracy'])}"
+    )
+
+
 def letters(t: Tools) -> Iterator[Sentence]:
     record = t.record("letters")
     one, five = (mean(run["by_shots"][n]["mean"] for run in record["runs"].values()) for n in (0, 4))
@@ -372,7 +385,6 @@ def serving(t: Tools) -> Iterator[Sentence]:
 def search(t: Tools) -> Iterator[Sentence]:
     record = t.record("search")
     factor, share = f"{record['factor']:.2f}", f"{record['share_of_meta_steps']:.2f}"
-    yield "README.md", f"| within a factor of {factor} of a grid's best rate, at {share} of its meta-steps |"
     asha, grid = (record[name] for name in ("asha", "grid"))
     yield (
         "docs/search.md",

@@ -388,6 +388,15 @@ def intents() -> str:
     return table(["", "meta-trained", "frozen encoder", "better in"], rows)
 
 
+def documents_builtin() -> str:
+    scores = record("documents_builtin")["evaluation"]
+    rows = [
+        [f"`{name}`", interval(of["loss"]), number(of["perplexity"], 1), listed(of["loss_by_chunk"]["curve"], 2)]
+        for name, of in scores.items()
+    ]
+    return table(["method, on 96 ledgers never seen", "loss [95% interval]", "perplexity", "loss of chunks 1 to 8"], rows)
+
+
 def letters() -> str:
     runs = record("letters")["runs"]
     names = {"0": "meta-trained, 160 steps of 2 episodes, seed 0", "1": "seed 1", "2": "seed 2"}
@@ -402,7 +411,7 @@ TABLES: dict[str, Callable[[], str]] = {
     for made in (
         default, default_short, peers, exact_walk, depth, scaling, time_to_quality, classics, orders, algorithms,
         algorithms_short, algorithms_real, padding, compression, answers, sentiment, sentiment_rows,
-        sentiment_train_whole, sentiment_whole, intents, letters,
+        sentiment_train_whole, sentiment_whole, intents, letters, documents_builtin,
     )
 }  # fmt: skip
 

@@ -78,7 +78,9 @@ def steps(case: str) -> Callable[[str], None]:
         algorithm = load_algorithm(name)
         set_attention(model.backbone, algorithm.ORDER)
         parts = part(rows, tokens), part(rows, tokens)
-        group_gradient(model, model.fast, model.shared, algorithm, inner_loop(config.inner, {}), parts, ["task"])
+        memory = "layers" if way == "layers" else "walk"
+        loop = inner_loop(config.inner.model_copy(update={"memory": memory}), {})
+        group_gradient(model, model.fast, model.shared, algorithm, loop, parts, ["task"])
 
     for way in WAYS:
         step(way, 1, 2 * ANSWER)  # what the first call sets up

@@ -127,7 +127,8 @@ def inner_loop(
         lr = rates_of(config, log_rates, steps, factor)
     return InnerLoop(
         steps=steps, lr=lr, optimizer=config.optimizer, momentum=config.momentum, betas=config.betas,
-        memory="walk" if config.memory == "layers" else config.memory, seed=seed,
+        # what a layer that is run again keeps of a step is small, and saves a quarter of the operations
+        memory="auto" if config.memory == "layers" else config.memory, seed=seed,
         budget_mb=config.budget_mb or budget_mb or InnerLoop.budget_mb,
         proximal=config.proximal, solver=config.solver, cg_steps=config.cg_steps,
         clip=config.clip, clip_norm=config.clip_norm, adam_root=config.adam_root, snapshots=config.snapshots,

@@ -61,12 +61,13 @@ class InnerConfig(Section):
     )  # fmt: skip
     memory: Literal["auto", "layers", "walk", "unroll"] = Field(
         "auto", description="walk: recomputes inner steps, so memory does not grow with their number; layers: "
-        "recomputes layers too, so memory hardly grows with depth; unroll: keeps all graphs; auto: keeps as many "
-        "graphs as inner.budget_mb allows"
+        "recomputes layers, so memory hardly grows with depth, and keeps what passes between them in as many steps as "
+        "inner.budget_mb allows; unroll: keeps all graphs; auto: keeps as many graphs as inner.budget_mb allows"
     )  # fmt: skip
     budget_mb: float | None = Field(
-        None, gt=0, description="inner.memory=auto: most megabytes of graphs; it keeps the graphs of as many steps as "
-        "fit, and recomputes layers if one micro-batch does not fit; null: 768 on a CPU, a quarter of a GPU's memory"
+        None, gt=0, description="inner.memory=auto and layers: most megabytes of graphs; the graphs of as many steps "
+        "as fit are kept, and auto recomputes layers if one micro-batch does not fit; null: 768 on a CPU, a quarter of "
+        "a GPU's memory"
     )  # fmt: skip
     buckets: int = Field(
         0,

@@ -389,9 +389,14 @@ def run_group(
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            """Without the one whose actor imports Ray Data, to divide data sets of which there are none here."""
+            return [c for c in super()._create_default_callbacks() if type(c).__name__ != "DatasetsCallback"]
+
     shutil.rmtree(run_dir / ".ray", ignore_errors=True)  # Ray's own record of an earlier attempt
     settings = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir)}
-    trainer = TorchTrainer(
+    trainer = Trainer(
         worker,
         train_loop_config={**settings, "threads": config.cluster.cpus_per_worker, **more},
         torch_config=TorchConfig(timeout_s=int(config.run.timeout_s)),

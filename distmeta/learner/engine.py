@@ -7,6 +7,7 @@ meta-parameters, and handed over whole. That is exact at every order, since no h
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -73,6 +74,7 @@ class MetaEngine:
         import deepspeed
         from deepspeed.utils import groups, logger
 
+        import_muon()
         logger.setLevel("ERROR")
         groups.mpu = None  # that of an engine before this one, which DeepSpeed would go by
         self._divided = divided
@@ -245,6 +247,19 @@ class MetaEngine:
             flat = torch.zeros(size * dist.get_world_size(), dtype=value.dtype, device=value.device)
             flat[: value.numel()] = value.flatten()
             safe_set_local_optimizer_state(p, flat[size * dist.get_rank() :][:size], key)
+
+
+def import_muon() -> None:
+    """DeepSpeed's Muon, which it imports in its reduction of gradients, whatever the optimizer. No optimizer here uses
+    it; to set a compiler up for its functions would take 1.5 s of a CPU."""
+    name, before = "TORCHDYNAMO_DISABLE", os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ[name] = "1"
+    try:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        os.environ.pop(name)
+        os.environ.update({} if before is None else {name: before})
 
 
 def join_small(shapes: Mapping[str, torch.Size], config: Config) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import threading
 
 import engine_cases
@@ -12,6 +13,7 @@ import torch
 
 from distmeta.algorithms.schedule import outer_lr
 from distmeta.errors import InputError
+from distmeta.learner import engine
 from distmeta.learner.engine import MetaEngine, make_optimizer, wait_for_build
 from distmeta.learner.ranks import share
 
@@ -114,6 +116,14 @@ def test_an_optimizer_of_the_host_is_refused_on_a_gpu(zero):
     on_gpu = torch.nn.Parameter(torch.empty(3, device="meta"))
     with pytest.raises(InputError, match="outer.optimizer = cpu_adam: .*offload_optimizer"):
         make_optimizer({"weight": on_gpu}, settings)
+
+
+def test_muon_which_no_optimizer_here_uses_is_imported_without_a_compiler(monkeypatch):
+    monkeypatch.setitem(os.environ, "TORCHDYNAMO_DISABLE", "0")
+    engine.import_muon()
+    muon = sys.modules["deepspeed.runtime.zero.muon.original_muon"]
+    assert muon.zeropower_via_newtonschulz5.__module__ == muon.__name__ and os.environ["TORCHDYNAMO_DISABLE"] == "0"
+    assert not hasattr(muon.zeropower_via_newtonschulz5, "_torchdynamo_orig_callable")
 
 
 def test_the_reference_can_tell():

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from distmeta.errors import InputError
     from distmeta.evaluation.adapt import AdaptedModel, adapt, load_adapted
     from distmeta.evaluation.evaluate import Evaluation, evaluate
+    from distmeta.evaluation.influence import explain
     from distmeta.pretraining.pipeline import Pipeline, pipeline
     from distmeta.pretraining.pretrain import Pretrained, pretrain
     from distmeta.search import Search, tune
@@ -21,13 +22,14 @@ __version__ = "0.1.0"
 _HOME = {
     "AdaptedModel": "evaluation.adapt", "adapt": "evaluation.adapt", "load_adapted": "evaluation.adapt",
     "Config": "config", "load_config": "config", "InputError": "errors", "Evaluation": "evaluation.evaluate",
-    "evaluate": "evaluation.evaluate", "Run": "drive.train", "TrainingError": "drive.train", "train": "drive.train",
+    "evaluate": "evaluation.evaluate", "explain": "evaluation.influence", "Run": "drive.train",
+    "TrainingError": "drive.train", "train": "drive.train",
     "Search": "search", "tune": "search", "Pretrained": "pretraining.pretrain", "pretrain": "pretraining.pretrain",
     "Pipeline": "pretraining.pipeline", "pipeline": "pretraining.pipeline",
 }  # fmt: skip
 __all__ = [
     "AdaptedModel", "Config", "Evaluation", "InputError", "Pipeline", "Pretrained", "Run", "Search", "TrainingError",
-    "adapt", "evaluate", "load_adapted", "load_config", "pipeline", "pretrain", "train", "tune",
+    "adapt", "evaluate", "explain", "load_adapted", "load_config", "pipeline", "pretrain", "train", "tune",
 ]  # fmt: skip
 
 

@@ -345,14 +345,22 @@ def intents(t: Tools) -> Iterator[Sentence]:
 
 def documents(t: Tools) -> Iterator[Sentence]:
     ledgers = t.record("documents_builtin")["evaluation"]
-    yield "README.md", (
-        f"| a loss of {t.interval(ledgers['meta_trained']['loss'])} a token, without steps "
-        f"{t.number(ledgers['meta_trained_no_steps']['loss'])} |"
+    yield (
+        "README.md",
+        (
+            f"| a loss of {t.interval(ledgers['meta_trained']['loss'])} a token, without steps "
+            f"{t.number(ledgers['meta_trained_no_steps']['loss'])} |"
+        ),
     )
+    share = t.record("influence")["cpu_of_a_meta_gradient"]
+    yield "docs/explain.md", f"it costs {share:.2f} of one exact meta-gradient"
     twenty = t.record("letters_20way")["one_shot"]
-    yield "docs/llm.md", (
-        f"At 20 ways and one shot it has {t.interval(twenty['meta_trained']['accuracy'])}, the model as it comes "
-        f"{t.number(twenty['base_in_context']['accuracy'])}"
+    yield (
+        "docs/llm.md",
+        (
+            f"At 20 ways and one shot it has {t.interval(twenty['meta_trained']['accuracy'])}, the model as it comes "
+            f"{t.number(twenty['base_in_context']['accuracy'])}"
+        ),
     )
 
 

@@ -388,13 +388,23 @@ def intents() -> str:
     return table(["", "meta-trained", "frozen encoder", "better in"], rows)
 
 
+def influence() -> str:
+    rows = [
+        [f"{row['rates']:g} of the learnt", f"{row['mean_spearman']:.3f}", f"{row['least']:.3f}", str(row["pairs"])]
+        for row in record("influence")["rows"]
+    ]
+    return table(["inner rates", "mean correlation", "the least of an episode", "pairs"], rows)
+
+
 def documents_builtin() -> str:
     scores = record("documents_builtin")["evaluation"]
     rows = [
         [f"`{name}`", interval(of["loss"]), number(of["perplexity"], 1), listed(of["loss_by_chunk"]["curve"], 2)]
         for name, of in scores.items()
     ]
-    return table(["method, on 96 ledgers never seen", "loss [95% interval]", "perplexity", "loss of chunks 1 to 8"], rows)
+    return table(
+        ["method, on 96 ledgers never seen", "loss [95% interval]", "perplexity", "loss of chunks 1 to 8"], rows
+    )
 
 
 def letters() -> str:
@@ -411,7 +421,7 @@ TABLES: dict[str, Callable[[], str]] = {
     for made in (
         default, default_short, peers, exact_walk, depth, scaling, time_to_quality, classics, orders, algorithms,
         algorithms_short, algorithms_real, padding, compression, answers, sentiment, sentiment_rows,
-        sentiment_train_whole, sentiment_whole, intents, letters, documents_builtin,
+        sentiment_train_whole, sentiment_whole, intents, letters, documents_builtin, influence,
     )
 }  # fmt: skip
 

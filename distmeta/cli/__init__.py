@@ -238,18 +238,26 @@ def predict(
 
     A model that has read a document gives the loss per token of each text, or with --continue what comes after it.
     """
-    from distmeta.evaluation.adapt import load_adapted
-    from distmeta.tasks.texts import read_inputs
+    from distmeta.cli.adapting import predict as run
 
-    model = load_adapted(adapted)
-    texts = list(read_inputs(source, model.text_column))
-    nonempty = [text for text in texts if text is not None]
-    if line := model.unknown(nonempty):
-        print(f"warning: {line}", file=sys.stderr)
-    said = [{"text": model.continue_text(text, more)} for text in nonempty] if more else model.predict(nonempty)
-    predictions = iter(said)
-    for text in texts:
-        print(json.dumps(None if text is None else next(predictions), ensure_ascii=False))
+    run(adapted, source, more)
+
+
+@app.command()
+def explain(
+    adapted: Annotated[str, typer.Argument(metavar="ADAPTED")],
+    source: Annotated[str, typer.Option("--input", help="data file, .txt with a text a line, or - for standard input")],
+    most: Annotated[int, typer.Option(min=1, help="examples that are shown of each text")] = 10,
+    html: Annotated[Path | None, typer.Option(help="also write a page, to this new file")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="what it was adapted from, where that has moved: a run or a checkpoint")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """For each text, the support examples that pushed its prediction towards its label and away from it."""
+    from distmeta.cli.explaining import explain as run
+
+    run(adapted, source, most, html, checkpoint, as_json)
 
 
 @app.command()

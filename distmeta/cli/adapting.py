@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from distmeta.errors import InputError
-from distmeta.evaluation.adapt import AdaptedModel
+from distmeta.evaluation.adapt import AdaptedModel, load_adapted
 from distmeta.evaluation.adapt import adapt as adapt_one
 from distmeta.evaluation.many import adapt_each, folder_name
 from distmeta.export.export import of_adapted, write
 from distmeta.runs import checkpoint as checkpoints
+from distmeta.tasks.texts import read_inputs
 
 
 def adapt(
@@ -66,3 +67,16 @@ def saved(adapted: AdaptedModel, out: Path, peft: bool, where: str = "") -> dict
 def line(report: dict[str, Any]) -> str:
     path = " -> ".join(f"{x:.3f}" for x in report["support_loss"])
     return f"adapted to {', '.join(report['labels']) or 'the task'}: support loss {path}\nsaved in {report['out']}"
+
+
+def predict(adapted: str, source: str, more: int | None) -> None:
+    """Print a line for each text. Raises InputError."""
+    model = load_adapted(adapted)
+    texts = list(read_inputs(source, model.text_column))
+    nonempty = [text for text in texts if text is not None]
+    if warning := model.unknown(nonempty):
+        print(f"warning: {warning}", file=sys.stderr)
+    said = [{"text": model.continue_text(text, more)} for text in nonempty] if more else model.predict(nonempty)
+    predictions = iter(said)
+    for text in texts:
+        print(json.dumps(None if text is None else next(predictions), ensure_ascii=False))

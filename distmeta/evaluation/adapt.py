@@ -324,7 +324,8 @@ def on_device(
 
 def kept_state(saved: checkpoints.Checkpoint) -> dict[str, Any]:
     """Of a checkpoint's state, what an adapted model needs."""
-    return {key: saved.state[key] for key in KEPT if key in saved.state} | {"meta_step": saved.step}
+    source = {"path": str(saved.path.resolve()), "digest": checkpoints.digest(saved.path)}
+    return {key: saved.state[key] for key in KEPT if key in saved.state} | {"meta_step": saved.step, "from": source}
 
 
 def without_pooled(shared: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -45,7 +45,9 @@ def read_support(
     pairs = list(_pairs(support, config, where))
     labels = task_labels([label for _, label in pairs], config, state, where)
     numbers = [labels.index(label) for _, label in pairs]
-    return Support(tokenise(tokenizer, [text for text, _ in pairs], numbers, config), labels, {})
+    examples = [{"text": text, "label": label} for text, label in pairs]  # distmeta.evaluation.influence asks for them
+    rows = tokenise(tokenizer, [text for text, _ in pairs], numbers, config)
+    return Support(rows, labels, {"examples": examples})
 
 
 def task_labels(labels: Sequence[str], config: Config, state: Mapping[str, Any], where: str) -> list[str]:

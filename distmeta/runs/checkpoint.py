@@ -407,3 +407,14 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def digest_of(value: Any) -> str:
+    """Of JSON, in hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def digest(path: Path) -> str:
+    """Of all files of a checkpoint, by its manifest: a copy elsewhere has the same."""
+    return digest_of(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"])

@@ -41,7 +41,8 @@ class Service:
         self.base, self.limits, self.metrics = base, limits, Metrics()
         self.store = TaskStore(directory, base.checkpoint, limits.memory_mb * 2**20, limits.tasks, base.device)
         self.worker = Worker(
-            {"adapt": self._adapt, "predict": base.predict}, 4 * limits.batch_tasks, limits.wait_ms / 1000,
+            {"adapt": self._adapt, "predict": base.predict, "explain": base.explain}, 4 * limits.batch_tasks,
+            limits.wait_ms / 1000,
             limits.waiting, lambda kind, size: self.metrics.batch.labels(kind).observe(size), limits.answers,
         )  # fmt: skip
         self.openai = OpenAI(base, self.store, self.worker, limits, self.metrics)
@@ -102,6 +103,13 @@ class Service:
         task = await asyncio.to_thread(self.store.get, request.path_params["handle"])
         return JSONResponse({"predictions": await self.worker.do("predict", (task, texts))})
 
+    async def explain(self, request: Request) -> Response:
+        """Which support examples taught each prediction."""
+        body = requests.parse(await requests.read_body(request, self.limits))
+        texts = requests.inputs_of(body, self.limits)
+        task = await asyncio.to_thread(self.store.get, request.path_params["handle"])
+        return JSONResponse({"explanations": await self.worker.do("explain", (task, texts))})
+
     async def show(self, request: Request) -> Response:
         return JSONResponse(described(await asyncio.to_thread(self.store.get, request.path_params["handle"])))
 
@@ -133,6 +141,7 @@ def build_app(service: Service, token: str | None = None) -> Starlette:
         Route("/tasks", guarded("add", service.add), methods=["POST"]),
         Route("/tasks", guarded("list", service.list), methods=["GET"]),
         Route("/tasks/{handle}/more", guarded("more", service.more), methods=["POST"]),
+        Route("/tasks/{handle}/explain", guarded("explain", service.explain), methods=["POST"]),
         Route("/tasks/{handle}/predict", guarded("predict", service.predict), methods=["POST"]),
         Route("/tasks/{handle}", guarded("show", service.show), methods=["GET"]),
         Route("/tasks/{handle}", guarded("delete", service.delete), methods=["DELETE"]),

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 from distmeta.config import DataConfig
 from distmeta.errors import InputError
-from distmeta.evaluation import documents
+from distmeta.evaluation import documents, influence
 from distmeta.evaluation.adapt import (
     AdaptedModel,
     check_room_for,
@@ -36,9 +36,10 @@ from distmeta.evaluation.adapt import (
 from distmeta.evaluation.many import fit_each
 from distmeta.evaluation.support import Support, read_support, tokenise
 from distmeta.inner import Diverged
+from distmeta.models.backbone import set_attention
 from distmeta.models.language import LanguageModel
 from distmeta.runs import checkpoint as checkpoints
-from distmeta.serve.tasks import Refused, Task, digest, digest_of_checkpoint
+from distmeta.serve.tasks import Refused, Task
 from distmeta.tasks.episodes.collate import collate
 from distmeta.tasks.rows import Rows
 from distmeta.tasks.tokenizer import load_tokenizer
@@ -65,7 +66,7 @@ class Base:
         saved = checkpoints.load(source)
         # Requests name their columns alike, whatever the files of the run called them.
         self.config = saved.config.model_copy(update={"data": DataConfig()})
-        self.checkpoint, self.step = digest_of_checkpoint(saved.path), saved.step
+        self.checkpoint, self.step = checkpoints.digest(saved.path), saved.step
         self.state, self.kept = saved.state, kept_state(saved)
         self.tokenizer_file, self.pad_id = saved.tokenizer_file, int(saved.state["pad_id"])
         self.tokenizer = load_tokenizer(saved.tokenizer_file)
@@ -83,12 +84,12 @@ class Base:
     def asked(self, rows: Sequence[Mapping[str, Any]], steps: int | None = None) -> Asked:
         """A request with its handle: the same for the same rows, in the same order, and steps."""
         steps = default_steps(self.config) if steps is None else steps
-        named = digest([FORMAT, self.checkpoint, steps, [dict(row) for row in rows]])
+        named = checkpoints.digest_of([FORMAT, self.checkpoint, steps, [dict(row) for row in rows]])
         return Asked(named, tuple(rows), steps)
 
     def more(self, task: Task, rows: Sequence[Mapping[str, Any]]) -> Asked:
         """As `asked`, for a document that goes on after what `task` has read."""
-        named = digest([FORMAT, task.handle, "more", [dict(row) for row in rows]])
+        named = checkpoints.digest_of([FORMAT, task.handle, "more", [dict(row) for row in rows]])
         return Asked(named, tuple(rows), 0, task)
 
     def adapt(self, several: Sequence[Asked]) -> list[Task | Exception]:
@@ -159,6 +160,22 @@ class Base:
                 self._predict_part(group[start : start + self.batch_tasks], padded, several, out)
         return out
 
+    def explain(self, several: Sequence[tuple[Task, Sequence[str]]]) -> list[list[dict[str, Any]] | Exception]:
+        """For each (task, texts) what `distmeta.explain` says, or why it says nothing."""
+        return [self._explained(task, texts) for task, texts in several]
+
+    def _explained(self, task: Task, texts: Sequence[str]) -> list[dict[str, Any]] | Exception:
+        adapted = self._adapted(task)
+        try:
+            influence.check_explained(self.config, adapted.state)
+            loaded = self.model, self.fast, self.shared, self.rates
+            learner = influence.learner_with(loaded, adapted, self.state, self.tokenizer)
+            return influence.explained(adapted, learner, texts)
+        except InputError as error:
+            return error
+        finally:
+            set_attention(self.model.backbone, "first_order")
+
     def tokens_of(self, texts: Sequence[str]) -> int:
         """How many tokens of the texts the model reads."""
         return len(tokenise(self.tokenizer, texts, [0] * len(texts), self.config).tokens)
@@ -219,15 +236,17 @@ class Base:
         about = {"labels": support.labels, "support_loss": losses, "steps": asked.steps, "rows": len(asked.rows)}
         return Task(asked.handle, self.checkpoint, about | support.about, params)
 
-    def _alone(self, task: Task, texts: Sequence[str]) -> list[dict[str, Any]] | Exception:
-        state = self.kept | {key: task.about[key] for key in ("answers", "reading") if key in task.about}
+    def _adapted(self, task: Task) -> AdaptedModel:
         about = task.about
-        adapted = AdaptedModel(
+        state = self.kept | {key: about[key] for key in ("answers", "reading", "examples") if key in about}
+        return AdaptedModel(
             self.config, about["labels"], self.model, {**self.shared, **task.params}, self.tokenizer_file, state,
             about["support_loss"],
         )  # fmt: skip
+
+    def _alone(self, task: Task, texts: Sequence[str]) -> list[dict[str, Any]] | Exception:
         try:
-            return adapted.predict(texts)
+            return self._adapted(task).predict(texts)
         except InputError as error:
             return error
 

@@ -54,17 +54,6 @@ class Task:
         return sum(value.numel() * value.element_size() for value in self.params.values())
 
 
-def digest(value: Any) -> str:
-    """Of JSON, in hexadecimal digits: the name of a checkpoint, or of a support set on it."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def digest_of_checkpoint(path: Path) -> str:
-    """Of all files of a checkpoint, by its manifest: a copy elsewhere has the same."""
-    return digest(json.loads((path / checkpoints.MANIFEST).read_text(encoding="utf-8"))["files"])
-
-
 class TaskStore:
     """The tasks of one checkpoint in a directory. Any thread may call it. Raises Refused."""
 

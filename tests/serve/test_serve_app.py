@@ -402,3 +402,17 @@ def test_more_is_for_documents_alone(server):
     answer = server.ask("POST", f"/tasks/{handle}/more", {"support": support(1)})
     assert answer.status == 400
     assert "more is for a document" in answer.error
+
+
+def test_a_task_explains_as_explain_does(server, source, tmp_path):
+    from distmeta.evaluation.influence import explain
+
+    handle = server.ask("POST", "/tasks", {"support": support(0)}).json["task"]
+    answer = server.ask("POST", f"/tasks/{handle}/explain", {"inputs": TEXTS[:2]})
+    assert answer.status == 200, answer.body
+    own = adapt(source, support(0))
+    for one, expected in zip(answer.json["explanations"], explain(own, TEXTS[:2]), strict=True):
+        assert one["prediction"]["label"] == expected["prediction"]["label"]
+        influences = {each["row"]: each["influence"] for each in one["influences"]}
+        assert influences == pytest.approx({e["row"]: e["influence"] for e in expected["influences"]}, abs=1e-4)
+    assert server.predict(handle)  # as before

@@ -1,13 +1,18 @@
 """Small data, configurations and processes for tests. Imported by name: pytest puts this folder on the path."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from distmeta.config import Config, make_config
 from distmeta.config.trees import merge
@@ -180,6 +185,25 @@ def start_command(place: Path, data: Path, *words: str) -> list[str]:
 
 def cli(*words: str, cwd: Path, stdin: str | None = None, timeout: float = 120) -> subprocess.CompletedProcess:
     return subprocess.run([*CLI, *words], cwd=cwd, input=stdin, capture_output=True, text=True, timeout=timeout)
+
+
+def command(*words: str, cwd: Path) -> SimpleNamespace:
+    """As `cli`, in this process, which has imported all that the command needs."""
+    from distmeta.cli import main
+    from distmeta.runs import interrupt
+
+    out, err = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        for name in ("_caught", "_installed", "_run_dir"):
+            patch.setattr(interrupt, name, [])
+        patch.setattr(sys, "argv", ["distmeta", *words])
+        patch.chdir(cwd)
+        with pytest.raises(SystemExit) as end:
+            main()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return SimpleNamespace(returncode=end.value.code or 0, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def parsed(verb, words):

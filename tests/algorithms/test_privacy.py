@@ -146,7 +146,8 @@ def test_epsilon_grows_with_steps_and_falls_with_tasks_and_noise():
     def of(noise=4.0, tasks=50, size=4, steps=20):
         return privacy.epsilon(PrivacyConfig(noise=noise, clip=1, delta=1e-4), tasks, size, steps)
 
-    assert of() < of(steps=40) and of() < of(size=8) and of() > of(tasks=100) and of() > of(noise=8.0)
+    base = of()
+    assert base < of(steps=40) and base < of(size=8) and base > of(tasks=100) and base > of(noise=8.0)
     assert of(noise=1e-3) > 1e5  # as good as none: said, in no more time than others
     assert 0 < of(tasks=2, size=4) < math.inf  # fewer tasks than episodes: a task is there more than once
 

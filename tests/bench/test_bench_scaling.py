@@ -43,7 +43,7 @@ def test_arguments_that_cannot_be_measured_are_refused_before_anything_runs(give
      (["--samplers", ""], "--samplers")],
 )  # fmt: skip
 def test_the_command_line_refuses_in_one_line(words, told, tmp_path):
-    done = small.cli("bench", "scaling", *words, cwd=tmp_path)
+    done = small.command("bench", "scaling", *words, cwd=tmp_path)
     assert done.returncode == 2
     assert told in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())

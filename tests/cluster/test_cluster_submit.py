@@ -134,23 +134,23 @@ REFUSED = [
 ]  # fmt: skip
 
 
-def test_what_cannot_run_is_not_sent(cluster, tmp_path):
-    found = all_of(cluster, [words for words, _ in REFUSED], tmp_path)
+def test_what_cannot_run_is_not_sent(head, tmp_path):
+    found = all_of(head, [words for words, _ in REFUSED], tmp_path)
     for (code, out, err), (words, message) in zip(found, REFUSED, strict=True):
         assert code == 2 and out == "" and re.search(message, err), (words, err)
         assert len(err.splitlines()) == 1, err
 
 
-def test_a_wrong_address_and_a_token_that_is_absent_or_wrong_are_one_line_each(cluster, tmp_path):
+def test_a_wrong_address_and_a_token_that_is_absent_or_wrong_are_one_line_each(head, tmp_path):
     words = ("submit", "train", "--run-dir=/x", "--address")
-    nowhere = distmeta(*words, f"http://127.0.0.1:{free_port()}", env=cluster.environment, cwd=tmp_path)
+    nowhere = distmeta(*words, f"http://127.0.0.1:{free_port()}", env=head.environment, cwd=tmp_path)
     assert nowhere.returncode == 2 and "nothing answers as Ray's Jobs API" in nowhere.stderr
-    env = {key: value for key, value in cluster.environment.items() if not key.startswith("RAY_AUTH")}
-    absent = distmeta(*words, cluster.address, env=env | {"HOME": str(tmp_path)}, cwd=tmp_path)
+    env = {key: value for key, value in head.environment.items() if not key.startswith("RAY_AUTH")}
+    absent = distmeta(*words, head.address, env=env | {"HOME": str(tmp_path)}, cwd=tmp_path)
     assert absent.returncode == 2 and "the cluster asks for a token; set RAY_AUTH_MODE=token" in absent.stderr
     (tmp_path / "token").write_text("0" * 64)
     env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
-    wrong = distmeta(*words, cluster.address, env=env, cwd=tmp_path)
+    wrong = distmeta(*words, head.address, env=env, cwd=tmp_path)
     assert wrong.returncode == 2 and "the cluster refuses the token" in wrong.stderr
     for done in (nowhere, absent, wrong):
         assert len(done.stderr.splitlines()) == 1, done.stderr

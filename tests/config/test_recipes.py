@@ -71,10 +71,11 @@ def test_every_recipe_runs(name, words_csv, classes_csv, tmp_path):
     assert found["meta_trained"]["loss"]["episodes"] == 4
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_has_a_recipe_that_runs(name, tmp_path):
-    """In this process, which is quicker."""
+    """On its recipe's own data; test_algorithms_runs.py trains each on less, in the set that is always run."""
     config = load_config(name, [word for word in SHORT if name != "fine_tune" or not word.startswith("outer.steps")])
     assert config.algorithm == name
     learn(config, tmp_path, prepare_store(config), [], 0, 1, torch.device("cpu"))
@@ -96,12 +97,15 @@ def test_a_recipe_says_what_it_is_for(name):
     assert load_config(name).run.name == name
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("one_rank")
 def test_the_default_run_learns_to_adapt(tmp_path):
-    """`distmeta train`, cut short: two learner ranks, two samplers, and scores that its inner steps raise far."""
-    methods = default_run(tmp_path, "outer.steps=60", "eval.episodes=100", "eval.baselines=false")
-    ours = methods["meta_trained"]["accuracy"]
-    assert ours["episodes"] == 100 and ours["low"] > 1 / 3 + 0.2 and ours["curve"][-1] > ours["curve"][0] + 0.2
+    """What `distmeta train` does, cut short and in this process: its inner steps raise the scores far."""
+    words = ["outer.steps=50", "eval.episodes=60", "eval.baselines=false"]
+    config = load_config("default", words)
+    assert config.cluster.workers == 2 and config.sampling.actors >= 2
+    learn(config, tmp_path, prepare_store(config), [], 0, 1, torch.device("cpu"))
+    ours = json.loads((tmp_path / "evaluation.json").read_text())["meta_trained"]["accuracy"]
+    assert ours["episodes"] == 60 and ours["low"] > 1 / 3 + 0.2 and ours["curve"][-1] > ours["curve"][0] + 0.2
 
 
 @pytest.mark.long
@@ -115,8 +119,6 @@ def test_the_default_run_shows_that_meta_training_helps(tmp_path):
 
 def default_run(place, *words):
     """The evaluation of the recipe `default`."""
-    config = load_config()
-    assert config.cluster.workers == 2 and config.sampling.actors >= 2
     done = small.cli("train", *words, "--json", cwd=place, timeout=560)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)["evaluation"]

@@ -273,7 +273,7 @@ def test_errors(runs, tmp_path):
     with pytest.raises(InputError, match="no adapter"):
         export(runs("bert"), tmp_path / "out", merge=True)
     assert not (tmp_path / "out").exists()
-    done = small.cli("compress", str(runs("bert")), "--out", "out", "--prune", "units:2", cwd=tmp_path)
+    done = small.command("compress", str(runs("bert")), "--out", "out", "--prune", "units:2", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
 
 

@@ -229,7 +229,7 @@ def test_a_taken_directory_and_a_damaged_checkpoint_are_refused(exports, tmp_pat
     path, out = exports[0]["t5, all"]
     with pytest.raises(InputError, match="exists already"):
         export(path, out)
-    done = small.cli("export", str(tmp_path / "none"), "--out", "there", cwd=tmp_path)
+    done = small.command("export", str(tmp_path / "none"), "--out", "there", cwd=tmp_path)
     assert done.returncode == 2 and "no such run" in done.stderr and not (tmp_path / "there").exists()
 
 

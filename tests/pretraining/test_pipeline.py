@@ -27,8 +27,8 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def in_process(one_rank, monkeypatch):
+@pytest.fixture(scope="module")
+def in_process(one_rank):
     """The ranks of both trainings are this process, without Ray; how often each was started is counted."""
     started = {"pretrain": 0, "train": 0}
 
@@ -40,10 +40,20 @@ def in_process(one_rank, monkeypatch):
         started["train"] += 1
         learn(config, run_dir, store, [], 0, 1, torch.device("cpu"))
 
-    monkeypatch.setattr(PRETRAIN, "run_ranks", pretrain_here)
-    monkeypatch.setattr(TRAIN, "run_learners", train_here)
-    monkeypatch.setattr(TRAIN, "ray_cluster", lambda config: contextlib.nullcontext())
-    return started
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PRETRAIN, "run_ranks", pretrain_here)
+        patch.setattr(TRAIN, "run_learners", train_here)
+        patch.setattr(TRAIN, "ray_cluster", lambda config: contextlib.nullcontext())
+        yield started
+
+
+@pytest.fixture(scope="module")
+def whole(in_process, tmp_path_factory):
+    """The folder of a pipeline that has run once, the pipeline, its evaluation and its weights."""
+    folder = tmp_path_factory.mktemp("pipeline") / "p"
+    names, first = ran(folder)
+    assert names == list(ALL) and in_process == {"pretrain": 1, "train": 1}
+    return folder, first, first.run.evaluation, (first.run.checkpoint / "meta.safetensors").read_bytes()
 
 
 def ran(folder, *words):
@@ -53,45 +63,44 @@ def ran(folder, *words):
     return [name for name, stage in done.stages.items() if stage["state"] == "run"], done
 
 
-def test_stages_run_again_only_after_a_change(in_process, tmp_path):
-    folder = tmp_path / "p"
-    names, first = ran(folder)
-    assert names == list(ALL) and in_process == {"pretrain": 1, "train": 1}
+def test_a_stage_that_was_lost_or_damaged_is_made_again(whole):
+    folder, first, _, weights = whole
+    (folder / "train" / "evaluation.json").unlink()
+    assert ran(folder)[0] == ["evaluate"]
+    (first.run.checkpoint / "meta.safetensors").write_bytes(b"damaged")
+    shutil.rmtree(folder / "train" / "export")
+    names, again = ran(folder)
+    assert names[:1] == ["train"] and "pretrain" not in names and "export" in names
+    assert (again.run.checkpoint / "meta.safetensors").read_bytes() == weights
+
+
+def test_stages_run_again_only_after_a_change(whole, in_process):
+    folder, first, _, weights = whole
+    assert ran(folder)[0] == []
+    in_process |= {"pretrain": 0, "train": 0}
     assert first.pretrained.summary["steps"] == 4 and first.run.metrics[-1]["step"] == 2  # good enough there
     assert first.run.evaluation["meta_trained"]["accuracy"]["episodes"] == 4
     assert (folder / "train" / "export" / "model.safetensors").is_file()
     assert all(stage["seconds"] >= 0 and stage["inputs"] and stage["digest"] for stage in first.stages.values())
-    weights = (first.run.checkpoint / "meta.safetensors").read_bytes()
 
     assert ran(folder, "cluster.workers=1", "pretrain.every=2", "run.keep=5")[0] == []  # of no weight
     assert ran(folder, "eval.episodes=6")[0] == ["evaluate", "export"]
     names, changed = ran(folder, "eval.episodes=6", "inner.lr=0.1")
     assert names == ["initialise", "train", "evaluate", "export"]
     assert (changed.run.checkpoint / "meta.safetensors").read_bytes() != weights
-    kept = list(folder.glob("train-*"))
-    assert len(kept) == 1 and (kept[0] / "checkpoints" / "step-000002" / "meta.safetensors").read_bytes() == weights
-    assert in_process == {"pretrain": 1, "train": 2}
+    kept = [run for run in folder.glob("train-*") if (run / "checkpoints" / "step-000002").exists()]
+    assert weights in [(run / "checkpoints" / "step-000002" / "meta.safetensors").read_bytes() for run in kept]
+    assert in_process == {"pretrain": 0, "train": 1}
 
     names, other = ran(folder, "eval.episodes=6", "inner.lr=0.1", "pretrain.lr=0.01")
     assert names == ["pretrain", "initialise", "train", "evaluate", "export"]  # the tasks' tokens stay as they were
-    assert in_process == {"pretrain": 2, "train": 3}
+    assert in_process == {"pretrain": 1, "train": 2}
     assert json.loads((folder / "pipeline.json").read_text()) == other.stages
 
 
-def test_a_stage_that_was_lost_or_damaged_is_made_again(in_process, tmp_path):
+def test_a_stage_that_was_cut_off_goes_on(whole, tmp_path, monkeypatch):
     folder = tmp_path / "p"
-    done = ran(folder)[1]
-    (folder / "train" / "evaluation.json").unlink()
-    assert ran(folder)[0] == ["evaluate"]
-    (done.run.checkpoint / "meta.safetensors").write_bytes(b"damaged")
-    shutil.rmtree(folder / "train" / "export")
-    names = ran(folder)[0]
-    assert names[:1] == ["train"] and "pretrain" not in names and "export" in names
-
-
-def test_a_stage_that_was_cut_off_goes_on(in_process, tmp_path, monkeypatch):
-    folder = tmp_path / "p"
-    whole = ran(tmp_path / "whole")[1]
+    _, _, evaluation, weights = whole
     here = TRAIN.run_learners
 
     def cut(config, run_dir, store, cluster, ends_at=None):
@@ -107,10 +116,8 @@ def test_a_stage_that_was_cut_off_goes_on(in_process, tmp_path, monkeypatch):
     names, done = ran(folder)
     assert names == ["train", "evaluate", "export"]
     assert "continuing from step-000002" in (done.run.path / "log.txt").read_text()
-    assert done.run.evaluation == whole.run.evaluation
-    assert (done.run.checkpoint / "meta.safetensors").read_bytes() == (
-        whole.run.checkpoint / "meta.safetensors"
-    ).read_bytes()
+    assert done.run.evaluation == evaluation
+    assert (done.run.checkpoint / "meta.safetensors").read_bytes() == weights
 
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path):
@@ -132,6 +139,6 @@ def test_both_verbs_can_be_submitted(tmp_path):
 
 
 def test_the_command_line_refuses_in_one_line(tmp_path):
-    done = small.cli("pipeline", "model.architecture=t5", "model.config={}", cwd=tmp_path)
+    done = small.command("pipeline", "model.architecture=t5", "model.config={}", cwd=tmp_path)
     assert done.returncode == 2 and "t5 is an encoder-decoder" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and list(tmp_path.iterdir()) == []

@@ -293,9 +293,9 @@ def test_a_path_that_is_no_run_is_one_line(tmp_path, page):
     for path, why in ((tmp_path / "none", "no such directory"), (tmp_path, "no config.yaml")):
         with pytest.raises(InputError, match=why):
             report.write(path)
-    done = small.cli("report", "none", cwd=tmp_path)
+    done = small.command("report", "none", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no such directory" in done.stderr
-    done = small.cli("report", str(page.parent), "--json", cwd=tmp_path)
+    done = small.command("report", str(page.parent), "--json", cwd=tmp_path)
     assert done.returncode == 0 and json.loads(done.stdout) == {"report": str(page)}
     (page.parent / "evaluation.json").write_text("{")
     with pytest.raises(InputError, match=r"evaluation\.json: not readable"):

@@ -69,14 +69,19 @@ class Process:
                 os.kill(pid, signal.SIGKILL)
 
 
-def start(place, data, *words, address=None, steps=12, **tune) -> Process:
+def start(place, data, *words, address=None, **tune) -> Process:
     place.mkdir(exist_ok=True)
+    write(place, data, **tune)
+    return Process(place, words, address)
+
+
+def write(place, data, steps=12, **tune) -> None:
+    """tiny.yaml."""
     tiny = small.config(
         data, cluster={"workers": 1}, sampling={"actors": 0}, run={"name": "tiny", "checkpoint_every": 4},
         outer={"steps": steps}, eval={"every": 4}, tune={"space": SPACE, **GRID, **tune},
     )  # fmt: skip
     (place / "tiny.yaml").write_text(yaml.safe_dump(tiny.model_dump(mode="json")))
-    return Process(place, words, address)
 
 
 def numbers(search: Search) -> list[dict]:

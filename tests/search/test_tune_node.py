@@ -10,7 +10,6 @@ import pytest
 import small
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 import searches
 import yaml
 from nodes import Nodes, can_make_namespaces, short_folder

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import urllib.request
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,40 +14,32 @@ from distmeta.tasks.episodes import EpisodeWindow
 from distmeta.tasks.episodes.flow import samplers_needed, seconds_per_episode
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-PORT = free_port()
-
-
 @pytest.fixture(scope="module")
-def ray() -> Iterator[Any]:
-    import ray
-
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _metrics_export_port=PORT)
-    yield ray
-    ray.shutdown()
-
-
-def start(ray: Any, seconds: float = 0.0, at_once: int = 1) -> Any:
-    """A sampler that takes so long for an episode, and counts what it has made; `at_once`: it answers calls so many."""
+def timed(ray: Any) -> list[Any]:
+    """Three samplers that take so long for an episode as `take` says, and count what they make. They answer two calls
+    at once, so that they count while they make."""
 
     class Timed:
         def __init__(self) -> None:
-            self.made = 0
+            self.seconds, self.made = 0.0, 0
 
         def sample(self, indices: list[int], split: str) -> list[int]:
-            time.sleep(seconds * len(indices))
+            time.sleep(self.seconds * len(indices))
             self.made += len(indices)
             return list(indices)
+
+        def take(self, seconds: float) -> None:
+            self.seconds, self.made = seconds, 0
 
         def count(self) -> int:
             return self.made
 
-    return ray.remote(Timed).options(num_cpus=0, max_concurrency=at_once).remote()
+    return [ray.remote(Timed).options(num_cpus=0, max_concurrency=2).remote() for _ in range(3)]
+
+
+def start(ray: Any, timed: list[Any], seconds: float = 0.0) -> list[Any]:
+    ray.get([sampler.take.remote(seconds) for sampler in timed])
+    return timed
 
 
 @pytest.mark.parametrize("make_s", [0.001, 0.02, 0.3])
@@ -61,13 +51,13 @@ def test_as_many_samplers_as_keep_half_busy(make_s: float, episodes: int, busy_s
     assert needed == 1 or episodes * make_s / (needed - 1) > busy_s / 2 * (1 - 1e-9)  # one less would not be
 
 
-def test_a_sampler_s_rate_is_measured_as_a_learner_sees_it(ray: Any) -> None:
-    assert 0.01 < seconds_per_episode(start(ray, 0.01), 60, episodes=8) < 0.1
+def test_a_sampler_s_rate_is_measured_as_a_learner_sees_it(ray: Any, timed: list[Any]) -> None:
+    assert 0.01 < seconds_per_episode(start(ray, timed, 0.01)[0], 60, episodes=8) < 0.1
 
 
-def test_samplers_that_come_later_take_their_turn_and_change_no_number(ray: Any) -> None:
+def test_samplers_that_come_later_take_their_turn_and_change_no_number(ray: Any, timed: list[Any]) -> None:
     groups = [[t * 6 + j for j in range(6)] for t in range(20)]
-    samplers = [start(ray) for _ in range(3)]
+    samplers = start(ray, timed)
     window = EpisodeWindow(groups, samplers[:1], split="train", window=12, timeout_s=60)
     found = []
     for group, _ in window:
@@ -79,8 +69,10 @@ def test_samplers_that_come_later_take_their_turn_and_change_no_number(ray: Any)
     assert sum(counts) == 120 and min(counts[1:]) >= 20
 
 
-def test_a_learner_ten_times_slower_than_the_samplers_never_has_more_in_flight_than_the_window(ray: Any) -> None:
-    samplers = [start(ray, 0.002, at_once=2) for _ in range(2)]  # so that they count while they make
+def test_a_learner_ten_times_slower_than_the_samplers_never_has_more_in_flight_than_the_window(
+    ray: Any, timed: list[Any]
+) -> None:
+    samplers = start(ray, timed, 0.002)[:2]
     window = EpisodeWindow(([i, i] for i in range(10**6)), samplers, split="train", window=8, timeout_s=60)
     for used, _ in enumerate(window, 1):
         time.sleep(10 * 2 * 0.002 / 2)
@@ -95,7 +87,8 @@ def test_a_learner_ten_times_slower_than_the_samplers_never_has_more_in_flight_t
 SECONDS = {"wait_s": 1.0, "inner_s": 2.0, "peers_s": 0.0, "aggregate_s": 0.5, "checkpoint_s": 0.5}
 
 
-def test_gauges_reach_prometheus(ray: Any) -> None:
+@pytest.mark.usefixtures("ray")
+def test_gauges_reach_prometheus(head: Any) -> None:
     Gauges(small.config(run={"name": "mine"}), rank=1).set(SECONDS, in_flight=5, outer_loss=0.25)
     expected = {
         "tasks_per_second": 1.0,
@@ -109,7 +102,7 @@ def test_gauges_reach_prometheus(ray: Any) -> None:
     while len(found) < len(expected) and time.monotonic() < deadline:
         time.sleep(0.5)
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/metrics", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{head.metrics}/metrics", timeout=5) as answer:
                 lines = answer.read().decode().splitlines()
         except OSError:
             continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,27 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TaskStore:
 
 
 @pytest.fixture(scope="module")
-def ray() -> Iterator[Any]:
-    import ray
+def three(ray: Any, store: TaskStore) -> list[Any]:
+    """Sampler actors, which have no state."""
+    return start_samplers(store.path, TASK, 0, 3)
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield ray
-    ray.shutdown()
+
+@pytest.fixture(scope="module")
+def counting(ray: Any) -> list[Any]:
+    """Three actors that count what they make; `count` begins again."""
+
+    class Counting:
+        made = 0
+
+        def sample(self, indices: list[int], split: str) -> list[int]:
+            self.made += len(indices)
+            return indices
+
+        def count(self, again: bool = False) -> int:
+            made, self.made = self.made, 0 if again else self.made
+            return made
+
+    return [ray.remote(Counting).options(num_cpus=0).remote() for _ in range(3)]
 
 
 def local(store: TaskStore) -> EpisodeWindow:
@@ -64,10 +78,9 @@ def test_a_store_that_cannot_be_read_is_named(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize(("actors", "window"), [(1, 1), (1, 50), (3, 5), (3, 32)])
 def test_actors_give_the_same_numbers_and_never_exceed_the_window(
-    ray: Any, store: TaskStore, actors: int, window: int
+    three: list[Any], store: TaskStore, actors: int, window: int
 ) -> None:
-    samplers = start_samplers(store.path, TASK, 0, actors)
-    episodes = EpisodeWindow(iter(GROUPS), samplers, split="train", window=window, timeout_s=60)
+    episodes = EpisodeWindow(iter(GROUPS), three[:actors], split="train", window=window, timeout_s=60)
     asked = taken = 0
     ask = episodes._ask
 
@@ -87,29 +100,11 @@ def test_actors_give_the_same_numbers_and_never_exceed_the_window(
     assert asked == taken == 120 and episodes.in_flight == 0
     assert episodes.peak <= window and (window < 6 or episodes.peak > window - 6)
     assert same(found, [group for group, _ in local(store)])
-    for sampler in samplers:
-        ray.kill(sampler)
 
 
-def start_counting(ray: Any) -> Any:
-    """An actor that counts what it makes."""
-
-    class Counting:
-        def __init__(self) -> None:
-            self.made = 0
-
-        def sample(self, indices: list[int], split: str) -> list[int]:
-            self.made += len(indices)
-            return indices
-
-        def count(self) -> int:
-            return self.made
-
-    return ray.remote(Counting).options(num_cpus=0).remote()
-
-
-def test_a_slow_learner_holds_no_more_than_the_window(ray: Any) -> None:
-    sampler = start_counting(ray)
+def test_a_slow_learner_holds_no_more_than_the_window(ray: Any, counting: list[Any]) -> None:
+    sampler = counting[0]
+    ray.get(sampler.count.remote(again=True))
     window = EpisodeWindow(([i, i] for i in range(1000)), [sampler], split="train", window=8, timeout_s=60)
     for used, _ in enumerate(window, 1):
         time.sleep(0.02)
@@ -118,19 +113,19 @@ def test_a_slow_learner_holds_no_more_than_the_window(ray: Any) -> None:
             break
 
 
-def test_samplers_share_the_work_evenly(ray: Any) -> None:
-    samplers = [start_counting(ray) for _ in range(3)]
-    for _ in EpisodeWindow(GROUPS, samplers, split="train", window=12, timeout_s=60):
+def test_samplers_share_the_work_evenly(ray: Any, counting: list[Any]) -> None:
+    ray.get([sampler.count.remote(again=True) for sampler in counting])
+    for _ in EpisodeWindow(GROUPS, counting, split="train", window=12, timeout_s=60):
         pass
-    assert ray.get([sampler.count.remote() for sampler in samplers]) == [40, 40, 40]
+    assert ray.get([sampler.count.remote() for sampler in counting]) == [40, 40, 40]
 
 
 def _pid(ray: Any, sampler: Any) -> int:
     return int(ray.get(sampler.__ray_call__.remote(lambda self: os.getpid())))
 
 
-def test_a_killed_sampler_is_invisible(ray: Any, store: TaskStore) -> None:
-    samplers = start_samplers(store.path, TASK, 0, 2, 0.25)
+def test_a_killed_sampler_is_invisible(ray: Any, three: list[Any], store: TaskStore) -> None:
+    samplers = three[:2]
     killed = 0
     found = []
     window = EpisodeWindow(GROUPS, samplers, split="train", window=8, timeout_s=60)
@@ -143,24 +138,20 @@ def test_a_killed_sampler_is_invisible(ray: Any, store: TaskStore) -> None:
     assert same(found, [group for group, _ in local(store)])
 
 
-def test_a_late_sampler_is_named(ray: Any) -> None:
+def test_a_late_sampler_is_named(ray: Any, counting: list[Any]) -> None:
     class Sleepy:
-        def __init__(self, late: bool) -> None:
-            self.late = late
-
         def sample(self, indices: list[int], split: str) -> list[int]:
-            time.sleep(30 if self.late and indices else 0)
+            time.sleep(30 if indices else 0)
             return indices
 
-    samplers = [ray.remote(Sleepy).options(num_cpus=0).remote(late) for late in (False, True)]
-    ray.get([sampler.sample.remote([], "train") for sampler in samplers], timeout=60)  # they have started
-    window = EpisodeWindow([[4, 5, 6, 7]], samplers, split="train", window=8, timeout_s=3)
+    late = ray.remote(Sleepy).options(num_cpus=0).remote()
+    ray.get(late.sample.remote([], "train"), timeout=60)  # it has started
+    window = EpisodeWindow([[4, 5, 6, 7]], [counting[0], late], split="train", window=8, timeout_s=1)
     began = time.perf_counter()
-    with pytest.raises(SamplerTimeout, match=r"=3 s: sampler 1 of 2 \(actor \w+\) owes train episodes 6, 7;"):
+    with pytest.raises(SamplerTimeout, match=r"=1 s: sampler 1 of 2 \(actor \w+\) owes train episodes 6, 7;"):
         next(iter(window))
     assert time.perf_counter() - began < 10
-    for sampler in samplers:
-        ray.kill(sampler)
+    ray.kill(late)
 
 
 def test_an_error_of_the_data_keeps_its_one_line(ray: Any, tmp_path: Any) -> None:
@@ -170,20 +161,19 @@ def test_an_error_of_the_data_keeps_its_one_line(ray: Any, tmp_path: Any) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_arrays_come_from_the_object_store_without_a_copy(ray: Any, store: TaskStore) -> None:
-    samplers = start_samplers(store.path, TASK, 0, 1)
-    ((group, _),) = EpisodeWindow([list(range(64))], samplers, split="train", window=64, timeout_s=60)
+def test_arrays_come_from_the_object_store_without_a_copy(three: list[Any]) -> None:
+    ((group, _),) = EpisodeWindow([list(range(64))], three[:1], split="train", window=64, timeout_s=60)
     tokens = group[0].support.tokens
     assert tokens.dtype == np.int32 and not tokens.flags.writeable and not tokens.flags.owndata
 
 
-@pytest.mark.parametrize(("error", "raised"), [(TypeError, ProgramError), (KeyError, ProgramError), (OSError, OSError)])
-def test_a_mistake_of_the_program_in_a_sampler_is_told_apart_from_a_fault(ray: Any, error: Any, raised: Any) -> None:
+def test_a_mistake_of_the_program_in_a_sampler_is_told_apart_from_a_fault(ray: Any) -> None:
     class Mistaken:
         def sample(self, indices: list[int], split: str) -> None:
-            raise error("no such thing")
+            raise (TypeError, KeyError, OSError)[indices[0]]("no such thing")
 
     sampler = ray.remote(Mistaken).options(num_cpus=0).remote()
-    with pytest.raises(raised, match="no such thing"):
-        next(iter(EpisodeWindow([[0]], [sampler], split="train", window=1, timeout_s=60)))
+    for index, raised in enumerate((ProgramError, ProgramError, OSError)):
+        with pytest.raises(raised, match="no such thing"):
+            next(iter(EpisodeWindow([[index]], [sampler], split="train", window=1, timeout_s=60)))
     ray.kill(sampler)

@@ -1,12 +1,13 @@
 """A Ray cluster of several nodes on this machine: `ray start` processes, each in a network namespace of its own.
 
 Where namespaces cannot be made (no rights), all nodes are on 127.0.0.1. Token authentication is on, with a token of
-the cluster's own.
+the cluster's own. `shared` is one node for all tests that need nothing but Ray.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -18,7 +19,9 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -26,10 +29,10 @@ RAY = str(Path(sys.executable).with_name("ray"))
 class Nodes:
     """head, then workers by name; `address` is the Jobs API's, `gcs` the cluster's own."""
 
-    def __init__(self, folder: Path, cpus: dict[str, int], spread: bool = True) -> None:
+    def __init__(self, folder: Path, cpus: dict[str, int], spread: bool = True, token: str | None = None) -> None:
         self.folder, self.cpus = folder, cpus
         self.token = folder / "token"
-        self.token.write_text(secrets.token_hex(32))
+        self.token.write_text(token or secrets.token_hex(32))
         self.token.chmod(0o600)
         self.tag = f"dm{os.getpid() % 10000}"
         self.apart = spread and can_make_namespaces()
@@ -38,7 +41,7 @@ class Nodes:
         }
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.head = next(iter(cpus))
-        port, dash = free_port(), free_port()
+        port, dash, self.metrics = free_port(), free_port(), free_port()
         self.gcs, self.address = f"{self.ip[self.head]}:{port}", f"http://{self.ip[self.head]}:{dash}"
         self.ports = (port, dash)
 
@@ -56,12 +59,13 @@ class Nodes:
         }  # fmt: skip
 
     def start(self, name: str) -> None:
-        command = [RAY, "start", "--block", f"--num-cpus={self.cpus[name]}", f"--node-ip-address={self.ip[name]}",
+        command = [RAY, "start", "--block", f"--num-cpus={self.cpus[name]}",
+                   *([f"--node-ip-address={self.ip[name]}"] if self.apart or len(self.cpus) > 1 else []),
                    "--object-store-memory=200000000", "--disable-usage-stats"]  # fmt: skip
         if name == self.head:
             command += ["--head", f"--port={self.ports[0]}", "--include-dashboard=true",
                         f"--dashboard-port={self.ports[1]}", f"--dashboard-host={self.ip[name]}",
-                        f"--temp-dir={self.folder / 'ray'}"]  # fmt: skip
+                        f"--metrics-export-port={self.metrics}", f"--temp-dir={self.folder / 'ray'}"]  # fmt: skip
         else:
             command += [f"--address={self.gcs}"]
         with (self.folder / f"{name}.log").open("wb") as log:
@@ -80,7 +84,7 @@ class Nodes:
         mount = f'mount --bind {own} {self.folder / "ray"} && exec "$@"'
         return ["ip", "netns", "exec", f"{self.tag}{name}", "sh", "-c", mount, "sh", *command]
 
-    def wait(self, count: int, timeout_s: float = 90) -> None:
+    def wait(self, count: int, timeout_s: float = 240) -> None:
         """Until so many nodes are alive."""
         deadline, alive = time.monotonic() + timeout_s, 0
         while alive != count:
@@ -144,6 +148,38 @@ class Nodes:
                f"ip link set {outer} master {bridge}", f"ip link set {outer} up",
                f"ip -n {space} addr add {self.ip[name]}/24 dev eth0", f"ip -n {space} link set eth0 up",
                f"ip -n {space} link set lo up")  # fmt: skip
+
+
+@contextlib.contextmanager
+def shared(folder: Path) -> Iterator[SimpleNamespace]:
+    """The one node of all processes that name this folder, with eight cores to reserve: its gcs, address, metrics (a
+    port) and environment. The first to come starts it, the last to go ends it."""
+    about, user = folder / "head.json", folder / f"user-{os.getpid()}"
+    with locked(folder):
+        if not about.exists():
+            place, token = Path(tempfile.mkdtemp(prefix="n")), os.environ["RAY_AUTH_TOKEN"]  # conftest.py has set it
+            nodes = Nodes(place, {"head": 8}, spread=False, token=token).__enter__()
+            head = {name: getattr(nodes, name) for name in ("gcs", "address", "metrics", "environment")}
+            about.write_text(json.dumps({**head, "pid": nodes.running["head"].pid, "folder": str(nodes.folder)}))
+        user.touch()
+    head = SimpleNamespace(**json.loads(about.read_text()))
+    try:
+        yield head
+    finally:
+        with locked(folder):
+            user.unlink()
+            if not list(folder.glob("user-*")):
+                os.killpg(head.pid, signal.SIGKILL)
+                about.unlink()
+                shutil.rmtree(head.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time."""
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def short_folder() -> tempfile.TemporaryDirectory[str]:

@@ -54,8 +54,8 @@ def cost(name: str, config: Config) -> float:
 def configured(suite: str, name: str, words: list[str], share: float = 1.0) -> Config:
     """The algorithm's run, with as many meta-steps as `share` of the budget allows."""
     base = load_config(RECIPES[suite], [*words, "algorithm=maml"])
-    own = load_config(RECIPES[suite], [*words, f"algorithm={name}"])
-    steps = base.outer.steps * cost("maml", base) / cost(name, own)
+    configured = load_config(RECIPES[suite], [*words, f"algorithm={name}"])
+    steps = base.outer.steps * cost("maml", base) / cost(name, configured)
     count = 1 if name == "fine_tune" else max(1, round(share * steps))
     return load_config(
         RECIPES[suite],
@@ -120,14 +120,14 @@ def run_child(settings: dict[str, Any]) -> None:
             most = settings["longer"] * settings["steps"] if config.inner.steps else 0
             curve = curves(scored("validation", settings["validation"], most, *trained))["accuracy"]["mean"]
             best = max(range(len(curve)), key=curve.__getitem__)
-            found = {
+            result = {
                 "inner_lr": lr, "meta_steps": config.outer.steps, "cpu_s": seconds, "validation": curve[best],
                 "adapt_steps": best, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             }  # fmt: skip
             if settings["test"]:
                 summary = summarise(scored("test", settings["episodes"], best, *trained))
-                found["test"] = {k: summary[k] for k in ("accuracy", "loss")}
-            out.append(found)
+                result["test"] = {k: summary[k] for k in ("accuracy", "loss")}
+            out.append(result)
         print(json.dumps(out))
         dist.destroy_process_group()
 
@@ -138,8 +138,8 @@ def child(**settings: Any) -> list[dict[str, Any]]:
     )
     if done.returncode:
         raise RuntimeError(f"{settings['algorithm']}: {done.stderr[-2000:]}")
-    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    results: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return results
 
 
 def main() -> None:
@@ -156,37 +156,39 @@ def main() -> None:
     parser.add_argument("--longer", type=int, default=2, help="most steps to adapt with, times the recipe's")
     parser.add_argument("--out", type=Path)
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
-    given = parser.parse_intermixed_args()
-    if given.child:
-        return run_child(json.loads(given.child))
+    options = parser.parse_intermixed_args()
+    if options.child:
+        return run_child(json.loads(options.child))
     from distmeta.bench.measure import setting
 
-    data = [] if given.suite == "builtin" else overrides(given.suite, given.data, given.pretrained)
-    words = [*data, *given.more]
-    out = given.out or RESULTS / f"algorithms_{given.suite}.json"
+    data = [] if options.suite == "builtin" else overrides(options.suite, options.data, options.pretrained)
+    words = [*data, *options.more]
+    out = options.out or RESULTS / f"algorithms_{options.suite}.json"
     record: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"algorithms": {}}
-    base = load_config(RECIPES[given.suite], words)
-    seeds = [int(seed) for seed in given.seeds.split(",")]
-    left_out = LEFT_OUT | (WITHOUT_DECODER if given.suite != "builtin" else {})
-    names = given.algorithms.split(",") if given.algorithms else [name for name in ALGORITHMS if name not in left_out]
-    chosen = {"episodes": given.episodes, "validation": given.validation, "longer": given.longer}
-    asked = {"settings": given.more, **chosen, "share": given.share}
+    base = load_config(RECIPES[options.suite], words)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    left_out = LEFT_OUT | (WITHOUT_DECODER if options.suite != "builtin" else {})
+    names = (
+        options.algorithms.split(",") if options.algorithms else [name for name in ALGORITHMS if name not in left_out]
+    )
+    chosen = {"episodes": options.episodes, "validation": options.validation, "longer": options.longer}
+    asked = {"settings": options.more, **chosen, "share": options.share}
     if other := [key for key, value in asked.items() if record.get(key, value) != value]:
         parser.error(f"{out} was begun with another value of {', '.join(other)}; move it away, or give another --out")
     for name in names:
-        told = record["algorithms"].setdefault(name, {"search": [], "runs": {}})
+        entry = record["algorithms"].setdefault(name, {"search": [], "runs": {}})
         factors = (1.0,) if name in ("prototypes", "in_context") else FACTORS  # those two have no inner loop
         rates = [base.inner.lr * factor for factor in factors]
-        about = {"suite": given.suite, "algorithm": name, "steps": base.inner.steps, **chosen}
-        if not told["search"]:
-            told["search"] = child(**about, words=[*words, "run.seed=0"], rates=rates, share=given.share, test=False)
-        lr = max(told["search"], key=lambda found: found["validation"])["inner_lr"]
+        about = {"suite": options.suite, "algorithm": name, "steps": base.inner.steps, **chosen}
+        if not entry["search"]:
+            entry["search"] = child(**about, words=[*words, "run.seed=0"], rates=rates, share=options.share, test=False)
+        lr = max(entry["search"], key=lambda trial: trial["validation"])["inner_lr"]
         for seed in seeds:
-            if str(seed) not in told["runs"]:
-                at = [*words, f"run.seed={seed}"]
-                (told["runs"][str(seed)],) = child(**about, words=at, rates=[lr], share=1.0, test=True)
-            print(name, seed, {k: v for k, v in told["runs"][str(seed)].items() if k != "test"},
-                  told["runs"][str(seed)]["test"]["accuracy"]["mean"], flush=True)  # fmt: skip
+            if str(seed) not in entry["runs"]:
+                seeded = [*words, f"run.seed={seed}"]
+                (entry["runs"][str(seed)],) = child(**about, words=seeded, rates=[lr], share=1.0, test=True)
+            print(name, seed, {k: v for k, v in entry["runs"][str(seed)].items() if k != "test"},
+                  entry["runs"][str(seed)]["test"]["accuracy"]["mean"], flush=True)  # fmt: skip
             record |= {
                 **setting({"runs": seeds}), **asked, "factors": FACTORS,
                 "budget": base.outer.steps * base.outer.meta_batch_size * cost("maml", base), "left_out": left_out,
@@ -195,14 +197,14 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{given.suite}: meta-test accuracy, means of {len(seeds)} seeds", box=None)
+    table = Table(title=f"{options.suite}: meta-test accuracy, means of {len(seeds)} seeds", box=None)
     for heading in ("algorithm", "accuracy", "95%", "inner.lr", "adapt steps", "meta-steps", "CPU s", "MB"):
         table.add_column(heading, justify="left" if heading == "algorithm" else "right", no_wrap=True)
-    for name, told in sorted(record["algorithms"].items(), key=lambda item: -mean_accuracy(item[1])):
-        runs = list(told["runs"].values())
+    for name, entry in sorted(record["algorithms"].items(), key=lambda item: -mean_accuracy(item[1])):
+        runs = list(entry["runs"].values())
         low, high = (statistics.mean(run["test"]["accuracy"][end] for run in runs) for end in ("low", "high"))
         table.add_row(
-            name, f"{mean_accuracy(told):.3f}", f"{low:.3f} .. {high:.3f}", f"{runs[0]['inner_lr']:.3g}",
+            name, f"{mean_accuracy(entry):.3f}", f"{low:.3f} .. {high:.3f}", f"{runs[0]['inner_lr']:.3g}",
             ",".join(str(run["adapt_steps"]) for run in runs), str(runs[0]["meta_steps"]),
             f"{statistics.mean(run['cpu_s'] for run in runs):.0f}", f"{max(run['peak_mb'] for run in runs):.0f}",
         )  # fmt: skip
@@ -210,8 +212,8 @@ def main() -> None:
     return None
 
 
-def mean_accuracy(told: dict[str, Any]) -> float:
-    return statistics.mean(run["test"]["accuracy"]["mean"] for run in told["runs"].values())
+def mean_accuracy(entry: dict[str, Any]) -> float:
+    return statistics.mean(run["test"]["accuracy"]["mean"] for run in entry["runs"].values())
 
 
 if __name__ == "__main__":

@@ -39,22 +39,25 @@ def splits(source: Path) -> dict[str, list[str]]:
     table = pq.read_table(source, columns=["task", "domain", "split"])
     rows = sorted({(row["domain"], row["task"], row["split"]) for row in table.to_pylist()})
     held_out = sorted({domain for domain, _, split in rows if split == "train"})[4::5]
-    found: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    splits: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     for domain, task, split in rows:
-        found["validation" if domain in held_out else split].append(task)
-    return found
+        splits["validation" if domain in held_out else split].append(task)
+    return splits
 
 
 def scores(model: Any, rows: list[dict[str, str]]) -> dict[str, float]:
     from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-    given = [row["label"] for row in rows]
-    said = [found["label"] for found in model.predict([row["text"] for row in rows])]
-    return {"balanced": float(balanced_accuracy_score(given, said)), "accuracy": float(accuracy_score(given, said))}
+    labels = [row["label"] for row in rows]
+    predictions = [found["label"] for found in model.predict([row["text"] for row in rows])]
+    return {
+        "balanced": float(balanced_accuracy_score(labels, predictions)),
+        "accuracy": float(accuracy_score(labels, predictions)),
+    }
 
 
-def mean(found: list[dict[str, float]]) -> dict[str, float]:
-    return {key: statistics.mean(each[key] for each in found) for key in found[0]}
+def mean(scores: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.mean(each[key] for each in scores) for key in scores[0]}
 
 
 def main() -> None:
@@ -63,13 +66,13 @@ def main() -> None:
     parser.add_argument("--pretrained", required=True)
     parser.add_argument("--run-dir", type=Path, default=Path("runs/arsc"))
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
-    given = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args()
     from distmeta.bench.measure import setting
 
-    source = given.data / "data.parquet"
+    source = options.data / "data.parquet"
     words = [f"data.path={source}", f"data.splits={json.dumps(splits(source))}"]
-    words += [f"model.pretrained={given.pretrained}", *SETTINGS, *given.more]
-    run = distmeta.train(load_config("default", [*words, f"run.dir={given.run_dir}"]), resume=True, show=True)
+    words += [f"model.pretrained={options.pretrained}", *SETTINGS, *options.more]
+    run = distmeta.train(load_config("default", [*words, f"run.dir={options.run_dir}"]), resume=True, show=True)
     validation = distmeta.evaluate(run.checkpoint, split="validation", episodes=200).methods["meta_trained"]["accuracy"]
     curve = validation["curve"]
     best = max(range(len(curve)), key=curve.__getitem__)
@@ -87,7 +90,7 @@ def main() -> None:
         }
         print(task, json.dumps(tasks[task]), flush=True)
     record = {
-        **setting({"run": 0}), "command": " ".join(sys.argv), "settings": [*SETTINGS, *given.more],
+        **setting({"run": 0}), "command": " ".join(sys.argv), "settings": [*SETTINGS, *options.more],
         "seconds": sum(r[k] for r in run.metrics for k in ("wait_s", "inner_s", "aggregate_s", "checkpoint_s")),
         "adapt_steps": best, "validation": validation, "inner_lr": run.metrics[-1]["inner_lr"],
         "mean": {method: mean([task[method] for task in tasks.values()]) for method in ("adapted", "no_adaptation")},

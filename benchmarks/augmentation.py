@@ -66,10 +66,10 @@ def accuracies(config: Config, episodes: int) -> list[float]:
         saved, store = checkpoint.load(place), open_store(store_path)
     model = load_model(saved)
     fast, shared, rates = split_meta(model, saved.meta)
-    mine = [sample_episode(store, config.task, config.run.seed, "test", i) for i in range(episodes)]
+    episodes_ = [sample_episode(store, config.task, config.run.seed, "test", i) for i in range(episodes)]
     loop = inner_loop(config.inner, rates)
     scoring = Scoring(model, fast, shared, loop, config, store.pad_id, torch.device("cpu"))
-    scored = score_episodes(scoring, mine, curve=False)
+    scored = score_episodes(scoring, episodes_, curve=False)
     return [round(float(x), 6) for x in by_episode(scored)["accuracy"][:, -1]]
 
 
@@ -90,13 +90,13 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=200, help="meta-test episodes")
     parser.add_argument("--out", type=Path, default=RESULTS / "augmentation.json")
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
-    given = parser.parse_args()
+    options = parser.parse_args()
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    seeds = [int(seed) for seed in given.seeds.split(",")]
-    record: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {"runs": {}}
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    record: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"runs": {}}
     with tempfile.TemporaryDirectory(prefix="distmeta-group-") as place:
         dist.init_process_group("gloo", init_method=f"file://{place}/group", world_size=1, rank=0)
         for seed in seeds:
@@ -105,19 +105,21 @@ def main() -> None:
                 if str(seed) in told:
                     continue
                 began = time.process_time()
-                found = accuracies(configured(variant, seed, given.steps, given.more), given.episodes)
-                told[str(seed)] = {"accuracy": found, "cpu_seconds": round(time.process_time() - began, 1)}
-                print(variant, seed, round(float(np.mean(found)), 4), told[str(seed)]["cpu_seconds"], flush=True)
+                scores = accuracies(configured(variant, seed, options.steps, options.more), options.episodes)
+                told[str(seed)] = {"accuracy": scores, "cpu_seconds": round(time.process_time() - began, 1)}
+                print(variant, seed, round(float(np.mean(scores)), 4), told[str(seed)]["cpu_seconds"], flush=True)
                 none = record["runs"]["none"]
                 record |= {
-                    **setting({"runs": seeds}), "meta_steps": given.steps, "episodes": given.episodes,
-                    "settings": {**VARIANTS, "all": given.more},
+                    **setting({"runs": seeds}), "meta_steps": options.steps, "episodes": options.episodes,
+                    "settings": {**VARIANTS, "all": options.more},
                     "compared": {name: compared(runs, none) for name, runs in record["runs"].items()},
                 }  # fmt: skip
-                write_json(given.out, record)
+                write_json(options.out, record)
         dist.destroy_process_group()
-    for name, found in record["compared"].items():
-        print(f"{name:15} {found['accuracy']:.3f}  {found['gain']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]")
+    for name, scores in record["compared"].items():
+        print(
+            f"{name:15} {scores['accuracy']:.3f}  {scores['gain']:+.3f} [{scores['low']:+.3f}, {scores['high']:+.3f}]"
+        )
 
 
 if __name__ == "__main__":

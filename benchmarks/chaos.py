@@ -52,51 +52,51 @@ def main() -> None:
     parser.add_argument("--timeout-s", type=float, default=1200, help="of one driver, from its start to its end")
     parser.add_argument("--work", type=Path, help="where the runs go (default: a temporary directory)")
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    runs = json.loads(given.out.read_text())["runs"] if given.out.exists() else []
-    todo = [("inside", seed) for seed in range(given.inside)] + [("outside", seed) for seed in range(given.outside)]
+    options = parser.parse_args()
+    runs = json.loads(options.out.read_text())["runs"] if options.out.exists() else []
+    todo = [("inside", seed) for seed in range(options.inside)] + [("outside", seed) for seed in range(options.outside)]
     todo = [one for one in todo if one not in [(run["faults_from"], run["seed"]) for run in runs]]
-    for side, seed in todo[: given.most]:
-        work = Path(tempfile.mkdtemp(prefix="chaos-", dir=given.work))
-        runs.append((inside if side == "inside" else outside_of)(work, seed, given))
+    for side, seed in todo[: options.most]:
+        work = Path(tempfile.mkdtemp(prefix="chaos-", dir=options.work))
+        runs.append((inside if side == "inside" else outside_of)(work, seed, options))
         print(json.dumps(runs[-1]), flush=True)
         total, bad = sum(run["fired"] for run in runs), [run for run in runs if run["traces"]]
         result = {**measure.setting({"runs": "seed of each"}), "faults": total, "with_traces": len(bad), "runs": runs}
-        measure.write_json(given.out, result)
+        measure.write_json(options.out, result)
         print(f"{total} faults in {len(runs)} runs, {len(bad)} runs with a trace")
         if runs[-1]["traces"]:
             sys.exit(f"the run is in {work}")
         shutil.rmtree(work)
 
 
-def inside(work: Path, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+def inside(work: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Two ranks and two samplers, 40 meta-steps."""
     config = small.config(
         small.write_domains(work / "words.csv"), cluster={"workers": 2, "max_failures": 1000}, sampling={"actors": 2},
         run={"name": "tiny"}, outer={"steps": 40}, eval={"baselines": False},
     )  # fmt: skip
-    quiet = schedule.run_to_end(work / "undisturbed", config, [], given.timeout_s)
-    faults = schedule.make_schedule(seed, given.faults, config.outer.steps, config.run.checkpoint_every, 2)
-    found = schedule.run_to_end(work / "disturbed", config, faults, given.timeout_s)
-    traces = differences(quiet.run, found.run)
-    if len(found.fired) != len(faults):
+    quiet = schedule.run_to_end(work / "undisturbed", config, [], options.timeout_s)
+    faults = schedule.make_schedule(seed, options.faults, config.outer.steps, config.run.checkpoint_every, 2)
+    disturbed = schedule.run_to_end(work / "disturbed", config, faults, options.timeout_s)
+    traces = differences(quiet.run, disturbed.run)
+    if len(disturbed.fired) != len(faults):
         traces.append(f"{len(faults)} faults were due")
-    if found.most_checkpoints > config.run.keep + 1:
-        traces.append(f"{found.most_checkpoints} checkpoints at once")
-    kinds = Counter(line.split(", step")[0] for line in found.fired)
-    return described("inside", seed, kinds, found.drivers, quiet.seconds, found.seconds, traces)
+    if disturbed.most_checkpoints > config.run.keep + 1:
+        traces.append(f"{disturbed.most_checkpoints} checkpoints at once")
+    kinds = Counter(line.split(", step")[0] for line in disturbed.fired)
+    return described("inside", seed, kinds, disturbed.drivers, quiet.seconds, disturbed.seconds, traces)
 
 
-def outside_of(work: Path, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+def outside_of(work: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One rank that samples by itself, 200 meta-steps; of odd seeds two ranks and a sampler."""
     config = small.config(
         small.write_domains(work / "words.csv"), cluster={"workers": 1 + seed % 2}, sampling={"actors": seed % 2},
         run={"checkpoint_every": 20}, outer={"steps": 200}, eval={"baselines": False},
     )  # fmt: skip
     quiet = outside.run_to_end(work / "undisturbed", config, work / "words.csv", seed, 0)
-    found = outside.run_to_end(work / "disturbed", config, work / "words.csv", seed, given.rounds)
-    traces = [*found.wrong, *differences(quiet.run, found.run)]
-    return described("outside", seed, found.fired, found.rounds + 1, quiet.seconds, found.seconds, traces)
+    disturbed = outside.run_to_end(work / "disturbed", config, work / "words.csv", seed, options.rounds)
+    traces = [*disturbed.wrong, *differences(quiet.run, disturbed.run)]
+    return described("outside", seed, disturbed.fired, disturbed.rounds + 1, quiet.seconds, disturbed.seconds, traces)
 
 
 def differences(quiet: Path, disturbed: Path) -> list[str]:

@@ -31,14 +31,16 @@ def arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="name", required=True)
 
     def command(name: str, seeds: int, **defaults: Any) -> argparse.ArgumentParser:
-        own = commands.add_parser(name, description=CLASSICS[name].__doc__,
+        command = commands.add_parser(name, description=CLASSICS[name].__doc__,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-        own.add_argument("--seeds", type=int, nargs="+", default=list(range(seeds)))
-        own.add_argument("--run-dir", type=Path, default=Path("runs") / "classics")
-        own.add_argument("--out", type=Path, default=None)
+        command.add_argument("--seeds", type=int, nargs="+", default=list(range(seeds)))
+        command.add_argument("--run-dir", type=Path, default=Path("runs") / "classics")
+        command.add_argument("--out", type=Path, default=None)
         for key, value in defaults.items():
-            own.add_argument(f"--{key.replace('_', '-')}", type=type(value), default=value, help=f"default: {value}")
-        return own
+            command.add_argument(
+                f"--{key.replace('_', '-')}", type=type(value), default=value, help=f"default: {value}"
+            )
+        return command
 
     sinusoid = command("sinusoid", 3, points=10, steps=30_000, meta_batch=25, tasks=1000)
     sinusoid.add_argument("--no-compile", dest="compiled", action="store_false")

@@ -140,15 +140,15 @@ def meta_train(method: str, seed: int, options: Any, file: Path) -> Trained:
         if method == "pretrained":
             drawn = roll_out(module, stacked, goal, 2 * n, horizon, "support", seed, step)
             batch = with_advantages(drawn, scaled=False)
-            found = meta_gradient(one, stacked, batch, batch, InnerLoop(steps=0),
+            result = meta_gradient(one, stacked, batch, batch, InnerLoop(steps=0),
                                   task_axis=True, last_inner_loss=False)  # fmt: skip
-            return mean_over_tasks(found.grads), -float(drawn.returns.mean())
+            return mean_over_tasks(result.grads), -float(drawn.returns.mean())
         support = with_advantages(roll_out(module, stacked, goal, n, horizon, "support", seed, step))
         fast = adapt(one, stacked, support, loop, task_axis=True, last_inner_loss=False).params
         drawn = roll_out(module, fast, goal, n, horizon, "query", seed, step)
         query = with_advantages(drawn, scaled=False)
-        found = meta_gradient(one, stacked, support, query, loop, order, task_axis=True, last_inner_loss=False)
-        grads = mean_over_tasks(found.grads)
+        result = meta_gradient(one, stacked, support, query, loop, order, task_axis=True, last_inner_loss=False)
+        grads = mean_over_tasks(result.grads)
         if method == "exact and sampling":
             more = sampling_gradient(module, params, support, drawn.returns)
             grads = {name: g + more[name] for name, g in grads.items()}
@@ -181,19 +181,21 @@ def straight(goal: Tensor, horizon: int) -> Tensor:
 
 
 def run(options: Any) -> dict[str, Any]:
-    test, held = goals(options.tasks, "test"), goals(options.tasks, "validation")
+    test, validation = goals(options.tasks, "test"), goals(options.tasks, "validation")
     methods: dict[str, Any] = {}
     for method in METHODS:
         curves, seconds, rates = [], [], []
         for seed in options.seeds:
             file = options.run_dir / f"navigation-{method.replace(' ', '-')}-{seed}.safetensors"
-            found = meta_train(method, seed, options, file)
+            trained = meta_train(method, seed, options, file)
             lr = options.inner_lr
             if method == "pretrained":  # its own best step
-                tried = {r: returns(found.params, r, held, options, "held", steps=1)[:, 1].mean() for r in RATES}
+                tried = {
+                    r: returns(trained.params, r, validation, options, "held", steps=1)[:, 1].mean() for r in RATES
+                }
                 lr = max(RATES, key=lambda r: float(tried[r]))
-            curves.append(returns(found.params, lr, test, options, "test", seed))
-            seconds.append(found.seconds)
+            curves.append(returns(trained.params, lr, test, options, "test", seed))
+            seconds.append(trained.seconds)
             rates.append(lr)
         entry = {f"return_after_{k}": figure([c[:, k] for c in curves]) for k in range(curves[0].shape[1])}
         methods[method] = {**entry, "seconds": seconds, "rates": rates, "curves": curves}

@@ -84,9 +84,9 @@ def meta_train(drawings: Tensor, order: Any, seed: int, options: Any, file: Path
 
     def gradient(params: Named, step: int) -> tuple[Named, float]:
         support, query = episodes(drawings, options.meta_batch, options.ways, options.queries, "train", seed, step)
-        found = meta_gradient(one, stack(params, options.meta_batch), support, query, loop, order, task_axis=True,
+        result = meta_gradient(one, stack(params, options.meta_batch), support, query, loop, order, task_axis=True,
                               has_aux=True, last_inner_loss=False)  # fmt: skip
-        return mean_over_tasks(found.grads), float(found.loss.mean())
+        return mean_over_tasks(result.grads), float(result.loss.mean())
 
     return train(start, gradient, options.steps, 1e-3, file, every=50)
 
@@ -99,11 +99,11 @@ def accuracies(drawings: Tensor, params: Named, options: Any, at_once: int = 20)
     for first in range(0, options.episodes, at_once):
         tasks = min(at_once, options.episodes - first)
         support, query = episodes(drawings, tasks, options.ways, 15, "test", first)
-        found = adapt(one, stack(params, tasks), support, loop, task_axis=True, has_aux=True, trajectory=True,
+        result = adapt(one, stack(params, tasks), support, loop, task_axis=True, has_aux=True, trajectory=True,
                       last_inner_loss=False)  # fmt: skip
-        assert found.trajectory is not None
+        assert result.trajectory is not None
         with torch.no_grad():
-            rows.append(torch.stack([torch.vmap(one)(fast, query)[1] for fast in found.trajectory], 1))
+            rows.append(torch.stack([torch.vmap(one)(fast, query)[1] for fast in result.trajectory], 1))
     return torch.cat(rows)
 
 
@@ -116,10 +116,10 @@ def run(options: Any) -> dict[str, Any]:
         by_seed, seconds, steps = [], [], []
         for seed in options.seeds:
             file = options.run_dir / f"omniglot-{options.ways}-{order}-{seed}.safetensors"
-            found = meta_train(training, order, seed, options, file)
-            by_seed.append(accuracies(test, found.params, options))
-            seconds.append(found.seconds)
-            steps.append(len(found.losses))
+            trained = meta_train(training, order, seed, options, file)
+            by_seed.append(accuracies(test, trained.params, options))
+            seconds.append(trained.seconds)
+            steps.append(len(trained.losses))
         curves[order] = by_seed
         methods[order] = {
             **{f"accuracy_after_{k}": figure([c[:, k] for c in by_seed]) for k in range(options.eval_steps + 1)},
@@ -152,7 +152,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     ways = result["protocol"]["ways"]
     return [
         (f"MAML, {name.replace('_', ' ')}, {ways}-way",
-         *(shown({k: 100 * m[f"accuracy_after_{at}"][k] for k in ("mean", "low", "high")}, 1) for at in (0, 1, last)),
+         *(shown({k: 100 * m[f"accuracy_after_{n}"][k] for k in ("mean", "low", "high")}, 1) for n in (0, 1, last)),
          f"{sum(m['seconds']) / len(m['seconds']):.0f}")
         for name, m in result["methods"].items()
     ]  # fmt: skip

@@ -57,8 +57,8 @@ def meta_train(order: str, seed: int, options: Any, function: Any, file: Path) -
 
     def gradient(params: Named, step: int) -> tuple[Named, float]:
         support, query = split(tasks(options.meta_batch, 2 * options.points, "train", seed, step), options.points)
-        found = function(stack(params, options.meta_batch), support, query, loop)
-        return mean_over_tasks(found.grads), float(found.loss.mean())
+        result = function(stack(params, options.meta_batch), support, query, loop)
+        return mean_over_tasks(result.grads), float(result.loss.mean())
 
     return train(start, gradient, options.steps, 1e-3, file, every=5000)
 
@@ -80,18 +80,18 @@ def errors(params: Named, lr: float, steps: int, batch: Batch, points: int = 5) 
     module, _ = parameters(network, 0)
     support, query = split(batch, points)
     one = functools.partial(loss, module)
-    found = adapt(one, stack(params, len(batch[0])), support, InnerLoop(steps=steps, lr=lr), task_axis=True,
+    result = adapt(one, stack(params, len(batch[0])), support, InnerLoop(steps=steps, lr=lr), task_axis=True,
                   trajectory=True, check=False)  # fmt: skip
-    assert found.trajectory is not None
+    assert result.trajectory is not None
     with torch.no_grad():
-        curve = torch.stack([torch.vmap(one)(fast, query) for fast in found.trajectory], 1)
+        curve = torch.stack([torch.vmap(one)(fast, query) for fast in result.trajectory], 1)
     return curve.nan_to_num(nan=1e4, posinf=1e4).clamp(max=1e4)
 
 
 def run(options: Any) -> dict[str, Any]:
     module, _ = parameters(network, 0)
     test = tasks(options.tasks, 5 + 100, "test")
-    held = tasks(options.tasks, 5 + 100, "validation")
+    validation = tasks(options.tasks, 5 + 100, "validation")
     trained: dict[str, list[Trained]] = {}
     curves: dict[str, list[Tensor]] = {}
     for order in ("exact", "first_order"):
@@ -107,7 +107,7 @@ def run(options: Any) -> dict[str, Any]:
     for seed in options.seeds:
         found = pretrain(seed, options, options.run_dir / f"sinusoid-pretrained-{seed}.safetensors")
         trained.setdefault("pretrained", []).append(found)
-        tried = {lr: errors(found.params, lr, 10, held).mean(0) for lr in RATES}
+        tried = {lr: errors(found.params, lr, 10, validation).mean(0) for lr in RATES}
         best = [min(RATES, key=lambda lr, k=k: float(tried[lr][k])) for k in range(11)]
         chosen.append({"after_1": best[1], "after_10": best[10]})
         by_rate = {lr: errors(found.params, lr, 10, test) for lr in RATES}

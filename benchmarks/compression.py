@@ -48,15 +48,15 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--runs", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="distmeta-compression-") as place:
-        runs = given.runs or trained(Path(place), given.steps)
-        found = {kind: forms_of(runs / kind, Path(place) / kind, given) for kind in ("full", "lora")}
-        found["bert-base, random weights"] = at_base_size(Path(place) / "base", given.rounds)
+        runs = options.runs or trained(Path(place), options.steps)
+        found = {kind: forms_of(runs / kind, Path(place) / kind, options) for kind in ("full", "lora")}
+        found["bert-base, random weights"] = at_base_size(Path(place) / "base", options.rounds)
     write_json(Path(__file__).parent / "results" / "compression.json", {
-        **setting({"run": 0}), "steps": given.steps, "episodes": given.episodes,
-        "tokens": TOKENS, "rounds": given.rounds, "models": found,
+        **setting({"run": 0}), "steps": options.steps, "episodes": options.episodes,
+        "tokens": TOKENS, "rounds": options.rounds, "models": found,
     })  # fmt: skip
     for kind, forms in found.items():
         print(kind)
@@ -74,17 +74,17 @@ def trained(place: Path, steps: int) -> Path:
     return place
 
 
-def forms_of(run: Path, place: Path, given: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def forms_of(run: Path, place: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Bytes, accuracy and seconds of each form of a run's checkpoint."""
     rows: dict[str, dict[str, Any]] = {}
     models = {}
     for name, how in FORMS.items():
         small = compress(run, place / "checkpoints" / name, **how) if how else run
-        score = evaluate(small, episodes=given.episodes, baselines=False).methods["meta_trained"]["accuracy"]
+        score = evaluate(small, episodes=options.episodes, baselines=False).methods["meta_trained"]["accuracy"]
         out = export(run, place / "exports" / name, merge=run.name == "lora", **how)
         rows[name] = {"bytes": size(out), "accuracy": score}
         models[name] = loaded(out)
-    return timed(models, rows, given.rounds)
+    return timed(models, rows, options.rounds)
 
 
 def at_base_size(place: Path, rounds: int) -> dict[str, dict[str, Any]]:

@@ -88,8 +88,8 @@ def main_rank(rank: int, world: int, folder: Path, way: str, store_path: Path, l
     if shards:
         shards.peak, shards.seconds = 0, 0.0
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    mine = episodes_of_rank(settings, world, rank, world)
-    episodes = [sample_episode(store, settings.task, SEED, "train", j) for j in mine]
+    share_ = episodes_of_rank(settings, world, rank, world)
+    episodes = [sample_episode(store, settings.task, SEED, "train", j) for j in share_]
     began = time.perf_counter()
     grads, sums = meta_gradients(model, engine.snapshot(), load_algorithm("fomaml"), settings, store, episodes, 1, CPU)
     seconds = time.perf_counter() - began
@@ -114,16 +114,16 @@ def main_rank(rank: int, world: int, folder: Path, way: str, store_path: Path, l
 def measure(layers: int, width: int, ranks: int) -> dict[str, Any]:
     settings = config(layers, width, ranks, "rank")
     store = build_store(settings.data, settings.task, settings.model)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for way in WAYS:
-            found[way] = run_group(__file__, ranks, folder, way, str(store), str(layers), str(width))
+            result[way] = run_group(__file__, ranks, folder, way, str(store), str(layers), str(width))
         ours, theirs = (load_file(Path(folder) / f"{way}.safetensors") for way in WAYS)
     apart = max(float((ours[name] - t).abs().max()) for name, t in theirs.items())
-    peaks = {way: max(r["step_peak"] for r in found[way]) for way in WAYS}
+    peaks = {way: max(r["step_peak"] for r in result[way]) for way in WAYS}
     return {
         **about(), "seeds": [SEED], "layers": layers, "width": width, "ranks": ranks, "step_peak": peaks,
-        "ratio": peaks["group"] / peaks["rank"], "parameters_apart": apart, "by_rank": found,
+        "ratio": peaks["group"] / peaks["rank"], "parameters_apart": apart, "by_rank": result,
     }  # fmt: skip
 
 

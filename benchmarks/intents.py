@@ -37,13 +37,13 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def trained(given: argparse.Namespace, split: str) -> Path:
+def trained(options: argparse.Namespace, split: str) -> Path:
     """The run of a split, trained unless it is whole."""
-    words = [w for w in overrides("intents", given.data, given.pretrained) if not w.startswith("data.splits")]
-    place = given.run_dir / split
+    words = [w for w in overrides("intents", options.data, options.pretrained) if not w.startswith("data.splits")]
+    place = options.run_dir / split
     config = load_config("intents", [
-        *words, f"data.splits={given.data}/splits.json#{split}", *SETTINGS, f"run.seed={given.seed}",
-        f"run.dir={place}", *given.more,
+        *words, f"data.splits={options.data}/splits.json#{split}", *SETTINGS, f"run.seed={options.seed}",
+        f"run.dir={place}", *options.more,
     ])  # fmt: skip
     if not (place / "evaluation.json").is_file():
         distmeta.train(config, resume=True, show=True)
@@ -99,30 +99,30 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS / "intents.json")
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
-    given = parser.parse_intermixed_args()
-    record: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {"runs": {}}
+    options = parser.parse_intermixed_args()
+    record: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"runs": {}}
     asked = {
-        "seed": given.seed, "settings": [*SETTINGS, *given.more], "scored": given.score, "episodes": given.episodes,
-        "kinds": given.kinds,
+        "seed": options.seed, "settings": [*SETTINGS, *options.more], "scored": options.score,
+        "episodes": options.episodes, "kinds": options.kinds,
     }  # fmt: skip
     if other := [key for key, value in asked.items() if record.get(key, value) != value]:
         parser.error(
-            f"{given.out} was begun with another value of {', '.join(other)}; move it away, or give another --out"
+            f"{options.out} was begun with another value of {', '.join(other)}; move it away, or give another --out"
         )
-    for split in given.splits:
-        run = trained(given, split)
+    for split in options.splits:
+        run = trained(options, split)
         environment = json.loads((run / "environment.json").read_text())
-        if split not in record["runs"] and given.kinds:
-            record["runs"][split] = scored(run, given.kinds, given.episodes, given.score)
-        for kind in given.kinds:
+        if split not in record["runs"] and options.kinds:
+            record["runs"][split] = scored(run, options.kinds, options.episodes, options.score)
+        for kind in options.kinds:
             print(split, kind, {name: round(of["mean"], 4) for name, of in record["runs"][split][kind].items()})
         record |= {
             "command": shlex.join(sys.argv), **asked,
             "hardware": {key: environment[key] for key in ("platform", "cores")},
             "versions": environment["versions"],
-            "means": {kind: mean_over_splits(record["runs"], kind) for kind in given.kinds},
+            "means": {kind: mean_over_splits(record["runs"], kind) for kind in options.kinds},
         }  # fmt: skip
-        write_text(given.out, json.dumps(record, indent=1, ensure_ascii=False))
+        write_text(options.out, json.dumps(record, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -36,13 +36,13 @@ from distmeta.tasks.store import open_store
 EPISODES_SEED = 1_000_003  # the same episodes for every seed of training
 
 
-def trained(given: argparse.Namespace, seed: int) -> Path:
+def trained(options: argparse.Namespace, seed: int) -> Path:
     """The run of a seed, trained unless it is whole."""
-    place = given.run_dir / f"seed{seed}"
+    place = options.run_dir / f"seed{seed}"
     config = load_config("llm", [
-        f"model.pretrained={given.pretrained}", f"data.path={given.data}/data.parquet",
-        f"data.splits={given.data}/splits.json#01", "cluster.workers=1", "sampling.actors=0", "eval.episodes=2",
-        "eval.baselines=false", f"run.seed={seed}", f"run.dir={place}", *given.more,
+        f"model.pretrained={options.pretrained}", f"data.path={options.data}/data.parquet",
+        f"data.splits={options.data}/splits.json#01", "cluster.workers=1", "sampling.actors=0", "eval.episodes=2",
+        "eval.baselines=false", f"run.seed={seed}", f"run.dir={place}", *options.more,
     ])  # fmt: skip
     if not (place / "evaluation.json").is_file():
         distmeta.train(config, resume=True, show=True)
@@ -75,30 +75,30 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=60)
     parser.add_argument("--out", type=Path, default=RESULTS / "letters.json")
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
-    given = parser.parse_intermixed_args()
-    record: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {"runs": {}}
-    for seed in given.seeds:
+    options = parser.parse_intermixed_args()
+    record: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"runs": {}}
+    for seed in options.seeds:
         if str(seed) in record["runs"]:
             continue
-        run = trained(given, seed)
+        run = trained(options, seed)
         saved = checkpoints.load(run)
         environment = json.loads((run / "environment.json").read_text())
         store, model = open_store(environment["store"]), load_model(saved)
         began = time.perf_counter()
         if "base" not in record:
-            record["base"] = by_shots(model, {**model.fast, **model.shared}, saved.config, store, given.episodes)
+            record["base"] = by_shots(model, {**model.fast, **model.shared}, saved.config, store, options.episodes)
         steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         record["runs"][str(seed)] = {
-            "step": saved.step, "by_shots": by_shots(model, saved.meta, saved.config, store, given.episodes),
+            "step": saved.step, "by_shots": by_shots(model, saved.meta, saved.config, store, options.episodes),
             "training_s": sum(step["inner_s"] + step["aggregate_s"] + step["wait_s"] for step in steps),
             "last_losses": [round(step["outer_loss"], 4) for step in steps[-10:]],
         }  # fmt: skip
         record |= {
-            "command": shlex.join(sys.argv), "episodes": given.episodes, "scored_s": time.perf_counter() - began,
+            "command": shlex.join(sys.argv), "episodes": options.episodes, "scored_s": time.perf_counter() - began,
             "hardware": {key: environment[key] for key in ("platform", "cores")},
             "versions": environment["versions"],
         }  # fmt: skip
-        write_text(given.out, json.dumps(record, indent=1))
+        write_text(options.out, json.dumps(record, indent=1))
         for name, each in (("base", record["base"]), (f"seed {seed}", record["runs"][str(seed)]["by_shots"])):
             print(name, " ".join(f"{of['mean']:.3f} [{of['low']:.3f}, {of['high']:.3f}]" for of in each), flush=True)
 

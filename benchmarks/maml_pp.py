@@ -50,15 +50,15 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=150, help="meta-validation episodes")
     parser.add_argument("--episodes", type=int, default=600, help="meta-test episodes")
     parser.add_argument("--out", type=Path, default=RESULTS / "maml_pp.json")
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    seeds = [int(seed) for seed in given.seeds.split(",")]
-    steps = {"maml": given.steps, "maml_pp": given.steps * 2 // 3}
-    record: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {"runs": {}}
-    asked = {"steps": steps, "validation": given.validation, "episodes": given.episodes, "settings": SETTINGS}
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    steps = {"maml": options.steps, "maml_pp": options.steps * 2 // 3}
+    record: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"runs": {}}
+    asked = {"steps": steps, "validation": options.validation, "episodes": options.episodes, "settings": SETTINGS}
     if other := [key for key, value in asked.items() if record.get(key, value) != value]:
         parser.error(
-            f"{given.out} was begun with another value of {', '.join(other)}; move it away, or give another --out"
+            f"{options.out} was begun with another value of {', '.join(other)}; move it away, or give another --out"
         )
     with tempfile.TemporaryDirectory(prefix="distmeta-maml-pp-") as place:
         dist.init_process_group("gloo", init_method=f"file://{place}/group", world_size=1, rank=0)
@@ -67,11 +67,11 @@ def main() -> None:
                 name = f"{recipe}-{seed}"
                 if name not in record["runs"]:
                     more = [*words, f"outer.steps={steps[recipe]}", f"run.seed={seed}"]
-                    record["runs"][name] = one(recipe, more, Path(place) / name, given.validation, given.episodes)
+                    record["runs"][name] = one(recipe, more, Path(place) / name, options.validation, options.episodes)
                     record |= {**setting({"runs": seeds}), "command": " ".join(sys.argv), **asked}
-                    write_text(given.out, json.dumps(record, indent=1))
-                told = record["runs"][name]
-                print(name, told["meta_steps"], told["adapt_steps"], told["test"]["mean"], flush=True)
+                    write_text(options.out, json.dumps(record, indent=1))
+                entry = record["runs"][name]
+                print(name, entry["meta_steps"], entry["adapt_steps"], entry["test"]["mean"], flush=True)
         dist.destroy_process_group()
 
 

@@ -146,9 +146,9 @@ def _times(row: Row, work: Workload, rounds: int, rate: float) -> tuple[dict[str
     apart: dict[str, float] = {}
     warm: dict[str, Timing] = {}
     for name, system in every.items():
-        found: list[Any] = []
-        warm[name] = timed(lambda system=system, found=found: found.append(system(0)))  # type: ignore[misc]
-        apart[name] = agreement(found[0], reference)
+        results: list[Any] = []
+        warm[name] = timed(lambda system=system, results=results: results.append(system(0)))  # type: ignore[misc]
+        apart[name] = agreement(results[0], reference)
     kept = sorted(work.peers, key=lambda name: seconds([warm[name]])[0])[:KEPT]
     timings = interleave({name: every[name] for name in (*work.ours, *kept)}, rounds)
     best = min(kept, key=lambda name: spread(seconds(timings[name])).median)
@@ -236,9 +236,9 @@ def _value(result: dict[str, Any], claim: Claim) -> float | None:
 
 def memory_ratio(result: dict[str, Any], system: str) -> float | None:
     """Over the leanest of the peers that were measured."""
-    found = result.get("memory_mb", {})
-    peers = [mb for name, mb in found.items() if name not in result["settings"]["ours"] and isinstance(mb, float)]
-    own = found.get(system)
+    memory = result.get("memory_mb", {})
+    peers = [mb for name, mb in memory.items() if name not in result["settings"]["ours"] and isinstance(mb, float)]
+    own = memory.get(system)
     return own / min(peers) if peers and min(peers) > 0 and isinstance(own, float) else None
 
 

@@ -188,8 +188,8 @@ def train(config: Config, peer: Callable[..., Adapted], out: Path) -> None:
                     sample_episode(store, config.task, seed, "validation", i)
                     for i in range(config.eval.validation_episodes)
                 )
-                found = [accuracy(peer, module, log_rates, e.support, e.query, steps) for e in episodes]
-                record["validation"] = {"accuracy": sum(found) / len(found)}
+                scores = [accuracy(peer, module, log_rates, e.support, e.query, steps) for e in episodes]
+                record["validation"] = {"accuracy": sum(scores) / len(scores)}
             journal.write(json.dumps(record) + "\n")
             journal.flush()
             if record.get("validation", {}).get("accuracy", 0.0) >= target:
@@ -202,10 +202,10 @@ def main() -> None:
     parser.add_argument("--peer", choices=list(PEERS), default="higher")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    given.out.mkdir(parents=True, exist_ok=True)
-    train(load_config(given.config), PEERS[given.peer], given.out)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    train(load_config(options.config), PEERS[options.peer], options.out)
 
 
 if __name__ == "__main__":

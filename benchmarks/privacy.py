@@ -33,29 +33,29 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="meta-steps of each run")
     parser.add_argument("--episodes", type=int, default=200, help="meta-test episodes")
     parser.add_argument("--out", type=Path, default=RESULTS / "privacy.json")
-    given = parser.parse_args()
+    options = parser.parse_args()
     import numpy as np
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    record: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {"runs": {}}
+    record: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"runs": {}}
     with tempfile.TemporaryDirectory(prefix="distmeta-group-") as place:
         dist.init_process_group("gloo", init_method=f"file://{place}/group", world_size=1, rank=0)
-        for noise in ["none", *given.noises.split(",")]:
+        for noise in ["none", *options.noises.split(",")]:
             if noise in record["runs"]:
                 continue
             asked = [f"outer.privacy={{noise: {noise}, clip: {CLIP}, delta: {DELTA}}}"] if noise != "none" else []
-            config = configured("none", SEED, given.steps, asked)
-            found = interval(np.array(accuracies(config, given.episodes)))
-            spent = privacy.spent(config, open_store(prepare_store(config)), given.steps)
-            record["runs"][noise] = {"accuracy": found, **spent}
+            config = configured("none", SEED, options.steps, asked)
+            score = interval(np.array(accuracies(config, options.episodes)))
+            spent = privacy.spent(config, open_store(prepare_store(config)), options.steps)
+            record["runs"][noise] = {"accuracy": score, **spent}
             print(noise, record["runs"][noise], flush=True)
             record |= {
-                **setting({"runs": SEED}), "meta_steps": given.steps, "clip": CLIP, "delta": DELTA,
-                "episodes": given.episodes,
+                **setting({"runs": SEED}), "meta_steps": options.steps, "clip": CLIP, "delta": DELTA,
+                "episodes": options.episodes,
             }  # fmt: skip
-            write_json(given.out, record)
+            write_json(options.out, record)
         dist.destroy_process_group()
 
 

@@ -138,17 +138,17 @@ def main() -> None:
     parser.add_argument("--timed", type=Path, help="result of `distmeta bench scaling` to fit to and to check against")
     parser.add_argument("--fit-up-to", type=int, default=8, help="ranks that the fit sees")
     parser.add_argument("--out", type=Path, default=RESULTS / "projection.json", help="a plot is written beside it")
-    given = parser.parse_args()
+    options = parser.parse_args()
     try:
-        record = made(given)
+        record = made(options)
     except InputError as error:
         sys.exit(f"error: {error}")
     from rich.console import Console
 
     from distmeta.bench.measure import write_json
 
-    write_json(given.out, record)
-    plot(record, given.out.with_suffix(".png"))
+    write_json(options.out, record)
+    plot(record, options.out.with_suffix(".png"))
     console = Console(width=150)
     for name, scenario in record["scenarios"].items():
         console.print(table(name, scenario["points"]))
@@ -157,31 +157,31 @@ def main() -> None:
     console.print("Where it stops being true:", *(f"  {line}" for line in LIMITS), sep="\n")
 
 
-def made(given: argparse.Namespace) -> dict[str, Any]:
-    scenarios = {"given": given_of(given.given)} if given.given else SCENARIOS
+def made(options: argparse.Namespace) -> dict[str, Any]:
+    scenarios = {"given": given_of(options.given)} if options.given else SCENARIOS
     try:
-        worlds = [int(part) for part in given.workers.split(",")]
+        worlds = [int(part) for part in options.workers.split(",")]
     except ValueError:
-        raise InputError(f"--workers {given.workers}: numbers of ranks such as 8,16,32") from None
+        raise InputError(f"--workers {options.workers}: numbers of ranks such as 8,16,32") from None
     record: dict[str, Any] = {
         "command": "python benchmarks/projection.py " + " ".join(sys.argv[1:]),
         "limits": LIMITS,
         "scenarios": {
             name: {
                 "given": numbers(one),
-                "points": project(one, worlds, given.tasks) + project(one, worlds, given.meta_batch, "strong"),
+                "points": project(one, worlds, options.tasks) + project(one, worlds, options.meta_batch, "strong"),
             }
             for name, one in scenarios.items()
         },
     }
-    if given.timed:
+    if options.timed:
         try:
-            timed = json.loads(given.timed.read_text(encoding="utf-8"))
+            timed = json.loads(options.timed.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"--timed {given.timed}: {error}") from None
+            raise InputError(f"--timed {options.timed}: {error}") from None
         record["compared"] = {
             "timed": {key: timed.get(key) for key in ("command", "hardware", "versions", "date", "timed_task_s")},
-            **compare(timed, given.fit_up_to),
+            **compare(timed, options.fit_up_to),
         }
     return record
 

@@ -73,9 +73,9 @@ class Given:
                 raise InputError(f"{field.name} = inf: a finite number")
 
 
-def numbers(given: Given) -> dict[str, float | None]:
+def numbers(machine: Given) -> dict[str, float | None]:
     """For JSON: what is infinite, or not given, is null."""
-    values = dataclasses.asdict(given)
+    values = dataclasses.asdict(machine)
     return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
 
 
@@ -103,19 +103,19 @@ def _log_below(x: NDArray[np.float64], mean: float, deviation: float) -> NDArray
     return out
 
 
-def slowest_s(given: Given, world: int, meta_batch: int) -> float:
+def slowest_s(machine: Given, world: int, meta_batch: int) -> float:
     """Expected seconds of the rank that is last, of ranks whose numbers of tasks differ by at most one."""
     few, more = divmod(meta_batch, world)
-    sd = given.task_s * given.task_deviation
+    sd = machine.task_s * machine.task_deviation
     return expected_max([
-        (world - more, few * given.task_s, math.sqrt(few) * sd),
-        (more, (few + 1) * given.task_s, math.sqrt(few + 1) * sd),
+        (world - more, few * machine.task_s, math.sqrt(few) * sd),
+        (more, (few + 1) * machine.task_s, math.sqrt(few + 1) * sd),
     ])  # fmt: skip
 
 
-def all_reduce_s(given: Given, world: int) -> float:
+def all_reduce_s(machine: Given, world: int) -> float:
     """A ring: 2 (n - 1) messages of 1/n of the bytes each, one after another (Patarasuk and Yuan 2009)."""
-    return 2 * (world - 1) * (given.latency_s + given.megabytes * 2**20 / world / (given.gb_per_s * 1e9))
+    return 2 * (world - 1) * (machine.latency_s + machine.megabytes * 2**20 / world / (machine.gb_per_s * 1e9))
 
 
 def young_interval_s(checkpoint_s: float, mtbf_s: float) -> float:
@@ -144,17 +144,17 @@ def useful_share(interval_s: float, checkpoint_s: float, restart_s: float, mtbf_
     return interval_s / (mtbf_s * math.exp(restart_s / mtbf_s) * math.expm1(exponent))
 
 
-def interval_s(given: Given, world: int) -> float:
+def interval_s(machine: Given, world: int) -> float:
     """Seconds of work between two checkpoints: as given, or Daly's best."""
-    if given.interval_s is not None:
-        return given.interval_s
-    mtbf_s = 3600 * given.mtbf_h / world
-    if given.checkpoint_s == 0 and math.isfinite(mtbf_s):
+    if machine.interval_s is not None:
+        return machine.interval_s
+    mtbf_s = 3600 * machine.mtbf_h / world
+    if machine.checkpoint_s == 0 and math.isfinite(mtbf_s):
         return 1e-6 * mtbf_s  # a free checkpoint is taken all the time
-    return math.inf if math.isinf(mtbf_s) else daly_interval_s(given.checkpoint_s, mtbf_s)
+    return math.inf if math.isinf(mtbf_s) else daly_interval_s(machine.checkpoint_s, mtbf_s)
 
 
-def project(given: Given, worlds: Sequence[int], tasks: int, mode: str = "weak") -> list[dict[str, Any]]:
+def project(machine: Given, worlds: Sequence[int], tasks: int, mode: str = "weak") -> list[dict[str, Any]]:
     """Points {workers, meta_batch, step_s, tasks_per_s, efficiency, share of each part, price of 1000 tasks, doubts}.
 
     tasks: of a rank (weak), or of the meta-batch (strong). efficiency: tasks per second and rank over those of the
@@ -162,24 +162,24 @@ def project(given: Given, worlds: Sequence[int], tasks: int, mode: str = "weak")
     """
     if not worlds or min(worlds) < 1 or tasks < 1 or mode not in ("weak", "strong"):
         raise InputError("projection: world sizes and tasks from 1, and a mode that is weak or strong")
-    points = [_point(given, world, tasks * world if mode == "weak" else tasks, mode) for world in sorted(worlds)]
+    points = [_point(machine, world, tasks * world if mode == "weak" else tasks, mode) for world in sorted(worlds)]
     first = points[0]["tasks_per_s"] / points[0]["workers"]
     for point in points:
         rate = point["tasks_per_s"] / point["workers"]
         point["efficiency"] = rate / first if first else 0.0
-        point["efficiency_of_one"] = rate * given.task_s
+        point["efficiency_of_one"] = rate * machine.task_s
     return points
 
 
-def _point(given: Given, world: int, meta_batch: int, mode: str) -> dict[str, Any]:
-    compute = meta_batch / world * given.task_s
-    slowest, ring = slowest_s(given, world, meta_batch), all_reduce_s(given, world)
-    step = slowest + given.fixed_s + ring
-    interval = interval_s(given, world)
-    mtbf_s = 3600 * given.mtbf_h / world
-    useful = useful_share(interval, given.checkpoint_s, given.restart_s, mtbf_s)
-    saving = given.checkpoint_s / (interval + given.checkpoint_s) if math.isfinite(interval) else 0.0
-    parts = {"compute": compute, "stragglers": slowest - compute, "fixed": given.fixed_s, "all_reduce": ring}
+def _point(machine: Given, world: int, meta_batch: int, mode: str) -> dict[str, Any]:
+    compute = meta_batch / world * machine.task_s
+    slowest, ring = slowest_s(machine, world, meta_batch), all_reduce_s(machine, world)
+    step = slowest + machine.fixed_s + ring
+    interval = interval_s(machine, world)
+    mtbf_s = 3600 * machine.mtbf_h / world
+    useful = useful_share(interval, machine.checkpoint_s, machine.restart_s, mtbf_s)
+    saving = machine.checkpoint_s / (interval + machine.checkpoint_s) if math.isfinite(interval) else 0.0
+    parts = {"compute": compute, "stragglers": slowest - compute, "fixed": machine.fixed_s, "all_reduce": ring}
     share = {name: useful * seconds / step for name, seconds in parts.items()}
     share["checkpoint"] = min(saving, 1 - useful)
     share["failures"] = 1 - useful - share["checkpoint"]
@@ -187,17 +187,17 @@ def _point(given: Given, world: int, meta_batch: int, mode: str) -> dict[str, An
     return {
         "mode": mode, "workers": world, "meta_batch": meta_batch, "step_s": step, "tasks_per_s": rate,
         "share": share, "checkpoint_interval_s": interval if math.isfinite(interval) else None,
-        "price_per_1000_tasks": 1000 * given.price / 3600 * world / rate if rate else None,
-        "doubts": doubts(given, world, meta_batch, ring / step, interval, mtbf_s),
+        "price_per_1000_tasks": 1000 * machine.price / 3600 * world / rate if rate else None,
+        "doubts": doubts(machine, world, meta_batch, ring / step, interval, mtbf_s),
     }  # fmt: skip
 
 
-def doubts(given: Given, world: int, meta_batch: int, ring: float, interval: float, mtbf_s: float) -> list[str]:
+def doubts(machine: Given, world: int, meta_batch: int, ring: float, interval: float, mtbf_s: float) -> list[str]:
     """Names of the LIMITS that this point is beyond. ring: the all-reduce's share of a step."""
     beyond = {
-        "normal": given.task_deviation / math.sqrt(max(1, meta_batch // world)) > 1 / 3,
+        "normal": machine.task_deviation / math.sqrt(max(1, meta_batch // world)) > 1 / 3,
         "ring": ring > 0.5,
-        "failures": math.isfinite(mtbf_s) and interval + given.checkpoint_s > mtbf_s,
+        "failures": math.isfinite(mtbf_s) and interval + machine.checkpoint_s > mtbf_s,
         "idle": meta_batch < world,
     }
     return [name for name, is_beyond in beyond.items() if is_beyond]
@@ -224,12 +224,12 @@ def fit(result: dict[str, Any], fit_up_to: int) -> Given:
         deviation = waited_s * relative / task_s
     else:
         deviation = statistics.mean(p["step_deviation"] * math.sqrt(m) for p, m in zip(fewest, tasks, strict=True))
-    given = Given(task_s=task_s, task_deviation=deviation)
+    machine = Given(task_s=task_s, task_deviation=deviation)
     rows = np.array([[1.0, 2.0 * (p["workers"] - 1)] for p in points])
-    rest = np.array([p["step_s"] - slowest_s(given, p["workers"], p["meta_batch"]) for p in points])
+    rest = np.array([p["step_s"] - slowest_s(machine, p["workers"], p["meta_batch"]) for p in points])
     weight = 1 / np.array([p["step_s"] for p in points])
     fixed, latency = _least_squares(rows * weight[:, None], rest * weight)
-    return dataclasses.replace(given, fixed_s=fixed, latency_s=latency)
+    return dataclasses.replace(machine, fixed_s=fixed, latency_s=latency)
 
 
 def _least_squares(a: NDArray[np.float64], y: NDArray[np.float64]) -> list[float]:
@@ -249,8 +249,8 @@ def compare(result: dict[str, Any], fit_up_to: int) -> dict[str, Any]:
     Points {mode, workers, samplers, fitted, measured, low, high, predicted, error}; error: relative. Those above
     `fit_up_to` ranks were not seen by the fit: worst_unseen is theirs. bare: predicted by the slowest rank alone.
     """
-    given = fit(result, fit_up_to)
-    bare = Given(task_s=given.task_s, task_deviation=given.task_deviation)
+    machine = fit(result, fit_up_to)
+    bare = Given(task_s=machine.task_s, task_deviation=machine.task_deviation)
     base: dict[tuple[str, int], dict[str, Any]] = {}
     for p in sorted(result["points"], key=lambda p: p["workers"]):
         base.setdefault((p["mode"], p["samplers"]), p)
@@ -262,20 +262,20 @@ def compare(result: dict[str, Any], fit_up_to: int) -> dict[str, Any]:
 
     points = []
     for p in result["points"]:
-        measured, predicted = p["efficiency"], efficiency(given, p)
+        measured, predicted = p["efficiency"], efficiency(machine, p)
         points.append({
             "mode": p["mode"], "workers": p["workers"], "samplers": p["samplers"], "meta_batch": p["meta_batch"],
             "fitted": p["workers"] <= fit_up_to, "measured": measured["mean"], "low": measured["low"],
             "high": measured["high"], "predicted": predicted, "error": predicted / measured["mean"] - 1,
             "bare": efficiency(bare, p), "step_s": p["step_s"],
-            "predicted_step_s": _step_s(given, p["workers"], p["meta_batch"]),
+            "predicted_step_s": _step_s(machine, p["workers"], p["meta_batch"]),
         })  # fmt: skip
     unseen = [abs(p["error"]) for p in points if not p["fitted"]]
     return {
-        "fit_up_to": fit_up_to, "fit": numbers(given), "points": points,
+        "fit_up_to": fit_up_to, "fit": numbers(machine), "points": points,
         "worst": max(abs(p["error"]) for p in points), "worst_unseen": max(unseen) if unseen else None,
     }  # fmt: skip
 
 
-def _step_s(given: Given, world: int, meta_batch: int) -> float:
-    return slowest_s(given, world, meta_batch) + given.fixed_s + all_reduce_s(given, world)
+def _step_s(machine: Given, world: int, meta_batch: int) -> float:
+    return slowest_s(machine, world, meta_batch) + machine.fixed_s + all_reduce_s(machine, world)

@@ -69,12 +69,12 @@ def overrides(name: str, data: Path, pretrained: str | None) -> list[str]:
     )
 
 
-def row_scores(given: Sequence[str], said: Sequence[str]) -> dict[str, float]:
+def row_scores(labels: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-    precision, recall, f1, _ = precision_recall_fscore_support(given, said, average="macro", zero_division=0)
-    found = {"accuracy": accuracy_score(given, said), "precision": precision, "recall": recall, "f1": f1}
-    return {key: float(value) for key, value in found.items()}
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="macro", zero_division=0)
+    scores = {"accuracy": accuracy_score(labels, predicted), "precision": precision, "recall": recall, "f1": f1}
+    return {key: float(value) for key, value in scores.items()}
 
 
 def reviews(kind: str, data: Path, place: Path) -> tuple[Path, int]:
@@ -108,23 +108,23 @@ def every_row(checkpoint: Path, file: Path, most: int, shots: int) -> dict[str, 
     for row in rows:
         if row["split"] == "test":
             domains.setdefault(row["task"], []).append(row)
-    said: dict[str, dict[str, list[str]]] = {}
+    predictions: dict[str, dict[str, list[str]]] = {}
     kept: dict[str, list[str]] = {}
     for domain, found in domains.items():
         support = [row for label in LABELS for row in [r for r in found if r["label"] == label][:shots]]
         rest = [row for row in found if row not in support]
         texts, kept[domain] = [row["text"] for row in rest], [row["label"] for row in rest]
-        said[domain] = {
+        predictions[domain] = {
             "adapted": [p["label"] for p in distmeta.adapt(checkpoint, support).predict(texts)],
             "no_adaptation": [p["label"] for p in distmeta.adapt(checkpoint, support, steps=0).predict(texts)],
             "lexical": list(lexical.predict(texts)),
             "length": list(length.predict([[len(text)] for text in texts])),
         }
-    models = list(next(iter(said.values())))
-    told = {m: {domain: row_scores(kept[domain], said[domain][m]) for domain in domains} for m in models}
+    models = list(next(iter(predictions.values())))
+    told = {m: {domain: row_scores(kept[domain], predictions[domain][m]) for domain in domains} for m in models}
     pooled = [label for domain in domains for label in kept[domain]]
     for m in models:
-        told[m]["all"] = row_scores(pooled, [label for domain in domains for label in said[domain][m]])
+        told[m]["all"] = row_scores(pooled, [label for domain in domains for label in predictions[domain][m]])
     return told
 
 
@@ -143,15 +143,20 @@ def main() -> None:
         help="sentiment: reviews of any length to learn from, of equal lengths to be scored on",
     )  # fmt: skip
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
-    given = parser.parse_intermixed_args()
-    if given.whole and given.name != "sentiment":
-        parser.error(f"--whole and --train-whole are for sentiment, not {given.name}")
-    kind = f"{given.name}_{given.whole}" if given.whole else given.name
-    run_dir = given.run_dir or Path("runs") / f"real-{kind}-{given.seed}"
-    file, most = reviews(given.whole, given.data, run_dir.with_name(f"{run_dir.name}-data"))
-    whole = [f"data.path={file}", f"model.max_tokens={most + 2}"] if given.whole else []
-    words = [*overrides(given.name, given.data, given.pretrained), *whole, *given.more, f"run.seed={given.seed}"]
-    run = distmeta.train(load_config(given.name, [*words, f"run.dir={run_dir}"]), resume=True, show=True)
+    options = parser.parse_intermixed_args()
+    if options.whole and options.name != "sentiment":
+        parser.error(f"--whole and --train-whole are for sentiment, not {options.name}")
+    kind = f"{options.name}_{options.whole}" if options.whole else options.name
+    run_dir = options.run_dir or Path("runs") / f"real-{kind}-{options.seed}"
+    file, most = reviews(options.whole, options.data, run_dir.with_name(f"{run_dir.name}-data"))
+    whole = [f"data.path={file}", f"model.max_tokens={most + 2}"] if options.whole else []
+    words = [
+        *overrides(options.name, options.data, options.pretrained),
+        *whole,
+        *options.more,
+        f"run.seed={options.seed}",
+    ]
+    run = distmeta.train(load_config(options.name, [*words, f"run.dir={run_dir}"]), resume=True, show=True)
     seen = distmeta.evaluate(run.checkpoint, split="train", baselines=False)
     environment = json.loads((run.path / "environment.json").read_text())
     details = json.loads((run.path / "evaluation_details.json").read_text())
@@ -159,7 +164,7 @@ def main() -> None:
         "command": " ".join(sys.argv),
         "hardware": {key: environment[key] for key in ("platform", "cores")},
         "versions": environment["versions"],
-        "seed": given.seed,
+        "seed": options.seed,
         "settings": [word for word in words if not word.startswith(("data.", "model.pretrained"))],
         "meta_steps": run.metrics[-1]["step"],
         "seconds": sum(r[k] for r in run.metrics for k in ("wait_s", "inner_s", "aggregate_s", "checkpoint_s")),
@@ -169,10 +174,10 @@ def main() -> None:
         "meta_train": seen.methods,
         "meta_train_classes": seen.details["meta_trained"].get("per_class"),
     }
-    if given.name == "sentiment":
+    if options.name == "sentiment":
         record["every_row"] = every_row(run.checkpoint, file, most, shots=5)
     RESULTS.mkdir(exist_ok=True)
-    write_text(given.out or RESULTS / f"real_text_{kind}.json", json.dumps(record, indent=1, ensure_ascii=False))
+    write_text(options.out or RESULTS / f"real_text_{kind}.json", json.dumps(record, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -34,14 +34,14 @@ SECONDS = ("wait_s", "inner_s", "aggregate_s", "checkpoint_s")
 
 def samplers() -> list[int]:
     """Process ids of sampler actors."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdecimal() and (entry / "cmdline").read_bytes().startswith(b"ray::Sampler"):
-                found.append(int(entry.name))
+                pids.append(int(entry.name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 def store_bytes() -> int:
@@ -71,9 +71,9 @@ def run(place: Path, words: list[str], every: float | None) -> dict[str, Any]:
         while not over.wait(1.0):
             passed += 1.0
             stored.append(store_bytes())
-            there = samplers()
-            if every and passed >= wait and there:
-                os.kill(rng.choice(there), signal.SIGKILL)
+            alive = samplers()
+            if every and passed >= wait and alive:
+                os.kill(rng.choice(alive), signal.SIGKILL)
                 kills.append(len(stored))
                 passed = 0.0
 
@@ -99,17 +99,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=float, default=5.0)
     parser.add_argument("--steps", type=int, default=120)
-    given = parser.parse_args()
+    options = parser.parse_args()
     from distmeta.bench.measure import setting, write_json
 
     words = [
-        f"outer.steps={given.steps}", "eval.baselines=false", "eval.episodes=20", "sampling.actors=2",
+        f"outer.steps={options.steps}", "eval.baselines=false", "eval.episodes=20", "sampling.actors=2",
         "run.checkpoint_every=40",
     ]  # fmt: skip
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="kills-") as temporary:
         content = {}
-        for name, every in (("in peace", None), ("killed", given.every), ("in peace again", None)):
+        for name, every in (("in peace", None), ("killed", options.every), ("in peace again", None)):
             place = Path(temporary) / name.replace(" ", "-")
             found[name] = run(place, words, every)
             last = max((place / "checkpoints").glob("step-*"))
@@ -118,7 +118,7 @@ def main() -> None:
         same = content["killed"] == content["in peace"] == content["in peace again"]
     peace = statistics.mean(found[name]["tasks_per_s"] for name in ("in peace", "in peace again"))
     result = {
-        **setting({"run": 0}), "every_s": given.every, "steps": given.steps, "runs": found, "identical": same,
+        **setting({"run": 0}), "every_s": options.every, "steps": options.steps, "runs": found, "identical": same,
         "cost": 1 - found["killed"]["tasks_per_s"] / peace,
     }  # fmt: skip
     write_json(ROOT / "benchmarks" / "results" / "sampler_kills.json", result)

@@ -120,29 +120,31 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep-grid", action="store_true", help="builtin: take the grid from search.json")
     parser.add_argument("more", nargs="*", help="further overrides of the search and of both runs, section.key=value")
-    given = parser.parse_intermixed_args()
-    if given.keep_grid and not (given.name == "builtin" and (RESULTS / "search.json").exists()):
+    options = parser.parse_intermixed_args()
+    if options.keep_grid and not (options.name == "builtin" and (RESULTS / "search.json").exists()):
         parser.error(f"--keep-grid: only for builtin, after a run that has written {RESULTS / 'search.json'}")
-    place = given.run_dir or Path("runs") / f"search-{given.name}-{given.seed}"
-    if given.name == "builtin":
-        before = json.loads((RESULTS / "search.json").read_text())["grid"] if given.keep_grid else None
-        result = builtin(place, given.seed, before)
+    place = options.run_dir or Path("runs") / f"search-{options.name}-{options.seed}"
+    if options.name == "builtin":
+        before = json.loads((RESULTS / "search.json").read_text())["grid"] if options.keep_grid else None
+        result = builtin(place, options.seed, before)
         environment = json.loads((place / "asha" / "environment.json").read_text())
     else:
-        if given.data is None:
+        if options.data is None:
             parser.error("--data is needed")
-        result = real(given.name, overrides(given.name, given.data, given.pretrained), place, given.seed, given.more)
+        result = real(
+            options.name, overrides(options.name, options.data, options.pretrained), place, options.seed, options.more
+        )
         environment = json.loads((place / "search" / "environment.json").read_text())
     record = {
         "command": " ".join(sys.argv),
         "hardware": {key: environment[key] for key in ("platform", "cores")},
         "versions": environment["versions"],
-        "seed": given.seed,
-        **({"note": "the grid is of an earlier run of this command"} if given.keep_grid else {}),
+        "seed": options.seed,
+        **({"note": "the grid is of an earlier run of this command"} if options.keep_grid else {}),
         **result,
     }
     RESULTS.mkdir(exist_ok=True)
-    name = "search.json" if given.name == "builtin" else f"search_{given.name}.json"
+    name = "search.json" if options.name == "builtin" else f"search_{options.name}.json"
     write_text(RESULTS / name, json.dumps(record, indent=1, ensure_ascii=False))
 
 

@@ -90,11 +90,11 @@ class Load:
         began = time.perf_counter()
         try:
             async with self.session.post(self.url + path, json=body) as answer:
-                found = await answer.json()
+                content = await answer.json()
                 if answer.status < 300:
                     self.seconds[kind].append(time.perf_counter() - began)
-                    return found
-                what = f"{answer.status}: {found.get('error', '')[:80]}"
+                    return content
+                what = f"{answer.status}: {content.get('error', '')[:80]}"
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             what = type(error).__name__
         self.errors[what] = self.errors.get(what, 0) + 1
@@ -104,32 +104,34 @@ class Load:
 def percentiles(seconds: list[float]) -> dict[str, float]:
     if not seconds:
         return {}
-    found = np.percentile(seconds, [50, 90, 95, 99, 100]) * 1000
-    return dict(zip(("p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms"), found.round(1).tolist(), strict=True))
+    percentiles = np.percentile(seconds, [50, 90, 95, 99, 100]) * 1000
+    return dict(zip(("p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms"), percentiles.round(1).tolist(), strict=True))
 
 
-async def measure(url: str, pids: list[int], sets: Any, texts: list[str], given: argparse.Namespace) -> dict[str, Any]:
+async def measure(
+    url: str, pids: list[int], sets: Any, texts: list[str], options: argparse.Namespace
+) -> dict[str, Any]:
     limits = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=120)
     async with aiohttp.ClientSession(connector=limits, timeout=timeout) as session:
         load = Load(session, url)
         memory = {"begin_mb": megabytes(pids)}
-        ready = asyncio.Semaphore(given.clients)
+        ready = asyncio.Semaphore(options.clients)
         began = time.perf_counter()
 
         async def first(rows: Any) -> Any:
             async with ready:
                 return await load.post("adapt", "/tasks", {"support": rows})
 
-        handles = [found["task"] for found in await asyncio.gather(*map(first, sets[: given.tasks])) if found]
+        handles = [found["task"] for found in await asyncio.gather(*map(first, sets[: options.tasks])) if found]
         adapting = time.perf_counter() - began
         at_first = {
             "tasks": len(handles), "seconds": round(adapting, 2), "tasks_per_s": round(len(handles) / adapting, 1),
             **percentiles(load.seconds["adapt"]),
         }  # fmt: skip
         load.seconds = {"adapt": [], "predict": []}
-        spare = iter(sets[given.tasks :])
-        until = time.perf_counter() + given.seconds
+        spare = iter(sets[options.tasks :])
+        until = time.perf_counter() + options.seconds
 
         async def client(number: int) -> None:
             rng = random.Random(number)
@@ -144,14 +146,14 @@ async def measure(url: str, pids: list[int], sets: Any, texts: list[str], given:
                             pass
                 else:
                     path = f"/tasks/{rng.choice(handles)}/predict"
-                    await load.post("predict", path, {"inputs": rng.sample(texts, given.inputs)})
+                    await load.post("predict", path, {"inputs": rng.sample(texts, options.inputs)})
 
         async def middle() -> None:
-            await asyncio.sleep(given.seconds / 2)
+            await asyncio.sleep(options.seconds / 2)
             memory["middle_mb"] = megabytes(pids)
 
         began = time.perf_counter()
-        await asyncio.gather(middle(), *(client(number) for number in range(given.clients)))
+        await asyncio.gather(middle(), *(client(number) for number in range(options.clients)))
         wall = time.perf_counter() - began
         memory["end_mb"] = megabytes(pids)
         async with session.get(f"{url}/metrics") as answer:
@@ -162,7 +164,7 @@ async def measure(url: str, pids: list[int], sets: Any, texts: list[str], given:
         "load": {
             "seconds": round(wall, 1),
             "predict": {"requests_per_s": round(predicted / wall, 1),
-                        "predictions_per_s": round(predicted * given.inputs / wall, 1),
+                        "predictions_per_s": round(predicted * options.inputs / wall, 1),
                         **percentiles(load.seconds["predict"])},
             "adapt": {"tasks_per_s": round(adapted / wall, 2), **percentiles(load.seconds["adapt"])},
             "errors": load.errors,
@@ -185,8 +187,8 @@ def replicas_of(server: int) -> list[int]:
     """Processes of Ray Serve's replicas below the server's."""
     import psutil
 
-    found = psutil.Process(server).children(recursive=True)
-    return [p.pid for p in found if "ServeReplica" in " ".join(p.cmdline())]
+    children = psutil.Process(server).children(recursive=True)
+    return [p.pid for p in children if "ServeReplica" in " ".join(p.cmdline())]
 
 
 def megabytes(pids: list[int]) -> float:
@@ -209,27 +211,29 @@ def model_alone(source: Path, sets: Any, texts: list[str], inputs: int, rounds: 
         "predict_together": lambda: base.predict(wanted),
         "predict_one_by_one": lambda: [base.predict([one]) for one in wanted],
     }
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, way in ways.items():
             began = time.process_time()
             way()
             each = (len(asked) if "adapt" in name else len(wanted) * inputs) / (time.process_time() - began)
-            found[name] += [each] if turn else []  # the first is a warm-up
-    return {f"{name}_per_cpu_s": round(float(np.median(values)), 1) for name, values in found.items()}
+            rates[name] += [each] if turn else []  # the first is a warm-up
+    return {f"{name}_per_cpu_s": round(float(np.median(values)), 1) for name, values in rates.items()}
 
 
-def run(given: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         from distmeta.runs import checkpoint as checkpoints
 
-        source = checkpoints.resolve(given.source) if given.source else initial_checkpoint(Path(folder) / "step-000000")
-        sets, texts = support_sets(source, given.tasks + 20 * given.clients, given.shots)
+        source = (
+            checkpoints.resolve(options.source) if options.source else initial_checkpoint(Path(folder) / "step-000000")
+        )
+        sets, texts = support_sets(source, options.tasks + 20 * options.clients, options.shots)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         log = (Path(folder) / "log").open("w+")
         command = [sys.executable, "-m", "distmeta", "serve", str(source), "--port", str(port), "--tasks",
-                   f"{folder}/tasks", "--replicas", str(given.replicas)]  # fmt: skip
+                   f"{folder}/tasks", "--replicas", str(options.replicas)]  # fmt: skip
         server = subprocess.Popen(command, stderr=log)
         try:
             until = time.monotonic() + 400
@@ -237,14 +241,14 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
                 if server.poll() is not None or time.monotonic() > until:
                     raise RuntimeError(f"the server did not start: {Path(log.name).read_text()}")
                 time.sleep(0.2)
-            found = asyncio.run(measure(f"http://127.0.0.1:{port}", replicas_of(server.pid), sets, texts, given))
+            found = asyncio.run(measure(f"http://127.0.0.1:{port}", replicas_of(server.pid), sets, texts, options))
         finally:
             server.send_signal(signal.SIGTERM)
             try:
                 server.wait(timeout=120)
             except subprocess.TimeoutExpired:
                 server.kill()
-        return found | {"model_alone": model_alone(source, sets, texts, given.inputs)}
+        return found | {"model_alone": model_alone(source, sets, texts, options.inputs)}
 
 
 def main() -> None:
@@ -257,16 +261,16 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=8, help="texts of a request")
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS / "serving.json")
-    given = parser.parse_args()
+    options = parser.parse_args()
     load_before = os.getloadavg()
-    result = run(given)
-    asked = {key: value for key, value in vars(given).items() if key not in ("out", "source")}
+    result = run(options)
+    asked = {key: value for key, value in vars(options).items() if key not in ("out", "source")}
     result |= {
         "asked": asked,
         "machine_load": {"before": load_before, "after": os.getloadavg()},
         **setting({"load": 0}),
     }
-    write_json(given.out, result)
+    write_json(options.out, result)
     print(json.dumps({key: result[key] for key in ("load", "memory", "mean_batch", "model_alone")}, indent=1))
 
 

@@ -73,8 +73,8 @@ def write_parquet(path: Path, examples: int, tasks: int, seed: int = 0) -> None:
     names = pa.array([f"task{t:06d}" for t in range(tasks)])
     cells = rng.permutation(examples) % (2 * tasks)
     with pq.ParquetWriter(path, pa.schema({"text": pa.string(), "label": pa.string(), "task": pa.string()})) as writer:
-        for at in range(0, examples, ROW_GROUP):
-            cell = cells[at : at + ROW_GROUP]
+        for start in range(0, examples, ROW_GROUP):
+            cell = cells[start : start + ROW_GROUP]
             ends = np.concatenate([[0], np.cumsum(rng.integers(8, 21, len(cell)))]).astype(np.int32)
             drawn = words.take(pa.array((rng.random(ends[-1]) ** 2 * WORDS).astype(np.int32)))  # some more often
             writer.write_table(pa.table({
@@ -136,12 +136,12 @@ def actors(path: str, samplers: int, episodes: int) -> list[dict[str, float]]:
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     handles = start_samplers(path, TASK, 0, samplers)
-    for at in range(0, episodes, 500):
-        ray.get([h.sample.remote(range(i * episodes + at, i * episodes + at + 500), "train")
+    for start in range(0, episodes, 500):
+        ray.get([h.sample.remote(range(i * episodes + start, i * episodes + start + 500), "train")
                  for i, h in enumerate(handles)])  # fmt: skip
-    found = ray.get([h.__ray_call__.remote(lambda self: shared_mb(".arrow")) for h in handles])
+    shared = ray.get([h.__ray_call__.remote(lambda self: shared_mb(".arrow")) for h in handles])
     ray.shutdown()
-    return list(found)
+    return list(shared)
 
 
 def main() -> None:
@@ -152,25 +152,25 @@ def main() -> None:
     parser.add_argument("--samplers", type=int, default=3)
     parser.add_argument("--work", type=Path, help="where the data and the cache go (default: a temporary directory)")
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    work = Path(tempfile.mkdtemp(prefix="task-store-", dir=given.work))
+    options = parser.parse_args()
+    work = Path(tempfile.mkdtemp(prefix="task-store-", dir=options.work))
     try:
         data = work / "examples.parquet"
-        write_parquet(data, given.examples, given.tasks)
+        write_parquet(data, options.examples, options.tasks)
         built = fresh("build", path=str(data), cache=str(work / "cache"))
         path = built.pop("path")
         result = {
-            **measure.setting({"seed": 0}), "examples": given.examples, "tasks": given.tasks,
+            **measure.setting({"seed": 0}), "examples": options.examples, "tasks": options.tasks,
             "parquet_mb": data.stat().st_size / 2**20,
             "store_mb": sum(f.stat().st_size for f in Path(path).iterdir()) / 2**20,
-            "build": built, "rows_per_s": given.examples / built["seconds"],
-            "sampler": fresh("read", path=path, episodes=given.episodes),
-            "actors": fresh("actors", path=path, samplers=given.samplers, episodes=given.episodes),
+            "build": built, "rows_per_s": options.examples / built["seconds"],
+            "sampler": fresh("read", path=path, episodes=options.episodes),
+            "actors": fresh("actors", path=path, samplers=options.samplers, episodes=options.episodes),
         }  # fmt: skip
     finally:
         shutil.rmtree(work)
-    if given.out:
-        measure.write_json(given.out, result)
+    if options.out:
+        measure.write_json(options.out, result)
     print(json.dumps(result, indent=1))
 
 

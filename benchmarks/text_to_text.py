@@ -30,12 +30,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(RUNS), help=", ".join(RUNS))
     parser.add_argument("--run-dir", type=Path, default=Path("runs/text-to-text"))
-    given = parser.parse_args()
+    options = parser.parse_args()
     path = RESULTS / "text_to_text.json"
     record = json.loads(path.read_text()) if path.is_file() else {"runs": {}}
-    for name in given.names:
+    for name in options.names:
         recipe, words = RUNS[name]
-        config = load_config(recipe, [*words, f"run.dir={given.run_dir / name}"])
+        config = load_config(recipe, [*words, f"run.dir={options.run_dir / name}"])
         run = distmeta.train(config, resume=True, show=True)
         environment = json.loads((run.path / "environment.json").read_text())
         record |= {

@@ -172,12 +172,12 @@ def derived(runs: dict[str, list[dict[str, Any]]], target: float) -> dict[str, A
     """By system: what each run took to the target, and the means over the runs."""
     systems = {}
     for name, of in runs.items():
-        found = [to_target(run, target) for run in of]
+        reached = [to_target(run, target) for run in of]
         numbers = ("steps", "wall_s", "core_s", "from_first_step_wall_s", "from_first_step_core_s", "step_s",
                    "validations_s")  # fmt: skip
         systems[name] = {
-            "reached": sum(f["reached"] for f in found), "to_target": found,
-            "mean": {key: statistics.mean(f[key] for f in found) for key in numbers},
+            "reached": sum(f["reached"] for f in reached), "to_target": reached,
+            "mean": {key: statistics.mean(f[key] for f in reached) for key in numbers},
         }  # fmt: skip
     count = max(len(of) for of in runs.values())
     alike = [disagreement({name: of[i] for name, of in runs.items() if len(of) > i}) for i in range(count)]
@@ -216,39 +216,39 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="run nothing: another target of the runs in --out")
     parser.add_argument("--out", type=Path, default=RESULTS / "time_to_quality.json")
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
-    given = parser.parse_args()
-    names = [name.strip() for name in given.systems.split(";")] if given.systems else list(SYSTEMS)
+    options = parser.parse_args()
+    names = [name.strip() for name in options.systems.split(";")] if options.systems else list(SYSTEMS)
     if unknown := [name for name in names if name not in SYSTEMS]:
         parser.error(f"--systems {unknown[0]}: one of {'; '.join(SYSTEMS)}")
-    if given.again:
-        record = json.loads(given.out.read_text(encoding="utf-8"))
-        record |= derived(record["runs"], given.target)
-        write_json(given.out, record)
+    if options.again:
+        record = json.loads(options.out.read_text(encoding="utf-8"))
+        record |= derived(record["runs"], options.target)
+        write_json(options.out, record)
     else:
-        record = run_all(given, names)
+        record = run_all(options, names)
     from rich.console import Console
 
     Console(width=150).print(table(record))
 
 
-def run_all(given: argparse.Namespace, names: list[str]) -> dict[str, Any]:
-    seeds = [int(part) for part in given.seeds.split(",")]
+def run_all(options: argparse.Namespace, names: list[str]) -> dict[str, Any]:
+    seeds = [int(part) for part in options.seeds.split(",")]
     settings = [
-        f"outer.steps={given.steps}", f"eval.every={given.every}", f"eval.validation_episodes={given.episodes}",
-        "eval.baselines=false", "eval.episodes=2", *given.more,
+        f"outer.steps={options.steps}", f"eval.every={options.every}", f"eval.validation_episodes={options.episodes}",
+        "eval.baselines=false", "eval.episodes=2", *options.more,
     ]  # fmt: skip
-    words = [*overrides("intents", given.data, given.pretrained), *settings]
+    words = [*overrides("intents", options.data, options.pretrained), *settings]
     runs: dict[str, list[dict[str, Any]]] = {}
     record: dict[str, Any] = {**setting({"run": seeds[0]}), "seeds": seeds, "settings": settings}
     for seed in seeds:  # interleaved
         for name in names:
             print(f"seed {seed}: {name}", file=sys.stderr, flush=True)
             before = os.getloadavg()[0]
-            run = measured(SYSTEMS[name], [*words, f"run.seed={seed}"], given.timeout)
+            run = measured(SYSTEMS[name], [*words, f"run.seed={seed}"], options.timeout)
             runs.setdefault(name, []).append({"seed": seed, "load_before": before, **run})
-            record |= {**derived(runs, given.target), "runs": runs}
-            write_json(given.out, record)
-            print(f"  {to_target(run, given.target)}", file=sys.stderr, flush=True)
+            record |= {**derived(runs, options.target), "runs": runs}
+            write_json(options.out, record)
+            print(f"  {to_target(run, options.target)}", file=sys.stderr, flush=True)
     return record
 
 

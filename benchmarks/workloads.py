@@ -159,8 +159,8 @@ def _ours(
         loss: Any = lambda params, batch: model.loss(params, batch).sum()  # noqa: E731
         return meta_gradient(loss, fast, support, query, loop, order, **options).grads
     stacked = {name: value.unsqueeze(0).expand(count, *value.shape) for name, value in fast.items()}
-    found = meta_gradient(model.loss, stacked, support, query, loop, order, task_axis="native", **options)
-    return {name: g.sum(0) for name, g in found.grads.items()}
+    result = meta_gradient(model.loss, stacked, support, query, loop, order, task_axis="native", **options)
+    return {name: g.sum(0) for name, g in result.grads.items()}
 
 
 def _peer(
@@ -171,8 +171,8 @@ def _peer(
     for pair in tasks[i % len(tasks)]:
         _, grads = peer(plain, *(padded(rows) for rows in pair), steps, lr, first_order)
         for name, g in grads.items():
-            own = name.replace("head.", "head_")
-            total[own] = total[own] + g if own in total else g
+            inner_name = name.replace("head.", "head_")
+            total[inner_name] = total[inner_name] + g if inner_name in total else g
     return total
 
 
@@ -192,9 +192,9 @@ class Plain(nn.Module):
             _add_lora(self.get_submodule(path), values[f"{path}.lora_A"], model.get_submodule(path).lora_scale)
         with torch.no_grad():
             for name, p in self.named_parameters():
-                own = name.replace("head.", "head_")
-                p.copy_(values[own])
-                p.requires_grad_(own in fast)
+                inner_name = name.replace("head.", "head_")
+                p.copy_(values[inner_name])
+                p.requires_grad_(inner_name in fast)
 
     def forward(self, batch: Named) -> Tensor:
         states = self.backbone(batch["input_ids"], attention_mask=batch.get("attention_mask")).last_hidden_state
@@ -368,8 +368,8 @@ def sinusoid_workload(row: Row, peers: dict[str, Peer]) -> Workload:
         function = compiled(sinusoid_loss, **options) if setting == "compiled" else plain
 
         def run(i: int) -> Named:
-            found = function(stacked, support, query, loop)
-            return {name: g.sum(0) for name, g in found.grads.items()}
+            result = function(stacked, support, query, loop)
+            return {name: g.sum(0) for name, g in result.grads.items()}
 
         return run
 
@@ -389,9 +389,9 @@ def sinusoid_workload(row: Row, peers: dict[str, Peer]) -> Workload:
     return Workload({name: ours(name) for name in row.ours}, runs, lambda i: flops())
 
 
-def agreement(found: Named, expected: Named) -> float:
+def agreement(grads: Named, expected: Named) -> float:
     """|found - expected| / |expected| over all parameters. Raises KeyError where the names differ."""
-    if found.keys() != expected.keys():
-        raise KeyError(f"different parameters: {sorted(found.keys() ^ expected.keys())[:4]}")
-    distance = sum(float((found[n] - expected[n]).double().square().sum()) for n in expected)
+    if grads.keys() != expected.keys():
+        raise KeyError(f"different parameters: {sorted(grads.keys() ^ expected.keys())[:4]}")
+    distance = sum(float((grads[n] - expected[n]).double().square().sum()) for n in expected)
     return (distance / sum(float(g.double().square().sum()) for g in expected.values())) ** 0.5

@@ -131,19 +131,20 @@ def main_rank(
 def measure(layers: int, width: int, ranks: int, order: str) -> dict[str, Any]:
     settings = config(layers, width, ranks, order)
     store = build_store(settings.data, settings.task, settings.model)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for way in WAYS:
-            found[way] = run_group(__file__, ranks, folder, way, str(store), str(layers), str(width), order)
+            result[way] = run_group(__file__, ranks, folder, way, str(store), str(layers), str(width), order)
         apart = 0.0
         for rank in range(ranks):
             ours, theirs = (load_file(Path(folder) / f"{way}-{rank}.safetensors") for way in WAYS)
             norm = max(float(t.norm()) for t in theirs.values())
             apart = max(apart, *(float((ours[n] - t).norm()) / norm for n, t in theirs.items()))
-    growth = {way: max(r["growth"] for r in found[way]) for way in WAYS}
+    growth = {way: max(r["growth"] for r in result[way]) for way in WAYS}
     return {
         **about(), "seeds": [SEED], "layers": layers, "width": width, "ranks": ranks, "order": order,
-        "growth": growth, "ratio": growth["distmeta"] / growth["deepspeed"], "gradients_apart": apart, "by_rank": found,
+        "growth": growth, "ratio": growth["distmeta"] / growth["deepspeed"], "gradients_apart": apart,
+        "by_rank": result,
     }  # fmt: skip
 
 

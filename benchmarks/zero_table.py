@@ -118,8 +118,8 @@ def sharded(settings: Config, store: TaskStore, rank: int, world: int) -> dict[s
     engine = make_engine(initial_values(settings, model), settings, model, CPU)
     total = settings.outer.meta_batch_size
     for step in range(1, STEPS + 1):
-        mine = episodes_of_rank(settings, total, rank, world)
-        grads = gradients(model, engine.snapshot(), settings, store, step, mine)
+        episodes = episodes_of_rank(settings, total, rank, world)
+        grads = gradients(model, engine.snapshot(), settings, store, step, episodes)
         engine.step({name: g * (engine.averaged_over / total) for name, g in grads.items()}, settings.outer.lr)
     return engine.parameters(list(engine.shapes))
 
@@ -133,11 +133,11 @@ def main_rank(rank: int, world: int, folder: Path, store_path: Path, stages: lis
         expected = load_file(folder / f"{adapt}-{order}.safetensors")
         name = cell(stage, episode, adapt, order, world)
         try:
-            found = sharded(config(stage, adapt, order, episode), store, rank, world)
+            result = sharded(config(stage, adapt, order, episode), store, rank, world)
         except InputError as refused:
             cells[name] = {"refused": str(refused)}
             continue
-        cells[name] = {"difference": max(float((found[n] - v).abs().max()) for n, v in expected.items())}
+        cells[name] = {"difference": max(float((result[n] - v).abs().max()) for n, v in expected.items())}
     dist.destroy_process_group()
     print(json.dumps(cells))
 

@@ -146,8 +146,8 @@ def scaling(t: Tools) -> Iterator[Sentence]:
     yield "docs/results.md", f"steps of {hand['step_s']:.2f} s on a slower day"
     yield "docs/results.md", f"spends {hand['share']['aggregate']:.1%} on hand-over and outer step"
     timed = {ranks: point for (_, ranks), point in t.points("scaling_timed").items()}
-    at = {ranks: f"{point['efficiency']['mean']:.2f}" for ranks, point in timed.items()}
-    yield "docs/results.md", f"efficiency {at[8]} at 8 ranks, {at[16]} at 16, {at[32]} at 32."
+    efficiency = {ranks: f"{point['efficiency']['mean']:.2f}" for ranks, point in timed.items()}
+    yield "docs/results.md", f"efficiency {efficiency[8]} at 8 ranks, {efficiency[16]} at 16, {efficiency[32]} at 32."
     share = {ranks: point["share"] for ranks, point in timed.items()}
     yield "docs/results.md", f"({share[16]['wait']:.0%} wait at 16) and checkpoints cost {share[16]['checkpoint']:.1%}"
     for part, words in (
@@ -415,13 +415,13 @@ def search(t: Tools) -> Iterator[Sentence]:
 
 def features(t: Tools) -> Iterator[Sentence]:
     gains = t.record("augmentation")["compared"]
-    said = {name: f"{g['gain']:+.3f} [{g['low']:.3f}, {g['high']:.3f}]" for name, g in gains.items()}
+    change = {name: f"{g['gain']:+.3f} [{g['low']:.3f}, {g['high']:.3f}]" for name, g in gains.items()}
     yield (
         "docs/features.md",
         (
-            f"change of accuracy from {gains['none']['accuracy']:.3f} with a 95% interval over seeds): swaps {said['word_swap']}, "
-            f"mixing {said['mix']}, dropout {said['token_dropout']} are no more than chance; permuted labels "
-            f"{said['permute_labels']} and resplits {said['resplit']} were worse with every seed."
+            f"change of accuracy from {gains['none']['accuracy']:.3f} with a 95% interval over seeds): swaps {change['word_swap']}, "
+            f"mixing {change['mix']}, dropout {change['token_dropout']} are no more than chance; permuted labels "
+            f"{change['permute_labels']} and resplits {change['resplit']} were worse with every seed."
         ),
     )
     runs = t.record("privacy")["runs"]

@@ -56,9 +56,9 @@ def documented(name: str, value: Any) -> list[str]:
 
 def signature(name: str, value: Any) -> str:
     """name(parameters) -> result, annotations as they are written, one parameter a line where it is long."""
-    found = inspect.signature(value)
+    signature = inspect.signature(value)
     shown, starred = [], False
-    for parameter in found.parameters.values():
+    for parameter in signature.parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and not starred:
             shown.append("*")
             starred = True
@@ -68,7 +68,7 @@ def signature(name: str, value: Any) -> str:
         if parameter.default is not parameter.empty:
             text += f" = {parameter.default!r}" if isinstance(parameter.default, PLAIN) else " = ..."
         shown.append(text)
-    result = "" if inspect.isclass(value) else f" -> {written(found.return_annotation)}"
+    result = "" if inspect.isclass(value) else f" -> {written(signature.return_annotation)}"
     line = f"{name}({', '.join(shown)}){result}"
     return line if len(line) <= WIDTH else f"{name}(\n" + "".join(f"    {one},\n" for one in shown) + f"){result}"
 

@@ -18,8 +18,8 @@ def page() -> str:
         "this file. `distmeta config --keys SECTION` and `distmeta config --explain KEY` print the same, and `distmeta "
         "config RECIPE` prints the values of a recipe.\n"
     ]
-    for section, found in groupby(keys(), key=lambda key: key.name.partition(".")[0]):
-        rows = "\n".join(row(key) for key in found)
+    for section, fields in groupby(keys(), key=lambda key: key.name.partition(".")[0]):
+        rows = "\n".join(row(key) for key in fields)
         parts.append(f"## {section}\n\n| key | values | default | |\n|---|---|---|---|\n{rows}\n")
     return "\n".join(parts)
 

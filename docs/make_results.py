@@ -235,9 +235,11 @@ def orders() -> str:
 
 def ranking() -> list[tuple[str, float, Mapping[str, Any]]]:
     """(algorithm, mean accuracy over seeds, its runs), the best first."""
-    found = record("algorithms_builtin")["algorithms"]
-    means = {name: mean(run["test"]["accuracy"]["mean"] for run in one["runs"].values()) for name, one in found.items()}
-    return [(name, means[name], found[name]["runs"]) for name in sorted(means, key=lambda name: -means[name])]
+    scores = record("algorithms_builtin")["algorithms"]
+    means = {
+        name: mean(run["test"]["accuracy"]["mean"] for run in one["runs"].values()) for name, one in scores.items()
+    }
+    return [(name, means[name], scores[name]["runs"]) for name in sorted(means, key=lambda name: -means[name])]
 
 
 def algorithms() -> str:
@@ -438,9 +440,9 @@ def wrong() -> Iterator[str]:
         text = page.read_text(encoding="utf-8")
         if written(text) != text:
             yield f"{page.relative_to(ROOT)}: its tables are not what the records say; run python docs/make_results.py"
-    for name, said in sentences(globals()):
-        if " ".join(said.split()) not in " ".join((ROOT / name).read_text(encoding="utf-8").split()):
-            yield f"{name}: by the records it has to say {said!r}"
+    for name, sentence in sentences(globals()):
+        if " ".join(sentence.split()) not in " ".join((ROOT / name).read_text(encoding="utf-8").split()):
+            yield f"{name}: by the records it has to say {sentence!r}"
 
 
 if __name__ == "__main__":

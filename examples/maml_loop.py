@@ -55,13 +55,13 @@ def train(steps: int = 1000, tasks: int = 10, seed: int = 0) -> tuple[Params, In
         optimizer.zero_grad()
         for _ in range(tasks):
             support, query = task(generator)
-            found = meta_gradient(loss, params, support, query, InnerLoop(steps=2, lr=rate), order="exact")
+            meta = meta_gradient(loss, params, support, query, InnerLoop(steps=2, lr=rate), order="exact")
             for name, value in params.items():
-                value.grad = found.grads[name] / tasks + (0 if value.grad is None else value.grad)
-            rate.grad = found.lr_grads / tasks + (0 if rate.grad is None else rate.grad)
+                value.grad = meta.grads[name] / tasks + (0 if value.grad is None else value.grad)
+            rate.grad = meta.lr_grads / tasks + (0 if rate.grad is None else rate.grad)
         optimizer.step()
         if step % 100 == 0:
-            print(f"step {step}  query loss {float(found.loss):.3f}  inner rate {float(rate):.4f}")
+            print(f"step {step}  query loss {float(meta.loss):.3f}  inner rate {float(rate):.4f}")
     return params, InnerLoop(steps=5, lr=rate)
 
 

@@ -34,7 +34,7 @@ def test_the_terminal_and_the_run_directory(undisturbed, words_csv):
     assert "unseen tasks" in undisturbed.stdout and "meta_trained" in undisturbed.stdout
     assert "20 meta-steps, 80 episodes; results in runs/tiny" in undisturbed.stdout
     by_the_clock = (" step ", "] still ")
-    assert sum(not any(x in line for x in by_the_clock) for line in undisturbed.stderr.splitlines()) < 12
+    assert sum(not any(x in line for x in by_the_clock) for line in undisturbed.stderr.splitlines()) <= 12
     for noise in ("Warning", "WARNING", "Traceback", "(pid=", "deprecat", "INFO"):
         assert noise not in undisturbed.stderr + undisturbed.stdout
     there = {p.name for p in undisturbed.run.iterdir() if not p.name.startswith(".")}

@@ -106,7 +106,7 @@ def runner(subject: Subject, variant: Variant) -> Callable[[int], None]:
         model.layers.recomputed = len(model.layers) if configured.config.runs_layers_again else 0
         backbone.exact_attention = variant.attention or kernel
         try:
-            _gradients(configured, variant.algorithm, cache)
+            gradients(configured, variant.algorithm, cache)
         finally:
             model.layers.recomputed, backbone.exact_attention = 0, kernel
 
@@ -115,7 +115,7 @@ def runner(subject: Subject, variant: Variant) -> Callable[[int], None]:
     return run
 
 
-def _gradients(
+def gradients(
     subject: Subject,
     algorithm: Any,
     cache: StateCache | None = None,
@@ -142,7 +142,7 @@ def bench_inner(
     chosen = variants(subject)
     say("matrix rate, floor, and what auto chooses")
     rate = measure.matrix_rate()
-    floors = {algorithm: _floor(subject, algorithm) / rate for algorithm in (maml, fomaml)}
+    floors = {algorithm: floor(subject, algorithm) / rate for algorithm in (maml, fomaml)}
     choices = _choices(subject)
     runs = {name: runner(subject, variant) for name, variant in chosen.items()}
     for name, run in runs.items():
@@ -172,11 +172,16 @@ def bench_inner(
     }  # fmt: skip
 
 
-def _floor(subject: Subject, algorithm: Any) -> float:
+def floor(subject: Subject, algorithm: Any) -> float:
     """FLOPs of the leanest path: graphs kept, a micro-batch for each length of text; eager attention can be counted."""
     lean = subject.with_inner(memory="unroll", buckets=10**6, part_tokens=0, task_batch=1)
     countable = SimpleNamespace(ORDER="exact", meta_gradient=algorithm.meta_gradient)
-    return measure.matrix_flops(lambda: _gradients(lean, countable))
+    layers, before = subject.model.layers, subject.model.layers.recomputed
+    layers.recomputed = 0
+    try:
+        return measure.matrix_flops(lambda: gradients(lean, countable))
+    finally:
+        layers.recomputed = before
 
 
 def _choices(subject: Subject) -> dict[str, Any]:
@@ -186,7 +191,7 @@ def _choices(subject: Subject) -> dict[str, Any]:
     group = group_episodes(subject.episodes, count)[0]
     support, query = load_group(group, model, config, subject.store.pad_id, subject.device, training=True, exact=True)
     choices: list[Choice] = []
-    _gradients(dataclasses.replace(automatic, episodes=group), maml, see=choices.append)
+    gradients(dataclasses.replace(automatic, episodes=group), maml, see=choices.append)
     tokens = [len(e.support.tokens) + len(e.query.tokens) for e in group]
     return {
         "steps_kept": choices[0].steps_kept,

@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 MB = 2**20
 PACKAGES = ("torch", "transformers", "numpy", "ray", "deepspeed", "higher", "torchopt", "learn2learn")
@@ -108,6 +111,37 @@ def peak_mb(function: Callable[[], object]) -> float:
     after = _status_kb("VmHWM")
     del kept
     return (after - before) / 1024
+
+
+def live_peak(function: Callable[[], object]) -> int:
+    """The largest number of bytes that are alive at once while it runs, of all tensors that it makes."""
+    gc.collect()
+    measured = LivePeak()
+    with measured:
+        function()
+    return measured.peak
+
+
+class LivePeak(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The largest number of bytes that were alive at once, of all storages made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seen: Any = WeakIdKeyDictionary()
+        self.live = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for t in torch.utils._pytree.tree_leaves(out):
+            if isinstance(t, Tensor) and (storage := t.untyped_storage()) not in self._seen:
+                self._seen[storage] = size = storage.nbytes()
+                self.live += size
+                weakref.finalize(storage, self._freed, size)
+        self.peak = max(self.peak, self.live)
+        return out
+
+    def _freed(self, size: int) -> None:
+        self.live -= size
 
 
 def _status_kb(key: str) -> int:

@@ -21,11 +21,20 @@ def inner(
     source: Source = None,
     rounds: Annotated[int, typer.Option(min=1, help="interleaved rounds after a warm-up")] = 3,
     memory: Annotated[bool, typer.Option(help="peak memory too: a new process for each variant")] = True,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="memory of a rank and seconds of a meta-step, without loading the model")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="file for the JSON document")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Time, peak memory and multiple of the FLOP floor of the inner loop's variants, and what `auto` chooses."""
+    if plan:
+        from distmeta.bench import plan as plans
+
+        planned = plans.plan(configured(source), say=silent if quiet else note)
+        tell(planned, out, as_json, lambda: show(*plans.sentences(planned)))
+        return
     from distmeta.bench.inner import bench_inner, sentences, table
 
     result = bench_inner(configured(source), rounds, say=silent if quiet else note, memory=memory)

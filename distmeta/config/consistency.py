@@ -82,6 +82,7 @@ def check(config: Config) -> None:
     if config.outer.schedule == "plateau" and config.eval.every == 0:
         raise ValueError("outer.schedule = plateau needs meta-validations: set eval.every")
     check_keep_base(config)
+    check_quantise(config)
     if config.outer.privacy is not None:
         check_privacy(config)
     if config.cluster.episode == "group":
@@ -168,6 +169,19 @@ def check_keep_base(config: Config) -> None:
     ):  # fmt: skip
         if not fits:
             raise ValueError(f"outer.keep_base {reason}; or leave outer.keep_base out")
+
+
+def check_quantise(config: Config) -> None:
+    """Raises ValueError where there is no frozen base that could be rounded."""
+    stage = config.deepspeed["zero_optimization"]["stage"]
+    for fits, key, value, mend in (
+        (config.model.pretrained is not None, "model.pretrained", "null", "there is no base; name one"),
+        (config.inner.adapt == "lora", "inner.adapt", config.inner.adapt, "rounded weights cannot move; set lora"),
+        (config.outer.base != "train", "outer.base", config.outer.base, "rounded weights cannot move; set freeze"),
+        (stage != 3, "deepspeed.zero_optimization.stage", stage, "shards are of whole weights; set 0, 1 or 2"),
+    ):
+        if config.model.quantise is not None and not fits:
+            raise ValueError(f"model.quantise = {config.model.quantise} does not work with {key} = {value}: {mend}")
 
 
 def check_ways(key: str, ways: int | None, config: Config) -> None:

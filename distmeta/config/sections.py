@@ -66,6 +66,10 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: matrix products and frozen weights; meta-parameters stay float32"
     )
+    quantise: Literal["int8"] | None = Field(
+        None, description="int8: the frozen matrices of a pretrained base under LoRA are held as one byte a number and "
+        "a scale a row, and made float32 (model.dtype) for each product; null: as they are"
+    )  # fmt: skip
     dropout: float = Field(0.0, ge=0, lt=1, description="rate of every dropout layer, while training")
     activation_checkpointing: bool = Field(
         False, description="layers keep only their inputs and run again in the backward pass, at every order"

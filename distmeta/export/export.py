@@ -124,10 +124,15 @@ def read(
         saved = checkpoints.load(source, which=checkpoint)
         task = saved.config.task
         fixed = task.family == "domain" and not (task.permute_labels or task.augment.permute_labels)
-        about = {"meta_steps": saved.step, "tasks_seen": saved.state["tasks_seen"]}
+        about = {"meta_steps": saved.step, "tasks_seen": saved.state.get("tasks_seen", "")}
         if saved.config.outer.privacy is not None:
             about["privacy"] = guarantee(saved.config, saved.state["record"]["privacy_epsilon"])
         labels = saved.state["labels"] if fixed and saved.config.model.head == "linear" else None
+    if saved.config.model.quantise is not None and (merge or wanted or quantise):
+        raise InputError(
+            f"export: the base was rounded in training (model.quantise={saved.config.model.quantise}), so that LoRA "
+            "fits that base and leaves as an adapter alone; leave --merge, --prune and --quantise out"
+        )
     if merge:
         saved = merged(saved)
     if wanted or quantise:

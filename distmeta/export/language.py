@@ -13,6 +13,7 @@ from distmeta.errors import InputError
 from distmeta.export.card import model_card
 from distmeta.models import backbone as backbones
 from distmeta.models.layers import merge_lora
+from distmeta.models.quantised import weights_of
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.tasks.tokenizer import load_tokenizer, special_ids
 
@@ -79,7 +80,7 @@ def whole_model(trained: Trained) -> Any:
     vocab, pad = int(model.backbone.config.vocab_size), int(model.backbone.config.pad_token_id or 0)  # type: ignore[union-attr, arg-type]
     whole = backbones.build_language_model(config.model, vocab, pad, config.run.seed)
     both = bool(whole.config.is_encoder_decoder)
-    initial = model.state_dict(keep_vars=True)
+    initial = model.state_dict(keep_vars=True) | weights_of(model)
     # A parameter that has several names, as shared embeddings have, is trained by one of them.
     moved = {id(initial[name]): value for name, value in trained.values.items() if name in initial}
     values = merge_lora({name: moved.get(id(value), value.detach()) for name, value in initial.items()}, model)

@@ -13,6 +13,7 @@ from distmeta.models import calls
 from distmeta.models.fast_shards import FastShards
 from distmeta.models.labels import LabelModel, check_room
 from distmeta.models.language import LanguageModel, build_language_model
+from distmeta.models.quantised import quantise_base
 from distmeta.models.task_model import TaskModel
 from distmeta.tasks.prompts import LETTERS, LabelTokens, label_tokens_of
 
@@ -36,6 +37,7 @@ def build_model(
         return build_label_model(config, vocab_size, pad_id, classes, copy)
     if config.task.is_language:
         language = build_language_model(config, vocab_size, pad_id, copy)
+        quantise_base(language, config)
         narrow(language, config)
         check_positions(config, backbones.positions(language.backbone))
         if language.seq2seq and config.task.family == "document":
@@ -48,6 +50,7 @@ def build_model(
     limit = backbones.positions(backbone)
     check_positions(config, limit)
     model = TaskModel(backbone, classes, config, labels)
+    quantise_base(model, config)
     narrow(model, config)
     if model.in_context:
         check_context(model, config, limit)
@@ -90,6 +93,7 @@ def build_label_model(config: Config, vocab_size: int, pad_id: int, classes: int
             "sliding window is shorter than model.max_tokens, or its keys and values cannot be kept); choose another "
             "model, such as gpt2 or llama, or set task.labels=letters"
         )
+    quantise_base(model, config)
     narrow(model, config)
     limit = backbones.positions(model.backbone)
     check_room(config, tokens, classes, limit)

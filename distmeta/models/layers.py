@@ -10,7 +10,7 @@ rows meeting that task's weights. Weights without the axis are shared by all row
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distmeta.errors import InputError
+from distmeta.inner.frozen import frozen_linear
 
 # Query and value projections, or the joint one: the first of these that names a layer. The second takes the names of
 # less common families (query_proj, q_head, Wq, q_b_proj, in_proj).
@@ -61,6 +62,26 @@ class TaskLinear(_Affine, nn.Linear):
 
     def _matrix(self) -> Tensor:
         return self.weight.mT
+
+
+class FetchedLinear(TaskLinear):
+    """A frozen linear layer without its weight, which it fetches for each product.
+
+    dtype: of the product; None: of its input.
+    """
+
+    fetch: Callable[[], Tensor]
+    dtype: torch.dtype | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.dtype is None else x.to(self.dtype)  # derivatives are taken outside of autocast
+        shared_bias = self.bias is None or self.bias.dim() == 1
+        y = frozen_linear(x, self.fetch, self.bias if shared_bias else None)
+        if not shared_bias:
+            y = y + per_task(self.bias, y, 1)
+        if hasattr(self, "lora_A"):
+            y = y + self.lora_scale * _product(_product(x, self.lora_A.mT), self.lora_B.mT)
+        return y
 
 
 class TaskConv1D(_Affine):

@@ -28,8 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distmeta.config import Config
-from distmeta.inner.frozen import frozen_linear
-from distmeta.models.layers import TaskConv1D, TaskEmbedding, TaskLinear, _product, per_task
+from distmeta.models.layers import FetchedLinear, TaskConv1D, TaskEmbedding, TaskLinear
 from distmeta.models.task_model import TaskModel
 
 P = ParamSpec("P")
@@ -207,23 +206,6 @@ class Shards:
         self.alive -= size
 
 
-class ShardedLinear(TaskLinear):
-    """A frozen linear layer without its weight, which it fetches for each product."""
-
-    fetch: Callable[[], Tensor]
-    dtype: torch.dtype
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.dtype)  # derivatives are taken outside of autocast
-        shared_bias = self.bias is None or self.bias.dim() == 1
-        y = frozen_linear(x, self.fetch, self.bias if shared_bias else None)
-        if not shared_bias:
-            y = y + per_task(self.bias, y, 1)
-        if hasattr(self, "lora_A"):
-            y = y + self.lora_scale * _product(_product(x, self.lora_A.mT), self.lora_B.mT)
-        return y
-
-
 class ShardedEmbedding(TaskEmbedding):
     """A frozen embedding without its weight: ids [N, S] -> [N, S, D]."""
 
@@ -259,7 +241,7 @@ def shard_frozen(model: TaskModel, config: Config, device: torch.device) -> Shar
         layer: Any = module
         if isinstance(module, TaskLinear | TaskConv1D):
             fetch: Any = shards.add_linear(weight if isinstance(module, TaskLinear) else weight.mT)
-            layer.__class__, layer.dtype = ShardedLinear, weight.dtype
+            layer.__class__, layer.dtype = FetchedLinear, weight.dtype
         elif isinstance(module, TaskEmbedding):
             fetch = shards.add_embedding(weight)
             layer.__class__ = ShardedEmbedding

@@ -33,6 +33,7 @@ FREE = (
     "vocab_size",
     "tokenizer",
     "dtype",
+    "quantise",
     "dropout",
     "distance",
     "lora_rank",
@@ -98,7 +99,8 @@ def try_model(config: Config) -> None:
     def build(hf_config: Any) -> None:
         from distmeta.models.build import build_model
 
-        model = config.model.model_copy(update={"pretrained": None, "dtype": "float32", "lora_targets": "auto"})
+        plain = {"pretrained": None, "dtype": "float32", "lora_targets": "auto", "quantise": None}
+        model = config.model.model_copy(update=plain)
         inner = config.inner.model_copy(update={"adapt": "all"})
         build_model(
             config.model_copy(update={"model": model, "inner": inner}), WORDS, PAD, config.ways or 2, copy=hf_config
@@ -247,9 +249,11 @@ def with_words(tree: Tree, names: Tree) -> Tree:
     return changed
 
 
-def with_layers(tree: Tree, layers: int) -> Tree:
-    """With so many layers: the first ones, or the first of two kinds."""
-    changed = {key: with_layers(value, layers) if isinstance(value, dict) else value for key, value in tree.items()}
+def with_layers(tree: Tree, layers: int, narrow: bool = True) -> Tree:
+    """With so many layers: the first ones, or the first of two kinds. narrow: each with a small feed-forward layer."""
+    changed = {
+        key: with_layers(value, layers, narrow) if isinstance(value, dict) else value for key, value in tree.items()
+    }
     depths: dict[str, int] = {
         key: value for key, value in changed.items() if LAYERS.fullmatch(str(key)) and isinstance(value, int)
     }
@@ -258,9 +262,9 @@ def with_layers(tree: Tree, layers: int) -> Tree:
     for key, value in changed.items():
         if key in depths:
             changed[key] = min(layers, depths[key])
-        elif WIDE.fullmatch(str(key)) and isinstance(value, int):
+        elif narrow and WIDE.fullmatch(str(key)) and isinstance(value, int):
             changed[key] = min(WIDTH, value)
-        elif MANY.fullmatch(str(key)) and isinstance(value, int):
+        elif narrow and MANY.fullmatch(str(key)) and isinstance(value, int):
             changed[key] = min(EXPERTS, value)
         elif isinstance(value, list) and len(value) > layers and len(value) in depths.values():  # one entry a layer
             changed[key] = [value[0], value[second]] if layers == 2 else value[:layers]

@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 from typing import Any
 
 import pytest
 import torch
 from inner_networks import F64, Named, chunks, differ, mlp_loss, mlp_params, mlp_shared, regression
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
 
+from distmeta.bench.measure import live_peak
 from distmeta.inner import InnerLoop, meta_gradient
 
 WIDE = 64
-
-
-class Peak(TorchDispatchMode):
-    """The largest number of bytes that were alive at once, of all storages made inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: Any = WeakIdKeyDictionary()
-        self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for t in torch.utils._pytree.tree_leaves(out):
-            if isinstance(t, Tensor):
-                self.live[t.untyped_storage()] = t.untyped_storage().nbytes()
-        self.peak = max(self.peak, sum(self.live.values()))
-        return out
 
 
 def deep_loss(p: Named, batch: Tensor) -> Tensor:
@@ -47,10 +28,8 @@ def peak(order: Any, steps: int, memory: Any, cuts: int = 1, **settings: Any) ->
     params = {"v": torch.linspace(0.5, 1.5, WIDE, dtype=F64)}
     support = list(torch.ones(128, WIDE, dtype=F64).chunk(cuts))
     query = torch.ones(4, WIDE, dtype=F64)
-    gc.collect()
-    with Peak() as measured:
-        meta_gradient(deep_loss, params, support, query, InnerLoop(steps=steps, memory=memory, **settings), order)
-    return measured.peak
+    loop = InnerLoop(steps=steps, memory=memory, **settings)
+    return live_peak(lambda: meta_gradient(deep_loss, params, support, query, loop, order))
 
 
 ACTIVATION = 128 * WIDE * 8

@@ -69,7 +69,7 @@ def test_a_checkpoint_its_export_and_an_adapted_model_are_asked_alike(folder, tm
     assert len(adapted.context) > 10
     whole = [([*adapted.context, *before], after) for before, after in pairs]
     behind = likelihoods(adapted._replace(context=()), whole)
-    assert likelihoods(adapted, pairs) == pytest.approx(behind) and behind[0][0] != trained[0][0]
+    assert likelihoods(adapted, pairs) == behind and behind[0][0] != trained[0][0]
 
 
 def test_what_is_no_decoder_is_refused(words_csv, tmp_path):
@@ -87,7 +87,7 @@ def test_the_harness_itself_runs_a_task_of_a_file(folder, tmp_path):
         "doc_to_text": "{{question}}", "doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}",
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }))  # fmt: skip
-    tasks = lm_eval.tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
+    tasks = pytest.importorskip("lm_eval.tasks").TaskManager(include_path=str(tmp_path), include_defaults=False)
     model = harness_model(folder / "step-000001")
     found = lm_eval.simple_evaluate(model=model, tasks=["colours"], task_manager=tasks, bootstrap_iters=0)
     decoder = load_decoder(folder / "step-000001")

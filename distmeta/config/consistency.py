@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from distmeta.config.algorithms import ALGORITHMS, load_algorithm
+from distmeta.config.bases import check_keep_base, check_quantise
 from distmeta.config.documents import check_document
 from distmeta.errors import InputError
 
@@ -151,37 +152,6 @@ def check(config: Config) -> None:
                 f"task.lag = {config.task.lag}: episodes are asked for up to {ahead} meta-steps ahead (sampling.window "
                 f"over a rank's share of outer.meta_batch_size); set at least {ahead}, or lower sampling.window"
             )
-
-
-def check_keep_base(config: Config) -> None:
-    """Raises ValueError where outer.keep_base has no meaning."""
-    if config.outer.keep_base is None:
-        return
-    says_words = config.task.family == "text_to_text" or config.task.labels != "head"
-    for fits, reason in (
-        (says_words, "is of the words of a language model, and this model has a head of its own; set task.family="
-                     "text_to_text, or task.labels=letters or words"),
-        (config.model.pretrained is not None, "needs model.pretrained: a model built from its configuration has no "
-                                              "base to keep"),
-        (config.algorithm != "fine_tune", "does not go with algorithm = fine_tune, which learns nothing in the outer "
-                                          "loop"),
-        (config.outer.privacy is None, "does not go with outer.privacy: its gradient is of no single task"),
-    ):  # fmt: skip
-        if not fits:
-            raise ValueError(f"outer.keep_base {reason}; or leave outer.keep_base out")
-
-
-def check_quantise(config: Config) -> None:
-    """Raises ValueError where there is no frozen base that could be rounded."""
-    stage = config.deepspeed["zero_optimization"]["stage"]
-    for fits, key, value, mend in (
-        (config.model.pretrained is not None, "model.pretrained", "null", "there is no base; name one"),
-        (config.inner.adapt == "lora", "inner.adapt", config.inner.adapt, "rounded weights cannot move; set lora"),
-        (config.outer.base != "train", "outer.base", config.outer.base, "rounded weights cannot move; set freeze"),
-        (stage != 3, "deepspeed.zero_optimization.stage", stage, "shards are of whole weights; set 0, 1 or 2"),
-    ):
-        if config.model.quantise is not None and not fits:
-            raise ValueError(f"model.quantise = {config.model.quantise} does not work with {key} = {value}: {mend}")
 
 
 def check_ways(key: str, ways: int | None, config: Config) -> None:

@@ -83,13 +83,16 @@ def entry(name: object) -> Entry:
 
 
 def with_settings(content: dict[str, Any], of: Entry, over: bool) -> dict[str, Any]:
-    """`content` with the algorithm's settings and defaults, where it has none of its own, or `over` its own."""
+    """`content` with the algorithm's settings and defaults, where it has none of its own, or `over` its own.
+
+    A task family of its own stays, so that no algorithm turns the data into other tasks.
+    """
     out = dict(content)
     has_model = {"pretrained", "architecture", "config"} & set(content.get("model") or {})
     for dotted, value in {**of.defaults, **of.settings}.items():
         section, key = dotted.split(".")
         current = out.get(section) or {}
         chosen = has_model and dotted in ("model.architecture", "model.config")  # one goes with the other
-        if isinstance(current, dict) and not chosen and (over or key not in current):
+        if isinstance(current, dict) and not chosen and ((over and key != "family") or key not in current):
             out[section] = {**current, key: value}
     return out

@@ -6,7 +6,7 @@ Raised as ValueError: the configuration that is being validated turns it into an
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from distmeta.config.algorithms import ALGORITHMS, load_algorithm
@@ -107,6 +107,11 @@ def check(config: Config) -> None:
     check_sizes(config)
     if config.task.family != "classes" and config.task.ways is not None:
         raise ValueError(f"task.ways belongs to task.family=classes; {config.task.family} has no number of ways to set")
+    if config.task.is_language and config.inner.adapt == "head":
+        raise ValueError(
+            "inner.adapt = head: a language model has no head but its output layer over the vocabulary; set lora, all, "
+            "or a regular expression of parameter names"
+        )
     if config.task.family == "text_to_text":
         check_text(config)
     elif config.task.family == "document":
@@ -253,7 +258,7 @@ def check_privacy(config: Config) -> None:
     task = config.task
     for fits, key, value, mend in (
         (task.family == "domain", "task.family", task.family,
-         "tasks must not share what is hidden, and these share classes; set domain"),
+         "tasks must not share what is hidden, as they do classes, instructions or authors; set domain"),
         (config.data.sources is None, "data.sources", "several", "tasks must be drawn uniformly; name one data source"),
         (not task.arrive_every, "task.arrive_every", task.arrive_every, "tasks must be drawn uniformly; set 0"),
         (not task.augment.resplit, "task.augment.resplit", "true",
@@ -337,12 +342,36 @@ def check_used(config: Config) -> None:
         (changed(inner, "momentum") and inner.optimizer != "momentum" and config.algorithm in ALGORITHMS,
          "inner.momentum", inner.momentum,
          f"is of inner.optimizer=momentum, and not of {inner.optimizer}: set that, or leave inner.momentum out"),
+        (inner.adam_root == "constant" and inner.optimizer != "adam" and config.algorithm in ALGORITHMS,
+         "inner.adam_root", "constant",
+         f"is of inner.optimizer=adam, and not of {inner.optimizer}: set that, or leave inner.adam_root out"),
+        (inner.clip_norm == "constant" and inner.clip is None, "inner.clip_norm", "constant",
+         "is how inner.clip is differentiated, and inner.clip is null: set inner.clip, or leave inner.clip_norm out"),
+        (inner.snapshots > 0 and inner.memory == "unroll", "inner.snapshots", inner.snapshots,
+         "is for steps that are run again, and inner.memory = unroll keeps all: set inner.memory=walk, or leave "
+         "inner.snapshots out"),
         (learns_only_fast(config.algorithm) and inner.adapt != "all" and trains_base, "outer.base", outer.base,
          f"trains the base, of which inner.adapt={inner.adapt} leaves a part out, and algorithm = {config.algorithm} "
          "learns nothing but what the inner loop adapts: set inner.adapt=all, or outer.base=freeze"),
+        *of_other_families(config),
     ):  # fmt: skip
         if unused:
             raise InputError(f"{key} = {value} {mend}")
+
+
+def of_other_families(config: Config) -> Iterator[tuple[bool, str, object, str]]:
+    """The sizes of an episode that another task family has, as `check_used` has them."""
+    reads = config.task.family == "document"
+    of_document = [("task", key) for key in ("chunks", "chunk_tokens", "context_tokens")] + [("data", "author")]
+    of_examples = [("task", key) for key in ("shots", "queries", "least_shots")]
+    mend = (
+        "is of tasks with examples, and a document has task.chunks of task.chunk_tokens: leave it out"
+        if reads
+        else f"is of task.family=document, and not of {config.task.family}: leave it out"
+    )
+    for section, key in of_examples if reads else of_document:
+        values = getattr(config, section)
+        yield changed(values, key), f"{section}.{key}", getattr(values, key), mend
 
 
 def changed(section: Any, key: str) -> bool:

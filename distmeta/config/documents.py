@@ -36,18 +36,18 @@ def check_document(config: Config) -> None:
     task, chunks = config.task, config.task.chunks
     need = task.chunk_tokens + task.context_tokens
     for fits, key, value, mend in (
+        (config.algorithm in ALGORITHMS or "." in config.algorithm, "algorithm", config.algorithm,
+         f"set {', '.join(ALGORITHMS[:-1])} or {ALGORITHMS[-1]}"),
         (config.inner.steps == chunks - 1, "inner.steps", config.inner.steps,
          f"{chunks} chunks are read in {chunks - 1} steps; leave it out, or change task.chunks"),
         (config.eval.steps in (None, chunks - 1), "eval.steps", config.eval.steps, "leave it out"),
         (config.inner.schedule == "constant", "inner.schedule", config.inner.schedule, "set constant"),
         (config.inner.proximal == 0, "inner.proximal", config.inner.proximal, "set 0"),
-        (config.eval.shots is None and config.eval.queries is None, "eval.shots and eval.queries", "numbers",
-         "a document has chunks; leave them out"),
+        (config.eval.shots is None, "eval.shots", config.eval.shots, "a document has chunks; leave it out"),
+        (config.eval.queries is None, "eval.queries", config.eval.queries, "a document has chunks; leave it out"),
         (config.model.max_tokens >= need, "model.max_tokens", config.model.max_tokens,
          f"a chunk of {task.chunk_tokens} tokens and {task.context_tokens} before it need {need}; leave it out"),
         (config.model.head == "linear", "model.head", config.model.head, "set linear"),
-        (config.algorithm in ALGORITHMS or "." in config.algorithm, "algorithm", config.algorithm,
-         f"set {', '.join(ALGORITHMS)}"),
         (not task.permute_labels, "task.permute_labels", "true", "there are no labels; set false"),
         (task.labels == "head", "task.labels", task.labels, "there are no labels; leave it out"),
         (task.prompt == "plain", "task.prompt", task.prompt, "leave it out"),

@@ -195,6 +195,8 @@ def adapt(
     """
     check_steps(steps)
     if (Path(source) / "adapted.json").is_file():
+        if steps is not None or checkpoint != "best":
+            raise InputError("steps and checkpoint are of a run: an adapted model reads on as it is; leave them out")
         return read_further(load_adapted(source), support)
     saved = checkpoints.load(source, which=checkpoint)
     config = saved.config

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.inner import InnerLoop
 from distmeta.inner.adapt import adapt
+from distmeta.models.backbone import positions
 from distmeta.models.generate import generate
 from distmeta.models.language import LanguageModel
 from distmeta.models.prefix import fixed_prefix
@@ -65,7 +66,7 @@ def text_of(support: Sequence[Mapping[str, Any]] | str | Path, config: Config) -
         from distmeta.tasks.sources import TEXT_KINDS
 
         data = config.data.model_copy(update={"splits": None, "split": "hash"})
-        batches = read_examples(find_sources(str(support), TEXT_KINDS), data, "document", settable=False)
+        batches = read_examples(find_sources(str(support), TEXT_KINDS), data, "document", False, one_task=True)
         texts = [text for batch in batches for text in batch.column("text").to_pylist()]
     else:
         texts = []
@@ -134,19 +135,18 @@ def _steps(loop: InnerLoop, first: int) -> InnerLoop:
     """The loop from step `first` on, where rates are by step."""
 
     def later(rate: Any) -> Any:
-        by_step = isinstance(rate, Tensor) and rate.ndim == 1 and len(rate) == loop.steps
+        by_step = isinstance(rate, Tensor) and rate.ndim == 1 and loop.lr_per == "step"
         return rate[first:] if by_step else rate
 
     lr = {name: later(rate) for name, rate in loop.lr.items()} if isinstance(loop.lr, Mapping) else later(loop.lr)
-    return InnerLoop(**{**_fields(loop), "steps": loop.steps - first, "lr": lr})
-
-
-def _fields(loop: InnerLoop) -> dict[str, Any]:
-    return {name: getattr(loop, name) for name in loop.__dataclass_fields__}
+    return replace(loop, steps=loop.steps - first, lr=lr)
 
 
 def score(model: LanguageModel, params: Params, place: Place, text: Sequence[int], config: Config, pad_id: int) -> Any:
-    """The loss per token, in nats, of a text that follows what was read: {loss, perplexity, tokens}."""
+    """The loss per token, in nats, of a text that follows what was read: {loss, perplexity, tokens}.
+
+    Both are None where nothing was read and the text is one token, which nothing predicts.
+    """
     whole = [*place.tail, *text]
     begin = max(1, len(place.tail))
     size = config.task.chunk_tokens
@@ -157,7 +157,9 @@ def score(model: LanguageModel, params: Params, place: Place, text: Sequence[int
         with torch.no_grad():
             nll, _ = model.by_token(dict(params), batch)
         total, count = total + float(nll.sum()), count + nll.numel()
-    loss = total / count if count else math.nan
+    if not count:
+        return {"loss": None, "perplexity": None, "tokens": 0}
+    loss = total / count
     return {"loss": round(loss, 6), "perplexity": round(math.exp(min(loss, 700)), 6), "tokens": count}
 
 
@@ -165,16 +167,24 @@ def continued(
     model: LanguageModel, params: Params, place: Place, text: Sequence[int], config: Config, most: int,
     tokenizer: Tokenizer,
 ) -> str:  # fmt: skip
-    """What the model says next, after what was read and `text`: at most `most` tokens."""
-    special = special_ids(tokenizer)
-    before = [*place.tail, *text][-config.model.max_tokens :]
-    if not before:
-        raise InputError("there is nothing to continue: give a text")
-    row = Rows(np.array([*before, special.end], np.int32), np.array([0, len(before) + 1]),
-               np.array([len(before)]), np.zeros(1, np.int64))  # fmt: skip
-    (batch,) = model.batches(collate([row], 1, special.pad), next(iter(params.values())).device)
-    tokens, _ = generate(model, params, batch, special.ends, most)
-    said = [token for token in tokens[0].tolist() if token not in special.ends]
+    """What the model says next, after what was read and `text`: at most `most` tokens.
+
+    Where they are more than the model has positions for, it goes on from the last `model.max_tokens` again.
+    """
+    special, limit = special_ids(tokenizer), positions(model.backbone)
+    said: list[int] = []
+    while len(said) < most:
+        before = [*place.tail, *text, *said][-config.model.max_tokens :]
+        if not before:
+            raise InputError("there is nothing to continue: give a text")
+        row = Rows(np.array([*before, special.end], np.int32), np.array([0, len(before) + 1]),
+                   np.array([len(before)]), np.zeros(1, np.int64))  # fmt: skip
+        (batch,) = model.batches(collate([row], 1, special.pad), next(iter(params.values())).device)
+        room = most if limit is None else max(1, limit - len(before))
+        tokens = generate(model, params, batch, special.ends, min(room, most - len(said)))[0][0].tolist()
+        said += [token for token in tokens if token not in special.ends]
+        if special.ends and tokens[-1] in special.ends:
+            break
     return str(tokenizer.decode(said, skip_special_tokens=True))
 
 

@@ -54,7 +54,7 @@ def build_language_model(config: ModelConfig, vocab_size: int, pad_id: int, seed
         key = f"pretrained = {config.pretrained}" if config.pretrained else f"architecture = {config.architecture}"
         raise InputError(
             f"model.{key}: task.family=text_to_text needs a decoder or an encoder-decoder, such as gpt2, llama, qwen2 "
-            "or t5"
+            "or t5; task.family=document needs a decoder"
         )
     return model
 

@@ -97,14 +97,6 @@ class LanguageModel(TaskModel):
         self.register_buffer("score_offset", offset[0].clone() if offset is not None else None, persistent=False)
         self.in_context = None  # is said by the parameters, for this model
 
-    def _roles(self, config: Config) -> tuple[Params, Params]:
-        if config.inner.adapt == "head":
-            raise InputError(
-                "inner.adapt = head: a language model has no head but its output layer over the vocabulary; set lora, "
-                "all, or a regular expression of parameter names"
-            )
-        return super()._roles(config)
-
     def _ordinary(self, backbone: nn.Module) -> Tensor:
         if not self.seq2seq:
             return super()._ordinary(backbone)

@@ -22,7 +22,7 @@ from typing import Any
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError
-from distmeta.tasks import ledgers, mixture, questions, reviews, splits, tokenizer
+from distmeta.tasks import documents, ledgers, mixture, questions, reviews, splits, tokenizer
 from distmeta.tasks.readers import read_examples
 from distmeta.tasks.sources import KINDS, TEXT_KINDS, Source, find_sources
 from distmeta.tasks.splits import SPLITS
@@ -151,20 +151,21 @@ def _key(
     suite = {"text_to_text": ("questions", questions), "document": ("ledgers", ledgers)}
     name, module = suite.get(task.family, ("reviews", reviews))
     made = [name, module.VERSION, seed]
-    document = {"author": data.author} if task.family == "document" else {}
+    document = task.family == "document"
 
     def of(data: DataConfig, files: list[Source]) -> dict[str, Any]:
         return {
             "content": [file.digest() for file in files] if sources else made,
             "columns": [getattr(data, name) for name in (*COLUMNS, *(TEXT_COLUMNS if text else ()))],
             "splits": splits.read_lists(data.splits) if data.splits is not None else list(data.fractions),
+            **({"author": data.author, "names": documents.file_names(files)} if document else {}),
         }
 
     facts = {
         "format": FORMAT,
         **({"sources": {n: of(*s) for n, s in sources.items()}} if data.sources else of(*sources.get("", (data, [])))),
         "tokenizer": tokenizer.fingerprint(ready, ends=text) if ready else [model.tokenizer, model.vocab_size],
-        **(document or {"max_tokens": model.max_tokens}),
+        **({} if document else {"max_tokens": model.max_tokens}),
         "family": [task.family, task.ways, *([model.answer_tokens, task.instructions] if text else [])],
         **({"prompt": task.prompt} if task.labels != "head" or (text and task.prompt != "bare") else {}),
         "labels": labels,

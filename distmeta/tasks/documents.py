@@ -6,7 +6,9 @@ the task store, without special tokens, and an episode is a passage of them (dis
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -17,30 +19,52 @@ from numpy.typing import NDArray
 
 from distmeta.errors import InputError
 from distmeta.tasks.counts import Counts, unknown_id
-from distmeta.tasks.sources import Source, not_utf8
+from distmeta.tasks.sources import COMPRESSED, TEXT_KINDS, Source, broken_off, not_utf8, utf_16
 from distmeta.tasks.spool import Spool, parts_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 LABEL = "text"  # the one label of the family
+SUFFIX = re.compile(rf"({'|'.join(map(re.escape, TEXT_KINDS))})?({'|'.join(map(re.escape, COMPRESSED))})?$", re.I)
 
 
 def read_text_file(source: Source) -> str:
     """All of a .txt file. Raises InputError."""
-    with source.open() as stream:
-        content = stream.read()
+    try:
+        with source.open() as stream:
+            content = stream.read()
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise InputError(f"{source.name}: {broken_off(error)}") from None
+    if encoding := utf_16(content):
+        raise InputError(f"{source.name}: {not_utf8('its first characters are of UTF-16', encoding)}")
     try:
         return str(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"{source.name}: {not_utf8(error.reason)}") from None
 
 
-def row_names(source: Source, numbers: NDArray[Any]) -> pa.Array:
-    """Names of documents that are a row each, or a file."""
-    path = PurePath(source.path)
-    stem = f"{path.parent.name}/{path.name.split('.')[0]}"  # wherever the directory lies
-    names = [stem] if source.kind == "txt" else [f"{stem}/{number:06d}" for number in numbers.tolist()]
+def file_names(sources: Sequence[Source]) -> list[str]:
+    """What each file's documents are called: by its folder and its own name, without the suffix of its kind.
+
+    They do not depend on where the data lies. Files that would share a name keep their suffix, where that tells them
+    apart, or have as many folders before it as do.
+    """
+    short = [SUFFIX.sub("", source.path) for source in sources]
+    same = Counter(short)
+    paths = [PurePath(source.path if same[name] > 1 else name) for source, name in zip(sources, short, strict=True)]
+    names = ["/".join(path.parts[-2:]) for path in paths]
+    for depth in range(3, 1 + max((len(path.parts) for path in paths), default=0)):
+        same = Counter(names)
+        names = [
+            "/".join(path.parts[-depth:]) if same[name] > 1 else name for name, path in zip(names, paths, strict=True)
+        ]
+    return names
+
+
+def row_names(file: str, source: Source, numbers: NDArray[Any]) -> pa.Array:
+    """Names of documents that are a row each, or a file. file: of `file_names`."""
+    names = [file] if source.kind == "txt" else [f"{file}/{number:06d}" for number in numbers.tolist()]
     return pa.array(names, pa.large_string())
 
 
@@ -52,20 +76,21 @@ def authors(spool: Spool, task_of: NDArray[np.int32], tasks: int) -> list[str]:
     if not any(spool.names.get("author", [])):
         return []
     names = spool.names["author"]
-    found = np.full(tasks, -1, np.int32)
-    for part in parts_of(spool.rows):
-        task, author = task_of[spool.codes["task"][part]], spool.codes["author"][part]
-        found[task] = author
-        two = np.flatnonzero(found[task] != author)
-        if len(two):
-            row = part.start + int(two[0])
-            both = sorted({names[author[two[0]]], names[found[task[two[0]]]]})
-            raise InputError(
-                f"data.author: row {row + 1} names '{both[0]}' for a document that another row says is by '{both[1]}'; "
-                "give each document one author, or leave data.author out"
-            )
+    is_name = np.array([name != "" for name in names])
     tasks_of = {int(n): name for name, n in zip(spool.names["task"], task_of, strict=True)}
-    return [names[code] or tasks_of[i] for i, code in enumerate(found.tolist())]
+    author_of = np.full(tasks, -1, np.int32)
+    for part in parts_of(spool.rows):
+        task, author = task_of[spool.codes["task"][part]], np.asarray(spool.codes["author"][part])
+        task, author = task[is_name[author]], author[is_name[author]]
+        author_of[task] = np.where(author_of[task] < 0, author, author_of[task])
+        two = np.flatnonzero(author_of[task] != author)
+        if len(two):
+            one, other = sorted((names[author_of[task[two[0]]]], names[author[two[0]]]))
+            raise InputError(
+                f"data.author: the document '{tasks_of[int(task[two[0]])]}' is by '{one}' in one row and by '{other}' "
+                "in another; give each document one author, or set data.author to another column"
+            )
+    return [names[code] if code >= 0 else tasks_of[i] for i, code in enumerate(author_of.tolist())]
 
 
 def lines_of(texts: Iterable[str]) -> list[str]:

@@ -28,8 +28,8 @@ def sample_passage(
 ) -> Episode:
     """Episode `index` of `groups`: training draws a document and a passage of it.
 
-    The other splits go through all documents in an order of the seed's, and through the passages of each in turn, so
-    that no passage is scored twice before all have been scored once.
+    The other splits go through the first passages of all documents in an order of the seed's, then through the second
+    ones, and so on, so that no passage is scored twice before all have been scored once.
     """
     sizes = document_tokens(store, groups)
     readable = np.flatnonzero(sizes >= task.passage_tokens)
@@ -39,8 +39,8 @@ def sample_passage(
         number = int(draws.below(counts[place : place + 1])[0])
     else:
         order = Draws(seed, SPLITS.index(split), 0).permutation(len(readable))
-        place, turn = int(order[index % len(readable)]), index // len(readable)
-        number = turn % int(counts[place])
+        place, number = in_turn(counts[order], index)
+        place = int(order[place])
     group = int(readable[place])
     row = int(groups.start[group, 0])
     begin = int(store.offsets[row]) + number * task.passage_tokens
@@ -48,6 +48,17 @@ def sample_passage(
     rows = chunks_of(np.asarray(tokens), task, row)
     support, query = rows.part(0, task.chunks - 1), rows.part(task.chunks - 1, task.chunks)
     return Episode(index, store.tasks[groups.ids[group]], tuple(store.labels), support, query)
+
+
+def in_turn(counts: NDArray[np.int64], index: int) -> tuple[int, int]:
+    """(document, number of its passage) of episode `index`, where documents have so many passages, in their order."""
+    index %= int(counts.sum())
+    low, high = 0, int(counts.max())  # of the turns whose episodes all come before
+    while high - low > 1:
+        turn = (low + high) // 2
+        low, high = (turn, high) if np.minimum(counts, turn).sum() <= index else (low, turn)
+    before = int(np.minimum(counts, low).sum())
+    return int(np.flatnonzero(counts > low)[index - before]), low
 
 
 def chunks_of(tokens: NDArray[np.int32], task: TaskConfig, row: int) -> Rows:
@@ -68,15 +79,17 @@ def document_tokens(store: TaskStore, groups: Groups) -> NDArray[np.int64]:
 
 
 def check_passages(store: TaskStore, task: TaskConfig, splits: Sequence[str]) -> None:
-    """Raises InputError where no document of a split that has any is as long as an episode."""
+    """Raises InputError where no document of a split, or of a source in it, that has any is as long as an episode."""
     need = task.passage_tokens
     for split in splits:
-        sizes = document_tokens(store, store.groups[split])
-        if len(sizes) and sizes.max() < need:
-            raise InputError(
-                f"no document of the split '{split}' has the {need} tokens of an episode (task.chunks = {task.chunks} "
-                f"of task.chunk_tokens = {task.chunk_tokens}); the longest has {sizes.max()}: lower one of them"
-            )
+        for source, groups in (store.sources[split] or {"": store.groups[split]}).items():
+            sizes = document_tokens(store, groups)
+            if len(sizes) and sizes.max() < need:
+                where = f"the split '{split}'" + (f" from the source '{source}'" if source else "")
+                raise InputError(
+                    f"no document of {where} has the {need} tokens of an episode (task.chunks = {task.chunks} "
+                    f"of task.chunk_tokens = {task.chunk_tokens}); the longest has {sizes.max()}: lower one of them"
+                )
 
 
 def too_short(store: TaskStore, task: TaskConfig) -> dict[str, int]:

@@ -37,14 +37,15 @@ def read_examples(
 
     Either all batches have a split column or none. Raises InputError for the first row that cannot be used.
     In family text_to_text the text is a record, as distmeta.tasks.records writes it, and the label the same for all. In
-    family document the label is the same too, a row without a name is a task of its own, and there may be a column
-    author, in all batches.
+    family document the label is the same too, a row of a file without names is a task of its own, and there is a column
+    author, empty where none is named.
     settable: whether who reads can name other columns; those of a run that has ended stay. one_task: all rows are of
-    one task (family text_to_text), which needs no column to name it.
+    one task (families text_to_text and document), which needs no column to name it.
     """
     words = family == "text_to_text"
+    file_of = documents.file_names(sources) if family == "document" else [""] * len(sources)
     has_split = True if data.splits is None and any(source.split for source in sources) else None
-    for source in sources:
+    for source, file in zip(sources, file_of, strict=True):
         rows = 0
         choose = partial(
             choose_columns, source=source, data=data, family=family, has_split=has_split, one_task=one_task,
@@ -65,8 +66,8 @@ def read_examples(
             if family == "document":
                 made["label"] = pa.array([documents.LABEL] * len(numbers), pa.large_string())
                 if "task" not in arrays:
-                    made["task"] = documents.row_names(source, numbers)
-                made.setdefault("author", pa.array([""] * len(numbers), pa.large_string()))
+                    made["task"] = documents.row_names(file, source, numbers)
+                made["author"] = pa.array([""] * len(numbers), pa.large_string())
             for role in ("task", "split") if words else arrays:
                 if role not in arrays:
                     continue
@@ -119,6 +120,11 @@ def choose_columns(
         if not settable:
             mend = f"the run's is '{name}': rename one of them."
         mend = mend or f"set data.{role} to one of them."
+        if source.kind == "txt":
+            return InputError(
+                f"{source.name}: no column '{name}' (data.{role}): a .txt file is a text and has none; leave "
+                f"data.{role} out, or give the texts as rows (.jsonl) that have it"
+            )
         return InputError(
             f"{source.name}: no column '{name}' (data.{role}); its columns are {', '.join(columns)}; "
             f"{mend}{nearest(name, columns)}"
@@ -126,13 +132,13 @@ def choose_columns(
 
     chosen = {}
     needed = {"text_to_text": ("input", "target"), "document": ("text",)}.get(family, ("text", "label"))
-    if source.kind == "txt":
-        return {"text": data.text}
+    if source.kind == "txt":  # a text, and no columns
+        columns = [data.text]
     for role in needed:
         chosen[role] = name = getattr(data, role)
         if name not in columns:
             raise missing(role, name)
-    may_have = {"text_to_text": ("options", "instruction"), "document": ("author", "task")}
+    may_have = {"text_to_text": ("options", "instruction"), "document": () if one_task else ("author", "task")}
     for role in may_have.get(family, ()):
         if getattr(data, role) in columns:
             chosen[role] = getattr(data, role)
@@ -377,6 +383,8 @@ def _strings(array: pa.Array, role: str, column: str, source: Source, numbers: n
         if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
             raise InputError(f"{source.name}: {name} holds {kind}; it must hold text or whole numbers")
     strings = array.cast(pa.large_string())
+    if role == "author":  # which a document may be without
+        return pc.utf8_trim_whitespace(pc.fill_null(strings, ""))
     empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(strings), ""), True)
     first = pc.index(empty, True).as_py()
     if first >= 0:

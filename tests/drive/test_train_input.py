@@ -71,6 +71,9 @@ def test_a_directory_that_is_no_checkpoint_is_one_line(tmp_path):
         ({"outer": {"rate_lr": 0.1}}, "outer.rate_lr = 0.1"),
         ({"outer": {"momentum": 0.9}}, "outer.momentum = 0.9"),
         ({"inner": {"momentum": 0.5}}, "inner.momentum = 0.5"),
+        ({"inner": {"adam_root": "constant"}}, "inner.adam_root = constant"),
+        ({"inner": {"clip_norm": "constant"}}, "inner.clip_norm = constant"),
+        ({"inner": {"memory": "unroll", "snapshots": 2}}, "inner.snapshots = 2"),
         ({"algorithm": "reptile", "inner": {"adapt": "head"}}, "outer.base = auto"),
         ({"algorithm": "reptile", "inner": {"adapt": "lora"}, "outer": {"base": "train"}}, "outer.base = train"),
     ],
@@ -81,10 +84,29 @@ def test_what_a_new_run_would_leave_without_effect_is_refused_and_one_that_exist
         check_used(config)
 
 
+@pytest.mark.parametrize("key", ["task.chunks", "task.chunk_tokens", "task.context_tokens", "data.author"])
+def test_sizes_of_documents_are_of_documents(key):
+    section, name = key.split(".")
+    with pytest.raises(InputError, match=f"{key} = 3 is of task.family=document, and not of domain: leave it out"):
+        check_used(make_config({section: {name: 3 if section == "task" else "3"}}))
+
+
+@pytest.mark.parametrize("key", ["task.shots", "task.queries", "task.least_shots"])
+def test_sizes_of_examples_are_not_of_documents(key):
+    with pytest.raises(InputError, match=f"{key} = 3 is of tasks with examples"):
+        check_used(load_config("documents", [f"{key}=3"]))
+
+
+def test_no_algorithm_changes_the_task_family():
+    with pytest.raises(InputError, match="algorithm = online is defined by task.family=domain"):
+        load_config("documents", ["algorithm=online"])
+
+
 @pytest.mark.parametrize(
     "sections",
     [
         {"outer": {"rate_lr": 0.1}, "inner": {"learn_lr": "scalar"}},
+        {"inner": {"adam_root": "constant", "optimizer": "adam", "clip": 1.0, "clip_norm": "constant"}},
         {"outer": {"momentum": 0.9, "optimizer": "sgd"}},
         {"outer": {"momentum": 0.0}, "inner": {"momentum": 0.9}},  # as they are by themselves
         {"inner": {"momentum": 0.5, "optimizer": "momentum"}},

@@ -61,6 +61,21 @@ def test_pieces_give_what_the_whole_gives(checkpoint, read, tmp_path):
         assert torch.equal(whole.params[name], value), name
 
 
+def test_rates_of_single_numbers_are_not_taken_for_rates_of_steps(tmp_path):
+    """Of biases, which have as many numbers as the text has chunks."""
+    made = small.checkpoint_of(
+        tmp_path / "step-000001", None, architecture="gpt2", task=TASK, model={"max_tokens": 11},
+        outer={"base": "freeze"}, inner={"steps": 3, "lr": 0.3, "adapt": "mlp", "learn_lr": "per_parameter"},
+    )  # fmt: skip
+    lines = TEXT.splitlines(keepends=True)
+    whole = adapt(made, [{"text": "".join(lines * 2)}])
+    adapt(made, [{"text": "".join(lines)}]).save(tmp_path / "read")
+    pieces = adapt(tmp_path / "read", [{"text": "".join(lines)}])
+    assert len(whole.inner_losses) == small.BACKBONES["gpt2"]["n_embd"] - 1
+    for name, value in whole.params.items():
+        assert torch.equal(pieces.params[name], value), name
+
+
 def test_many_chunks_are_read_in_groups(checkpoint, read, monkeypatch):
     monkeypatch.setattr(documents, "AT_ONCE", 2)
     again = adapt(checkpoint, [{"text": TEXT}])
@@ -92,6 +107,30 @@ def test_scores_follow_what_was_read(read):
     both = documents.score(model, params, place, ids[0] + ids[1], read.config, pad)
     assert both["tokens"] == len(ids[0]) + len(ids[1])
     assert both["loss"] * both["tokens"] > one["loss"] * one["tokens"]
+
+
+def test_what_nothing_predicts_has_no_loss(checkpoint, read):
+    start = documents.score(read.model, read.params, documents.START, [5], read.config, read.state["pad_id"])
+    assert json.loads(json.dumps(start, allow_nan=False)) == {"loss": None, "perplexity": None, "tokens": 0}
+
+
+def test_a_document_goes_on_beyond_the_models_positions(read):
+    limit = small.BACKBONES["gpt2"]["n_positions"]
+    said = read.continue_text("anna kesu", 2 * limit)
+    assert len(documents.tokens_of(documents_tokenizer(read), said)) > limit
+
+
+def test_a_run_s_settings_are_refused_where_reading_goes_on(read, tmp_path):
+    read.save(tmp_path / "read")
+    for asked in ({"steps": 2}, {"checkpoint": 1}):
+        with pytest.raises(InputError, match="are of a run"):
+            adapt(tmp_path / "read", [{"text": TEXT}], **asked)
+
+
+def test_names_do_not_matter_in_a_text_to_read(checkpoint, read, tmp_path):
+    row = {"text": TEXT.removesuffix("\n"), "task": None, "author": None}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    assert adapt(checkpoint, tmp_path / "rows.jsonl").inner_losses == read.inner_losses
 
 
 def test_long_reading_is_remarked(read):

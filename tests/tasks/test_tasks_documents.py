@@ -8,10 +8,12 @@ import pytest
 import small
 
 from distmeta.errors import InputError
+from distmeta.tasks import documents
 from distmeta.tasks.build import build_store
 from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.families import check_feasible
-from distmeta.tasks.passages import document_tokens
+from distmeta.tasks.passages import document_tokens, in_turn
+from distmeta.tasks.sources import TEXT_KINDS, find_sources
 from distmeta.tasks.splits import SPLITS
 from distmeta.tasks.store import open_store
 
@@ -106,6 +108,13 @@ def test_what_is_scored_is_scored_once_before_anything_is_scored_twice(store, co
     assert len({e.task for e in seen[: len(sizes)]}) == len(sizes)
 
 
+@pytest.mark.parametrize("counts", [[1], [1, 3], [4, 1, 2, 1], [2, 2, 2]])
+def test_passages_take_their_turn_whatever_their_number(counts):
+    drawn = [in_turn(np.array(counts), i) for i in range(sum(counts))]
+    assert drawn == sorted(((d, n) for d in range(len(counts)) for n in range(counts[d])), key=lambda p: (p[1], p[0]))
+    assert in_turn(np.array(counts), sum(counts)) == drawn[0]
+
+
 def test_documents_that_are_too_short_are_never_drawn(store, config):
     short = config.task.model_copy(update={"chunk_tokens": 50})
     with pytest.raises(InputError, match="no document of the split 'train' has the 150 tokens .* the longest has 80"):
@@ -122,6 +131,72 @@ def test_text_files_are_documents(tmp_path):
     assert store.text(0) == f"{words(30)}\n\n{words(10)}\n"
 
 
+def test_no_two_files_are_one_document(tmp_path):
+    files = ["vol.1.txt", "vol.2.txt", "x/a/one.txt", "y/a/one.txt", "z/b/one.txt", "rows.jsonl", "rows.csv"]
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text({"jsonl": '{"text": "w1"}', "csv": "text\nw1"}.get(file[-5:].split(".")[-1], "w1"))
+    names = documents.file_names(find_sources(str(tmp_path), TEXT_KINDS))
+    root = tmp_path.name
+    assert sorted(names) == sorted(
+        [f"{root}/vol.1", f"{root}/vol.2", "x/a/one", "y/a/one", "b/one", f"{root}/rows.jsonl", f"{root}/rows.csv"]
+    )
+
+
+def test_files_with_other_names_are_another_store(tmp_path):
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        for n in range(6):
+            (tmp_path / place / f"{n}.txt").write_text(words(30, n))
+    stores = [store_of(config_of(tmp_path / place)) for place in ("a", "b")]
+    assert [store.tasks[0] for store in stores] == ["a/0", "b/0"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("w1 w2".encode("utf-16"), "iconv -f utf-16 -t utf-8"),
+        ("w1 w2".encode("utf-16-le"), "iconv -f utf-16le -t utf-8"),
+        ("é".encode("latin1"), "iconv -f latin1 -t utf-8"),
+    ],
+)
+def test_text_files_of_another_encoding_are_refused(tmp_path, content, message):
+    (tmp_path / "one.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        store_of(config_of(tmp_path))
+
+
+@pytest.mark.parametrize("role", ["author", "task", "split"])
+def test_a_text_file_has_no_columns(tmp_path, role):
+    (tmp_path / "one.txt").write_text(words(30))
+    with pytest.raises(InputError, match=rf"no column 'x' \(data.{role}\): a .txt file is a text and has none"):
+        store_of(config_of(tmp_path, data={role: "x"}))
+
+
+def test_splits_are_of_all_files_or_of_none(tmp_path):
+    rows = [{"text": words(30), "split": split} for split in SPLITS]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "texts.txt").write_text(words(30))
+    with pytest.raises(InputError, match="no column 'split' .data.split.: a .txt file"):
+        store_of(config_of(tmp_path))
+
+
+def test_a_document_without_an_author_stands_for_itself(tmp_path):
+    rows = [{"text": words(30), "author": [None, " ", "x", "y"][i % 4]} for i in range(12)]
+    store = store_of(config_of(write_rows(tmp_path / "rows.jsonl", rows)))
+    assert {a for a in store.authors if "/" not in a} == {"x", "y"}
+    assert len(set(store.authors)) == 2 + 6
+
+
+def test_a_source_of_short_documents_is_refused_by_its_name(tmp_path):
+    for name, count in (("long", 40), ("short", 4)):
+        write_rows(tmp_path / f"{name}.jsonl", [{"text": words(count, i), "split": SPLITS[i % 3]} for i in range(6)])
+    sources = {name: {"path": str(tmp_path / f"{name}.jsonl")} for name in ("long", "short")}
+    config = config_of(None, data={"sources": sources})
+    with pytest.raises(InputError, match="from the source 'short' has the 24 tokens"):
+        check_feasible(store_of(config), config.task)
+
+
 def test_without_a_name_each_row_is_a_document(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", [{"text": words(30, i)} for i in range(10)])
     store = store_of(config_of(path))
@@ -132,7 +207,7 @@ def test_without_a_name_each_row_is_a_document(tmp_path):
 def test_a_document_of_two_authors_is_refused(tmp_path):
     rows = [{"text": words(30), "task": "d", "author": "x"}, {"text": words(30), "task": "d", "author": "y"}]
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(InputError, match="names 'x' for a document that another row says is by 'y'|'y'.*'x'"):
+    with pytest.raises(InputError, match="the document 'd' is by 'x' in one row and by 'y'"):
         store_of(config_of(path))
 
 
@@ -141,8 +216,9 @@ def test_a_document_of_two_authors_is_refused(tmp_path):
     [
         ({"inner": {"steps": 5}}, "inner.steps = 5: 3 chunks are read in 2 steps"),
         ({"model": {"max_tokens": 11}}, "model.max_tokens = 11: a chunk of 8 tokens and 4 before it need 12"),
-        ({"algorithm": "imaml", "inner": {"proximal": 1.0}}, "inner.proximal"),
-        ({"algorithm": "in_context"}, "document does not work with"),
+        ({"algorithm": "imaml", "inner": {"proximal": 1.0}}, "algorithm = imaml: set maml, fomaml"),
+        ({"algorithm": "in_context"}, "document does not work with algorithm = in_context: set maml"),
+        ({"inner": {"adapt": "head"}}, "inner.adapt = head: a language model has no head"),
         ({"eval": {"shots": 3}}, "a document has chunks"),
         ({"eval": {"best": "accuracy:max"}}, "not measured by accuracy; set one of loss, perplexity, bits_per_byte"),
     ],

@@ -76,7 +76,7 @@ def check(config: Config, ranks: int = 2, say: Callable[[str], None] = lambda li
     from distmeta.drive.train import prepare_store
 
     if ranks < 2:
-        raise InputError(f"--ranks {ranks}: the sharded step is compared at 2 ranks or more")
+        raise InputError(f"--ranks {ranks}: the sharded step is compared at 2 ranks or more; give at least 2")
     whole, config = config, small_version(config, ranks)
     say("reading tasks")
     store = open_store(prepare_store(config))

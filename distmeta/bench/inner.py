@@ -135,7 +135,7 @@ def bench_inner(
     memory: also measure the peaks, each in a fresh process.
     """
     if rounds < 1:
-        raise InputError(f"--rounds {rounds}: at least 1")
+        raise InputError(f"--rounds {rounds}: give at least 1")
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))  # as a learner's rank has
     subject = load_subject(config)

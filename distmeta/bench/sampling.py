@@ -46,7 +46,7 @@ def bench_sampling(
     config: None for PLAIN. seconds: CPU seconds of each measurement.
     """
     if seconds <= 0:
-        raise InputError(f"--seconds {seconds:g}: more than 0")
+        raise InputError(f"--seconds {seconds:g}: give more than 0")
     with tempfile.TemporaryDirectory(prefix="distmeta-bench-") as place:
         config = config or plain_config(Path(place))
         say("task store")

@@ -80,18 +80,18 @@ def _check(
     timed: tuple[float, float] | None,
 ) -> None:  # fmt: skip
     if not workers or min(workers) < 1:
-        raise InputError(f"--workers {','.join(map(str, workers))}: numbers of ranks from 1, such as 1,2,4")
+        raise InputError(f"--workers {','.join(map(str, workers))}: give numbers of ranks from 1, such as 1,2,4")
     if not samplers or min(samplers) < 0:
-        raise InputError(f"--samplers {','.join(map(str, samplers))}: numbers of sampler actors from 0, such as 1,2")
+        raise InputError(f"--samplers {','.join(map(str, samplers))}: give numbers of samplers from 0, such as 1,2")
     unknown = sorted(set(modes) - {"weak", "strong"})
     if unknown or not modes:
-        raise InputError(f"--mode {','.join(unknown)}: weak, strong, or weak,strong")
+        raise InputError(f"--mode {','.join(unknown)}: give weak, strong or weak,strong")
     if steps <= WARM_UP + 1:
-        raise InputError(f"--steps {steps}: more than {WARM_UP + 1}, since {WARM_UP} warm up")
+        raise InputError(f"--steps {steps}: give more than {WARM_UP + 1}, since {WARM_UP} warm up")
     if repeats < 1:
-        raise InputError(f"--repeats {repeats}: at least 1")
+        raise InputError(f"--repeats {repeats}: give at least 1")
     if timed is not None and (timed[0] <= 0 or not 0 <= timed[1] < 1):
-        raise InputError(f"--timed {timed[0]:g},{timed[1]:g}: seconds above 0, and a deviation from 0 to below 1")
+        raise InputError(f"--timed {timed[0]:g},{timed[1]:g}: give seconds above 0, and a deviation from 0 to below 1")
 
 
 def _point(

@@ -86,7 +86,7 @@ def connect(address: str) -> Any:
         version = client._do_request("GET", "/api/version", timeout=20).json()["ray_version"]
     if version != ray.__version__:
         raise InputError(
-            f"--address {address}: the cluster runs Ray {version}, here is {ray.__version__}; the two must be the same"
+            f"--address {address}: the cluster runs Ray {version}, here is {ray.__version__}; install the same here"
         )
     return client
 
@@ -147,7 +147,9 @@ def check_files(request: Request, config: Config | None) -> list[str]:
         elif not (list(root.glob(path)) if any(c in path for c in "*?[") else (root / path).exists()):
             raise InputError(f"{name} = {path}: not in the working directory {root.resolve()}, which the job is sent")
         elif Path(path).parts[0] in EXCLUDED or path in request.exclude:
-            raise InputError(f"{name} = {path}: lies in what is not sent ({', '.join((*EXCLUDED, *request.exclude))})")
+            raise InputError(
+                f"{name} = {path}: lies in one of {', '.join((*EXCLUDED, *request.exclude))}, which are not sent"
+            )
     return notes
 
 

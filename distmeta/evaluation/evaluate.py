@@ -256,7 +256,7 @@ def check_tasks(store: TaskStore, config: Config, split: str) -> None:
 def check_split(split: str) -> None:
     """Raises InputError unless `split` is a split's name."""
     if split not in SPLITS:
-        raise InputError(f"split = {split}: one of {', '.join(SPLITS)}.{nearest(split, SPLITS)}")
+        raise InputError(f"split = {split}: no such split; give one of {', '.join(SPLITS)}.{nearest(split, SPLITS)}")
 
 
 def load_model(saved: checkpoints.Checkpoint) -> TaskModel:

@@ -50,7 +50,7 @@ def compress(
 
 def check_quantise(kind: str | None) -> None:
     if kind not in (None, "int8"):
-        raise InputError(f"--quantise {kind}: int8 is what there is")
+        raise InputError(f"--quantise {kind}: only int8 is supported")
 
 
 def compressed(saved: Checkpoint, prune: Sequence[Prune], quantise: str | None) -> Checkpoint:
@@ -60,7 +60,7 @@ def compressed(saved: Checkpoint, prune: Sequence[Prune], quantise: str | None) 
             f"compress: task.family = {saved.config.task.family} is not supported: export the model, and compress that"
         )
     if saved.config.model.head == "context":
-        raise InputError("compress: model.head = context is not supported: linear or prototype")
+        raise InputError("compress: model.head = context is not supported; it needs model.head=linear or prototype")
     steps = [f"{kind}:{share:g}" for kind, share in prune]
     before = saved.state.get("compression", {"prune": [], "quantise": None})
     state = {**saved.state, "compression": {

@@ -181,6 +181,8 @@ def _check_population(config: Config, axes: list[Axis]) -> None:
             "tune.scheduler = pbt perturbs constant rates: set inner.learn_lr=none, or leave out tune.rivals"
         )
     if config.tune.searcher != "random":
-        raise InputError(f"tune.searcher = {config.tune.searcher}: population-based training begins at random points")
+        raise InputError(
+            f"tune.searcher = {config.tune.searcher}: scheduler pbt starts at random; set tune.searcher=random"
+        )
     if config.tune.trials < 2:
-        raise InputError("tune.trials = 1: a population has at least 2")
+        raise InputError("tune.trials = 1: a population has at least 2 trials; set tune.trials=2 or more")

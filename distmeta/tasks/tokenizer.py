@@ -70,7 +70,7 @@ def train_tokenizer(texts: Iterable[str], level: str, vocab_size: int) -> Tokeni
     elif level == "bpe":
         tokenizer = _train_bytes(texts, vocab_size)
     else:
-        raise InputError(f"model.tokenizer = {level!r}: one of word, wordpiece, character, bpe")
+        raise InputError(f"model.tokenizer = {level!r}: set it to word, wordpiece, character or bpe")
     ids = {token: tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]")}
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=list(ids.items())

@@ -26,8 +26,8 @@ GOOD = {"workers": [1, 2], "samplers": [1], "modes": ["weak"], "steps": 6, "repe
     ("given", "told"),
     [
         ({"workers": []}, "--workers"), ({"workers": [2, 0]}, "--workers 2,0"), ({"samplers": []}, "--samplers"),
-        ({"samplers": [-1]}, "--samplers -1"), ({"modes": ["weak", "fast"]}, "--mode fast: weak, strong"),
-        ({"modes": []}, "--mode"), ({"steps": 4}, "--steps 4: more than 4"), ({"repeats": 0}, "--repeats 0"),
+        ({"samplers": [-1]}, "--samplers -1"), ({"modes": ["weak", "fast"]}, "--mode fast: give weak"),
+        ({"modes": []}, "--mode"), ({"steps": 4}, "--steps 4: give more than 4"), ({"repeats": 0}, "--repeats 0"),
         ({"timed": (0.0, 0.1)}, "--timed 0,0.1"), ({"timed": (0.1, -1.0)}, "--timed 0.1,-1"),
     ],
 )  # fmt: skip

@@ -268,7 +268,7 @@ def test_errors(runs, tmp_path):
             compress(runs(case), tmp_path / "out", [f"{kind}:0.5"])
     with pytest.raises(InputError, match="nothing to do"):
         compress(runs("bert"), tmp_path / "out")
-    with pytest.raises(InputError, match="int4: int8 is what there is"):
+    with pytest.raises(InputError, match="int4: only int8 is supported"):
         export(runs("bert"), tmp_path / "out", quantise="int4")
     with pytest.raises(InputError, match="no adapter"):
         export(runs("bert"), tmp_path / "out", merge=True)

@@ -46,7 +46,7 @@ def config(space=RATES, **tune):
         (RATES, {"searcher": "grid"}, "tune.searcher=grid needs values"),
         ({"inner.lr": {"grid": [0.1]}}, {}, "set tune.searcher=grid"),
         ({"inner.steps": {"integer": [1, 2]}}, {"scheduler": "pbt"}, "pbt perturbs inner.lr"),
-        (RATES, {"scheduler": "pbt", "searcher": "optuna"}, "begins at random points"),
+        (RATES, {"scheduler": "pbt", "searcher": "optuna"}, "pbt starts at random; set"),
         (RATES, {"scheduler": "pbt", "rivals": ["per_layer"]}, "learnt rates cannot be perturbed"),
         (RATES, {"trackers": ["wandb"]}, r"tune.trackers = wandb: .* pip install 'distmeta\[wandb\]'"),
         (RATES, {"searchr": "grid"}, "unknown key 'tune.searchr'"),

@@ -26,8 +26,9 @@ def adapt(
     if peft:
         check_lora(source, checkpoint)
     if each is None:
-        report = saved(adapt_one(source, support, steps=steps, checkpoint=checkpoint), out, peft)
-        print(json.dumps(report) if as_json else line(report))
+        model = adapt_one(source, support, steps=steps, checkpoint=checkpoint)
+        report = saved(model, out, peft)
+        print(json.dumps(report) if as_json else line(report, model.reads_documents))
         return
     reports, failed = {}, {}
     for name, adapted in adapt_each(source, support, each, steps=steps, checkpoint=checkpoint):
@@ -64,7 +65,14 @@ def saved(adapted: AdaptedModel, out: Path, peft: bool, where: str = "") -> dict
     return {"out": str(out), "labels": adapted.labels, "support_loss": adapted.inner_losses}
 
 
-def line(report: dict[str, Any]) -> str:
+def line(report: dict[str, Any], reads: bool = False) -> str:
+    """What was done, for a person. reads: a document, whose losses are as many as it has chunks."""
+    losses = report["support_loss"]
+    if reads:
+        average = (
+            f": {sum(losses) / len(losses):.3f} nats per token, each chunk before the step on it" if losses else ""
+        )
+        return f"read {len(losses)} chunks{average}\nsaved in {report['out']}"
     path = " -> ".join(f"{x:.3f}" for x in report["support_loss"])
     return f"adapted to {', '.join(report['labels']) or 'the task'}: support loss {path}\nsaved in {report['out']}"
 

@@ -11,7 +11,10 @@ ALGORITHMS = ("maml", "fomaml", "reptile", "meta_sgd", "finite_difference", "mul
 
 
 def with_sizes(content: dict[str, Any]) -> dict[str, Any]:
-    """`content` with the inner steps and the longest row of a document's episode, where it has none of its own."""
+    """`content` with the inner steps and the longest row of a document's episode, and a search that goes with them.
+
+    What it has of its own stays.
+    """
     task: Any = content.get("task")
     task = task if isinstance(task, dict) else task.model_dump() if hasattr(task, "model_dump") else {}
     if task.get("family") != "document":
@@ -24,6 +27,8 @@ def with_sizes(content: dict[str, Any]) -> dict[str, Any]:
     for section, key, value in (
         ("inner", "steps", numbers["chunks"] - 1),
         ("model", "max_tokens", numbers["chunk_tokens"] + numbers["context_tokens"]),
+        ("tune", "metric", "loss"),
+        ("tune", "space", {"inner.lr": {"log_uniform": [0.01, 1.0]}}),
     ):
         current = out.get(section) or {}
         if isinstance(current, dict) and current.get(key) is None:

@@ -66,7 +66,8 @@ class AdaptedModel:
 
     def __repr__(self) -> str:
         losses = " -> ".join(f"{loss:.3f}" for loss in self.inner_losses)
-        return f"AdaptedModel({', '.join(self.labels) or 'answers in words'}; support loss {losses})"
+        what = ", ".join(self.labels) or ("a text" if self.reads_documents else "answers in words")
+        return f"AdaptedModel({what}; support loss {losses})"
 
     @property
     def text_column(self) -> str:

@@ -20,13 +20,14 @@ from distmeta import health
 from distmeta.algorithms.rates import inner_loop
 from distmeta.config import Config, ConfigSource, config_of, with_changes
 from distmeta.config.consistency import check_used, check_ways
+from distmeta.config.documents import check_document
 from distmeta.config.paths import absolute
 from distmeta.errors import InputError, nearest
 from distmeta.evaluation import baselines, document_baselines
 from distmeta.evaluation.baselines import Gather, Setting, main_of
 from distmeta.evaluation.examples import examples
 from distmeta.evaluation.paired import difference
-from distmeta.evaluation.reading import document_details, score_documents
+from distmeta.evaluation.reading import document_details, score_documents, unit_of
 from distmeta.evaluation.scoring import Scoring, curves, details, score_episodes, split_meta, summarise
 from distmeta.evaluation.texts import score_texts, text_details
 from distmeta.models.build import build_model, check_format
@@ -143,7 +144,10 @@ def _methods(setting: Setting) -> Evaluation:
         if (result := row(setting)) is not None:
             methods[method], more[method] = summarise(result[0]), result[1] | details_of(result[0])
             if not setting.is_base:
-                less = difference(scored, result[0], by_class=config.task.family == "classes")
+                less = difference(
+                    scored, result[0], by_class=config.task.family == "classes",
+                    unit=unit_of(scored) if setting.reads_documents else "tasks",
+                )  # fmt: skip
                 more.setdefault("differences", {})[method] = less
     return Evaluation(methods, more)
 
@@ -216,7 +220,8 @@ def evaluate_base(
 
     asked: keys of the section eval. Raises InputError.
     """
-    from distmeta.tasks.build import build_store, check_data
+    from distmeta.models.trial import check_model
+    from distmeta.tasks.build import build_store, cache_directory, check_data
     from distmeta.tasks.store import open_store
 
     before = config_of(source).model.pretrained
@@ -227,6 +232,7 @@ def evaluate_base(
     check_data(config.data, config.task)
     store = open_store(build_store(config.data, config.task, config.model))
     check_tasks(store, config, split)
+    check_model(config, cache_directory(config.data), len(store.labels))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classes = config.ways or len(store.labels)
     model = build_model(config, store.vocab_size, store.pad_id, classes, labels=len(store.labels)).to(device)
@@ -240,9 +246,12 @@ def with_asked(config: Config, asked: Mapping[str, Any]) -> Config:
     """`config` with what is asked of its section eval. Raises InputError."""
     try:
         check_ways("ways", asked["ways"], config)
+        config = with_changes(config, "eval", **asked)
+        if config.task.family == "document":
+            check_document(config)
     except ValueError as error:
         raise InputError(str(error)) from None
-    return with_changes(config, "eval", **asked)
+    return config
 
 
 def check_tasks(store: TaskStore, config: Config, split: str) -> None:

@@ -12,12 +12,14 @@ from distmeta.evaluation import metrics
 from distmeta.evaluation.scoring import Scored
 
 
-def difference(ours: Sequence[Any], theirs: Sequence[Any], by_class: bool) -> dict[str, dict[str, float]]:
+def difference(
+    ours: Sequence[Any], theirs: Sequence[Any], by_class: bool, unit: str = "tasks"
+) -> dict[str, dict[str, float]]:
     """Of each metric that both have after the last step: the mean difference, and its 95% interval.
 
     Over tasks, by a cluster bootstrap of the episodes' differences. by_class: episodes have classes in the place of
     tasks; then accuracy is clustered by class. Where there is one task, or a metric is not of single classes: over
-    episodes. The entry says over how many `tasks`, `classes` or `episodes`.
+    episodes. The entry says over how many `tasks`, `classes` or `episodes`. unit: what tasks are called.
     """
     pairs = [(one.metrics(), other.metrics()) for one, other in zip(ours, theirs, strict=True)]
     tasks = np.array([one.task for one in ours])
@@ -31,16 +33,16 @@ def difference(ours: Sequence[Any], theirs: Sequence[Any], by_class: bool) -> di
             [float(one[name][-1] - other[name][-1]) for one, other in pairs if name in one and name in other]
         )
         if by_class and name == "accuracy":
-            unit, (totals, counts) = "classes", of_classes(ours, theirs)
+            of, (totals, counts) = "classes", of_classes(ours, theirs)
         else:
             group = np.unique(tasks[has], return_inverse=True)[1]
             totals, counts = np.bincount(group, each).astype(np.float64), np.bincount(group).astype(np.int64)
-            unit = "tasks"
+            of = unit
         if (by_class and name != "accuracy") or len(counts) < 2:
             interval = metrics.interval(each, within)
             out[name] = {key: interval[key] for key in ("mean", "low", "high", "episodes")}
         else:
-            out[name] = {**metrics.over_clusters(totals, counts, within), unit: len(counts)}
+            out[name] = {**metrics.over_clusters(totals, counts, within), of: len(counts)}
     return out
 
 

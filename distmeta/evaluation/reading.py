@@ -204,6 +204,11 @@ def tokenizer_of(file: Path) -> Tokenizer:
     return load_tokenizer(file)
 
 
+def unit_of(scored: Sequence[DocumentScored]) -> str:
+    """What intervals cluster by."""
+    return "documents" if all(s.task == s.document for s in scored) else "authors"
+
+
 def document_details(scored: Sequence[DocumentScored]) -> dict[str, Any]:
     """What the means over episodes hide.
 
@@ -212,7 +217,6 @@ def document_details(scored: Sequence[DocumentScored]) -> dict[str, Any]:
     """
     losses = np.stack([np.where(np.isfinite(s.nll), s.nll, WORST_LOSS) for s in scored])
     names, at = np.unique([s.task for s in scored], return_inverse=True)
-    unit = "documents" if all(s.task == s.document for s in scored) else "authors"
     out: dict[str, Any] = {
         "diverged": sum(not bool(np.isfinite(s.nll).all()) for s in scored),
         "documents": len({s.document for s in scored}),
@@ -220,7 +224,10 @@ def document_details(scored: Sequence[DocumentScored]) -> dict[str, Any]:
     }
     if len(names) > 1:
         totals, counts = np.bincount(at, losses.mean(1)).astype(np.float64), np.bincount(at).astype(np.int64)
-        out["over_tasks"] = {**metrics.over_clusters(totals, counts, metrics.limits("loss")), unit: len(names)}
+        out["over_tasks"] = {
+            **metrics.over_clusters(totals, counts, metrics.limits("loss")),
+            unit_of(scored): len(names),
+        }
     return out
 
 

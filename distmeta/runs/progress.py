@@ -365,7 +365,7 @@ def paired(details: dict[str, Any]) -> str:
         f"{name} {difference[metric]['mean']:+.3f} {signed(difference[metric])}" for name, difference in each.items()
     ]
     first = next(iter(each.values()))[metric]
-    unit = next(name for name in ("tasks", "classes", "episodes") if name in first)
+    unit = next(name for name in ("tasks", "classes", "authors", "documents", "episodes") if name in first)
     return f"Meta-trained less each, paired, {_said(metric)} over {first[unit]} {unit}: {', '.join(parts)}."
 
 

@@ -76,8 +76,8 @@ def collect(sweep_dir: Path, config: Config) -> list[Row]:
             "test_accuracy": None, "test_low": None, "test_high": None,
         }  # fmt: skip
         if scored:
-            row |= best_count(scored[-1], config.tune.metric)
-        row["over_time"] = [[r["step"], best_count(r, config.tune.metric)["value"]] for r in scored]
+            row |= best_count(scored[-1], config.tune.metric, config.inner.steps)
+        row["over_time"] = [[r["step"], best_count(r, config.tune.metric, config.inner.steps)["value"]] for r in scored]
         if record["status"] == "completed":
             row |= meta_tested(path, row["adapt_steps"])
         rows.append(row)

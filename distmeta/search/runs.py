@@ -42,12 +42,16 @@ def trial_config(base: Config, kind: str, params: Params, run_dir: Path) -> Conf
     return with_params(base, changes)
 
 
-def best_count(record: dict[str, Any], metric: str) -> dict[str, Any]:
-    """The score of a meta-validation at its best number of adaptation steps, 0..K being scored at once."""
+def best_count(record: dict[str, Any], metric: str, steps: int) -> dict[str, Any]:
+    """The score of a meta-validation at its best number of adaptation steps, 0..K being scored at once.
+
+    Where there is one score, it is of `steps` steps.
+    """
     curve = record["validation_curves"][metric]
     means: list[float] = curve["mean"]
     k = means.index(min(means) if metric == "loss" else max(means))
-    return {"value": means[k], "low": curve["low"][k], "high": curve["high"][k], "adapt_steps": k, "curve": means}
+    number = k if len(means) > 1 else steps
+    return {"value": means[k], "low": curve["low"][k], "high": curve["high"][k], "adapt_steps": number, "curve": means}
 
 
 def validations(run_dir: Path) -> list[dict[str, Any]]:

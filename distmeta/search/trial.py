@@ -132,7 +132,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         return bool(record["step"] >= trial_config(self.base, "search", self.params, self.run_dir).outer.steps)
 
     def _result(self, record: dict[str, Any]) -> dict[str, Any]:
-        scored = best_count(record, self.base.tune.metric)
+        scored = best_count(record, self.base.tune.metric, self.base.inner.steps)
         values = {self.base.tune.metric: scored["value"], "adapt_steps": scored["adapt_steps"], "step": record["step"]}
         return values | {"outer_loss": record["outer_loss"], "inner_lr": record["inner_lr"]}
 

@@ -142,7 +142,7 @@ def choose_columns(
     for role in may_have.get(family, ()):
         if getattr(data, role) in columns:
             chosen[role] = getattr(data, role)
-        elif role in data.model_fields_set:
+        elif role in data.model_fields_set and (settable or family != "document"):
             raise missing(role, getattr(data, role))
     for role in ("task", "split", *chosen):
         if list(columns).count(getattr(data, role)) > 1:

@@ -11,6 +11,7 @@ import torch
 from distmeta.errors import InputError
 from distmeta.evaluation import documents
 from distmeta.evaluation.adapt import adapt, load_adapted
+from distmeta.evaluation.evaluate import evaluate
 from distmeta.export.export import export
 
 TASK = {"family": "document", "chunks": 4, "chunk_tokens": 6, "context_tokens": 5}
@@ -125,6 +126,26 @@ def test_a_run_s_settings_are_refused_where_reading_goes_on(read, tmp_path):
     for asked in ({"steps": 2}, {"checkpoint": 1}):
         with pytest.raises(InputError, match="are of a run"):
             adapt(tmp_path / "read", [{"text": TEXT}], **asked)
+
+
+def test_other_documents_need_no_names_of_the_run_s(tmp_path):
+    rows = [{"text": TEXT, "writer": f"a{i % 5}", "book": f"b{i}"} for i in range(15)]
+    for name, keep in (("own", ("text", "writer", "book")), ("other", ("text",))):
+        lines = [json.dumps({key: row[key] for key in keep}) + "\n" for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    (tmp_path / "other.txt").write_text(TEXT)
+    made = small.checkpoint_of(
+        tmp_path / "step-000001", tmp_path / "own.jsonl", architecture="gpt2", task=TASK, model={"max_tokens": 11},
+        data={"author": "writer", "task": "book", "fractions": [0.4, 0.2, 0.4]}, inner={"steps": 3},
+        eval={"baselines": False},
+    )  # fmt: skip
+    for name in ("other.jsonl", "other.txt"):
+        result = evaluate(made, data=str(tmp_path / name), episodes=2)
+        assert result.details["meta_trained"]["documents"] == (2 if name == "other.jsonl" else 1)
+    assert evaluate(made, episodes=6).details["meta_trained"]["over_tasks"]["authors"] > 1
+    for asked, message in (({"steps": 1}, "eval.steps = 1"), ({"shots": 3}, "eval.shots = 3")):
+        with pytest.raises(InputError, match=f"document does not work with {message}"):
+            evaluate(made, **asked)
 
 
 def test_names_do_not_matter_in_a_text_to_read(checkpoint, read, tmp_path):

@@ -167,7 +167,7 @@ def test_the_table_has_every_method(made):
         assert set(scores) == {"loss", "perplexity", "bits_per_byte", "token_accuracy", "loss_by_chunk"}
         assert len(scores["loss_by_chunk"]["curve"]) == config.task.chunks
     assert len(result.details["meta_trained"]["by_position"]) == config.task.passage_tokens - 1
-    assert result.details["differences"]["naive"]["loss"]["tasks"] == 6
+    assert result.details["differences"]["naive"]["loss"]["documents"] == 6
     assert result.details["naive"]["tried"]
 
 

@@ -127,9 +127,11 @@ def test_optuna_is_told_the_scores_in_order_and_goes_where_they_are_good():
 def test_the_best_number_of_adaptation_steps():
     curves = {"accuracy": {"mean": [0.3, 0.7, 0.6], "low": [0.2, 0.6, 0.5], "high": [0.4, 0.8, 0.7]},
               "loss": {"mean": [1.0, 0.7, 0.6], "low": [0.9, 0.6, 0.5], "high": [1.1, 0.8, 0.7]}}  # fmt: skip
-    found = best_count({"validation_curves": curves}, "accuracy")
+    found = best_count({"validation_curves": curves}, "accuracy", 2)
     assert (found["value"], found["low"], found["high"], found["adapt_steps"]) == (0.7, 0.6, 0.8, 1)
-    assert best_count({"validation_curves": curves}, "loss")["adapt_steps"] == 2
+    assert best_count({"validation_curves": curves}, "loss", 2)["adapt_steps"] == 2
+    alone = {"loss": {"mean": [0.6], "low": [0.5], "high": [0.7]}}
+    assert best_count({"validation_curves": alone}, "loss", 7)["adapt_steps"] == 7
 
 
 def test_the_section_is_kept_in_yaml(tmp_path):

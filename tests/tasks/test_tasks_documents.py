@@ -231,6 +231,22 @@ def test_what_does_not_go_with_documents_is_refused(sections, message):
         make_config({**base, **sections, "model": {**base["model"], **sections.get("model", {})}})
 
 
+def test_a_search_fits_documents():
+    from distmeta.config import load_config
+    from distmeta.search import base_config, check_metric
+    from distmeta.search.results import recipe
+    from distmeta.search.space import points, read_space
+
+    config = load_config("documents")
+    check_metric(config)
+    assert points(read_space(config), config)
+    base = base_config(config)
+    row = {"kind": "search", "params": {"inner.lr": 0.1}, "run": "r", "adapt_steps": config.inner.steps,
+           "number": 0, "value": 1.0, "low": 0.9, "high": 1.1, "history": "[]"}  # fmt: skip
+    assert "after 7 adaptation steps" in recipe(config, base, row)
+    assert load_config("documents", ["tune.space={outer.lr: {uniform: [0.1, 0.2]}}"]).tune.space.keys() == {"outer.lr"}
+
+
 def test_sizes_follow_from_the_episode():
     from distmeta.config import make_config
 

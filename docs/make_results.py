@@ -159,6 +159,24 @@ def depth() -> str:
     return table(["", "memory above the model, MB", "of the first row", "CPU seconds, of the first row"], rows)
 
 
+PAPER_WAYS = {
+    "blocks": "exact, walk",
+    "layers": "exact, `inner.memory=layers`",
+    "again": "first order, layers run again",
+}
+
+
+def paper() -> str:
+    """What fits a card, and how long a task takes there."""
+    rows = []
+    for tokens, ways in record("paper")["tokens"].items():
+        for way, about in PAPER_WAYS.items():
+            gb, cards = ways[way]["gb"], ways[way]["cards"].values()
+            cells = [f"{card['rows']}, {card['seconds']:.0f} s" if card["rows"] else "does not fit" for card in cards]
+            rows.append([f"{int(tokens):,}", about, f"{gb['1']:.0f} / {gb['8']:.0f}", *cells])
+    return table(["tokens a row", "order", "GB, 1 / 8 rows at once", *record("paper")["cards"]], rows)
+
+
 def scaling_points(name: str) -> dict[tuple[str, int], Any]:
     return {(point["mode"], point["workers"]): point for point in record(name)["points"]}
 
@@ -421,7 +439,7 @@ def letters() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
-        default, default_short, peers, exact_walk, depth, scaling, time_to_quality, classics, orders, algorithms,
+        default, default_short, peers, exact_walk, depth, paper, scaling, time_to_quality, classics, orders, algorithms,
         algorithms_short, algorithms_real, padding, compression, answers, sentiment, sentiment_rows,
         sentiment_train_whole, sentiment_whole, intents, letters, documents_builtin, influence,
     )

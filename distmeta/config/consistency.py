@@ -107,11 +107,6 @@ def check(config: Config) -> None:
     check_sizes(config)
     if config.task.family != "classes" and config.task.ways is not None:
         raise ValueError(f"task.ways belongs to task.family=classes; {config.task.family} has no number of ways to set")
-    if config.task.is_language and config.inner.adapt == "head":
-        raise ValueError(
-            "inner.adapt = head: a language model has no head but its output layer over the vocabulary; set lora, all, "
-            "or a regular expression of parameter names"
-        )
     if config.task.family == "text_to_text":
         check_text(config)
     elif config.task.family == "document":
@@ -122,6 +117,11 @@ def check(config: Config) -> None:
         raise ValueError(
             f"task.prompt = {config.task.prompt} belongs to a language model (task.labels=letters or words, "
             "task.family=text_to_text); leave it out"
+        )
+    if config.task.is_language and config.inner.adapt == "head":
+        raise ValueError(
+            "inner.adapt = head: a language model has no head but its output layer over the vocabulary; set lora, all, "
+            "or a regular expression of parameter names"
         )
     if config.eval.normalise is not None and config.task.labels != "words" and config.task.family != "text_to_text":
         raise ValueError(

@@ -63,6 +63,8 @@ def inner_loop(t: Tools) -> Iterator[Sentence]:
             f"{layers['cpu_s'] / plain['cpu_s']:.1f} of its time"
         ),
     )
+    short, long = (t.record("depth")["cases"][case]["layers"]["peak_mb"] for case in ("8x4x512", "8x1x2048"))
+    yield "docs/exact-walk.md", f"takes {short:.0f} MB for 4 rows of 512 tokens and {long:.0f} MB for one of 2,048"
     rows = t.record("peers")["rows"]
     verdicts = [verdict for row in rows for verdict in row["verdicts"]]
     yield (

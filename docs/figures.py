@@ -356,6 +356,16 @@ def documents(t: Tools) -> Iterator[Sentence]:
     )
     share = t.record("influence")["cpu_of_a_meta_gradient"]
     yield "docs/explain.md", f"it costs {share:.2f} of one exact meta-gradient"
+    whole = t.record("llm_train")
+    accuracy = {name: t.interval(of["accuracy"]) for name, of in whole["evaluation"].items()}
+    yield (
+        "docs/llm.md",
+        (
+            f"trained for {whole['seconds']['to_the_end_of_training']} s and had its first scores after "
+            f"{whole['seconds']['with_100_test_episodes']} s: {accuracy['meta_trained']} on 100 episodes"
+        ),
+    )
+    yield "docs/llm.md", f"the model as it comes has {accuracy['base_in_context']}."
     twenty = t.record("letters_20way")["one_shot"]
     yield (
         "docs/llm.md",
@@ -371,8 +381,6 @@ def letters(t: Tools) -> Iterator[Sentence]:
     one, five = (mean(run["by_shots"][n]["mean"] for run in record["runs"].values()) for n in (0, 4))
     base = [t.number(record["base"][n]) for n in (0, 4)]
     yield "README.md", f"| {one:.3f} and {five:.3f} (means of three seeds); as it comes {base[0]} and {base[1]} |"
-    minutes = [round(run["training_s"] / 60) for run in record["runs"].values()]
-    yield "docs/llm.md", f"{min(minutes)} to {max(minutes)} minutes"
 
 
 def serving(t: Tools) -> Iterator[Sentence]:

@@ -4,10 +4,11 @@
 
 A decoder of two million parameters is first pretrained on the meta-train documents (algorithm multi_task, whose
 objective is the ordinary loss). From it every algorithm goes on with the same budget, counted in gradients over the
-same tokens: a Hessian-vector product counts as two. Each run then reads the same meta-test passages, a step on each
-chunk after it has been scored. `naive` is the pretrained model with such steps at the rate that is best on validation
-documents, which is also the rate that the algorithms begin with. Paired differences have intervals over authors; the
-smallest difference that could have been seen is half of the interval's width.
+same tokens: a Hessian-vector product counts as two; `fomaml_as_many_steps` has the meta-steps of exact instead. Each
+run then reads the same meta-test passages, a step on each chunk after it has been scored. `naive` is the pretrained
+model with such steps at the rate that is best on validation documents, which is also the rate that the algorithms begin
+with. Paired differences have intervals over authors; the smallest difference that could have been seen is half of the
+interval's width.
 
 Goes on from what --run-dir holds. Writes benchmarks/results/documents.json; no row of the data is kept.
 """
@@ -59,13 +60,18 @@ MODEL: dict[str, Any] = {
 PRETRAINING = {"algorithm": "multi_task", "outer": {"steps": 900, "lr": 3e-3}}
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 # Gradients of a chunk in a meta-step of one episode with K = 7 steps: exact 7 + 1, and 2 x 7 for the products.
-COST = {"maml": 22, "fomaml": 8, "reptile": 8, "multi_task": 8}
+COST = {"maml": 22, "fomaml": 8, "reptile": 8, "multi_task": 8, "fomaml_as_many_steps": 22}
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "maml": {"inner": {"learn_lr": "per_layer"}},
     "fomaml": {"inner": {"learn_lr": "per_layer"}},
     "reptile": {"outer": {"base": "freeze"}},
     "multi_task": {},
+    "fomaml_as_many_steps": {
+        "algorithm": "fomaml",
+        "inner": {"learn_lr": "per_layer"},
+    },  # as exact has, not as much work
 }
+PAIRS = [("maml", name) for name in ALGORITHMS if name != "maml"] + [("fomaml", "multi_task")]
 OUTER_LR = 1e-3
 EPISODES = 186
 
@@ -117,6 +123,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=200, help="meta-steps of exact; the others have the same budget")
     parser.add_argument("--pretraining", type=int, default=PRETRAINING["outer"]["steps"])  # type: ignore[index]
+    parser.add_argument("--again", nargs="+", default=list(ALGORITHMS), help="algorithms of the seeds after the first")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     common = merge(RECIPE, {"data": {"path": asked.data}})
@@ -135,16 +142,18 @@ def main() -> None:
         "naive": score_documents(naive, test, store=store),
         "long_context": score_long_context(scoring, test, store=store),
     }
-    about = json.loads((base / "environment.json").read_text())
+    origin = json.loads((base / "environment.json").read_text())
     record: dict[str, Any] = {
         "command": shlex.join(["python", "benchmarks/documents.py", *sys.argv[1:]]),
-        "hardware": {key: about[key] for key in ("platform", "cores")}, "versions": about["versions"],
+        "hardware": {key: origin[key] for key in ("platform", "cores")}, "versions": origin["versions"],
         "steps": asked.steps, "pretraining": asked.pretraining, "episodes": EPISODES, "rates_tried": losses,
         "inner_lr": rate, "base": {name: summary(of) for name, of in scored.items()}, "runs": [], "differences": {},
     }  # fmt: skip
     read: dict[str, list[list[Any]]] = {}
     for seed in asked.seeds:
         for name, changes in ALGORITHMS.items():
+            if seed != asked.seeds[0] and name not in asked.again:
+                continue
             steps = asked.steps * COST["maml"] // COST[name]
             content = merge(common, {
                 "model": {"pretrained": str(folder)}, "algorithm": name, "inner": {"lr": rate},
@@ -165,14 +174,15 @@ def main() -> None:
                 "less_no_adaptation": difference(reading, scored["no_adaptation"], by_class=False)["loss"],
             })  # fmt: skip
             read.setdefault(name, []).append(reading)
-            for other in ("fomaml", "reptile", "multi_task"):
-                pairs = [(a, b) for a, b in zip(read.get("maml", []), read.get(other, [])) for a, b in zip(a, b)]
+            for first, other in PAIRS:
+                by_seed = list(zip(read.get(first, []), read.get(other, [])))  # noqa: B905
+                pairs = [pair for both in by_seed for pair in zip(*both, strict=True)]
                 if pairs:
                     ours, theirs = zip(*pairs, strict=True)
                     found = difference(ours, theirs, by_class=False)["loss"]
-                    seeds = len(read[other])
                     least = (found["high"] - found["low"]) / 2
-                    record["differences"][f"maml less {other}"] = {**found, "seeds": seeds, "least_visible": least}
+                    about = {**found, "seeds": len(by_seed), "least_visible": least}
+                    record["differences"][f"{first} less {other}"] = about
             record["seconds"] = round(time.time() - began)
             write_text(RESULTS / "documents.json", json.dumps(record, indent=1))
             print(name, seed, record["runs"][-1]["reading"], record["runs"][-1]["less_naive"], flush=True)

@@ -79,7 +79,7 @@ EPISODES = 186
 def trained(folder: Path, content: dict[str, Any]) -> Path:
     """The run of a configuration, trained unless it is whole."""
     if not (folder / "evaluation.json").is_file():
-        distmeta.train(make_config(merge(content, {"run": {"dir": str(folder)}})))
+        distmeta.train(make_config(merge(content, {"run": {"dir": str(folder)}})), resume=folder.exists())
     return folder
 
 
@@ -175,7 +175,7 @@ def main() -> None:
             })  # fmt: skip
             read.setdefault(name, []).append(reading)
             for first, other in PAIRS:
-                by_seed = list(zip(read.get(first, []), read.get(other, [])))  # noqa: B905
+                by_seed = list(zip(read.get(first, []), read.get(other, [])))
                 pairs = [pair for both in by_seed for pair in zip(*both, strict=True)]
                 if pairs:
                     ours, theirs = zip(*pairs, strict=True)

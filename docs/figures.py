@@ -354,6 +354,19 @@ def documents(t: Tools) -> Iterator[Sentence]:
             f"{t.number(ledgers['meta_trained_no_steps']['loss'])} |"
         ),
     )
+    runs = t.record("documents")
+    apart = {
+        name: f"{of['mean']:+.3f} [{of['low']:+.3f}, {of['high']:+.3f}]" for name, of in runs["differences"].items()
+    }
+    seen = runs["differences"]["maml less fomaml_as_many_steps"]["least_visible"]
+    seconds = {run["algorithm"]: run["meta_step_s"] for run in reversed(runs["runs"])}
+    yield (
+        "docs/documents.md",
+        (f"their losses differ by {apart['maml less fomaml_as_many_steps']}, where {seen:.3f} could have been seen."),
+    )
+    yield "docs/documents.md", f"and exact has {apart['maml less fomaml']} a token"
+    yield "docs/documents.md", f"by {apart['fomaml less multi_task']}."
+    yield "docs/documents.md", f"{seconds['maml'] / seconds['multi_task']:.1f} times as long as an ordinary step"
     share = t.record("influence")["cpu_of_a_meta_gradient"]
     yield "docs/explain.md", f"it costs {share:.2f} of one exact meta-gradient"
     whole = t.record("llm_train")

@@ -408,6 +408,26 @@ def intents() -> str:
     return table(["", "meta-trained", "frozen encoder", "better in"], rows)
 
 
+def documents_runs() -> str:
+    found = record("documents")
+    rows = [[f"`{name}`", "", "", f"{of['loss']:.3f}", ""] for name, of in found["base"].items()]
+    for name in dict.fromkeys(run["algorithm"] for run in found["runs"]):
+        runs = [run for run in found["runs"] if run["algorithm"] == name]
+        reading, still = (mean(run[key]["loss"] for run in runs) for key in ("reading", "no_steps"))
+        words = name.replace("_", " ") if name == "fomaml_as_many_steps" else f"`{name}`"
+        rows.append([words, str(runs[0]["steps"]), str(len(runs)), f"{reading:.3f}", f"{still:.3f}"])
+    return table(["initial model, or algorithm", "meta-steps", "seeds", "loss as it reads", "without steps"], rows)
+
+
+def documents_memory() -> str:
+    rows = [
+        [str(row["steps"]), str(row["snapshots"]), str(row["held"]), f"{row['planned_mb']:.0f} MB",
+         f"{row['peak_mb']:.0f} MB", f"{row['cpu_s']:.0f}"]
+        for row in record("documents_memory")["cases"]
+    ]  # fmt: skip
+    return table(["inner steps", "`inner.snapshots`", "held", "these take", "peak above the model", "CPU s"], rows)
+
+
 def influence() -> str:
     rows = [
         [f"{row['rates']:g} of the learnt", f"{row['mean_spearman']:.3f}", f"{row['least']:.3f}", str(row["pairs"])]
@@ -441,7 +461,7 @@ TABLES: dict[str, Callable[[], str]] = {
     for made in (
         default, default_short, peers, exact_walk, depth, paper, scaling, time_to_quality, classics, orders, algorithms,
         algorithms_short, algorithms_real, padding, compression, answers, sentiment, sentiment_rows,
-        sentiment_train_whole, sentiment_whole, intents, letters, documents_builtin, influence,
+        sentiment_train_whole, sentiment_whole, intents, letters, documents_builtin, documents_runs, documents_memory, influence,
     )
 }  # fmt: skip
 

@@ -113,6 +113,8 @@ def train(config: ConfigSource | None = None, *, resume: bool = False, show: Sho
         with run_directory(config, resume, store) as (run_dir, is_new):
             if not is_new and has_ended(run_dir, config):
                 display.phase(f"{run_dir} has ended; there is nothing to continue")
+                if not (run_dir / "report.html").is_file():  # the driver was killed, and its learners went on
+                    finish(run_dir, display)
                 return Run(run_dir)
             interrupt.driving(run_dir)
             write_setting(run_dir, config, store)
@@ -128,10 +130,15 @@ def train(config: ConfigSource | None = None, *, resume: bool = False, show: Sho
             if (run_dir / interrupt.LEAVE).exists():
                 display.phase(f"run.max_hours = {config.run.max_hours:g} is over; {interrupt.farewell()}")
                 return Run(run_dir)
-            write_export(run_dir, display)
-            note(run_dir, ended=now())
-            write_report(run_dir, display)
+            finish(run_dir, display)
     return Run(run_dir)
+
+
+def finish(run_dir: Path, display: Display) -> None:
+    """What the driver writes once the learners have ended: the export, the time and the report."""
+    write_export(run_dir, display)
+    note(run_dir, ended=now())
+    write_report(run_dir, display)
 
 
 def has_ended(run_dir: Path, config: Config) -> bool:

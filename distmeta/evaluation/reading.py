@@ -188,15 +188,22 @@ def _scored(
     group: Sequence[Episode], scores: Sequence[tuple[NDArray[np.float64], NDArray[np.bool_]]], store: TaskStore
 ) -> list[DocumentScored]:
     tokenizer = tokenizer_of(store.tokenizer_file)
+    author_of = dict(zip(store.tasks, store.authors, strict=False))  # empty where the data names no authors
     chunk = np.repeat(np.arange(len(scores)), [nll.shape[1] for nll, _ in scores])
     out = []
     for t, episode in enumerate(group):
         nll = np.concatenate([nll[t] for nll, _ in scores])
         hits = np.concatenate([right[t] for _, right in scores])
-        size = len(tokenizer.decode(passage_of(episode)[1:].tolist(), skip_special_tokens=False).encode())
-        author = store.authors[store.tasks.index(episode.task)] if store.authors else episode.task
+        size = scored_bytes(tokenizer, passage_of(episode).tolist())
+        author = author_of.get(episode.task, episode.task)
         out.append(DocumentScored(author, episode.task, episode.label_names, nll, hits, chunk, size))
     return out
+
+
+def scored_bytes(tokenizer: Tokenizer, passage: Sequence[int]) -> int:
+    """Bytes in UTF-8 of the text of all tokens but the first, with the space that parts them from it."""
+    whole, first = (tokenizer.decode(tokens, skip_special_tokens=False) for tokens in (passage, passage[:1]))
+    return len(whole.encode()) - len(first.encode())
 
 
 @lru_cache(maxsize=4)

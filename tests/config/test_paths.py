@@ -152,8 +152,15 @@ def test_a_run_that_has_ended_is_not_begun_again(undisturbed, tmp_path, monkeypa
     def begun(*words):
         raise RuntimeError("begun")
 
-    monkeypatch.setattr(importlib.import_module("distmeta.drive.train"), "ray_cluster", begun)
+    driver, written = importlib.import_module("distmeta.drive.train"), []
+    monkeypatch.setattr(driver, "ray_cluster", begun)
+    for name in ("export", "report"):
+        monkeypatch.setattr(driver, f"write_{name}", lambda *words, name=name: written.append(name))
     run = distmeta.train(config, resume=True, show=True)
+    assert written == []
+    (copy / "report.html").unlink()  # as where the driver was killed while its learners went on
+    distmeta.train(config, resume=True)
+    assert written == ["export", "report"]
     assert run.path == copy and run.evaluation == json.loads((undisturbed.run / "evaluation.json").read_text())
     assert "has ended; there is nothing to continue" in capsys.readouterr().err
     for changes in ({"outer": {"steps": 21}}, {"eval": {"episodes": 9}}):

@@ -11,7 +11,14 @@ from distmeta.algorithms.rates import inner_loop
 from distmeta.bench.check import check_meta_gradient, small_version
 from distmeta.config.algorithms import load_algorithm
 from distmeta.evaluation.evaluate import evaluate_methods
-from distmeta.evaluation.reading import passage_of, score_documents, score_long_context, without_steps
+from distmeta.evaluation.reading import (
+    passage_of,
+    score_documents,
+    score_long_context,
+    scored_bytes,
+    tokenizer_of,
+    without_steps,
+)
 from distmeta.evaluation.scoring import Scoring
 from distmeta.learner.gradients import meta_gradients
 from distmeta.models.backbone import set_attention
@@ -98,6 +105,19 @@ def test_without_steps_and_with_a_long_context(made):
     np.testing.assert_allclose(whole[0].nll, expected.detach().numpy(), rtol=1e-4)
     np.testing.assert_allclose(still[0].nll[:5], expected[:5].detach().numpy(), rtol=1e-4)  # all that comes before it
     assert abs(still[0].nll[11:] - expected[11:].detach().numpy()).max() > 1e-4
+
+
+def test_bits_are_per_byte_of_what_is_scored(made):
+    from tokenizers import Tokenizer, decoders, models
+
+    pieces = Tokenizer(models.BPE({"▁ab": 0, "▁é": 1, "d": 2}, []))
+    pieces.decoder = decoders.Metaspace()
+    assert scored_bytes(pieces, [0, 1, 2]) == len(" éd".encode())
+    config, store, episodes = made
+    scored = score_documents(scoring_of(model_of(config, store), config, store), episodes[:1], store=store)[0]
+    words = tokenizer_of(store.tokenizer_file).decode(passage_of(episodes[0]).tolist())
+    assert scored.bytes == len(words.partition(" ")[2]) + 1
+    assert scored.metrics()["bits_per_byte"] == pytest.approx(scored.nll.sum() / np.log(2) / scored.bytes)
 
 
 @pytest.mark.parametrize("memory", ["walk", "unroll", "layers"])

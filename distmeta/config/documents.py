@@ -26,7 +26,7 @@ def with_sizes(content: dict[str, Any]) -> dict[str, Any]:
     out = dict(content)
     for section, key, value in (
         ("inner", "steps", numbers["chunks"] - 1),
-        ("model", "max_tokens", numbers["chunk_tokens"] + numbers["context_tokens"]),
+        ("model", "max_tokens", max(4, numbers["chunk_tokens"] + numbers["context_tokens"])),
         ("tune", "metric", "loss"),
         ("tune", "space", {"inner.lr": {"log_uniform": [0.01, 1.0]}}),
     ):

@@ -252,5 +252,7 @@ def test_sizes_follow_from_the_episode():
 
     made = make_config({"task": SIZES | {"chunks": 5}, "model": {"architecture": "gpt2"}})
     assert (made.inner.steps, made.model.max_tokens) == (4, 12)
+    least = {"family": "document", "chunks": 2, "chunk_tokens": 2, "context_tokens": 1}
+    assert make_config({"task": least, "model": {"architecture": "gpt2"}}).model.max_tokens == 4
     again = make_config(made.model_dump(mode="json"))
     assert again == made

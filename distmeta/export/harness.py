@@ -61,10 +61,12 @@ def _published(folder: Path) -> tuple[Any, Any, list[int]]:
     if adapter.is_file():
         from peft import PeftModel
 
+        if not (folder / "adapter_model.safetensors").is_file():  # else PEFT would look for a pickle
+            raise InputError(f"{folder}: has no adapter_model.safetensors; save the adapter as safetensors")
         model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     words = folder / "context.json"
     context = json.loads(words.read_text(encoding="utf-8"))["tokens"] if words.is_file() else []
-    return model, AutoTokenizer.from_pretrained(folder), context
+    return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), context
 
 
 def _trained(folder: Path) -> tuple[Any, Any, list[int]]:

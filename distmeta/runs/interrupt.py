@@ -32,7 +32,8 @@ _kept: list[str] = []  # of a verb that is no single run: what `farewell` says
 
 def catch() -> None:
     """From now on the first SIGINT or SIGTERM raises KeyboardInterrupt, and a second ends the process at once."""
-    _caught.clear()
+    for noted in (_caught, _run_dir, _kept):  # of an earlier verb in this process
+        noted.clear()
     _install()
 
 

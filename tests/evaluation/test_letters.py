@@ -162,7 +162,7 @@ def test_a_letter_means_another_label_in_another_episode(folder):
         ({"inner": {"adapt": "head"}}, "inner.adapt = head: there is no head"),
         ({"task": {"family": "classes", "ways": 27, "labels": "letters"}}, "task.ways = 27: there are 26 letters"),
         ({"task": {"family": "text_to_text", "labels": "letters"}}, "task.labels = letters: there are no labels"),
-        ({"task": {"labels": "head", "prompt": "chat"}}, "task.prompt = chat belongs to task.labels=letters or words"),
+        ({"task": {"labels": "head", "prompt": "chat"}}, "task.prompt = chat belongs to a language model"),
         ({"eval": {"normalise": "length"}}, "eval.normalise = length belongs to task.labels=words, and to the options"),
         ({"task": {"labels": "words", "permute_labels": True}}, "a label keeps its words in every episode"),
         ({"task": {"augment": {"token_dropout": 0.1}, "labels": "letters"}}, "task.augment = on"),

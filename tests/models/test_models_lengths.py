@@ -28,13 +28,15 @@ def test_the_confidence_of_an_answer_is_the_geometric_mean_of_its_tokens_probabi
 def test_options_are_compared_by_the_mean_over_their_tokens(monkeypatch):
     losses, counts = torch.tensor([[1.0, 2.0]]), torch.tensor([[1, 4]])  # a short option and a long one
     part = {"rows": np.array([[0, 1]])}
-    encoder = SimpleNamespace(prompts=lambda texts: [[3]] * len(texts), answers=lambda texts: [[4]] * len(texts))
-    monkeypatch.setattr("distmeta.evaluation.texts.Encoder", lambda *_: encoder)
+    encoder = SimpleNamespace(
+        prompts=lambda texts, *_, **__: [[3]] * len(texts), answers=lambda texts: [[4]] * len(texts)
+    )
+    monkeypatch.setattr("distmeta.evaluation.texts.encoder_of", lambda *_: encoder)
     monkeypatch.setattr("distmeta.evaluation.texts.special_ids", lambda _: SimpleNamespace(pad=0))
     monkeypatch.setattr("distmeta.evaluation.texts.collate", lambda *_, **__: [part])
     model = SimpleNamespace(batches=lambda parts, device: [None], by_row=lambda params, batch: (losses, None, counts))
     config = SimpleNamespace(
-        model=None, task=SimpleNamespace(instructions=True), inner=SimpleNamespace(buckets=0),
+        model=None, task=SimpleNamespace(instructions=True, prompt="bare"), inner=SimpleNamespace(buckets=0),
         eval=SimpleNamespace(normalise=None),
     )  # fmt: skip
     record = Record("which", ("yes",), ("yes", "a long answer indeed"))

@@ -124,7 +124,10 @@ def test_no_call_that_reads_a_published_model_runs_code_of_its_repository():
         (path.name, call)
         for path in Path(distmeta.__file__).parent.rglob("*.py")
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("from_pretrained", "from_config")
+        if isinstance(call, ast.Call)
+        and getattr(call.func, "attr", "") in ("from_pretrained", "from_config")
+        and getattr(getattr(call.func, "value", None), "id", "")
+        != "PeftModel"  # which has no such argument, and no code
     ]
     assert len(calls) > 8
     for name, call in calls:

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -142,9 +140,11 @@ def main() -> None:
         "naive": score_documents(naive, test, store=store),
         "long_context": score_long_context(scoring, test, store=store),
     }
+    chosen = " ".join(["--seeds", *map(str, asked.seeds), "--steps", str(asked.steps), "--again", *asked.again])
+    chosen += f" --pretraining {asked.pretraining}"
     origin = json.loads((base / "environment.json").read_text())
     record: dict[str, Any] = {
-        "command": shlex.join(["python", "benchmarks/documents.py", *sys.argv[1:]]),
+        "command": f"python benchmarks/documents.py --data DATA.parquet --run-dir DIR {chosen}",
         "hardware": {key: origin[key] for key in ("platform", "cores")}, "versions": origin["versions"],
         "steps": asked.steps, "pretraining": asked.pretraining, "episodes": EPISODES, "rates_tried": losses,
         "inner_lr": rate, "base": {name: summary(of) for name, of in scored.items()}, "runs": [], "differences": {},

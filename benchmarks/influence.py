@@ -105,8 +105,9 @@ def main() -> None:
             "episodes": EPISODES, "pairs": pairs,
         })  # fmt: skip
         print(rows[-1], flush=True)
+    about = {key: value for key, value in setting({}).items() if key != "command"}
     record = {
-        "command": "python benchmarks/influence.py --run-dir DIR", "setting": setting({}), "rows": rows,
+        "command": "python benchmarks/influence.py --run-dir DIR", "setting": about, "rows": rows,
         "cpu_of_a_meta_gradient": round(float(np.median(cost)), 3),
     }  # fmt: skip
     print(record["cpu_of_a_meta_gradient"])

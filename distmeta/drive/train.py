@@ -196,7 +196,7 @@ def write_tasks(run_dir: Path, config: Config, store: Path, display: Display) ->
     from distmeta.tasks.store import open_store
 
     checkpoints.write_text(run_dir / shown.FILE, shown.shown(open_store(store), config))
-    counts = summary.summary(open_store(store)) | ({"follows": True} if config.data.follow else {})
+    counts = summary.summary(open_store(store), config.task) | ({"follows": True} if config.data.follow else {})
     checkpoints.write_text(run_dir / summary.FILE, json.dumps(counts, indent=1, ensure_ascii=False))
     display.phase(summary.headline(counts))
     for sign in summary.signs(counts):

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distmeta.config import Config
+from distmeta.config import Config, TaskConfig
 from distmeta.health import Sign, sign
 from distmeta.tasks import counts
+from distmeta.tasks.passages import too_short
 from distmeta.tasks.splits import SPLITS
 from distmeta.tasks.store import TaskStore
 
@@ -17,8 +18,10 @@ FILE = "tasks.json"  # in the run directory
 PART = 1 << 18  # rows that are compared at once
 
 
-def summary(store: TaskStore) -> dict[str, Any]:
+def summary(store: TaskStore, task: TaskConfig | None = None) -> dict[str, Any]:
     """{splits, repeated, encoding}: by split its rows, and those of each task and class; then the texts in two splits.
+
+    short: with `task`, of the family document: how many documents of each split are shorter than an episode.
 
     encoding: rows, those cut to max_tokens, tokens, unknown ones, and the answers cut to answer_tokens.
     repeated: by "test in train" and so on, how many rows of the first split have a text that stands in the second too.
@@ -34,7 +37,9 @@ def summary(store: TaskStore) -> dict[str, Any]:
             totals = groups.count.sum(0).tolist()
             splits[split]["classes"] = {name: int(n) for name, n in zip(store.labels, totals, strict=True)}
     lost = {"encoding": {**store.encoding, "max_tokens": store.max_tokens}} if store.encoding else {}
-    return {"splits": splits, "repeated": repeated(store), **lost}
+    reads = task is not None and task.family == "document"
+    short = {split: count for split, count in too_short(store, task).items() if count} if reads and task else {}
+    return {"splits": splits, "repeated": repeated(store), **lost, **({"short": short} if short else {})}
 
 
 def unit_of(content: dict[str, Any]) -> str:
@@ -74,10 +79,13 @@ def read(run_dir: Path) -> dict[str, Any]:
 
 
 def signs(content: dict[str, Any]) -> list[Sign]:
-    """The texts in two splits, those cut to fit and unknown words as signs, as distmeta.health has them."""
+    """The texts in two splits, those cut to fit or too short, and unknown words as signs of distmeta.health."""
     line = sentence(content.get("repeated", {}))
     lost = content.get("encoding", {})
     out = [sign(line, "the data, or how data.split divides it")] if line else []
+    if short := content.get("short"):
+        each = ", ".join(f"{count:,} of {split}" for split, count in short.items())
+        out.append(sign(f"documents shorter than an episode are never drawn: {each}", "task.chunks (lower)"))
     return out + counts.signs(lost, lost.get("max_tokens", 0))
 
 

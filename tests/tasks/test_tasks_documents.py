@@ -8,7 +8,7 @@ import pytest
 import small
 
 from distmeta.errors import InputError
-from distmeta.tasks import documents
+from distmeta.tasks import documents, summary
 from distmeta.tasks.build import build_store
 from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.families import check_feasible
@@ -119,6 +119,14 @@ def test_documents_that_are_too_short_are_never_drawn(store, config):
     short = config.task.model_copy(update={"chunk_tokens": 50})
     with pytest.raises(InputError, match="no document of the split 'train' has the 150 tokens .* the longest has 80"):
         check_feasible(store, short)
+
+
+def test_documents_that_are_never_drawn_are_counted_and_said(store, config):
+    (split,) = [s for s in SPLITS if "d11" in {store.tasks[i] for i in store.groups[s].ids}]  # the short one
+    content = summary.summary(store, config.task)
+    assert content["short"] == {split: 1}
+    assert f"never drawn: 1 of {split}" in summary.signs(content)[-1]["what"]
+    assert "short" not in summary.summary(store, config.task.model_copy(update={"chunk_tokens": 2}))
 
 
 def test_text_files_are_documents(tmp_path):

@@ -89,7 +89,7 @@ def default_short() -> str:
 DEFAULT_ROWS = {
     "meta_trained": "meta-trained",
     "no_adaptation": "the same, no adaptation",
-    "fine_tuned": "fine-tuned from the untrained weights, 12 steps",
+    "fine_tuned": "fine-tuned from the untrained weights, as is best on validation tasks",
     "multi_task": "trained on the pooled tasks (`multi_task`), 150 steps",
     "prototypes": "prototypes of the untrained features",
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from distmeta.config.algorithms import ALGORITHMS, load_algorithm
 from distmeta.config.bases import check_keep_base, check_quantise
 from distmeta.config.documents import check_document
+from distmeta.config.weighting import check_rows
 from distmeta.config.words import MOST_LETTERS, check_labels, check_sizes, check_text
 from distmeta.errors import InputError
 
@@ -85,6 +86,7 @@ def check(config: Config) -> None:
         raise ValueError("outer.schedule = plateau needs meta-validations: set eval.every")
     check_keep_base(config)
     check_quantise(config)
+    check_rows(config)
     if config.outer.privacy is not None:
         check_privacy(config)
     if config.cluster.episode == "group":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,16 @@ class AugmentConfig(Section):
     @property
     def changes_tokens(self) -> bool:
         return max(self.token_dropout, self.word_swap, self.mix) > 0
+
+
+class DataWeightsConfig(Section):
+    """Learnt weights of the support examples (distmeta.algorithms.data_weights)."""
+
+    by: Literal["source", "task", "example"] = Field(
+        description="what has a learnt weight of its own: each of data.sources, each task (of classes: each class), or "
+        "each example"
+    )
+    lr: float = Field(0.1, gt=0, description="learning rate of the numbers behind the weights")
 
 
 class PrivacyConfig(Section):

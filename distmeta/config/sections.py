@@ -13,7 +13,7 @@ from distmeta.config.base import Section
 from distmeta.config.cluster import ClusterConfig
 from distmeta.config.eval import EvalConfig
 from distmeta.config.inner import Beta, InnerConfig
-from distmeta.config.parts import KeepBaseConfig, PrivacyConfig
+from distmeta.config.parts import DataWeightsConfig, KeepBaseConfig, PrivacyConfig
 from distmeta.config.pretrain import PretrainConfig
 from distmeta.config.rates import RANDOM, with_distance, with_rates
 from distmeta.config.serve import ServeConfig
@@ -130,6 +130,14 @@ class DataConfig(Section):
     instruction: str = Field(
         "instruction", description="family text_to_text: column that holds the task's instruction, if any"
     )
+    subgroup: str | None = Field(
+        None, description="families domain and classes: column that names a row's subgroup, to score subgroups apart "
+        "and tell the largest gap between two; null: none"
+    )  # fmt: skip
+    trusted: str | None = Field(
+        None, description="families domain and classes: column that is true in rows whose labels are right; query sets "
+        "of meta-train episodes are drawn from these alone, support sets from all rows; null: from all rows"
+    )  # fmt: skip
     layout: Literal["table", "natural_instructions", "crossfit", "metaicl"] = Field(
         "table", description="family text_to_text: how the files hold tasks; table: in the columns named above"
     )
@@ -252,6 +260,13 @@ class OuterConfig(Section):
     privacy: PrivacyConfig | None = Field(
         None, description="noise that hides each meta-train task (differential privacy); null: none"
     )
+    data_weights: DataWeightsConfig | None = Field(
+        None, description="learn how much each source, task or example of the support sets counts, by the meta-gradient"
+    )  # fmt: skip
+    worst_subgroup: bool = Field(
+        False, description="learn most from the subgroups (data.subgroup) whose query rows have the highest loss after "
+        "adaptation, by group DRO; false: from all rows alike"
+    )  # fmt: skip
     keep_base: KeepBaseConfig | None = Field(
         None, description="a pretrained language model is held to what it said before: to the outer loss is added the "
         "Kullback-Leibler divergence of its next tokens, before adaptation, from those of the base; null: nothing is"

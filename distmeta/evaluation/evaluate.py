@@ -29,6 +29,7 @@ from distmeta.evaluation.examples import examples
 from distmeta.evaluation.paired import difference
 from distmeta.evaluation.reading import document_details, score_documents, unit_of
 from distmeta.evaluation.scoring import Scoring, curves, details, score_episodes, split_meta, summarise
+from distmeta.evaluation.subgroups import GAP, WORST, of_subgroups
 from distmeta.evaluation.texts import score_texts, text_details
 from distmeta.models.build import build_model, check_format
 from distmeta.models.task_model import TaskModel
@@ -127,12 +128,13 @@ def _methods(setting: Setting) -> Evaluation:
         setting.say(
             f"the inner loop diverged in {lost} of {count} episodes, whose rows count as wrong; use a smaller inner.lr"
         )
-    methods = {name: summarise(scored)}
+    methods = {name: summarise(scored) | of_subgroups(scored, store)}
     about = {
         "split": split, "episodes": count, "seed": config.run.seed, "inner_steps": setting.steps, "method": name,
         "tasks": len(store.groups[split].ids), "rows": store.groups[split].examples,
     }  # fmt: skip
     more: dict[str, Any] = {"settings": about, name: details_of(scored) | {"curves": curves(scored)}}
+    more[name] |= {key: methods[name][key] for key in (WORST, GAP) if key in methods[name]}
     if not config.task.is_language:
         more[name]["examples"] = examples(scored, store.text)
     classes = None if config.task.is_language else config.ways or len(store.labels)
@@ -142,7 +144,8 @@ def _methods(setting: Setting) -> Evaluation:
     rows = of_family.BASELINES if config.eval.baselines else of_family.OF_BASE if setting.is_base else {}
     for method, row in rows.items():
         if (result := row(setting)) is not None:
-            methods[method], more[method] = summarise(result[0]), result[1] | details_of(result[0])
+            methods[method] = summarise(result[0]) | of_subgroups(result[0], store)
+            more[method] = result[1] | details_of(result[0])
             if not setting.is_base:
                 less = difference(
                     scored, result[0], by_class=config.task.family == "classes",
@@ -198,11 +201,8 @@ def evaluate(
     config = with_asked(saved.config, asked)
     if data is not None:
         path = data if isinstance(data, str) else list(data)
-        config = config.model_copy(
-            update={
-                "data": config.data.model_copy(update={"path": path, "splits": None, "sources": None, "follow": None})
-            }
-        )
+        other = {"path": path, "splits": None, "sources": None, "follow": None, "trusted": None}
+        config = config.model_copy(update={"data": config.data.model_copy(update=other)})
     store = _store_of(saved, config, only=split if data is not None else None)
     check_tasks(store, config, split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

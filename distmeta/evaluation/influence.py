@@ -34,8 +34,6 @@ from distmeta.evaluation.support import read_support, tokenise
 from distmeta.inner import meta_gradient
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
-from distmeta.models.labels import LabelModel
-from distmeta.models.language import LanguageModel
 from distmeta.models.prefix import fixed_prefix
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
@@ -181,20 +179,10 @@ def loss_of(model: TaskModel) -> Any:
 
     def loss(params: dict[str, Tensor], part: Kind) -> Tensor:
         kind, batch = part
-        rows = row_losses(model, {n: v for n, v in params.items() if n != WEIGHTS}, batch)[0]
+        rows = model.row_scores({n: v for n, v in params.items() if n != WEIGHTS}, batch)[0][0]
         if kind == "query":
             return rows.sum() / batch.total
         assert batch.order is not None
         return (rows * params[WEIGHTS][batch.order[0]]).sum()
 
     return loss
-
-
-def row_losses(model: TaskModel, params: dict[str, Tensor], batch: TextBatch) -> Tensor:
-    """The loss of each row, [T, n]."""
-    if isinstance(model, LanguageModel) and not isinstance(model, LabelModel):
-        losses, _, counts = model.by_row(params, batch)
-        return losses / counts.clamp(min=1)
-    scores = model.logits(params, batch)
-    losses = torch.nn.functional.cross_entropy(scores.flatten(0, 1), batch.labels.flatten(), reduction="none")
-    return losses.view(batch.labels.shape)

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from distmeta.algorithms import data_weights
 from distmeta.algorithms.rates import PREFIX
 from distmeta.config import Config
 from distmeta.errors import InputError
@@ -272,7 +273,7 @@ def join_small(shapes: Mapping[str, torch.Size], config: Config) -> list[list[st
     joined: list[list[str]] = []
     room = 0
     for name, shape in shapes.items():
-        alike = bool(joined) and has_rate_lr(name, config) == has_rate_lr(joined[-1][0], config)
+        alike = bool(joined) and own_rate(name, config) == own_rate(joined[-1][0], config)
         if shape.numel() >= SMALL:
             joined.append([name])
             room = 0
@@ -285,9 +286,12 @@ def join_small(shapes: Mapping[str, torch.Size], config: Config) -> list[list[st
     return joined
 
 
-def has_rate_lr(name: str, config: Config) -> bool:
-    """Whether a meta-parameter is a learnt inner rate, stepped on with outer.rate_lr."""
-    return config.outer.rate_lr is not None and name.split(".")[0] == PREFIX
+def own_rate(name: str, config: Config) -> float | None:
+    """The outer rate of a meta-parameter that has one of its own: learnt inner rates, and weights of data."""
+    outer = config.outer
+    if name.split(".")[0] == PREFIX:
+        return outer.rate_lr
+    return outer.data_weights.lr if name == data_weights.NAME and outer.data_weights is not None else None
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -311,13 +315,11 @@ def _state_keys(optimizer: torch.optim.Optimizer) -> list[str]:
 def make_optimizer(named: Mapping[str, nn.Parameter], config: Config) -> torch.optim.Optimizer:
     """The outer optimizer over parameters by name. Raises InputError."""
     outer = config.outer
-    rate_names = {name for name in named if has_rate_lr(name, config)}
-    params: list[dict[str, Any]] = [
-        {"params": [p for name, p in named.items() if name not in rate_names], "factor": 1.0}
-    ]
-    if rate_names and outer.rate_lr is not None:
-        rates = [p for name, p in named.items() if name in rate_names]
-        params.append({"params": rates, "factor": outer.rate_lr / outer.lr, "lr": outer.rate_lr})
+    by_rate: dict[float | None, list[nn.Parameter]] = {None: []}
+    for name, p in named.items():
+        by_rate.setdefault(own_rate(name, config), []).append(p)
+    params: list[dict[str, Any]] = [{"params": by_rate.pop(None), "factor": 1.0}]
+    params += [{"params": ps, "factor": rate / outer.lr, "lr": rate} for rate, ps in by_rate.items() if rate]
     if outer.optimizer in ("cpu_adam", "cpu_lion"):
         return deepspeed_optimizer(params, config)
     common: dict[str, Any] = {"lr": outer.lr, "weight_decay": outer.weight_decay}

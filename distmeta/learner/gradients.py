@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distmeta.algorithms import privacy
+from distmeta.algorithms import data_weights, privacy, subgroups
 from distmeta.algorithms.rates import inner_loop, log_rate_gradients, warm
 from distmeta.config import Config
 from distmeta.config.algorithms import load_algorithm
@@ -48,8 +48,12 @@ def meta_gradients(
     cache: StateCache | None = None,
     skipped: list[Diverged] | None = None,
     see: Callable[[Choice], None] = lambda choice: None,
+    counts: Sequence[float] = (),
 ) -> tuple[Params, list[float]]:
     """Sums over this rank's episodes of the meta-gradient, and of [query loss, accuracy, inner losses 0..K].
+
+    counts: with outer.worst_subgroup what a row of each subgroup counts, [G]; then there are more sums, 2 G: of each
+    subgroup's query losses, and its query rows.
 
     skipped: where an episode whose loss or meta-gradient is not finite goes, which is then in neither sum; without it,
     Diverged is raised. see: is given how each group of tasks was run.
@@ -62,7 +66,8 @@ def meta_gradients(
     grads = {name: torch.zeros_like(value) for name, value in meta.items()}
     progress = (step - 1) / config.outer.steps
     factor = warm(config.inner, progress)
-    sums = torch.zeros(3 + getattr(algorithm, "INNER_STEPS", config.inner.steps), dtype=torch.float64)
+    known = 3 + getattr(algorithm, "INNER_STEPS", config.inner.steps)
+    sums = torch.zeros(known + 2 * len(counts), dtype=torch.float64)
     private, exact = config.outer.privacy, is_exact(config)
 
     def add(group: list[Episode]) -> None:
@@ -72,13 +77,19 @@ def meta_gradients(
             config.inner, rates, seed=dropout_seed(config, step, group[0]), budget_mb=budget, factor=factor
         )
         parts, names = load_parts(group, model, config, store, device), [e.task for e in group]
-        result, of_group = group_gradient(model, fast, shared, algorithm, loop, parts, names, cache, progress)
+        if counts:
+            parts = parts[0], subgroups.with_groups(parts[1], counts, store)
+        numbers = {name: meta[name] for name in (data_weights.NAME,) if name in meta}
+        result, of_group = group_gradient(
+            model, fast, {**shared, **numbers}, algorithm, loop, parts, names, cache, progress
+        )
         of_group |= log_rate_gradients(config.inner, rates, result.lr_grads, factor)
         refuse_infinite(of_group, loop.steps, names)
         for name, g in (of_group if private is None else privacy.clipped(of_group, private.clip)).items():
             grads[name] += g
         losses = result.inner_losses.reshape(len(names), -1).sum(0)
-        sums.add_(torch.stack([result.loss.sum(), torch.stack(result.aux).sum(), *losses]).double().cpu())
+        hits, *of_subgroups = torch.stack(result.aux).reshape(-1, 1 + 2 * len(counts)).sum(0)
+        sums.add_(torch.stack([result.loss.sum(), hits, *losses, *of_subgroups]).double().cpu())
         most, kept = part_tokens(model, config, device, exact), result.steps_kept if exact else None
         see(Choice(most, len(names), model.layers.recomputed, len(model.layers), kept, loop.steps))
 
@@ -122,6 +133,8 @@ def load_parts(group: list[Episode], model: TaskModel, config: Config, store: Ta
         *before, last = load_chunks(group, model, config, store.pad_id, device, exact=is_exact(config))
         return before, last
     support, query = load_group(group, model, config, store.pad_id, device, training=True, exact=is_exact(config))
+    if config.outer.data_weights is not None:
+        support = data_weights.with_units(support, config, store)
     if not model.pooled:
         return support, query
     both = with_ways([*support, *query], group, store.label_ids)
@@ -162,8 +175,11 @@ def group_gradient(
     if model.pooled:
         more["pooled"] = model.pooled_loss if native else one_task(model.pooled_loss)
     wanted = inspect.signature(algorithm.meta_gradient).parameters
+    loss: Callable[[Params, TextBatch], tuple[Tensor, Tensor]] = model.loss_and_hits
+    if data_weights.NAME in shared or query[0].groups is not None:
+        loss = weighed(model)
     result = algorithm.meta_gradient(
-        model.loss_and_hits if native else one_task(model.loss_and_hits),
+        loss if native else one_task(loss),
         stack(fast, len(names)) if native else fast,
         support,
         query,
@@ -183,6 +199,28 @@ def group_gradient(
     if states:
         grads |= pullback(states, leaves, result.shared_grads)
     return result, grads
+
+
+def weighed(model: TaskModel) -> Callable[[Params, TextBatch], tuple[Tensor, Tensor]]:
+    """`model.loss_and_hits` with the weights of rows that batches have (outer.data_weights, outer.worst_subgroup).
+
+    Of batches with subgroups the hits [T] become [T, 1 + 2 G]: after them each one's sum of losses, and its rows.
+    """
+
+    def loss(params: Params, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        losses, right = model.row_scores({n: v for n, v in params.items() if n != data_weights.NAME}, batch)
+        scores = hits = right.sum(1) / batch.total
+        if batch.groups is not None:
+            assert batch.factors is not None
+            zeros = hits.new_zeros(len(hits), len(batch.factors))
+            of_groups = (zeros.scatter_add(1, batch.groups, x.to(hits.dtype)) for x in (losses.detach(), right | True))
+            scores = torch.cat([hits.unsqueeze(1), *of_groups], 1)
+            losses = losses * batch.factors[batch.groups]
+        if batch.units is not None:
+            losses = losses * data_weights.weights(params[data_weights.NAME])[batch.units]
+        return losses.sum(1) / batch.total, scores
+
+    return loss
 
 
 def is_chunked(support: Sequence[Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distmeta.algorithms import data_weights, subgroups
 from distmeta.algorithms.rates import initial_log_rates
 from distmeta.algorithms.schedule import schedule_of
 from distmeta.config import Config
@@ -33,7 +34,8 @@ class Reached:
     """How far a run has come, beside its engine; what a checkpoint's state.json has of it.
 
     skipped: of the episodes seen, those whose loss or meta-gradient was not finite. stopped: by outer.until or
-    outer.stop_after. record: the step's. validations: {step, loss, sources}, in order.
+    outer.stop_after. record: the step's. validations: {step, loss, sources}, in order. subgroup_weights: q of
+    distmeta.algorithms.subgroups; {} without outer.worst_subgroup.
     """
 
     step: int = 0
@@ -43,6 +45,19 @@ class Reached:
     record: dict[str, Any] | None = None
     validations: list[dict[str, Any]] = field(default_factory=list)
     best: Best | None = None
+    subgroup_weights: dict[str, float] = field(default_factory=dict)
+
+    def counts(self, store: TaskStore) -> list[float]:
+        """What a row of each subgroup counts in the next meta-step; [] without outer.worst_subgroup."""
+        return subgroups.factors(self.subgroup_weights, store) if self.subgroup_weights else []
+
+    def follow_subgroups(self, sums: list[float], store: TaskStore) -> list[float]:
+        """Take in what the meta-step's sums (`meta_gradients`) say of subgroups; the others."""
+        if not self.subgroup_weights:
+            return sums
+        known = len(sums) - 2 * len(store.subgroups)
+        self.subgroup_weights = subgroups.raised(self.subgroup_weights, sums[known:], store)
+        return sums[:known]
 
     def validated(self, config: Config, step: int, metrics: Mapping[str, float], sources: dict[str, float]) -> bool:
         """Take in a meta-validation, and whether it ends the run; True where it is the best so far."""
@@ -53,12 +68,14 @@ class Reached:
         return new is not None
 
 
-def start(rank: Rank, model: TaskModel, has_best: bool) -> tuple[MetaEngine, Reached]:
+def start(rank: Rank, model: TaskModel, has_best: bool, store: TaskStore) -> tuple[MetaEngine, Reached]:
     """The engine at the newest whole checkpoint, or at the initial values, and what was reached so far.
 
     has_best: whether there are meta-validations, of which one is the best.
     """
-    engine, reached = _restored(rank, model)
+    engine, reached = _restored(rank, model, store)
+    if rank.config.outer.worst_subgroup:
+        reached.subgroup_weights = reached.subgroup_weights or subgroups.uniform(store)
     reached.best = reached.best if has_best else None
     if rank.number == 0:  # a group that died between writing a checkpoint and this left one too many
         checkpoints.write_best(rank.run_dir, reached.best)
@@ -66,9 +83,9 @@ def start(rank: Rank, model: TaskModel, has_best: bool) -> tuple[MetaEngine, Rea
     return engine, reached
 
 
-def _restored(rank: Rank, model: TaskModel) -> tuple[MetaEngine, Reached]:
+def _restored(rank: Rank, model: TaskModel, store: TaskStore) -> tuple[MetaEngine, Reached]:
     config, device, say = rank.config, rank.device, rank.say
-    values = initial_values(config, model)
+    values = initial_values(config, model) | data_weights.initial(config, store)
     if config.outer.optimizer.startswith("cpu_"):
         say(f"outer.optimizer = {config.outer.optimizer}: DeepSpeed compiles it at its first use here, for minutes")
     newest = checkpoints.newest_whole(rank.run_dir, say)

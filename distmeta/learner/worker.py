@@ -83,7 +83,7 @@ def learn(
     model, base_shards = make_model(this, source.store)
     algorithm = own_algorithm(config)
     every = validation_every(config, len(source.store.groups["validation"].ids))
-    engine, reached = start(this, model, has_best=every > 0)
+    engine, reached = start(this, model, every > 0, source.store)
     step, meta = reached.step, engine.snapshot()
     cache = state_cache(model, config, source.store)
     kept = KeptBase(model, config, source.store.pad_id, device) if config.outer.keep_base is not None else None
@@ -103,7 +103,18 @@ def learn(
             lost: list[Diverged] = []
             with clock.phase("inner_s"):
                 grads, sums = meta_gradients(
-                    model, meta, algorithm, config, store, episodes, step, device, cache, lost, see=recorder.tell
+                    model,
+                    meta,
+                    algorithm,
+                    config,
+                    store,
+                    episodes,
+                    step,
+                    device,
+                    cache,
+                    lost,
+                    recorder.tell,
+                    reached.counts(store),
                 )
                 kept_kl = kept.add(grads, meta, episodes) if kept is not None else 0.0
                 grads = privacy.with_noise(grads, config, step, rank)
@@ -112,11 +123,13 @@ def learn(
                 *sums, kept_kl, skipped, halts, leaves = all_sum([*sums, kept_kl, lost_here, *requests(this)])
 
             with clock.phase("aggregate_s"):
+                sums = reached.follow_subgroups(sums, store)
                 record = outer_step(this, engine, reached, step, grads, sums, lost, int(skipped))
                 meta = engine.snapshot()
                 record["inner_lr"] = shown_rate(model, meta, config)
             clock.read_communication()
             record |= {"kept_kl": kept_kl / config.outer.meta_batch_size} if kept is not None else {}
+            record |= {"subgroup_weights": reached.subgroup_weights} if reached.subgroup_weights else {}
             record |= ({"skipped": int(skipped)} if skipped else {}) | ({"arrivals": arrivals} if arrivals else {})
 
             is_best = False

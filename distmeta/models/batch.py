@@ -32,6 +32,11 @@ class TextBatch:
     answer_at: Tensor | None = None
     # task.labels=words, of support sets: the tokens of each class's words, int64 [T, C, W], -100 beyond their ends
     words: Tensor | None = None
+    # outer.data_weights, of support sets in training: the number of each row's source, task or row, int64 [T, n]
+    units: Tensor | None = None
+    # outer.worst_subgroup, of query sets in training: each row's subgroup, int64 [T, n], and what its rows count, [G]
+    groups: Tensor | None = None
+    factors: Tensor | None = None
     # What the layers below the lowest adapted one make of these rows, [N, L, D] or pooled [N, D]; or the name under
     # which the parameters hold it. None: they are run.
     states: Tensor | str | None = None

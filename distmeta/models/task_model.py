@@ -357,10 +357,14 @@ class TaskModel(nn.Module):
 
     def loss_and_hits(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor]:
         """As `loss`, and likewise each task's part of its accuracy, [T]."""
+        losses, hits = self.row_scores(params, batch)
+        return losses.sum(1) / batch.total, hits.sum(1) / batch.total
+
+    def row_scores(self, params: Params, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        """Each row's cross-entropy, and whether its label has the highest score, [T, n] each."""
         scores = self.logits(params, batch)
         losses = F.cross_entropy(scores.flatten(0, 1), batch.labels.flatten(), reduction="none")
-        hits = (scores.argmax(-1) == batch.labels).sum(1) / batch.total
-        return losses.view(batch.labels.shape).sum(1) / batch.total, hits
+        return losses.view(batch.labels.shape), scores.argmax(-1) == batch.labels
 
     def batches(self, parts: Sequence[Mapping[str, Any]], device: torch.device | str) -> list[TextBatch]:
         """Parts of `distmeta.tasks.episodes.collate` as this model reads them."""

@@ -193,7 +193,8 @@ def show_results(run: Run) -> None:
 
 def closing(details: dict[str, Any]) -> list[str]:
     """What goes below the table of an evaluation: paired differences, what it reaches, and its warnings, each once."""
-    lines = [paired(details), reach(details), *(health.sentence(warning) for warning in details.get("warnings", []))]
+    about = [paired(details), reach(details), subgroups(details)]
+    lines = [*about, *(health.sentence(warning) for warning in details.get("warnings", []))]
     return list(dict.fromkeys(line for line in lines if line))
 
 
@@ -308,6 +309,18 @@ def reach(details: dict[str, Any]) -> str:
         name = f" ({names[0]})" if names else ""
         return f"{about['rows']} rows of one task{name}: this says nothing about other tasks."
     return ""
+
+
+def subgroups(details: dict[str, Any]) -> str:
+    """One sentence: how far the subgroups (data.subgroup) are apart; empty without any."""
+    gap = details.get(main_method(details), {}).get("subgroup_gap")
+    if gap is None:
+        return ""
+    low = details[main_method(details)]["worst_subgroup"]
+    return (
+        f"Worst subgroup: {gap['worst']}, accuracy {low['mean']:.3f} [{low['low']:.3f}, {low['high']:.3f}]; largest "
+        f"gap {gap['mean']:.3f} [{gap['low']:.3f}, {gap['high']:.3f}], to {gap['best']}."
+    )
 
 
 def headline(methods: dict[str, Any]) -> str:

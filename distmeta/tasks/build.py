@@ -23,7 +23,7 @@ from typing import Any
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError
 from distmeta.tasks import documents, ledgers, mixture, questions, reviews, splits, tokenizer
-from distmeta.tasks.readers import read_examples
+from distmeta.tasks.readers import ROW_ROLES, read_examples
 from distmeta.tasks.sources import KINDS, TEXT_KINDS, Source, find_sources
 from distmeta.tasks.splits import SPLITS
 from distmeta.tasks.spool import Progress, spool_examples
@@ -159,6 +159,7 @@ def _key(
             "columns": [getattr(data, name) for name in (*COLUMNS, *(TEXT_COLUMNS if text else ()))],
             "splits": splits.read_lists(data.splits) if data.splits is not None else list(data.fractions),
             **({"author": data.author, "names": documents.file_names(files)} if document else {}),
+            **{role: column for role in ROW_ROLES if (column := getattr(data, role)) is not None},
         }
 
     facts = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ def choose_domain(store: TaskStore, groups: Groups, task: TaskConfig, draws: Dra
     index = int(draws.below(np.array([len(groups.ids)]))[0])
     ways = len(store.labels)
     order = draws.permutation(ways) if task.permute_labels or task.labels == "letters" else np.arange(ways)
-    rows = _rows(groups.start[index, order], groups.count[index, order], task, draws)
+    rows = _rows(groups, (index, order), task, draws)
     return Choice(store.tasks[groups.ids[index]], tuple(store.labels[i] for i in order), rows)
 
 
@@ -43,14 +44,14 @@ def choose_classes(store: TaskStore, groups: Groups, task: TaskConfig, draws: Dr
     """N of the split's classes in a random order, and rows of each."""
     ways = ways_of(store, task)
     chosen = draws.distinct(np.array([len(groups.ids)]), ways)[0]
-    rows = _rows(groups.start[chosen, 0], groups.count[chosen, 0], task, draws)
+    rows = _rows(groups, (chosen, 0), task, draws)
     return Choice(f"{ways}-way", tuple(store.labels[i] for i in groups.ids[chosen]), rows)
 
 
 def choose_text(store: TaskStore, groups: Groups, task: TaskConfig, draws: Draws) -> Choice:
     """A task of the split, and rows of it: prompts with their answers."""
     index = draws.below(np.array([len(groups.ids)]))
-    rows = _rows(groups.start[index, 0], groups.count[index, 0], task, draws)
+    rows = _rows(groups, (index, 0), task, draws)
     return Choice(store.tasks[groups.ids[int(index[0])]], tuple(store.labels), rows)
 
 
@@ -61,8 +62,17 @@ FAMILIES: dict[str, Callable[[TaskStore, Groups, TaskConfig, Draws], Choice]] = 
 }
 
 
-def _rows(start: NDArray[np.int64], count: NDArray[np.int64], task: TaskConfig, draws: Draws) -> NDArray[np.int64]:
-    return start[:, None] + draws.distinct(count, task.shots + task.queries)
+def _rows(groups: Groups, cells: Any, task: TaskConfig, draws: Draws) -> NDArray[np.int64]:
+    """Row numbers [cells, shots + queries], all different; of a split with trusted rows the queries are of these."""
+    start, count = groups.start[cells], groups.count[cells]
+    chosen = draws.distinct(count, task.shots + task.queries)
+    if groups.trusted is not None:
+        query = draws.distinct(groups.trusted[cells], task.queries)
+        taken = (chosen[:, :, None] == query[:, None]).any(2)
+        free_first = np.take_along_axis(chosen, taken.argsort(1, kind="stable"), 1)
+        chosen = np.concatenate([free_first[:, : task.shots], query], 1)
+    rows: NDArray[np.int64] = start[:, None] + chosen
+    return rows
 
 
 def ways_of(store: TaskStore, task: TaskConfig) -> int:
@@ -91,13 +101,19 @@ def check_feasible(store: TaskStore, task: TaskConfig, splits: Sequence[str] = S
                 "this split more classes (data.splits, data.fractions)"
             )
         short = np.argwhere(groups.count < need)
-        if len(short):
-            group, column = short[0]
+        untrusted = np.argwhere(groups.trusted < task.queries) if groups.trusted is not None else short[:0]
+        if len(short) or len(untrusted):
+            group, column = [*short, *untrusted][0]
             name = store.labels[groups.ids[group] if task.family == "classes" else column]
             of = f" of the task '{store.tasks[groups.ids[group]]}'" if task.family == "domain" else ""
             where = f"class '{name}'{of}"
             if task.family == "text_to_text":
                 where = f"task '{store.tasks[groups.ids[group]]}'"
+            if not len(short) and groups.trusted is not None:
+                raise InputError(
+                    f"{where} ({split}) has {groups.trusted[group, column]} trusted examples (data.trusted), and "
+                    f"task.queries={task.queries} are drawn of them: lower task.queries, or trust more examples"
+                )
             raise InputError(_too_few(f"{where} ({split})", int(groups.count[group, column]), task))
     if task.family == "domain" and len(store.labels) < 2:
         raise InputError(f"the data has one label only ('{store.labels[0]}'); a task needs at least two")

@@ -28,6 +28,8 @@ from distmeta.tasks.sources import Source, check_quotes, find_sources
 __all__ = ["find_sources", "read_examples"]
 
 BATCH = 8192
+ROW_ROLES = ("subgroup", "trusted")  # of rows, where data.subgroup and data.trusted name columns
+TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
 
 
 def read_examples(
@@ -38,7 +40,8 @@ def read_examples(
     Either all batches have a split column or none. Raises InputError for the first row that cannot be used.
     In family text_to_text the text is a record, as distmeta.tasks.records writes it, and the label the same for all. In
     family document the label is the same too, a row of a file without names is a task of its own, and there is a column
-    author, empty where none is named.
+    author, empty where none is named. Where data.subgroup and data.trusted name columns, also subgroup (may be empty)
+    and trusted ("1", or empty).
     settable: whether who reads can name other columns; those of a run that has ended stay. one_task: all rows are of
     one task (families text_to_text and document), which needs no column to name it.
     """
@@ -72,6 +75,9 @@ def read_examples(
                 if role not in arrays:
                     continue
                 made[role] = _strings(arrays[role], role, columns[role], source, numbers)
+            for role in ROW_ROLES:  # other data, on which a run is evaluated, may be without them
+                if getattr(data, role) is not None and role not in made:
+                    made[role] = pa.array([""] * len(numbers), pa.large_string())
             if has_split and "split" not in made:
                 made["split"] = pa.array([source.split] * len(numbers), pa.large_string())
             rows += len(numbers)
@@ -144,6 +150,11 @@ def choose_columns(
             chosen[role] = getattr(data, role)
         elif role in data.model_fields_set and (settable or family != "document"):
             raise missing(role, getattr(data, role))
+    for role in ROW_ROLES:
+        if (name := getattr(data, role)) in columns:
+            chosen[role] = name
+        elif name is not None and settable:
+            raise missing(role, name)
     for role in ("task", "split", *chosen):
         if list(columns).count(getattr(data, role)) > 1:
             name = getattr(data, role)
@@ -383,8 +394,9 @@ def _strings(array: pa.Array, role: str, column: str, source: Source, numbers: n
         if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
             raise InputError(f"{source.name}: {name} holds {kind}; it must hold text or whole numbers")
     strings = array.cast(pa.large_string())
-    if role == "author":  # which a document may be without
-        return pc.utf8_trim_whitespace(pc.fill_null(strings, ""))
+    if role == "author" or role in ROW_ROLES:  # which a document or a row may be without
+        strings = pc.utf8_trim_whitespace(pc.fill_null(strings, ""))
+        return _truths(strings, name, source, numbers) if role == "trusted" else strings
     empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(strings), ""), True)
     first = pc.index(empty, True).as_py()
     if first >= 0:
@@ -392,3 +404,14 @@ def _strings(array: pa.Array, role: str, column: str, source: Source, numbers: n
         word = "line" if source.kind == "jsonl" else "row"
         raise InputError(f"{source.name} {word} {numbers[first]}: {name} is {what}")
     return strings
+
+
+def _truths(strings: pa.Array, name: str, source: Source, numbers: np.ndarray[Any, Any]) -> pa.Array:
+    """ "1" where a row's word means true, else ""."""
+    lower = pc.utf8_lower(strings)
+    first = pc.index(pc.is_in(lower, pa.array(list(TRUTHS), pa.large_string())), False).as_py()
+    if first >= 0:
+        word = "line" if source.kind == "jsonl" else "row"
+        raise InputError(f"{source.name} {word} {numbers[first]}: {name} is {strings[first]}; it must be true or false")
+    is_true = pc.is_in(lower, pa.array([word for word, true in TRUTHS.items() if true], pa.large_string()))
+    return pc.if_else(is_true, "1", "").cast(pa.large_string())

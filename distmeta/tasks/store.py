@@ -2,7 +2,7 @@
 side.
 
     <cache>/<key>/rows.arrow      one record batch: text, tokens, label, task; sorted by (split, task, label)
-                  groups.arrow    for each split and task (family domain) or class: its first row, how many
+                  groups.arrow    for each split and task (family domain) or class: its first row, how many (trusted)
                   names.arrow     label and task names       tokenizer.json       meta.json
 
 Made by `tasks.build`. Opening one costs milliseconds, and nothing here keeps a Python object per row.
@@ -31,11 +31,14 @@ class Groups:
     """The tasks (family domain) or classes (family classes) of one split, and where their rows are.
 
     ids [G] index `tasks` or `labels`; start, count [G, C]: C labels in family domain, 1 in family classes.
+    trusted [G, C]: how many of the count rows are trusted, which lie first; None without data.trusted, and in splits
+    that are not learnt from.
     """
 
     ids: NDArray[np.int32]
     start: NDArray[np.int64]
     count: NDArray[np.int64]
+    trusted: NDArray[np.int64] | None = None
 
     @cached_property
     def examples(self) -> int:
@@ -43,7 +46,9 @@ class Groups:
 
     def part(self, first: int, end: int) -> Groups:
         """The groups first..end-1 alone; no copy is made."""
-        return Groups(self.ids[first:end], self.start[first:end], self.count[first:end])
+        part = slice(first, end)
+        trusted = None if self.trusted is None else self.trusted[part]
+        return Groups(self.ids[part], self.start[part], self.count[part], trusted)
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ class TaskStore:
     heads: NDArray[np.int32] | None = field(repr=False)
     later: NDArray[np.int32] | None = field(repr=False)
     authors: list[str] = field(repr=False)  # of each task, where the data names them (family document); else []
+    subgroups: list[str] = field(repr=False)  # names of data.subgroup, "" that of rows without one; [] without it
+    subgroup_ids: NDArray[np.int32] | None = field(repr=False)  # [rows]; None without data.subgroup
     encoding: dict[str, int] = field(repr=False)  # tasks.counts.Counts, answer_tokens; {} in stores of before
     _texts: Any = field(repr=False)
 
@@ -84,6 +91,18 @@ class TaskStore:
     def tokenizer_file(self) -> Path:
         """tokenizer.json, with padding and truncation as the store used them."""
         return self.path / "tokenizer.json"
+
+    @cached_property
+    def subgroup_shares(self) -> dict[str, float]:
+        """The share of each subgroup of meta-train rows in the query sets that are drawn of them, by name."""
+        groups, of = self.groups["train"], self.subgroup_ids
+        assert of is not None
+        drawn = groups.count if groups.trusted is None else groups.trusted
+        total = np.zeros(len(self.subgroups))
+        for first, rows in zip(groups.start.ravel().tolist(), drawn.ravel().tolist(), strict=True):
+            total += np.bincount(of[first : first + rows], minlength=len(total)) / max(1, rows)
+        shares = (total / total.sum()).tolist()
+        return {name: share for name, share in zip(self.subgroups, shares, strict=True) if share}
 
     def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """The tokens of these rows one after another, and where each row's begin [n + 1]."""
@@ -115,9 +134,9 @@ def open_store(path: str | Path) -> TaskStore:
     by_split = {}
     for number, word in enumerate(SPLITS):
         in_split = split == number
-        columns = (groups.column(name).to_numpy()[in_split] for name in ("id", "start", "count"))
-        ids, start, count = (column.reshape(-1, meta["columns"]) for column in columns)
-        by_split[word] = Groups(ids[:, 0], start, count)
+        columns = (groups.column(name).to_numpy()[in_split] for name in groups.schema.names if name != "split")
+        ids, start, count, *trusted = (column.reshape(-1, meta["columns"]) for column in columns)
+        by_split[word] = Groups(ids[:, 0], start, count, *(trusted if word == "train" else ()))
     labels, tasks = (names.column(role)[0].as_py() for role in ("labels", "tasks"))
     named = labels if meta["family"] == "classes" else tasks
     return TaskStore(
@@ -142,6 +161,8 @@ def open_store(path: str | Path) -> TaskStore:
         heads=rows.column("head").to_numpy() if meta.get("later") is not None else None,
         later=np.array(meta["later"], np.int32) if meta.get("later") is not None else None,
         authors=names.column("authors")[0].as_py() if "authors" in names.schema.names else [],
+        subgroups=names.column("subgroups")[0].as_py() if "subgroups" in names.schema.names else [],
+        subgroup_ids=rows.column("subgroup").to_numpy() if "subgroup" in rows.schema.names else None,
         encoding=meta.get("encoding", {}),
         _texts=rows.column("text"),
     )
@@ -158,7 +179,7 @@ def _by_source(groups: Groups, names: list[str], sources: list[str]) -> dict[str
         names_of_it = span(names, source)
         first, last = np.searchsorted(groups.ids, [names_of_it.start, names_of_it.stop])
         if first < last:
-            out[source] = Groups(groups.ids[first:last], groups.start[first:last], groups.count[first:last])
+            out[source] = groups.part(int(first), int(last))
     return out
 
 

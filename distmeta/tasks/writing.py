@@ -26,6 +26,7 @@ from distmeta.tasks.store import span
 VOCABULARY_ROWS = 1_000_000
 SORTED = ("text", "text_ends", "tokens", "token_ends", "label", "task")
 HEAD = "head"  # beside them where task.prompt writes one: how many tokens stand before an input
+SUBGROUP = "subgroup"  # and this with data.subgroup
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Plan:
     label_of: NDArray[np.int32]
     task_of: NDArray[np.int32]
     authors: list[str]
+    subgroups: list[str]
+    subgroup_of: NDArray[np.int32] | None
 
     @property
     def of_domain(self) -> bool:
@@ -77,10 +80,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Order:
-    """cell: of each row of the spool, below 0 where it is left out. count: rows of each cell. rows: sorted by cell."""
+    """cell: of each row of the spool, below 0 where it is left out. count, trusted: rows of each cell. rows: sorted by
+    cell, in each the trusted first; without data.trusted none is.
+    """
 
     cell: NDArray[np.int32]
     count: NDArray[np.int64]
+    trusted: NDArray[np.int64] | None
     rows: NDArray[np.int64]
 
 
@@ -119,7 +125,11 @@ def make_plan(
     ids = np.argsort(split, kind="stable").astype(np.int32)
     ids = ids[split[ids] >= 0]
     width = len(label_names) if domain else 1
-    return Plan(spool, work, data, task, model, label_names, task_names, split, ids, width, label_of, task_of, authors)
+    subgroups, subgroup_of = ordered_names(spool, "subgroup") if "subgroup" in spool.codes else ([], None)
+    return Plan(
+        spool, work, data, task, model, label_names, task_names, split, ids, width, label_of, task_of, authors,
+        subgroups, subgroup_of,
+    )  # fmt: skip
 
 
 def order_rows(plan: Plan) -> Order:
@@ -128,15 +138,19 @@ def order_rows(plan: Plan) -> Order:
     place = np.full(len(plan.split), -1, np.int32)
     place[plan.ids] = np.arange(len(plan.ids), dtype=np.int32)
     cells = np.memmap(plan.work / "cells.spool", np.int32, "w+", shape=spool.rows)
-    count = np.zeros(len(plan.ids) * plan.width, np.int64)
+    halves = 2 if "trusted" in spool.codes else 1  # of a cell, while rows are sorted
+    count = np.zeros(len(plan.ids) * plan.width * halves, np.int64)
     for part in parts_of(spool.rows):
         name = place[plan.task_of[spool.codes[role][part]]]
         cell = name * plan.width + plan.label_of[spool.codes["label"][part]] if plan.of_domain else name
+        if halves == 2:
+            cell = 2 * cell + (np.array(spool.names["trusted"]) == "")[spool.codes["trusted"][part]]
         cells[part] = np.where(name < 0, -1, cell)
         count += np.bincount(cells[part][name >= 0], minlength=len(count))
     rows = np.memmap(plan.work / "order.spool", np.int64, "w+", shape=int(count.sum()))
     sort_by_cell(cells, count, rows)
-    return Order(cells, count, rows)
+    cells //= halves
+    return Order(cells, count.reshape(-1, halves).sum(1), count[::2] if halves == 2 else None, rows)
 
 
 def train_vocabulary(plan: Plan, order: Order) -> Any:
@@ -165,11 +179,16 @@ def encoded(plan: Plan, order: Order, ready: Any, lost: Counts) -> Iterator[tupl
     return tokenizer.encode(ready, lines, model.max_tokens, lost)
 
 
+def extra(plan: Plan) -> list[str]:
+    """The columns of numbers that only some stores have."""
+    return [name for name, has in ((HEAD, plan.has_heads), (SUBGROUP, plan.subgroup_of is not None)) if has]
+
+
 def encode_rows(plan: Plan, order: Order, ready: Any, progress: Progress | None) -> Counts:
     """Write text, tokens, labels and tasks of all rows in order to flat files, and count what is lost of them."""
     spool, ids, lost = plan.spool, plan.ids, Counts()
     with ExitStack() as stack:
-        names = (*SORTED, HEAD) if plan.has_heads else SORTED
+        names = (*SORTED, *extra(plan))
         files = {n: stack.enter_context(open(plan.work / f"{n}.sorted", "wb")) for n in names}
         for name in ("token_ends", "text_ends"):
             np.zeros(1, np.int64).tofile(files[name])
@@ -189,6 +208,7 @@ def encode_rows(plan: Plan, order: Order, ready: Any, progress: Progress | None)
                 ("label", begins[0] if plan.has_answers else of_class),
                 ("task", ids[cell // plan.width] if plan.of_domain else np.zeros(len(rows), np.int32)),
                 *([(HEAD, begins[1])] if plan.has_heads else []),
+                *([] if plan.subgroup_of is None else [(SUBGROUP, plan.subgroup_of[spool.codes[SUBGROUP][rows]])]),
             ):  # fmt: skip
                 values.tofile(files[name])
             tokens, characters, done = tokens + len(flat), characters + len(content), done + len(rows)
@@ -200,7 +220,7 @@ def encode_rows(plan: Plan, order: Order, ready: Any, progress: Progress | None)
 def write_files(plan: Plan, order: Order, ready: Any, lost: Counts, key: str) -> None:
     """The store's own files, from the flat ones, which are removed."""
     work, model, rows = plan.work, plan.model, len(order.rows)
-    numbers = ("label", "task", *([HEAD] if plan.has_heads else []))
+    numbers = ("label", "task", *extra(plan))
     flat = {name: _mapped(work / f"{name}.sorted") for name in (*SORTED[:4], *numbers)}
     ends = pa.Array.from_buffers(pa.int64(), rows + 1, [None, flat["token_ends"]])
     tokens = pa.Array.from_buffers(pa.int32(), flat["tokens"].size // 4, [None, flat["tokens"]])
@@ -212,12 +232,18 @@ def write_files(plan: Plan, order: Order, ready: Any, lost: Counts, key: str) ->
     _write_batch(work / "rows.arrow", columns)
     groups = {"split": np.repeat(plan.split[plan.ids], plan.width), "id": np.repeat(plan.ids, plan.width)}
     groups |= {"start": np.cumsum(order.count) - order.count, "count": order.count}
+    groups |= {} if order.trusted is None else {"trusted": order.trusted}
     _write_batch(work / "groups.arrow", {name: pa.array(values) for name, values in groups.items()})
     _write_batch(
         work / "names.arrow",
         {
             name: pa.array([values], pa.list_(pa.string()))
-            for name, values in (("labels", plan.labels), ("tasks", plan.tasks), ("authors", plan.authors))
+            for name, values in (
+                ("labels", plan.labels),
+                ("tasks", plan.tasks),
+                ("authors", plan.authors),
+                ("subgroups", plan.subgroups),
+            )
         },
     )
     for left in [*work.glob("*.spool"), *work.glob("*.sorted")]:

@@ -14,6 +14,7 @@ from distmeta.algorithms.schedule import schedule_of
 from distmeta.config import Config, dump_config
 from distmeta.runs.progress import closing, verdict
 from distmeta.runs.progress import headline as compared_by
+from distmeta.runs.progress import subgroups as described_subgroups
 from distmeta.runs.report import figures
 from distmeta.runs.report.files import PHASES, RunFiles
 from distmeta.runs.report.page import Block, Code, Folded, Picture, Section, Table, Text
@@ -29,7 +30,9 @@ def sections(run: RunFiles) -> list[Section]:
     evaluated = [headline, adaptation, tasks, classes]
     first, *rest = [part(run) for part in evaluated]
     about = [what(run), splits(run), learning(run)]
-    return [first, *about, rest[0], rates(run), *rest[1:], time(run), environment(run), again(run)]
+    return [
+        first, *about, rest[0], rates(run), *subgroups(run), *rest[1:], time(run), environment(run), again(run)
+    ]  # fmt: skip
 
 
 def headline(run: RunFiles) -> Section:
@@ -37,7 +40,9 @@ def headline(run: RunFiles) -> Section:
     if not methods:
         return Section(title, reason=NOT_EVALUATED)
     first = compared_by(methods)
-    metrics = [name for name in methods["meta_trained"] if all(name in scores for scores in methods.values())]
+    metrics = [
+        name for name in methods["meta_trained"] if ":" not in name and all(name in s for s in methods.values())
+    ]  # those of single subgroups have a table of their own
     metrics.sort(key=lambda name: name != first)
     rows = [[figures.readable(name), *(interval(scores[m]) for m in metrics)] for name, scores in methods.items()]
     about = run.details.get("settings", {})
@@ -228,6 +233,25 @@ def tasks(run: RunFiles) -> Section:
     if len(rows) > SHOWN:
         blocks.append(Folded(f"The other {len(rows) - SHOWN}", [Table("The other tasks", head, rows[SHOWN:])]))
     return Section(title, blocks)
+
+
+def subgroups(run: RunFiles) -> list[Section]:
+    """Scores of each subgroup, where data.subgroup names any."""
+    methods = run.evaluation
+    names = [name for name in methods.get("meta_trained", {}) if name.startswith("accuracy:")]
+    if not names:
+        return []
+    names.sort(key=lambda name: methods["meta_trained"][name]["mean"])
+    labels = [(name.split(":", 1)[1], name) for name in names] + [("largest gap", "subgroup_gap")]
+    rows = [
+        [label, *(interval(scores[name]) if name in scores else "" for scores in methods.values())]
+        for label, name in labels
+    ]
+    caption = "Accuracy of the query rows of each subgroup, with 95% intervals over episodes, the worst first."
+    return [Section("By subgroup", [
+        Text(described_subgroups(run.details)),
+        Table(caption, ["subgroup", *map(figures.readable, methods)], rows, marked=[len(rows) - 1]),
+    ])]  # fmt: skip
 
 
 def classes(run: RunFiles) -> Section:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distmeta.errors import InputError
-from distmeta.evaluation.adapt import AdaptedModel, load_adapted
+from distmeta.evaluation.adapt import AdaptedModel, load_adapted, losses_in_words
 from distmeta.evaluation.adapt import adapt as adapt_one
 from distmeta.evaluation.many import adapt_each, folder_name
 from distmeta.export.export import of_adapted, write
@@ -73,8 +73,8 @@ def line(report: dict[str, Any], reads: bool = False) -> str:
             f": {sum(losses) / len(losses):.3f} nats per token, each chunk before the step on it" if losses else ""
         )
         return f"read {len(losses)} chunks{average}\nsaved in {report['out']}"
-    path = " -> ".join(f"{x:.3f}" for x in report["support_loss"])
-    return f"adapted to {', '.join(report['labels']) or 'the task'}: support loss {path}\nsaved in {report['out']}"
+    what = ", ".join(report["labels"]) or "the task"
+    return f"adapted to {what}{losses_in_words(losses, ': ')}\nsaved in {report['out']}"
 
 
 def predict(adapted: str, source: str, more: int | None) -> None:

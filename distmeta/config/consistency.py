@@ -235,10 +235,11 @@ def check_algorithm(config: Config) -> None:
         check_settings(config, ALGORITHMS[config.algorithm].settings)
     if config.inner.steps == 0 and config.algorithm not in ("prototypes", "in_context"):
         raise ValueError("inner.steps = 0 adapts nothing: at least 1; prototypes and in_context need no inner loop")
-    if config.model.head == "context" and config.algorithm != "in_context" and config.task.labels == "head":
+    says_words = config.task.labels != "head" or config.task.family == "text_to_text"
+    if config.model.head == "context" and config.algorithm != "in_context" and not says_words:
         raise ValueError(
             "model.head = context belongs to algorithm=in_context, which has no inner loop; with task.labels=letters "
-            "or words it goes with every algorithm that adapts"
+            "or words, and task.family=text_to_text, it goes with every algorithm that adapts"
         )
     if config.algorithm == "imaml" and config.inner.proximal == 0:
         raise ValueError("algorithm = imaml needs the pull to the initial weights: inner.proximal above 0")

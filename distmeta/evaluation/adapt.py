@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from distmeta.config import Config, dump_config
 from distmeta.errors import InputError
 from distmeta.evaluation import documents
 from distmeta.evaluation.evaluate import load_model
-from distmeta.evaluation.scoring import split_meta, stack
+from distmeta.evaluation.scoring import left_one_out, split_meta, stack
 from distmeta.evaluation.support import Support, read_support, tokenise
 from distmeta.evaluation.texts import choose, write
 from distmeta.inner import adapt as adapt_weights
@@ -32,6 +33,7 @@ from distmeta.models.batch import TextBatch
 from distmeta.models.build import build_model, check_format
 from distmeta.models.compression import restore
 from distmeta.models.context import sequence_of
+from distmeta.models.footprint import part_tokens
 from distmeta.models.labels import LabelModel
 from distmeta.models.language import LanguageModel
 from distmeta.models.prefix import fixed_prefix
@@ -61,13 +63,12 @@ class AdaptedModel:
     params: dict[str, Tensor]  # everything that differs from the base, head included
     tokenizer_file: Path
     state: dict[str, Any]
-    inner_losses: list[float]  # support loss after 0..K inner steps
+    inner_losses: list[float]  # support loss after 0..K inner steps; none of answers that are learnt in context alone
     warnings: tuple[str, ...] = ()  # of the support set and of what adaptation came to, a line each
 
     def __repr__(self) -> str:
-        losses = " -> ".join(f"{loss:.3f}" for loss in self.inner_losses)
         what = ", ".join(self.labels) or ("a text" if self.reads_documents else "answers in words")
-        return f"AdaptedModel({what}; support loss {losses})"
+        return f"AdaptedModel({what}{losses_in_words(self.inner_losses, '; ')})"
 
     @property
     def text_column(self) -> str:
@@ -166,6 +167,12 @@ class AdaptedModel:
 
         checkpoints.write_directory(path, fill)
         return path
+
+
+def losses_in_words(losses: Sequence[float], before: str) -> str:
+    """The support loss after 0..K inner steps; nothing of a support set that is read alone."""
+    path = " -> ".join(f"{loss:.3f}" for loss in losses)
+    return f"{before}support loss {path}" if losses else ""
 
 
 def likeliest(probabilities: NDArray[np.float64], labels: Sequence[str]) -> dict[str, Any]:
@@ -364,9 +371,14 @@ def fit(
     device = next(iter({**fast, **shared}.values())).device
     for support in supports:
         check_room_for(support, model, config)
-    parts, names = collate([s.rows for s in supports], config.inner.buckets, pad_id), [s.labels for s in supports]
-    batches, _ = model.sets(parts, [], device, False, names)
-    if not isinstance(model, LanguageModel) or not model.starts:
+    rows, names = [s.rows for s in supports], [s.labels for s in supports]
+    cut = partial(collate, buckets=config.inner.buckets, pad_id=pad_id)
+    batches, _ = model.sets(cut(rows), [], device, False, names)
+    reads = isinstance(model, LanguageModel) and model.leaves_one_out
+    if isinstance(model, LanguageModel) and reads and steps > 0:
+        limited = partial(cut, part_tokens=part_tokens(model, config, device, exact=False))
+        batches = left_one_out(model, rows, batches, limited)
+    elif not reads:
         batches = fixed_prefix(model, {**fast, **shared}, batches)
 
     def loss(params: dict[str, Tensor], batch: TextBatch) -> Tensor:
@@ -374,8 +386,9 @@ def fit(
 
     result = adapt_weights(
         loss if tasks == 1 else model.loss, fast if tasks == 1 else stack(fast, tasks), batches,
-        inner_loop(config.inner, rates, steps), shared=shared, start=model.start if model.starts else None,
-        task_axis=False if tasks == 1 else "native", check=tasks == 1,
+        inner_loop(config.inner, rates, steps), shared=shared,
+        start=model.start if model.starts and not reads else None, task_axis=False if tasks == 1 else "native",
+        check=tasks == 1, last_inner_loss=steps > 0 or not reads,
     )  # fmt: skip
     with torch.no_grad():
         params = result.params | model.settle({**shared, **result.params}, batches)

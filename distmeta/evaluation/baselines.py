@@ -15,6 +15,7 @@ letters that the episode draws, which would be chance.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -171,9 +172,10 @@ def multi_task(s: Setting) -> Row | None:
     if not s.can_draw("train", s.in_training):
         return None
     s.say(f"baseline multi_task: {s.config.outer.steps} steps on pooled tasks")
-    return adapted(
-        s, "multi_task", *train_pooled(s.scoring.model, s.store, s.in_training, s.scoring.device), least=0
-    )  # fmt: skip
+    model = s.scoring.model
+    with model.reading(False) if isinstance(model, LanguageModel) and s.text else nullcontext():
+        weights = train_pooled(model, s.store, s.in_training, s.scoring.device)
+    return adapted(s, "multi_task", *weights, least=0)
 
 
 def prototypes(s: Setting) -> Row | None:

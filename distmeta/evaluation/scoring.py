@@ -5,8 +5,9 @@ Letters: T tasks of a group, E episodes, n query rows, K inner steps, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ from distmeta.models.prefix import fixed_prefix
 from distmeta.models.sharding import all_together
 from distmeta.models.task_model import TaskModel
 from distmeta.tasks.episodes.collate import collate
-from distmeta.tasks.rows import Episode, Rows
+from distmeta.tasks.rows import Episode, Rows, after_examples
 from distmeta.tasks.spool import gather
 
 # What a loss that is no number counts as in means: -log of the smallest positive float32, the least probability that
@@ -60,7 +61,7 @@ class Scoring:
 
     def load(self, group: Sequence[Episode]) -> tuple[list[TextBatch], list[TextBatch]]:
         """Support and query sets of a group of episodes, as `load_group` gives them."""
-        return load_group(group, self.model, self.config, self.pad_id, self.device)
+        return load_group(group, self.model, self.config, self.pad_id, self.device, adapts=self.loop.steps > 0)
 
     def groups(self, episodes: Sequence[Episode]) -> list[list[Episode]]:
         """The episodes in groups that run as one."""
@@ -153,20 +154,32 @@ def load_group(
     device: torch.device,
     training: bool = False,
     exact: bool = False,
+    adapts: bool | None = None,
 ) -> tuple[list[TextBatch], list[TextBatch]]:
     """Support and query sets of a group of episodes as length-sorted parts on `device`, to train on or to score.
 
-    exact: whether losses will be differentiated twice. The model has layers run again where the largest part asks for
-    it (distmeta.models.footprint).
+    exact: whether losses will be differentiated twice. adapts: whether there are inner steps; None: by the
+    configuration. The model has layers run again where the largest part asks for it (distmeta.models.footprint).
     """
     tokens = part_tokens(model, config, device, exact)
-    support, query = (
-        collate(part, config.inner.buckets, pad_id, part_tokens=tokens)
-        for part in ([e.support for e in group], [e.query for e in group])
-    )
-    sets = model.sets(support, query, device, training, [e.label_names for e in group])
+    cut = partial(collate, buckets=config.inner.buckets, pad_id=pad_id, part_tokens=tokens)
+    support, query = [e.support for e in group], [e.query for e in group]
+    sets = model.sets(cut(support), cut(query), device, training, [e.label_names for e in group])
+    adapts = config.inner.steps > 0 if adapts is None else adapts
+    if adapts and isinstance(model, LanguageModel) and model.leaves_one_out:
+        asked = [after_examples(s, q) for s, q in zip(support, query, strict=True)] if training else []
+        sets = left_one_out(model, support, sets[0], cut), model.batches(cut(asked), device) if training else sets[1]
     fit_layers(model, config, device, [*sets[0], *sets[1]], exact)
     return sets
+
+
+def left_one_out(
+    model: LanguageModel, support: Sequence[Rows], read: Sequence[TextBatch], cut: Callable[..., list[Any]]
+) -> list[TextBatch]:
+    """Support sets whose rows each have the others before them. read: as they are read before a query; cut: `collate`
+    with its settings."""
+    parts = cut([after_examples(rows) for rows in support])
+    return [replace(batch, read=read) for batch in model.batches(parts, read[0].labels.device)]
 
 
 def with_ways(batches: Sequence[TextBatch], group: Sequence[Episode], label_ids: NDArray[np.int32]) -> list[TextBatch]:
@@ -182,19 +195,16 @@ def stack(fast: Mapping[str, Tensor], tasks: int) -> dict[str, Tensor]:
     return {name: value.unsqueeze(0).expand(tasks, *value.shape) for name, value in fast.items()}
 
 
-def adaptation(
-    scoring: Scoring, support: Sequence[TextBatch], tasks: int, curve: bool, starts: bool = True
-) -> Iterator[dict[str, Tensor]]:
+def adaptation(scoring: Scoring, support: Sequence[TextBatch], tasks: int, curve: bool) -> Iterator[dict[str, Tensor]]:
     """The fast weights of a group of tasks after 0..K inner steps, one after another; curve=False: after the last only.
 
-    With a task axis where the model takes one. They are not finite where the inner loop diverges. starts: whether a
-    model that begins with what it computes of the support set does so.
+    With a task axis where the model takes one. They are not finite where the inner loop diverges.
     """
     model = scoring.model
     native = model.takes_task_axis
     loss = model.loss if native else lambda p, b: model.loss(p, b).sum()
     fast = stack(scoring.fast, tasks) if native else dict(scoring.fast)
-    start = model.start if model.starts and starts else None
+    start = model.start if model.starts and not isinstance(model, LanguageModel) else None  # which `settle` is for
     axis: Literal["native", False] = "native" if native else False
     shared = dict(scoring.shared)
     if curve:

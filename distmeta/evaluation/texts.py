@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distmeta.config import Config
 from distmeta.evaluation import metrics
-from distmeta.evaluation.scoring import WORST_LOSS, Scoring, adaptation, stack
+from distmeta.evaluation.scoring import WORST_LOSS, Scoring, adaptation
 from distmeta.evaluation.text_metrics import corpus_scores, text_scores
 from distmeta.models import context
 from distmeta.models.backbone import positions, set_attention
@@ -106,8 +106,8 @@ def score_texts(
 ) -> list[TextScored]:
     """As `distmeta.evaluation.scoring.score_episodes`.
 
-    in_context: True: the support set is read, and nothing is adapted; False: it is not read, by a model that would read
-    it either; None: as the model does. words: whether answers are generated; without them there are losses alone.
+    in_context: whether the support set is read; None: as the model does. words: whether answers are generated; without
+    them there are losses alone.
     """
     model, shared, config = scoring.model, scoring.shared, scoring.config
     assert isinstance(model, LanguageModel)
@@ -115,23 +115,20 @@ def score_texts(
     tokenizer = read_tokenizer(store.tokenizer_file)
     out: list[TextScored] = []
     for group in scoring.groups(episodes):
-        reads = model.starts if in_context is None else in_context
-        with model.reading(reads):
+        with model.reading(model.reads_support if in_context is None else in_context):
             support, query = scoring.load(group)
-        if not reads:
-            support, query = (fixed_prefix(model, scoring.values, part) for part in (support, query))
-        order = np.concatenate([batch.store_rows.reshape(len(group), -1) for batch in query], 1)  # [T, n]
-        rows = [tuple(parse(store.text(row)) for row in of_task) for of_task in order.tolist()]
-        path = [_read(scoring, support, len(group))] if in_context else adaptation(
-            scoring, support, len(group), curve, starts=reads
-        )  # fmt: skip
-        last = 0 if in_context or not curve else scoring.loop.steps
-        totals, answered = [], []
-        for k, values in enumerate(path):
-            with torch.no_grad():
-                totals.append(_totals(model, {**shared, **values}, query))
-                if words and k in (0, last):
-                    answered.append(answers(model, {**shared, **values}, query, rows, tokenizer, config))
+            if not model.reads_support:
+                support, query = (fixed_prefix(model, scoring.values, part) for part in (support, query))
+            order = np.concatenate([batch.store_rows.reshape(len(group), -1) for batch in query], 1)  # [T, n]
+            rows = [tuple(parse(store.text(row)) for row in of_task) for of_task in order.tolist()]
+            totals, answered = [], []
+            for k, values in enumerate(adaptation(scoring, support, len(group), curve)):
+                with torch.no_grad():
+                    params = {**shared, **values}
+                    params |= model.settle(params, support)
+                    totals.append(_totals(model, params, query))
+                    if words and k in (0, scoring.loop.steps if curve else 0):
+                        answered.append(answers(model, params, query, rows, tokenizer, config))
         for t, episode in enumerate(group):
             loss, token_loss, hits = np.array([of_tasks[t] for of_tasks in totals]).T
             of_task = [of_tasks[t] for of_tasks in answered]
@@ -142,15 +139,6 @@ def score_texts(
                 tuple(s.free for s in of_task if s.confidence is not None),
             ))  # fmt: skip
     return out
-
-
-@torch.no_grad()
-def _read(scoring: Scoring, support: Sequence[TextBatch], tasks: int) -> dict[str, Tensor]:
-    """The fast weights as they are, and what the model keeps of the support sets of a group of tasks."""
-    model = scoring.model
-    assert isinstance(model, LanguageModel)
-    params = stack(scoring.fast, tasks) if model.takes_task_axis else dict(scoring.fast)
-    return {**params, **model.read_support({**scoring.shared, **params}, support)}
 
 
 def fit_whole(records: Sequence[Record], tokenizer: Tokenizer, most: int) -> NDArray[np.bool_]:

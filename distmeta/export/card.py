@@ -119,6 +119,10 @@ def training(trained: Trained, described: dict[str, Any]) -> dict[str, str]:
     unit = "classes" if task.family == "classes" else "tasks"
     shrunk = trained.about.get("compression", {})
     return {
+        "base": f"rounded to {config.model.quantise} in training (model.quantise); on the base as it was published, "
+        "answers may differ a little"
+        if config.model.quantise
+        else "",
         "data": data_name(trained) + (f" ({unit}: {counted})" if counted else ""),
         "episodes": f"{task.shots} support and {task.queries} query examples"
         + (f", family {task.family}" if trained.is_language else f" of each class, family {task.family}")

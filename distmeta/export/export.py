@@ -314,8 +314,9 @@ def described(trained: Trained) -> dict[str, Any]:
 
     config, model = trained.config, trained.model
     seed = {"seed": config.run.seed} if config.outer.privacy is None else {}  # which makes the noise
+    rounded = {"base_rounded_to": config.model.quantise} if config.model.quantise else {}
     return {
-        "distmeta": version("distmeta"), "algorithm": config.algorithm, **seed,
+        "distmeta": version("distmeta"), "algorithm": config.algorithm, **seed, **rounded,
         "pooling": model.pooling, "head": config.model.head, "distance": config.model.distance,
         "labels": trained.labels,
         "max_tokens": config.model.max_tokens, "inner": config.inner.model_dump(mode="json"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -37,6 +37,8 @@ class TextBatch:
     # outer.worst_subgroup, of query sets in training: each row's subgroup, int64 [T, n], and what its rows count, [G]
     groups: Tensor | None = None
     factors: Tensor | None = None
+    # Of a support set whose rows each have the others before them: the same set as it is read before a query
+    read: Sequence[TextBatch] = ()
     # What the layers below the lowest adapted one make of these rows, [N, L, D] or pooled [N, D]; or the name under
     # which the parameters hold it. None: they are run.
     states: Tensor | str | None = None

@@ -46,7 +46,7 @@ class LabelModel(LanguageModel):
 
     def __init__(self, model: Any, config: Config, classes: int, tokens: LabelTokens, pad_id: int) -> None:
         self.tokens, self._pad_id = tokens, pad_id
-        self.adapts, self._most_classes = config.inner.steps > 0, classes
+        self._most_classes = classes
         self.normalise = config.eval.normalise or "none"
         super().__init__(model, config)
         self.classes = classes
@@ -66,7 +66,11 @@ class LabelModel(LanguageModel):
 
     @property
     def starts(self) -> bool:
-        return False  # the support set is read once there is nothing more to adapt
+        return False
+
+    @property
+    def leaves_one_out(self) -> bool:
+        return False  # the loss of a growing context has no example in its own
 
     def longest_support(self, config: Config) -> int:
         return longest_support(config, self.tokens, self._most_classes)

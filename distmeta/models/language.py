@@ -45,7 +45,7 @@ class LanguageModel(TaskModel):
         self.seq2seq = bool(model.config.is_encoder_decoder)
         start = getattr(model.config, "decoder_start_token_id", None)
         self.start_id = int(start if start is not None else model.config.pad_token_id or 0)
-        self.reads_support = config.model.head == "context"
+        self.reads_support, self.adapts = config.model.head == "context", config.inner.steps > 0
         self._support_length = self.longest_support(config)
         backbone = model if self.seq2seq else model.base_model
         if self.seq2seq:
@@ -55,7 +55,7 @@ class LanguageModel(TaskModel):
         super().__init__(backbone, 1, config)
         self.classes_differ = False
         self.keeps_keys = not self.seq2seq and self.keeps_context(self._trial_length)
-        if self.reads_support and not self.seq2seq:
+        if self.reads_support:
             self.check_support()
 
     def longest_support(self, config: Config) -> int:
@@ -76,8 +76,19 @@ class LanguageModel(TaskModel):
 
     def check_support(self) -> None:
         """Raises InputError where a support set and a row after it are longer than the model reads in context."""
+        kind = self.backbone.config.model_type  # type: ignore[union-attr]
+        if self.seq2seq:
+            raise InputError(
+                f"model.head = context: {kind}, an encoder-decoder, does not read a support set in context; leave "
+                "model.head out (and take another algorithm than in_context), or choose a decoder, such as gpt2"
+            )
+        limit = backbones.positions(self.backbone)
+        if limit is not None and self._support_length > limit:
+            raise InputError(
+                f"model.head = context: a support set and a text after it may take {self._support_length} positions, "
+                f"the model has {limit}; lower task.shots or model.max_tokens"
+            )
         if not self.keeps_context(self._support_length):
-            kind = self.backbone.config.model_type  # type: ignore[union-attr]
             raise InputError(
                 f"in context, {kind} does not give its ordinary states over {self._support_length} tokens (a sliding "
                 "window is shorter, or its keys and values cannot be kept); lower task.shots or model.max_tokens, or "
@@ -138,6 +149,11 @@ class LanguageModel(TaskModel):
 
     @property
     def starts(self) -> bool:
+        return self.reads_support and not self.adapts  # else it is read once there is nothing more to adapt
+
+    @property
+    def leaves_one_out(self) -> bool:
+        """Whether an inner loss is of each support row behind the others of its set."""
         return self.reads_support
 
     @contextlib.contextmanager
@@ -286,8 +302,6 @@ class LanguageModel(TaskModel):
 
     def read_support(self, params: Params, support: Sequence[TextBatch]) -> Params:
         """What a decoder keeps of the support set (distmeta.models.context): parameters that answer in context."""
-        if self.seq2seq:
-            raise InputError("an encoder-decoder does not read a support set in context; use a decoder, such as gpt2")
         if not self.keeps_keys:
             self.check_support()
         kept: Params = self.under(params, lambda: context.read_rows(self._run, self.embeddings(), support))
@@ -295,6 +309,9 @@ class LanguageModel(TaskModel):
 
     def start(self, params: Params, support: list[TextBatch]) -> Params:
         return self.read_support(params, support)
+
+    def settle(self, params: Params, support: Sequence[TextBatch]) -> Params:
+        return self.read_support(params, support[0].read or support) if self.reads_support else {}
 
     def longest_text(self) -> int:
         """Tokens that a prompt and its answer, and a support set before them, may have together."""

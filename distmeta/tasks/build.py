@@ -169,6 +169,7 @@ def _key(
         **({} if document else {"max_tokens": model.max_tokens}),
         "family": [task.family, task.ways, *([model.answer_tokens, task.instructions] if text else [])],
         **({"prompt": task.prompt} if task.labels != "head" or (text and task.prompt != "bare") else {}),
+        **({"cut": "middle"} if text and task.prompt == "bare" else {}),  # once it was the end
         "labels": labels,
         "only": only,
     }

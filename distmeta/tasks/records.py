@@ -25,6 +25,7 @@ from distmeta.config import ModelConfig
 from distmeta.errors import InputError, cut
 from distmeta.tasks import tokenizer as tokenizers
 from distmeta.tasks.counts import Counts, unknown_id
+from distmeta.tasks.prompts import without_middle
 from distmeta.tasks.sources import Source, not_utf8
 
 if TYPE_CHECKING:
@@ -138,7 +139,6 @@ class Encoder:
                 f"model.max_tokens = {model.max_tokens}: model.answer_tokens = {model.answer_tokens} and the boundary "
                 "before the answer leave no token for the prompt; raise model.max_tokens, or lower model.answer_tokens"
             )
-        self._prompts.enable_truncation(room)
         self._longest = model.answer_tokens
         self._answers.enable_truncation(self._longest)
         self.gap = ""  # before an answer
@@ -159,13 +159,14 @@ class Encoder:
         self, texts: Sequence[str], counts: Counts | None = None, instructions: Sequence[str] = ()
     ) -> tuple[list[list[int]], list[list[int]]]:
         """As `prompts`, in two: what stands before the input where it is the first of a context, and the input with
-        what asks for its answer. A bare prompt has no head, and is cut at its end."""
+        what asks for its answer. A bare prompt has no head, and loses its middle, so that a question stays."""
         if instructions:
             texts = [f"{about}\n{text}" if about else text for about, text in zip(instructions, texts, strict=True)]
         encodings = self._prompts.encode_batch_fast(list(texts))
         if counts is not None:
             counts.add(encodings, self._unknown)
-        return [[] for _ in encodings], [e.ids + self.boundary for e in encodings]
+            counts.cut += sum(len(e.ids) > self.room for e in encodings)
+        return [[] for _ in encodings], [without_middle(e.ids, self.room) + self.boundary for e in encodings]
 
     def answers(self, texts: Sequence[str], counts: Counts | None = None) -> list[list[int]]:
         """Each with the end token; what is too long for that is cut, and does not end. counts: as in `prompts`."""

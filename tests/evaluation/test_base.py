@@ -15,6 +15,8 @@ from distmeta.cli import app
 from distmeta.cli.jobs import parsed
 from distmeta.errors import InputError
 from distmeta.evaluation.evaluate import evaluate
+from distmeta.evaluation.scoring import load_group, stack
+from distmeta.models.build import build_model
 from distmeta.tasks.build import build_store
 from distmeta.tasks.episodes import sample_episode
 from distmeta.tasks.records import parse
@@ -79,7 +81,7 @@ def written(style, tokenizer, about, examples, asked):
 
 def text_config(folder, style="bare", **sections):
     task = {"family": "text_to_text", "shots": 3, "queries": 1, "prompt": style}
-    model = {"max_tokens": 70, "answer_tokens": 7, "vocab_size": 8000}
+    model = {"max_tokens": 70, "answer_tokens": 7, "vocab_size": 8000} | sections.pop("model", {})
     outer, data = {"base": "freeze", "steps": 2} | sections.pop("outer", {}), {"path": str(folder / "rows.jsonl")}
     return small.config(task=task, model=model, outer=outer, data=data, eval={"episodes": 6}, **sections)
 
@@ -117,6 +119,32 @@ def test_answers_of_a_base_are_those_of_transformers_zero_shot_and_in_context(se
     if sections is TEXT:
         curve = found.methods["base_adapted"]["loss"]["curve"]
         assert len(curve) == 3 and curve[0] == pytest.approx(np.mean(losses["base_zero_shot"]), abs=1e-5)
+
+
+@pytest.mark.parametrize("style", ["bare", "chat", "Q: {{ input }}\nA: {{ target }}\n"])
+def test_an_inner_loss_in_context_is_of_each_example_behind_the_others(style, folder):
+    """And in training each query row is behind the whole set, as it is read in use once the weights have adapted."""
+    sections = TEXT | {"model": {"head": "context", "pretrained": str(folder / "model")}}
+    config, plain = text_config(folder, style, **sections), Plain(folder)
+    store, episodes = episodes_of(folder, config, 2)
+    model = build_model(config, store.vocab_size, store.pad_id, 1)
+    support, query = load_group(episodes, model, config, store.pad_id, torch.device("cpu"), training=True)
+    fast, space = stack(model.fast, 2), "" if style in ("bare", "chat") else " "
+    inner, outer = (sum(model.loss(fast, batch) for batch in part) for part in (support, query))
+    reads, asked = load_group(episodes, model, config, store.pad_id, torch.device("cpu"))
+    settled = {**fast, **model.settle(fast, reads)}
+    used = sum(model.loss(settled, batch) for batch in asked)
+    for t, episode in enumerate(episodes):
+        rows = [parse(store.text(int(row))) for row in (*episode.support.rows, *episode.query.rows)]
+        pairs = [(r.input, r.answers[0]) for r in rows]
+        losses = []
+        for i, (text, answer) in enumerate(pairs):
+            before = [pair for j, pair in enumerate(pairs[:3]) if j != i]
+            losses.append(
+                plain.loss(written(style, plain.tokenizer, rows[0].instruction, before, text), space + answer)
+            )
+        assert float(inner[t]) == pytest.approx(np.mean(losses[:3]), abs=1e-5)
+        assert float(outer[t]) == pytest.approx(losses[3], abs=1e-5) == pytest.approx(float(used[t]), abs=1e-5)
 
 
 @pytest.mark.parametrize("style", ["plain", "chat"])
@@ -168,10 +196,12 @@ def test_labels_in_their_own_words_are_scored_without_a_support_set_too(folder):
     [
         (TEXT, ["no_adaptation", "in_context", "base_zero_shot", "base_in_context", "fine_tuned", "multi_task"]),
         (IN_CONTEXT, ["no_adaptation", "base_zero_shot", "base_in_context", "fine_tuned", "multi_task"]),
+        (TEXT | {"model": {"head": "context"}},
+         ["no_adaptation", "base_zero_shot", "base_in_context", "fine_tuned", "multi_task"]),
         (TEXT | {"algorithm": "fine_tune"},  # the base itself
          ["no_adaptation", "in_context", "fine_tuned", "multi_task"]),
     ],
-    ids=["adapts", "reads", "is the base"],
+    ids=["adapts", "reads", "does both", "is the base"],
 )  # fmt: skip
 def test_the_table_of_a_run_has_every_row_once(sections, rows, folder):
     """Of values that are not the pretrained ones; without its support set a model that reads is no_adaptation."""

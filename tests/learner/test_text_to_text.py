@@ -195,13 +195,16 @@ def test_what_does_not_go_together_is_one_line(sections, says):
 
 
 @pytest.mark.usefixtures("one_rank")
-@pytest.mark.parametrize(("kind", "adapt"), [("gpt2", "lora"), ("t5", "all")])
-def test_an_export_answers_as_its_card_says(kind, adapt, tmp_path):
+@pytest.mark.parametrize(("kind", "adapt", "head"), [("gpt2", "lora", "linear"), ("t5", "all", "linear"),
+                                                     ("gpt2", "lora", "context")])  # fmt: skip
+def test_an_export_answers_as_its_card_says(kind, adapt, head, tmp_path):
     """The card's own code, without distmeta, gives the answers of the adapted model."""
     from distmeta.evaluation.adapt import adapt as fit
     from distmeta.export.export import export
 
-    config = configured(kind, inner={"adapt": adapt}, eval={"baselines": False}, run={"checkpoint_every": 3})
+    config = configured(
+        kind, inner={"adapt": adapt}, eval={"baselines": False}, run={"checkpoint_every": 3}, model={"head": head}
+    )
     folder, _ = learnt(config, tmp_path / "run")
     rows = [{"input": f"{word} from oslo bought two red lamps", "target": word} for word in ("anna", "hugo", "ines")]
     found = fit(folder, rows, steps=20)

@@ -1,5 +1,7 @@
 """model.quantise: a rounded frozen base, exact at every order for the matrices that it stands for."""
 
+import json
+
 import pytest
 import small
 import torch
@@ -8,7 +10,7 @@ from distmeta.algorithms import fomaml, in_context, maml
 from distmeta.config import make_config
 from distmeta.drive.train import prepare_store
 from distmeta.errors import InputError
-from distmeta.export.export import read
+from distmeta.export.export import export, read
 from distmeta.learner.gradients import meta_gradients
 from distmeta.models.build import build_model
 from distmeta.models.layers import FetchedLinear
@@ -104,5 +106,8 @@ def test_an_export_is_an_adapter_and_says_so(folder, tmp_path):
         tmp_path / "step-000001", folder / "data.csv", **{n: sections[n] for n in ("task", "inner", "model", "outer")}
     )  # fmt: skip
     assert read(source).is_adapter
+    out = export(source, tmp_path / "out")  # its base is named as it was published, which is not what it was learnt on
+    assert json.loads((out / "distmeta.json").read_text())["base_rounded_to"] == "int8"
+    assert "| base | rounded to int8 in training" in (out / "README.md").read_text()
     with pytest.raises(InputError, match="the base was rounded in training"):
         read(source, merge=True)

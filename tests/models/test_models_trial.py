@@ -20,7 +20,8 @@ TEXT = {"task": {"family": "text_to_text"}}
 
 
 def of(kind, sizes=None, **sections):
-    return make_config({"model": {"architecture": kind, "config": sizes or {}}, **sections})
+    model = {"architecture": kind, "config": sizes or {}} | sections.pop("model", {})
+    return make_config({"model": model, **sections})
 
 
 @pytest.mark.parametrize(("kind", "sections", "line"), [
@@ -28,11 +29,15 @@ def of(kind, sizes=None, **sections):
     ("gemma3", TEXT, r"gemma3 reads more than text \(vision_config\)"),
     ("vit", {}, "model.architecture = vit: vit takes no token ids"),
     ("fsmt", {}, "model.architecture = fsmt: fsmt cannot be run here"),
+    ("t5", {**TEXT, "model": {"head": "context"}}, "head = context: t5, an encoder-decoder, does not read"),
+    ("gpt2", {**TEXT, "model": {"head": "context"}},
+     "a support set and a text after it may take 384 positions, the model has 128; lower task.shots"),
     ("bert", TEXT, "model.architecture = bert: task.family=text_to_text needs a decoder or an encoder-decoder"),
 ])  # fmt: skip
 def test_what_cannot_be_run_is_refused_by_name(tmp_path, monkeypatch, kind, sections, line):
     monkeypatch.setattr(trial, "MOST", 2e7)
-    sizes = {"fsmt": {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2}, "vit": SMALL}.get(kind, {})
+    sizes = {"fsmt": {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2}, "vit": SMALL,
+             "gpt2": small.BACKBONES["gpt2"] | {"n_positions": 128}}.get(kind, {})  # fmt: skip
     with pytest.raises(InputError, match=line) as refused:
         trial.check_model(of(kind, sizes, **sections), tmp_path)
     assert "\n" not in str(refused.value)

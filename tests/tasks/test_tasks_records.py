@@ -196,10 +196,12 @@ def test_the_built_in_questions_ask_for_every_part_in_every_split():
         assert all(word in record.input.split() for word in record.answers[0].split())
 
 
-def test_the_start_of_a_long_prompt_is_kept_and_a_prompt_of_no_token_refused():
+def test_a_long_prompt_loses_its_middle_and_a_prompt_of_no_token_is_refused():
     words = train_tokenizer(["a b c d e"] * 3, "word", 300)
     config = small.config(architecture="gpt2", model={"max_tokens": 8, "answer_tokens": 4})
     encoder = Encoder(words, config.model)
-    assert words.decode(encoder.prompts(["a b c d e"])[0]) == "a b"
+    counts = Counts()
+    assert words.decode(encoder.prompts(["a b c d e", "d"], counts)[0]) == "a e"
+    assert (counts.rows, counts.cut) == (2, 1)
     with pytest.raises(InputError, match="no token for the prompt; raise model.max_tokens"):
         Encoder(words, config.model.model_copy(update={"max_tokens": 6}))

@@ -195,7 +195,14 @@ def longest_support(config: Config, tokens: LabelTokens, classes: int) -> int:
 
 
 def check_room(config: Config, tokens: LabelTokens, classes: int, limit: int | None) -> None:
-    """Raises InputError where a support set that is read is longer than the model's `limit` of positions."""
+    """Raises InputError where a support set that is read is longer than the model's `limit` of positions, or a text has
+    no room within model.max_tokens."""
+    frame = len(tokens.blank) - len(tokens.start)
+    if config.model.max_tokens < 2 * frame:
+        raise InputError(
+            f"model.max_tokens = {config.model.max_tokens}: what task.prompt writes around a text ({frame} tokens) "
+            "leaves too little room for it; raise model.max_tokens"
+        )
     need = longest_support(config, tokens, classes)
     if config.model.head == "context" and limit is not None and need > limit:
         more = " or model.answer_tokens" if tokens.words is not None else ""

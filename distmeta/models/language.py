@@ -82,12 +82,6 @@ class LanguageModel(TaskModel):
                 f"model.head = context: {kind}, an encoder-decoder, does not read a support set in context; leave "
                 "model.head out (and take another algorithm than in_context), or choose a decoder, such as gpt2"
             )
-        limit = backbones.positions(self.backbone)
-        if limit is not None and self._support_length > limit:
-            raise InputError(
-                f"model.head = context: a support set and a text after it may take {self._support_length} positions, "
-                f"the model has {limit}; lower task.shots or model.max_tokens"
-            )
         if not self.keeps_context(self._support_length):
             raise InputError(
                 f"in context, {kind} does not give its ordinary states over {self._support_length} tokens (a sliding "

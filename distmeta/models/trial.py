@@ -51,15 +51,52 @@ def check_model(config: Config, cache: Path, classes: int | None = None) -> None
     if config.model.head == "context":
         task["shots"] = config.task.shots
     if config.task.labels != "head":
-        from distmeta.models.backbone import model_config, position_limit
         from distmeta.models.labels import check_room
 
-        limit = position_limit(model_config(config.model, WORDS, PAD))
-        check_room(config, label_tokens_of(config), config.ways or classes or 2, limit)
+        check_room(config, label_tokens_of(config), config.ways or classes or 2, limit_of(config))
         task["labels"] = config.task.labels
+    elif config.task.family == "text_to_text" and config.model.head == "context":
+        need, limit = (config.most_shots + 1) * config.model.max_tokens, limit_of(config)
+        if limit is not None and need > limit:
+            raise InputError(
+                f"model.head = context: a support set and a text after it may take {need} positions, the model has "
+                f"{limit}; lower task.shots or model.max_tokens"
+            )
     if config.runs_layers_again:
         task["recomputed"] = True
     once(cache, config.model, {**task, "adapt": config.inner.adapt}, lambda: try_model(config))
+    if config.model.pretrained is not None:
+        check_weights(config.model.pretrained)
+
+
+def limit_of(config: Config) -> int | None:
+    """Positions that the model has."""
+    from distmeta.models.backbone import model_config, position_limit
+
+    return position_limit(model_config(config.model, WORDS, PAD))
+
+
+def check_weights(pretrained: str) -> None:
+    """Raises InputError where the files of a directory's weights are not there or not whole; their headers are read."""
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(pretrained).expanduser()
+    if not folder.is_dir():
+        return  # of the hub
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    for name in sorted(names):
+        try:
+            with safe_open(folder / name, framework="pt"):
+                pass
+        except FileNotFoundError:
+            raise InputError(
+                f"model.pretrained = {pretrained}: no {name} in it; give a directory with all weights as safetensors"
+            ) from None
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"model.pretrained = {pretrained}: {name} is damaged ({error}); copy it again") from None
 
 
 def once(cache: Path, model: ModelConfig, more: dict[str, Any], attempt: Callable[[], None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from distmeta.config import ServeConfig
 from distmeta.errors import cut, nearest
@@ -78,6 +78,12 @@ class Message(Shape):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[dict[str, Any]]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nothing(cls, value: Any) -> Any:
+        """Clients send an answer back as it came, with what it says nothing of."""
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
 
 class Chat(Parameters):
     usual = 1 << 30
@@ -113,6 +119,8 @@ def checked(kind: type[Body], body: dict[str, Any], limits: ServeConfig) -> Body
         settings = kind.model_validate(chosen)
     except ValidationError as error:
         raise Refused(400, one_line(error, kind)) from None
+    if isinstance(settings, Chat) and settings.top_logprobs and not settings.logprobs:
+        raise Refused(400, f"top_logprobs is {settings.top_logprobs}, which needs logprobs: true")
     if settings.most is not None and settings.most > limits.max_tokens:
         raise Refused(400, f"max_tokens is {settings.most}, the limit is {limits.max_tokens} (serve.max_tokens)")
     return settings

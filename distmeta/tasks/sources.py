@@ -209,7 +209,7 @@ def _expand(filesystem: Any, shown: str, inner: str, kinds: Mapping[str, str], j
             raise InputError(f"{shown}: no data file in this directory; known types: {', '.join(kinds)}")
         return files
     if not glob.has_magic(inner):
-        raise MissingData(f"{shown}: no such file or directory (data.path)")
+        raise MissingData(f"{shown}: no such file or directory")
     if isinstance(filesystem, pafs.LocalFileSystem):
         matches = sorted(glob.glob(inner, recursive=True))
     else:
@@ -217,7 +217,7 @@ def _expand(filesystem: Any, shown: str, inner: str, kinds: Mapping[str, str], j
         listed = filesystem.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
         matches = sorted(info.path for info in listed if fnmatch.fnmatch(info.path.lstrip("/"), inner.lstrip("/")))
     if not matches:
-        raise MissingData(f"{shown}: no file matches (data.path)")
+        raise MissingData(f"{shown}: no file matches")
     return [source for match in matches for source in _expand(filesystem, scheme + match, match, kinds, json_too)]
 
 

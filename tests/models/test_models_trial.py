@@ -36,8 +36,12 @@ def of(kind, sizes=None, **sections):
 ])  # fmt: skip
 def test_what_cannot_be_run_is_refused_by_name(tmp_path, monkeypatch, kind, sections, line):
     monkeypatch.setattr(trial, "MOST", 2e7)
-    sizes = {"fsmt": {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2}, "vit": SMALL,
-             "gpt2": small.BACKBONES["gpt2"] | {"n_positions": 128}}.get(kind, {})  # fmt: skip
+    sizes = {
+        "fsmt": {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2},
+        "vit": SMALL,
+        "gpt2": small.BACKBONES["gpt2"] | {"n_positions": 128},
+        "t5": small.BACKBONES["t5"],
+    }.get(kind, {})
     with pytest.raises(InputError, match=line) as refused:
         trial.check_model(of(kind, sizes, **sections), tmp_path)
     assert "\n" not in str(refused.value)
@@ -58,6 +62,32 @@ def test_quantised_weights_are_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**content, "quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(InputError, match=r"its weights are quantised \(gptq\)"):
         trial.check_model(make_config({"model": {"pretrained": str(tmp_path)}}), tmp_path / "cache")
+
+
+def test_weights_that_are_not_there_or_not_whole_are_refused_before_they_are_read(tmp_path):
+    config = make_config({"model": {"pretrained": str(small.decoder(tmp_path / "m"))}, **TEXT})
+    trial.check_model(config, tmp_path / "cache")
+    whole = (tmp_path / "m" / "model.safetensors").read_bytes()
+    (tmp_path / "m" / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(InputError, match="model.safetensors is damaged"):
+        trial.check_model(config, tmp_path / "cache")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="no model.safetensors in it; give a directory with all weights"):
+        trial.check_model(config, tmp_path / "cache")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "m" / "model-00001-of-00002.safetensors").write_bytes(whole)
+    with pytest.raises(InputError, match="no model-00002-of-00002.safetensors in it"):
+        trial.check_model(config, tmp_path / "cache")
+
+
+def test_a_prompt_that_leaves_no_room_for_a_text_is_refused(tmp_path):
+    model = {"pretrained": str(small.decoder(tmp_path / "m")), "max_tokens": 20}  # bytes: Input: , and Label:
+    config = make_config({"model": model, "task": {"labels": "letters"}})
+    with pytest.raises(
+        InputError, match=r"max_tokens = 20: what task.prompt writes around a text \(14 tokens\) leaves"
+    ):
+        trial.check_model(config, tmp_path / "cache")
 
 
 def test_names_that_nothing_has_are_refused_with_the_nearest(tmp_path):

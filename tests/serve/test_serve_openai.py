@@ -282,6 +282,7 @@ BAD = {
     "true": ({"n": True}, "n is true: "), "five": ({"stop": list("abcde")}, "stop is a list of 5: "),
     "long": ({"max_tokens": 99}, "max_tokens is 99, the limit is 50"),
     "role": ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+    "top": ({"top_logprobs": 2}, "top_logprobs is 2, which needs logprobs: true"),
     "order": ({"messages": [*ASK, *ASK]}, "by turns"), "none": ({"messages": []}, "messages"),
     "image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "text alone"),
     "empty": ({"messages": [{"role": "user", "content": " "}]}, "not a text"),
@@ -318,6 +319,9 @@ def test_what_changes_nothing_is_taken(narrow):
         presence_penalty=0, response_format={"type": "text"}, tools=[], max_tokens=2, top_p=None,
     )  # fmt: skip
     assert said.usage.completion_tokens <= 2
+    again = [*ASK, said.choices[0].message, *ASK]  # a conversation goes on with the message as it came
+    if said.choices[0].message.content.strip():
+        assert client.chat.completions.create(model=handle, messages=again, max_tokens=2).usage.prompt_tokens > 0
     long = "x" * (1024 - len("Say it.\n\n") - 3)  # there is room for 3 tokens, and 16 were not asked for
     assert client.completions.create(model=handle, prompt=long).usage.completion_tokens <= 3
     with pytest.raises(openai.BadRequestError, match="of the prompt and max_tokens = 4 are more"):

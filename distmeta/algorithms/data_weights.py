@@ -4,7 +4,9 @@
 
 w stands before each support example's loss, and not before a query example's: the meta-gradient with respect to s is
 the derivative of the query loss through the inner steps (DataRater, arXiv 2505.17895, has the idea; here through all
-steps, exactly, at the memory of one). All weights begin at 1. A number that no episode needed stays where it is.
+steps, exactly, at the memory of one). All weights begin at 1. Influences differ by orders of magnitude and shrink as
+the model learns, so that only their signs are followed (signSGD, arXiv 1802.04434): a number moves by
+outer.data_weights.lr in each meta-step that has an episode with it, and otherwise stays where it is.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from distmeta.tasks.store import TaskStore
 
 NAME = "data_weights"  # of the meta-parameter
+LOW = 0.5  # a weight below this is called turned down
+SHOWN = 10  # units that are named
 
 
 def units(config: Config, store: TaskStore) -> list[str]:
@@ -67,3 +72,60 @@ def with_units(batches: Sequence[Any], config: Config, store: TaskStore) -> list
         return torch.as_tensor(numbers, device=batch.labels.device)
 
     return [replace(batch, units=units_of(batch)) for batch in batches]
+
+
+def row_weights(config: Config, store: TaskStore, numbers: Tensor) -> NDArray[np.float64]:
+    """The weight of each row of the store, [rows]; 1 in splits that are not learnt from."""
+    out, groups = np.ones(store.rows), store.groups["train"]
+    first = int(groups.start.min())
+    rows = np.arange(first, first + groups.examples)
+    out[rows] = weights(numbers.double()).cpu().numpy()[unit_of(config, store, rows)]
+    return out
+
+
+def described(config: Config, store: TaskStore, numbers: Tensor) -> dict[str, Any]:
+    """by; how many meta-train units there are, how many are turned down, and the lowest of these by name."""
+    assert config.outer.data_weights is not None
+    of_rows, groups = row_weights(config, store, numbers), store.groups["train"]
+    first, by = int(groups.start.min()), config.outer.data_weights.by
+    rows = np.arange(first, first + groups.examples)
+    unit, index = np.unique(unit_of(config, store, rows), return_index=True)
+    values, names = of_rows[rows[index]], units(config, store)
+    lowest = [i for i in np.argsort(values, kind="stable")[:SHOWN] if values[i] < LOW]
+    shown = [{"name": store.text(int(unit[i])) if by == "example" else names[unit[i]], "weight": round(values[i], 4)}
+             for i in lowest]  # fmt: skip
+    return {"by": by, "units": len(unit), "turned_down": int((values < LOW).sum()), "lowest": shown}
+
+
+def sentence(about: dict[str, Any]) -> str:
+    """`described`, for a person."""
+    unit = {"source": "sources", "task": "tasks", "example": "examples"}[about["by"]]
+    lowest = ", ".join(f"{one['name'][:60]} ({one['weight']:.2f})" for one in about["lowest"][:3])
+    return (
+        f"Learnt weights: {about['turned_down']} of {about['units']} {unit} are below {LOW}"
+        + (f", the lowest {lowest}" if lowest else "")
+        + "; `distmeta weights` writes them all."
+    )
+
+
+def table(config: Config, store: TaskStore, numbers: Tensor) -> pa.Table:
+    """All rows under the data's own column names, with `split` and `weight`: data to filter and to train on again."""
+    from distmeta.tasks.splits import SPLITS
+
+    data, rows = config.data, np.arange(store.rows)
+    columns: dict[str, Any] = {
+        data.text: pa.concat_arrays([store.texts_of(split) for split in SPLITS]),
+        data.label: pa.array(store.labels).take(pa.array(store.label_ids)),
+    }
+    if store.family != "classes":
+        columns[data.task] = pa.array(store.tasks).take(pa.array(store.task_ids))
+    columns["split"] = pa.array(np.repeat(list(SPLITS), [store.groups[split].examples for split in SPLITS]))
+    if data.trusted is not None:
+        groups, is_trusted = store.groups["train"], rows >= store.groups["train"].examples
+        assert groups.trusted is not None
+        for first, count in zip(groups.start.ravel().tolist(), groups.trusted.ravel().tolist(), strict=True):
+            is_trusted[first : first + count] = True
+        columns[data.trusted] = pa.array(is_trusted)
+    if store.subgroup_ids is not None and data.subgroup is not None:
+        columns[data.subgroup] = pa.array(store.subgroups).take(pa.array(store.subgroup_ids))
+    return pa.table({**columns, "weight": pa.array(row_weights(config, store, numbers))})

@@ -11,7 +11,9 @@ import typer
 
 from distmeta.cli.bench import bench
 from distmeta.cli.jobs import submit
+from distmeta.cli.weighing import weights
 from distmeta.cli.words import (
+    Chosen,
     Json,
     Loud,
     Quiet,
@@ -37,9 +39,6 @@ app.add_typer(bench, name="bench")
 Pruned = Annotated[
     list[str] | None,
     typer.Option(metavar="KIND:SHARE", help="magnitude, units or heads, and the share that goes; repeatable"),
-]
-Chosen = Annotated[
-    str, typer.Option("--checkpoint", metavar="best|last|STEP", help="which of a run's; best: by eval.best, else last")
 ]
 Quantised = Annotated[str | None, typer.Option(help="int8: a byte for each weight of the matrices")]
 
@@ -413,6 +412,7 @@ def config(
     print(json.dumps(loaded.model_dump(mode="json")) if as_json else dump_config(loaded), end="\n" if as_json else "")
 
 
+app.command()(weights)
 app.command(context_settings={"ignore_unknown_options": True})(submit)
 
 

@@ -32,6 +32,9 @@ Source = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document on standard output and nothing else")]
 
+Chosen = Annotated[
+    str, typer.Option("--checkpoint", metavar="best|last|STEP", help="which of a run's; best: by eval.best, else last")
+]
 Loud = Annotated[
     bool | None,
     typer.Option("--verbose/--quiet", "-v/-q", help="a line for each step; or no progress, only the result"),

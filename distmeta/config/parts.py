@@ -39,7 +39,10 @@ class DataWeightsConfig(Section):
         description="what has a learnt weight of its own: each of data.sources, each task (of classes: each class), or "
         "each example"
     )
-    lr: float = Field(0.1, gt=0, description="learning rate of the numbers behind the weights")
+    lr: float = Field(
+        0.2, gt=0, description="how far the number behind a weight (weight = 2 sigmoid(number), at first 1) moves in a "
+        "meta-step with an episode that has it; follows the outer schedule"
+    )  # fmt: skip
 
 
 class PrivacyConfig(Section):

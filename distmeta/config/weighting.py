@@ -54,6 +54,8 @@ def check_rows(config: Config) -> None:
             *weighs,
             (exact, "algorithm", config.algorithm,
              "its meta-gradient does not go through the inner steps; set maml, anil, meta_sgd, ..."),
+            (outer.optimizer in ("adamw", "adam"), "outer.optimizer", outer.optimizer,
+             "the weights follow the signs of their gradients, as adamw and adam can; set one of these"),
             (config.inner.steps > 0, "inner.steps", 0, "weights act through inner steps; set 1 or more"),
             (config.model.head == "linear", "model.head", config.model.head,
              "a head that is computed from the support set takes all of it alike; set linear"),

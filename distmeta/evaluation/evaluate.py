@@ -203,7 +203,7 @@ def evaluate(
         path = data if isinstance(data, str) else list(data)
         other = {"path": path, "splits": None, "sources": None, "follow": None, "trusted": None}
         config = config.model_copy(update={"data": config.data.model_copy(update=other)})
-    store = _store_of(saved, config, only=split if data is not None else None)
+    store = store_of(saved, config, only=split if data is not None else None)
     check_tasks(store, config, split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(saved).to(device)
@@ -279,7 +279,8 @@ def load_model(saved: checkpoints.Checkpoint) -> TaskModel:
     return model
 
 
-def _store_of(saved: checkpoints.Checkpoint, config: Config, only: str | None) -> TaskStore:
+def store_of(saved: checkpoints.Checkpoint, config: Config, only: str | None = None) -> TaskStore:
+    """The task store of a checkpoint's data, or of other that `config` names. Raises InputError."""
     from distmeta.tasks.build import build_store
     from distmeta.tasks.sources import MissingData
     from distmeta.tasks.store import open_store

@@ -273,7 +273,7 @@ def join_small(shapes: Mapping[str, torch.Size], config: Config) -> list[list[st
     joined: list[list[str]] = []
     room = 0
     for name, shape in shapes.items():
-        alike = bool(joined) and own_rate(name, config) == own_rate(joined[-1][0], config)
+        alike = bool(joined) and own_settings(name, config) == own_settings(joined[-1][0], config)
         if shape.numel() >= SMALL:
             joined.append([name])
             room = 0
@@ -286,12 +286,15 @@ def join_small(shapes: Mapping[str, torch.Size], config: Config) -> list[list[st
     return joined
 
 
-def own_rate(name: str, config: Config) -> float | None:
-    """The outer rate of a meta-parameter that has one of its own: learnt inner rates, and weights of data."""
+def own_settings(name: str, config: Config) -> dict[str, Any]:
+    """What the outer optimizer does otherwise with a meta-parameter: learnt inner rates, and weights of data.
+
+    Adam without means is the sign of a gradient: a weight that had none stays.
+    """
     outer = config.outer
-    if name.split(".")[0] == PREFIX:
-        return outer.rate_lr
-    return outer.data_weights.lr if name == data_weights.NAME and outer.data_weights is not None else None
+    if name == data_weights.NAME and outer.data_weights is not None:
+        return {"lr": outer.data_weights.lr, "betas": (0.0, 0.0), "eps": 1e-12, "weight_decay": 0.0}
+    return {"lr": outer.rate_lr} if outer.rate_lr is not None and name.split(".")[0] == PREFIX else {}
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -315,11 +318,14 @@ def _state_keys(optimizer: torch.optim.Optimizer) -> list[str]:
 def make_optimizer(named: Mapping[str, nn.Parameter], config: Config) -> torch.optim.Optimizer:
     """The outer optimizer over parameters by name. Raises InputError."""
     outer = config.outer
-    by_rate: dict[float | None, list[nn.Parameter]] = {None: []}
+    params: list[dict[str, Any]] = [{"params": [], "factor": 1.0}]
     for name, p in named.items():
-        by_rate.setdefault(own_rate(name, config), []).append(p)
-    params: list[dict[str, Any]] = [{"params": by_rate.pop(None), "factor": 1.0}]
-    params += [{"params": ps, "factor": rate / outer.lr, "lr": rate} for rate, ps in by_rate.items() if rate]
+        own = own_settings(name, config)
+        group = next((g for g in params if {k: g[k] for k in g if k not in ("params", "factor")} == own), None)
+        if group is None:
+            group = {"params": [], "factor": own["lr"] / outer.lr, **own}
+            params.append(group)
+        group["params"].append(p)
     if outer.optimizer in ("cpu_adam", "cpu_lion"):
         return deepspeed_optimizer(params, config)
     common: dict[str, Any] = {"lr": outer.lr, "weight_decay": outer.weight_decay}

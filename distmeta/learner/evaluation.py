@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from distmeta import health
-from distmeta.algorithms import privacy
+from distmeta.algorithms import data_weights, privacy
 from distmeta.algorithms.rates import inner_loop
 from distmeta.evaluation.evaluate import evaluate_methods, scorer
 from distmeta.evaluation.scoring import Scoring, curves, domain_of, split_meta
@@ -97,6 +97,9 @@ def evaluate_run(
     for epsilon in privacy.spent(config, store, step).values():
         result.details["privacy"] = privacy.guarantee(config, epsilon)
         say(privacy.sentence(result.details["privacy"]))
+    if data_weights.NAME in meta:
+        result.details["data_weights"] = data_weights.described(config, store, meta[data_weights.NAME])
+        say(data_weights.sentence(result.details["data_weights"]))
     arrived = regret(run_dir)
     if arrived is not None:
         result.details["arrivals"] = arrived

@@ -194,6 +194,10 @@ def show_results(run: Run) -> None:
 def closing(details: dict[str, Any]) -> list[str]:
     """What goes below the table of an evaluation: paired differences, what it reaches, and its warnings, each once."""
     about = [paired(details), reach(details), subgroups(details)]
+    if "data_weights" in details:
+        from distmeta.algorithms.data_weights import sentence
+
+        about.append(sentence(details["data_weights"]))
     lines = [*about, *(health.sentence(warning) for warning in details.get("warnings", []))]
     return list(dict.fromkeys(line for line in lines if line))
 

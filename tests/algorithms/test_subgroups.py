@@ -75,7 +75,10 @@ def test_subgroups_with_a_higher_loss_count_more_and_all_of_them_one():
 
 
 def train(folder, path, at=None, **sections):
-    config = configured(path, **small.merge({"outer": {"steps": 4}, "run": {"checkpoint_every": 1}}, sections))
+    config = configured(
+        path,
+        **small.merge({"outer": {"steps": 4}, "run": {"checkpoint_every": 1}, "eval": {"baselines": False}}, sections),
+    )
     folder.mkdir(exist_ok=True)
 
     def report(shown):

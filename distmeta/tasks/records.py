@@ -108,6 +108,11 @@ def make(row: Mapping[str, Any], columns: Mapping[str, str]) -> Record:
         values[role] = tuple(str(one) for one in several)
         if role == "target" and not (values[role] and all(one.strip() for one in values[role])):
             raise InputError(f"'{columns.get(role, role)}' (data.target) is empty")
+    options, targets = ({one.strip().casefold() for one in values[role]} for role in ("options", "target"))
+    if options and not options & targets:
+        name, first = columns.get("target", "target"), cut(json.dumps(values["target"][0]), 40)
+        listed = cut(json.dumps(values["options"]), 60)
+        raise InputError(f"'{name}' (data.target) is {first}, which is none of the options {listed}")
     record = Record(values["input"], values["target"], values["options"], values["instruction"])
     try:
         record.line().encode()

@@ -160,6 +160,10 @@ def test_an_answer_that_fills_its_room_without_its_end_is_cut():
         ({"input": "", "target": "b", "task": "t"}, r"line 2: 'input' \(data.input\) is empty"),
         ({"input": "a", "target": {"b": 1}, "task": "t"}, r"line 2: 'target' \(data.target\) is .*; it must hold text"),
         ({"input": 3, "target": "b", "task": "t"}, r"line 2: 'input' \(data.input\) is 3; it must hold text"),
+        (
+            {"input": "a", "target": "maybe", "options": ["yes", "no"], "task": "t"},
+            r"line 2: 'target' \(data.target\) is \"maybe\", which is none of the options",
+        ),
         ({"input": "a", "task": "t"}, r"line 2: no 'target' \(data.target\)"),
         ({"input": "a", "target": "b", "task": ""}, r"line 2: column 'task' \(data.task\) is empty"),
     ],

@@ -140,6 +140,7 @@ def main() -> None:
     rows, words = (intents if options.part == "intents" else reviews)(options, np.random.default_rng(0))
     about = {key: value for key, value in setting({}).items() if key != "command"}
     record = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    record["command"] = "python benchmarks/data_weights.py PART"
     for way in options.ways:
         ours = record.setdefault(options.part, {"steps": options.steps, "setting": about, "ways": {}})
         ours["ways"][way] = trained(way, rows, words, options)

@@ -33,7 +33,7 @@ from distmeta.config.algorithms import load_algorithm
 from distmeta.learner.gradients import meta_gradients
 from distmeta.learner.ranks import share
 from distmeta.models.build import build_model
-from distmeta.models.sharding import shard_frozen
+from distmeta.models.sharding import frozen_shards
 from distmeta.models.task_model import TaskModel
 from distmeta.tasks.build import build_store
 from distmeta.tasks.episodes.episode import sample_episode
@@ -93,12 +93,12 @@ def main_rank(
     dist.init_process_group("gloo", init_method=f"file://{folder}/group-{way}", world_size=world, rank=rank)
     settings = config(layers, width, world, order)
     store = open_store(store_path)
-    model = build_model(settings, store.vocab_size, store.pad_id, len(store.labels))
-    parameters = sum(p.numel() for p in model.parameters())
+    shards = frozen_shards(settings, CPU) if way == "distmeta" else None
+    model = build_model(settings, store.vocab_size, store.pad_id, len(store.labels), shards)
+    parameters = getattr(model, "numbers", None) or sum(p.numel() for p in model.parameters())
     generator = torch.Generator().manual_seed(SEED)  # B of LoRA starts at zero: nothing would reach A
     meta = {n: v.detach() + 0.01 * torch.randn(v.shape, generator=generator) for n, v in model.fast.items()}
     meta |= {n: v.detach().clone() for n, v in model.shared.items()}
-    shards = shard_frozen(model, settings, CPU) if way == "distmeta" else None
     engine = under_hooks(model, settings) if way == "deepspeed" else None
     episodes = [sample_episode(store, settings.task, SEED, "train", j) for j in share(world, rank, world)]
     algorithm = load_algorithm(settings.algorithm)

@@ -2,7 +2,7 @@
 
     python benchmarks/zero_table.py [--worlds 1 2 3] [--stages 0 1 2 3] [--json FILE]
 
-Each cell: three AdamW steps with clipping, by the learner's own functions (meta_gradients, MetaEngine, shard_frozen),
+Each cell: three AdamW steps with clipping, by the learner's own functions (meta_gradients, MetaEngine, frozen_shards),
 and the largest difference of any meta-parameter from plain torch in one process, in float32 as well. eps is 1e-2, so
 that a gradient of the wrong scale shows: with a small one Adam would hide it. The meta-batch (5 episodes) divides by no
 number of ranks but one, and stage 3 shards every frozen matrix of the adapter runs. The rows "group" are
@@ -34,7 +34,7 @@ from distmeta.learner.gradients import meta_gradients
 from distmeta.learner.ranks import episodes_of_rank
 from distmeta.learner.state import fast_shards, initial_values, make_engine
 from distmeta.models.build import build_model
-from distmeta.models.sharding import shard_frozen
+from distmeta.models.sharding import frozen_shards
 from distmeta.models.task_model import TaskModel
 from distmeta.tasks.build import build_store
 from distmeta.tasks.episodes.episode import sample_episode
@@ -112,9 +112,8 @@ def reference(settings: Config, store: TaskStore) -> tuple[dict[str, Tensor], li
 
 def sharded(settings: Config, store: TaskStore, rank: int, world: int) -> dict[str, Tensor]:
     """The learner's way, on this rank of a group."""
-    shards = fast_shards(settings, CPU)
+    shards = fast_shards(settings, CPU) or frozen_shards(settings, CPU)
     model = build_model(settings, store.vocab_size, store.pad_id, len(store.labels), shards)
-    shard_frozen(model, settings, CPU)
     engine = make_engine(initial_values(settings, model), settings, model, CPU)
     total = settings.outer.meta_batch_size
     for step in range(1, STEPS + 1):

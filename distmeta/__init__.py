@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distmeta.config import Config, load_config
-    from distmeta.drive.train import Run, TrainingError, train
+    from distmeta.drive.cluster import TrainingError
+    from distmeta.drive.train import Run, train
     from distmeta.errors import InputError
     from distmeta.evaluation.adapt import AdaptedModel, adapt, load_adapted
     from distmeta.evaluation.evaluate import Evaluation, evaluate
@@ -23,7 +24,7 @@ _HOME = {
     "AdaptedModel": "evaluation.adapt", "adapt": "evaluation.adapt", "load_adapted": "evaluation.adapt",
     "Config": "config", "load_config": "config", "InputError": "errors", "Evaluation": "evaluation.evaluate",
     "evaluate": "evaluation.evaluate", "explain": "evaluation.influence", "Run": "drive.train",
-    "TrainingError": "drive.train", "train": "drive.train",
+    "TrainingError": "drive.cluster", "train": "drive.train",
     "Search": "search", "tune": "search", "Pretrained": "pretraining.pretrain", "pretrain": "pretraining.pretrain",
     "Pipeline": "pretraining.pipeline", "pipeline": "pretraining.pipeline",
 }  # fmt: skip

@@ -100,6 +100,22 @@ def decoder(
     return folder
 
 
+def in_files(folder: Path, architecture: str = "llama", tied: bool = False) -> Path:
+    """As `decoder`, or a GPT-2 with its tokenizer, with bfloat16 weights in many files; tied: one for both ends."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    decoder(folder)
+    base = AutoConfig.from_pretrained(folder)
+    sizes = BACKBONES[architecture] | ({"n_positions": 256} if architecture == "gpt2" else {})
+    special = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 1, "vocab_size": base.vocab_size}
+    torch.manual_seed(1)
+    made = AutoConfig.for_model(architecture, **sizes, **special, tie_word_embeddings=tied)
+    (folder / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_config(made).to(torch.bfloat16).save_pretrained(folder, max_shard_size="3KB")
+    return folder
+
+
 def checkpoint_of(folder, path, **sections) -> Path:
     """A checkpoint whose values are not the initial ones; that they are no good is all the same to adapting."""
     import torch

@@ -28,6 +28,7 @@ from distmeta.learner.ranks import episodes_of_rank
 from distmeta.models import backbone as backbones
 from distmeta.models.build import build_model
 from distmeta.models.footprint import budget_bytes, token_bytes
+from distmeta.models.held import loading_dtype
 from distmeta.models.trial import LAYERS, rebuilt, with_layers
 from distmeta.tasks.build import build_store
 from distmeta.tasks.episodes.episode import sample_episode
@@ -105,12 +106,12 @@ def told(
     """What a person is told. found: of one rank and one episode, of the whole model."""
     stage = int(config.deepspeed["zero_optimization"]["stage"])
     world, numbers = config.cluster.most, found["meta"]
-    wide = (
-        str(getattr(hf_config, "dtype", None)) == "torch.float32"
-        and config.model.dtype == "float32"
-        and config.model.quantise is None
-    )
-    mapped = config.model.pretrained is not None and wide and device.type == "cpu"
+    stored = loading_dtype(config)
+    if stage == 3 and config.model.dtype == "float32":
+        found["base"] *= stored.itemsize / 4  # widened for each product
+    of_files = f"torch.{config.model.dtype}" == str(stored) == str(getattr(hf_config, "dtype", None))
+    is_mapped = config.model.pretrained is not None and of_files and config.model.quantise is None
+    mapped = is_mapped and device.type == "cpu"
     states = STATES.get(config.outer.optimizer, int(config.outer.momentum > 0)) * 4 * numbers
     parts = {
         "base": found["base"] / (world if stage == 3 else 1),

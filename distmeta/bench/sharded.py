@@ -25,7 +25,7 @@ from distmeta.learner.gradients import meta_gradients
 from distmeta.learner.ranks import episodes_of_rank
 from distmeta.learner.state import fast_shards, initial_values, make_engine
 from distmeta.models.build import build_model
-from distmeta.models.sharding import shard_frozen
+from distmeta.models.sharding import frozen_shards
 from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.rows import Episode
 from distmeta.tasks.store import TaskStore, open_store
@@ -90,9 +90,8 @@ def sharded_rank(rank: int, ranks: int, content: dict[str, Any], store_path: str
     config, store = make_config(content), open_store(store_path)
     device = torch.device("cpu")
     classes = config.ways or len(store.labels)
-    shards, labels = fast_shards(config, device), len(store.labels)
+    shards, labels = fast_shards(config, device) or frozen_shards(config, device), len(store.labels)
     model = build_model(config, store.vocab_size, store.pad_id, classes, shards, labels)
-    shard_frozen(model, config, device)
     engine = make_engine(initial_values(config, model), config, model, device)
     algorithm = load_algorithm(config.algorithm)
     total = config.outer.meta_batch_size

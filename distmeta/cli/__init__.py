@@ -438,7 +438,7 @@ def main() -> None:
 
 def _fail(error: Exception) -> int:
     """The exit code of an error, which is printed; what is no error for a person is raised again."""
-    from distmeta.drive.train import TrainingError
+    from distmeta.drive.cluster import TrainingError
 
     if hasattr(error, "exit_code"):  # typer brings its own copy of click's errors
         if hasattr(error, "show"):

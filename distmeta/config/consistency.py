@@ -259,7 +259,6 @@ def check_algorithm(config: Config) -> None:
 def check_used(config: Config) -> None:
     """Raises InputError for what a new run would leave without effect; one that exists is read as it is."""
     inner, outer = config.inner, config.outer
-    trains_base = outer.base == "train" or (outer.base == "auto" and config.model.pretrained is None)
     if config.task.labels != "head" and config.model.pretrained is None:
         raise InputError(
             f"task.labels = {config.task.labels} needs a pretrained decoder, which knows {config.task.labels}: set "
@@ -282,7 +281,7 @@ def check_used(config: Config) -> None:
         (inner.snapshots > 0 and inner.memory == "unroll", "inner.snapshots", inner.snapshots,
          "is for steps that are run again, and inner.memory = unroll keeps all: set inner.memory=walk, or leave "
          "inner.snapshots out"),
-        (learns_only_fast(config.algorithm) and inner.adapt != "all" and trains_base, "outer.base", outer.base,
+        (learns_only_fast(config.algorithm) and inner.adapt != "all" and config.trains_base, "outer.base", outer.base,
          f"trains the base, of which inner.adapt={inner.adapt} leaves a part out, and algorithm = {config.algorithm} "
          "learns nothing but what the inner loop adapts: set inner.adapt=all, or outer.base=freeze"),
         *of_other_families(config),

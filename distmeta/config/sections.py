@@ -379,6 +379,16 @@ class Config(Section):
         return (self.task.ways or 5) if self.task.family == "classes" else None
 
     @property
+    def trains_base(self) -> bool:
+        """Whether the outer loop learns what the inner loop does not adapt."""
+        return self.outer.base == "train" or (self.outer.base == "auto" and self.model.pretrained is None)
+
+    @property
+    def freezes_base(self) -> bool:
+        """Whether any weight of the base is neither adapted nor learnt."""
+        return self.inner.adapt != "all" and not self.trains_base
+
+    @property
     def runs_layers_again(self) -> bool:
         """Whether each layer keeps its inputs alone, and is run again on the way back."""
         return self.model.activation_checkpointing or self.inner.memory == "layers"

@@ -16,12 +16,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from distmeta.config import Config
+from distmeta.drive.cluster import read_token_again
 from distmeta.errors import InputError, cut
 
 EXCLUDED = (".git", ".venv", "venv", "runs", "checkpoints", "__pycache__")  # never of use to a job, often large
+START_S, POLL_S = 60.0, 1.0
+NO_AGENT = "No available agent"  # in Ray's answer while the head's is not there yet
+COMMAND = "--python_worker_command="  # of a node's own process, before the interpreter
+R = TypeVar("R")
 WRITERS = ("train", "tune", "pretrain", "pipeline")  # verbs with a run directory
 
 
@@ -42,9 +47,10 @@ class Request:
     metadata: Mapping[str, str] = field(default_factory=dict)
     submission_id: str | None = None
 
-    @property
-    def entrypoint(self) -> str:
-        return shlex.join(["python", "-m", "distmeta", self.verb, *self.arguments])
+    def entrypoint(self, python: str) -> str:
+        """The job's command. python: the interpreter, where the runtime environment does not bring one."""
+        brought = set(self.runtime_env) & {"pip", "uv", "conda", "py_executable", "image_uri", "container"}
+        return shlex.join(["python" if brought else python, "-m", "distmeta", self.verb, *self.arguments])
 
     def environment(self) -> dict[str, Any]:
         """Ray's runtime_env; what --runtime-env says wins."""
@@ -58,19 +64,52 @@ def submit(request: Request, config: Config | None, say: Callable[[str], None]) 
     for note in check_files(request, config):
         say(f"note: {note}")
     client = connect(request.address)
-    check_room(client, request, config)
-    with one_line(request.address):
-        job: str = client.submit_job(
-            entrypoint=request.entrypoint,
-            submission_id=request.submission_id,
-            runtime_env=request.environment(),
-            metadata={"distmeta": request.verb, **request.metadata},
-            entrypoint_num_cpus=request.cpus,
-            entrypoint_num_gpus=request.gpus,
-            entrypoint_memory=None if request.memory_mb is None else int(request.memory_mb * 2**20),
-            entrypoint_resources=dict(request.resources) or None,
-        )
-    return job
+    nodes = started(request.address, lambda: living(client), say)
+    check_room(nodes, request, config)
+
+    job = {
+        "entrypoint": request.entrypoint(interpreter(nodes)), "submission_id": request.submission_id,
+        "runtime_env": request.environment(), "metadata": {"distmeta": request.verb, **request.metadata},
+        "entrypoint_num_cpus": request.cpus, "entrypoint_num_gpus": request.gpus,
+        "entrypoint_memory": None if request.memory_mb is None else int(request.memory_mb * 2**20),
+        "entrypoint_resources": dict(request.resources) or None,
+    }  # fmt: skip
+    return started(request.address, lambda: send(client, request.address, job), say)
+
+
+def send(client: Any, address: str, job: Mapping[str, Any]) -> str | None:
+    """The job's id; None where the head has no agent yet. Raises InputError."""
+    with one_line(address):
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if NO_AGENT not in str(error):
+                raise
+    return None
+
+
+def started(address: str, ask: Callable[[], R | None], say: Callable[[str], None]) -> R:
+    """The first answer to `ask` of a head that may still be starting. Raises InputError after START_S."""
+    deadline, is_said = time.monotonic() + START_S, False
+    while not (answer := ask()):
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"--address {address}: the head has no agent that runs jobs, {START_S:g} s after it was asked; where "
+                "another Ray runs on its machine, which may have the agent's port, start it again with "
+                "`ray start --head --dashboard-agent-listen-port=0`"
+            )
+        if not is_said:
+            say("waiting for the cluster's head, which is starting")
+        is_said = True
+        time.sleep(POLL_S)
+    return answer
+
+
+def interpreter(nodes: Sequence[Mapping[str, Any]]) -> str:
+    """The Python that all nodes were started with, which may be in no PATH; `python` where they differ or say none."""
+    words = {word for node in nodes for word in node.get("cmdline", ()) if word.startswith(COMMAND)}
+    found = {shlex.split(word.removeprefix(COMMAND))[0] for word in words}
+    return found.pop() if len(found) == 1 else "python"
 
 
 def connect(address: str) -> Any:
@@ -80,6 +119,8 @@ def connect(address: str) -> Any:
     import ray
     from ray.job_submission import JobSubmissionClient
 
+    if not ray.is_initialized():
+        read_token_again()  # that of an earlier cluster may have been another
     logging.getLogger("ray").setLevel(logging.ERROR)  # every file that it does not send, several times over
     with one_line(address):
         client = JobSubmissionClient(address)
@@ -182,13 +223,13 @@ def _option(arguments: Sequence[str], flag: str) -> str | None:
     return None
 
 
-def check_room(client: Any, request: Request, config: Config | None) -> None:
+def check_room(living: Sequence[Mapping[str, Any]], request: Request, config: Config | None) -> None:
     """Raises InputError where no node could ever hold the entrypoint, or all of them not the whole run.
 
     A cluster whose autoscaler may yet add nodes is asked for the entrypoint's and the run's needs all the same: it
     has to have them when the job is sent.
     """
-    nodes = [node["resourcesTotal"] for node in _nodes(client)]
+    nodes = [node["resourcesTotal"] for node in living]
     entry: dict[str, float] = {"CPU": request.cpus or 0, "GPU": request.gpus or 0, **request.resources}
     if request.memory_mb:
         entry["memory"] = request.memory_mb * 2**20
@@ -220,10 +261,12 @@ def _samplers(config: Config) -> int:
     return config.sampling.actors if isinstance(config.sampling.actors, int) else 1
 
 
-def _nodes(client: Any) -> list[dict[str, Any]]:
-    """The living nodes, as the dashboard lists them."""
+def living(client: Any) -> list[dict[str, Any]]:
+    """The living nodes, as the dashboard lists them, with the command of each; none before one has told its command,
+    which it does as soon as there is an agent."""
     nodes = client._do_request("GET", "/nodes?view=summary", timeout=20).json()["data"]["summary"]
-    return [node["raylet"] for node in nodes if node["raylet"].get("state") == "ALIVE"]
+    alive = [n["raylet"] | {"cmdline": n.get("cmdline") or ()} for n in nodes if n["raylet"].get("state") == "ALIVE"]
+    return alive if any(node["cmdline"] for node in alive) else []
 
 
 # --- a job that was sent ---

@@ -11,9 +11,8 @@ import html
 import json
 import os
 import shutil
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,8 @@ from distmeta import health
 from distmeta.algorithms.schedule import validation_every
 from distmeta.config import Config, ConfigSource, config_of
 from distmeta.config.paths import absolute
-from distmeta.errors import InputError, cut
+from distmeta.drive.cluster import Cluster, TrainingError, check_room, first_actors, ray_cluster
+from distmeta.errors import InputError
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.runs import interrupt
 from distmeta.runs.directory import note, now, run_directory, write_setting
@@ -32,12 +32,6 @@ from distmeta.runs.journal import records
 if TYPE_CHECKING:
     from distmeta.evaluation.evaluate import Evaluation
     from distmeta.runs.progress import Display, Show
-
-CONNECT_S = 10.0
-
-
-class TrainingError(RuntimeError):
-    """A run that did not end; the message is for a person, the cause in `RUN/log.txt` and Ray's logs."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -126,7 +120,7 @@ def train(config: ConfigSource | None = None, *, resume: bool = False, show: Sho
                 with ray_cluster(config) as cluster:
                     interrupt.check()
                     display.follow(run_dir)
-                    run_learners(config, run_dir, store, cluster, ends_at)
+                    run_learners(config, run_dir, store, cluster, ends_at, exports=True)
             if (run_dir / interrupt.LEAVE).exists():
                 display.phase(f"run.max_hours = {config.run.max_hours:g} is over; {interrupt.farewell()}")
                 return Run(run_dir)
@@ -135,8 +129,9 @@ def train(config: ConfigSource | None = None, *, resume: bool = False, show: Sho
 
 
 def finish(run_dir: Path, display: Display) -> None:
-    """What the driver writes once the learners have ended: the export, the time and the report."""
-    write_export(run_dir, display)
+    """What the driver writes once the learners have ended: the time, the report, and the export if they could not."""
+    if not (run_dir / "export").is_dir():
+        write_export(run_dir, display)
     note(run_dir, ended=now())
     write_report(run_dir, display)
 
@@ -213,6 +208,24 @@ def write_export(run_dir: Path, display: Any) -> None:
         display.phase(f"no export: {error}")
 
 
+def train_rank(settings: dict[str, Any]) -> None:
+    """What a rank does; the first has the model that is exported, so that the driver loads none."""
+    from distmeta.learner.worker import train_worker
+
+    train_worker(settings, export_live if settings["exports"] else None)
+
+
+def export_live(run_dir: Path, model: Any) -> None:
+    """RUN/export from the model in this process; none is there afterwards if that has only a part of it."""
+    from distmeta.export import export
+
+    shutil.rmtree(run_dir / "export", ignore_errors=True)
+    with contextlib.suppress(InputError):  # which the driver will say
+        trained = export.read(run_dir, model=model)
+        if trained.is_whole:
+            export.write(trained, run_dir / "export")
+
+
 def write_report(run_dir: Path, display: Any) -> None:
     """RUN/report.html; a run that has ended well does not fail by it."""
     from distmeta.runs import report
@@ -223,127 +236,17 @@ def write_report(run_dir: Path, display: Any) -> None:
         display.phase(f"no report: {error}")
 
 
-@dataclass(frozen=True)
-class Cluster:
-    cpus: float
-    gpus: float
-    local: bool
+def run_learners(
+    config: Config, run_dir: Path, store: Path, cluster: Cluster, ends_at: float | None = None, exports: bool = False
+) -> None:
+    """Start samplers and the learner group, and wait for the group's end, or until `ends_at` (interrupt.wait).
 
-
-@contextlib.contextmanager
-def ray_cluster(config: Config) -> Iterator[Cluster]:
-    """Connect to the cluster of `cluster.address` or RAY_ADDRESS, or start one here for the length of the run."""
-    for name, value in {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also how long each report() of a worker waits
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_DEDUP_LOGS": "1",
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor for notices that nothing here acts on
-    }.items():
-        os.environ.setdefault(name, value)
-    import ray
-
-    if ray.is_initialized():
-        yield resources(local=False)
-        return
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        check_gpus(config)
-        workers, samplers = config.cluster.most, 4 if config.sampling.actors == "auto" else config.sampling.actors
-        need = workers * config.cluster.cpus_per_worker + samplers * config.cluster.cpus_per_sampler
-        try:
-            with interrupt.while_ray_starts():
-                ray.init(
-                    address="local", num_cpus=max(os.cpu_count() or 1, int(need + 1)), include_dashboard=False, **quiet
-                )  # fmt: skip
-        except Exception as error:  # Ray's processes wait for one another in many ways, each with an error of its own
-            raise TrainingError(
-                f"Ray did not start on this machine ({cut(' '.join(str(error).split()), 200)}): where its cores or its "
-                "memory are taken by other work, wait for that, and give the same command again"
-            ) from error
-    else:
-        check_reachable(address)
-        try:
-            with interrupt.while_ray_starts():
-                ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"cluster.address = {address}: cannot connect to Ray: {reason}") from None
-    try:
-        yield resources(local=address is None)
-    finally:
-        ray.shutdown()
-
-
-def check_gpus(config: Config) -> None:
-    """Raises InputError where a cluster that is started here would have too few GPUs."""
-    c = config.cluster
-    if not c.gpus_per_worker:
-        return
-    import torch
-
-    available = torch.cuda.device_count()
-    if c.fewest * c.gpus_per_worker > available:
-        raise InputError(
-            f"cluster.gpus_per_worker = {c.gpus_per_worker:g} for cluster.workers = {c.shown}: this machine has "
-            f"{available} GPUs that torch can use; leave it out, or name a cluster that has them (cluster.address)"
-        )
-
-
-def check_reachable(address: str) -> None:
-    """Raises InputError where nothing listens at HOST:PORT: Ray would go on trying for many minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdecimal():
-        return  # auto
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(
-            f"cluster.address = {address}: no Ray cluster answers there ({reason}); give the head's HOST:PORT as "
-            "`ray start` printed it, or none to start one here"
-        ) from None
-
-
-def resources(local: bool) -> Cluster:
-    """What the cluster that this process is connected to has."""
-    import ray
-
-    totals = ray.cluster_resources()
-    return Cluster(cpus=totals.get("CPU", 0), gpus=totals.get("GPU", 0), local=local)
-
-
-def check_room(config: Config, cluster: Cluster) -> float:
-    """The GPUs of a rank. Raises InputError when the cluster is too small for the group and its samplers."""
-    c = config.cluster
-    gpus = c.gpus_per_worker if c.gpus_per_worker is not None else float(cluster.gpus >= c.fewest)
-    samplers = first_actors(config) * c.cpus_per_sampler
-    need = {"CPU": c.fewest * c.cpus_per_worker + samplers, "GPU": c.fewest * gpus}
-    for kind, amount, available in (("CPU", need["CPU"], cluster.cpus), ("GPU", need["GPU"], cluster.gpus)):
-        if amount > available:
-            raise InputError(
-                f"cluster.workers = {c.shown} and sampling.actors = {config.sampling.actors} need {amount:g} {kind}, "
-                f"the cluster has {available:g}; lower them, or add nodes"
-            )
-    return gpus
-
-
-def first_actors(config: Config) -> int:
-    """How many samplers a run starts with: as it says, or under `auto` one a node; more come once rates are known."""
-    import ray
-
-    actors = config.sampling.actors
-    return sum(node["Alive"] for node in ray.nodes()) if actors == "auto" else actors
-
-
-def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster, ends_at: float | None = None) -> None:
-    """Start samplers and the learner group, and wait for the group's end, or until `ends_at` (interrupt.wait)."""
+    exports: whether RUN/export is written at the run's end.
+    """
     import ray
 
     from distmeta.drive.collect import collecting
     from distmeta.drive.elastic import run_groups
-    from distmeta.learner.worker import train_worker
     from distmeta.runs.journal import Log
     from distmeta.tasks.episodes.sampler import start_samplers
 
@@ -354,10 +257,10 @@ def run_learners(config: Config, run_dir: Path, store: Path, cluster: Cluster, e
     (run_dir / "error.json").unlink(missing_ok=True)
     with collecting(config, run_dir, store, say) as stream:
         samplers = start_samplers(stream or str(store), config.task, config.run.seed, actors, c.cpus_per_sampler)
-        more = {"store": str(store), "samplers": samplers, "stream": stream}
+        more = {"store": str(store), "samplers": samplers, "stream": stream, "exports": exports}
 
         def attempt(size: int) -> Exception | None:
-            return run_group(train_worker, config, run_dir, more, size, gpus, 0 if c.is_elastic else c.max_failures)
+            return run_group(train_rank, config, run_dir, more, size, gpus, 0 if c.is_elastic else c.max_failures)
 
         try:
             if c.is_elastic:

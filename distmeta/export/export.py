@@ -35,7 +35,7 @@ from distmeta.export.card import model_card
 from distmeta.export.compress import check_quantise, compressed, merged
 from distmeta.export.language import Adapter, save_adapter, write_language
 from distmeta.models.compression import parse_prune, restore, save_int8
-from distmeta.models.layers import TaskConv1D, TaskLinear
+from distmeta.models.layers import TaskConv1D, TaskLinear, is_turned
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.runs.checkpoint import Checkpoint
@@ -65,6 +65,12 @@ class Trained:
     def is_adapter(self) -> bool:
         """Whether it leaves as a PEFT directory: LoRA, of a language model on the published base alone."""
         return self.config.inner.adapt == "lora" and (self.base_is_published or not self.is_language)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the model has all that leaves: other ranks may have parts of it."""
+        in_shards = self.model.fast_shards is not None or getattr(self.model, "frozen_shards", None) is not None
+        return not in_shards or (self.is_adapter and self.base_is_published)
 
     @property
     def is_encoder_alone(self) -> bool:
@@ -101,9 +107,12 @@ def export(
 
 def read(
     source: str | Path, *, prune: Sequence[str] = (), quantise: str | None = None, merge: bool = False,
-    checkpoint: str | int = "best",
+    checkpoint: str | int = "best", model: TaskModel | None = None,
 ) -> Trained:  # fmt: skip
-    """What `source`, a run, a checkpoint or an adapted model, holds, or its smaller form. Raises InputError."""
+    """What `source`, a run, a checkpoint or an adapted model, holds, or its smaller form. Raises InputError.
+
+    model: that of `source`, where it has been built already.
+    """
     wanted = [parse_prune(text) for text in prune]
     check_quantise(quantise)
     source = Path(source)
@@ -140,7 +149,8 @@ def read(
     if "compression" not in saved.state and "adapted" not in about:
         about |= _of_run(saved)
     about |= {key: saved.state[key] for key in ("compression", "merged") if key in saved.state}
-    return Trained(saved.config, load_model(saved), saved.meta, labels, saved.tokenizer_file, about, context)
+    model = load_model(saved) if model is None else model
+    return Trained(saved.config, model, saved.meta, labels, saved.tokenizer_file, about, context)
 
 
 def of_adapted(adapted: AdaptedModel) -> Trained:
@@ -170,7 +180,7 @@ def write(trained: Trained, out: Path) -> Path:
     logging.disable_progress_bar()
     # Where accelerate is installed, save_pretrained imports DeepSpeed, which then says aloud what it looked for.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    backbone = trained.model.backbone
+    backbone = trained.model.cpu().backbone
     if trained.is_encoder_alone and not trained.is_language:
         from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING
 
@@ -277,7 +287,7 @@ def peft_adapter(trained: Trained, base: str) -> Adapter:
             path, matrix = name.removeprefix("backbone.").rsplit(".", 1)
             weights[f"base_model.model.{prefix}{path}.{matrix}.weight"] = value.cpu().contiguous()
             targets.append(prefix + path)
-    transposed = {type(backbone.get_submodule(t.removeprefix(prefix))).__name__ == "TaskConv1D" for t in targets}
+    transposed = {is_turned(backbone.get_submodule(t.removeprefix(prefix))) for t in targets}
     config = {
         "peft_type": "LORA", "task_type": task, "base_model_name_or_path": base, "inference_mode": True,
         "r": model.lora_rank, "lora_alpha": model.lora_alpha, "lora_dropout": 0.0, "bias": "none",

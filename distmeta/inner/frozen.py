@@ -9,6 +9,7 @@ fills in a zero tangent of W.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Fetch = Callable[[], Tensor]
+_SPACE, _NONE = threading.local(), torch.empty(0)
 
 
 def frozen_linear(x: Tensor, weight: Tensor | Fetch, bias: Tensor | None = None) -> Tensor:
     """x [.., inputs] @ weight.T [inputs, outputs] + bias [outputs] -> [.., outputs].
 
-    weight: [outputs, inputs], or a function that returns it whenever it is needed, the same values each time.
+    weight: [outputs, inputs], or a function that returns it whenever it is needed, the same values each time; it is
+    made x's dtype for each product.
     No derivative reaches it, whatever its requires_grad. It must not be batched by an enclosing vmap; x may
     be. bias is differentiated as usual.
     """
@@ -38,7 +41,7 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, fetch: Fetch, bias: Tensor | None, flipped: bool) -> Tensor:
-        weight = fetch()
+        weight = in_dtype(fetch(), x.dtype)
         return F.linear(x, weight.t() if flipped else weight, bias)
 
     @staticmethod
@@ -59,6 +62,17 @@ class _FrozenLinear(torch.autograd.Function):
         if in_dims[2] is not None:
             raise ValueError("frozen_linear: a bias that is frozen cannot be batched by vmap")
         return _apply(x.movedim(in_dims[0], 0), fetch, bias, flipped), 0
+
+
+def in_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """`weight` in `dtype`, until this thread asks again: on a CPU, new memory would cost three times the copy."""
+    if weight.dtype == dtype or weight.device.type != "cpu":
+        return weight.to(dtype)
+    size = weight.numel() * dtype.itemsize
+    if size > getattr(_SPACE, "bytes", _NONE).numel():
+        _SPACE.bytes = torch.empty(size, dtype=torch.uint8)
+    out: Tensor = _SPACE.bytes[:size].view(dtype).view(weight.shape)
+    return out.copy_(weight)
 
 
 def _apply(x: Tensor, fetch: Fetch, bias: Tensor | None, flipped: bool) -> Tensor:

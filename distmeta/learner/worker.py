@@ -8,6 +8,7 @@ samplers. State is the meta-parameters, their optimizer's state and the step; al
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from distmeta.learner.skipped import OuterDiverged, refuse_outer_divergence, ref
 from distmeta.learner.source import Source
 from distmeta.learner.state import Reached, fast_shards, save, start
 from distmeta.models.build import build_model
-from distmeta.models.sharding import shard_frozen
+from distmeta.models.sharding import Shards, frozen_shards
 from distmeta.models.task_model import TaskModel
 from distmeta.runs.interrupt import PAUSED
 from distmeta.runs.journal import Log
@@ -50,15 +51,18 @@ from distmeta.tasks.stream import Stream
 Params = dict[str, Tensor]
 
 
-def train_worker(settings: dict[str, Any]) -> None:
-    """Entry point under Ray Train. `settings` as train.py makes them."""
+def train_worker(settings: dict[str, Any], leave: Callable[[Path, TaskModel], None] | None) -> None:
+    """Entry point under Ray Train. `settings` as train.py makes them. leave: what rank 0 does with the model when the
+    run has come to its end."""
     import ray.train
 
     def body(config: Config, run_dir: Path, rank: int, world: int, device: torch.device) -> None:
-        learn(
+        model = learn(
             config, run_dir, Path(settings["store"]), settings["samplers"], rank, world, device,
             report=ray.train.report, stream=settings["stream"],
         )  # fmt: skip
+        if rank == 0 and model is not None and leave is not None:
+            leave(run_dir, model)
 
     run_rank(settings, body, (Diverged, OuterDiverged))
 
@@ -73,8 +77,9 @@ def learn(
     device: torch.device,
     report: Any = lambda record: None,
     stream: Stream | None = None,
-) -> None:
-    """Meta-train one rank of a torch.distributed group, from the newest whole checkpoint of `run_dir` if any.
+) -> TaskModel | None:
+    """Meta-train one rank of a torch.distributed group, from the newest whole checkpoint of `run_dir` if any; returns
+    the model where the run has come to its end.
 
     stream: where the store's source grows. The run then waits for the tasks of a meta-step, and ends where it does.
     """
@@ -159,14 +164,15 @@ def learn(
         (run_dir / PAUSED).touch()
     if ending is Ending.DONE:
         finish(this, model, meta, source.store, step, reached.best, recorder.warnings)
+    return model if ending is Ending.DONE else None
 
 
 def make_model(rank: Rank, store: TaskStore) -> tuple[TaskModel, Any]:
     """The configured model on the rank's device, and what holds its frozen weights in shards, if anything does."""
     config, device = rank.config, rank.device
-    classes, shards = config.ways or len(store.labels), fast_shards(config, device)
+    classes, shards = config.ways or len(store.labels), fast_shards(config, device) or frozen_shards(config, device)
     model = build_model(config, store.vocab_size, store.pad_id, classes, shards, labels=len(store.labels))
-    frozen = shard_frozen(model, config, device)
+    frozen = shards if isinstance(shards, Shards) and shards.weights else None
     if frozen is not None:
         rank.say(frozen.describe())
     return model.to(device), frozen

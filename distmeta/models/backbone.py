@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from typing import Any
 
 import torch
@@ -18,16 +18,18 @@ from distmeta.errors import InputError, nearest
 WIDTHS = ("intermediate_size", "n_inner", "d_ff", "ffn_dim", "ffn_hidden_size")
 
 
-def build_backbone(config: ModelConfig, vocab_size: int, pad_id: int, seed: int, copy: Any = None) -> nn.Module:
-    """The transformer without a task head, in float32 and evaluation mode.
+def build_backbone(
+    config: ModelConfig, vocab_size: int, pad_id: int, seed: int, copy: Any = None, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """The transformer without a task head, in evaluation mode.
 
     From `config.pretrained` (a directory or hub id, safetensors only, no remote code), else initialised from
-    `config.architecture` and `config.config` with `seed`; or from the transformers configuration `copy`. Raises
-    InputError.
+    `config.architecture` and `config.config` with `seed`; or from the transformers configuration `copy`. In float32,
+    or what is pretrained in `dtype`: as its files are, it stays in their memory. Raises InputError.
     """
     from transformers import AutoModel
 
-    model = build(AutoModel, config, vocab_size, pad_id, seed, copy)
+    model = build(AutoModel, config, vocab_size, pad_id, seed, copy, dtype)
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     if getattr(model, "pooler", None) is not None:
@@ -36,7 +38,9 @@ def build_backbone(config: ModelConfig, vocab_size: int, pad_id: int, seed: int,
     return backbone
 
 
-def build_language_model(config: ModelConfig, vocab_size: int, pad_id: int, seed: int, copy: Any = None) -> Any:
+def build_language_model(
+    config: ModelConfig, vocab_size: int, pad_id: int, seed: int, copy: Any = None, dtype: torch.dtype = torch.float32
+) -> Any:
     """As `build_backbone`, a decoder or an encoder-decoder with its output layer over the vocabulary."""
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -49,7 +53,7 @@ def build_language_model(config: ModelConfig, vocab_size: int, pad_id: int, seed
     both = hf_config.is_encoder_decoder
     auto = AutoModelForSeq2SeqLM if both else AutoModelForCausalLM
     known = type(hf_config) in (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if both else MODEL_FOR_CAUSAL_LM_MAPPING)
-    model = build(auto, config, vocab_size, pad_id, seed, copy) if known else None
+    model = build(auto, config, vocab_size, pad_id, seed, copy, dtype) if known else None
     if model is None or not (both or decodes(model.base_model, config.pretrained is None)):
         key = f"pretrained = {config.pretrained}" if config.pretrained else f"architecture = {config.architecture}"
         raise InputError(
@@ -59,8 +63,11 @@ def build_language_model(config: ModelConfig, vocab_size: int, pad_id: int, seed
     return model
 
 
-def build(kind: Any, config: ModelConfig, vocab_size: int, pad_id: int, seed: int, copy: Any = None) -> Any:
-    """A model of one of transformers' automatic classes, such as AutoModel, in float32 and evaluation mode."""
+def build(
+    kind: Any, config: ModelConfig, vocab_size: int, pad_id: int, seed: int, copy: Any = None,
+    dtype: torch.dtype = torch.float32,
+) -> Any:  # fmt: skip
+    """A model of one of transformers' automatic classes, such as AutoModel, in evaluation mode."""
     from safetensors import SafetensorError
 
     hf_config = model_config(config, vocab_size, pad_id) if copy is None else copy
@@ -68,7 +75,7 @@ def build(kind: Any, config: ModelConfig, vocab_size: int, pad_id: int, seed: in
     if config.pretrained is not None and copy is None:
         try:
             model, loading = kind.from_pretrained(
-                config.pretrained, config=hf_config, use_safetensors=True, dtype=torch.float32,
+                config.pretrained, config=hf_config, use_safetensors=True, dtype=dtype,
                 attn_implementation="eager", output_loading_info=True, trust_remote_code=False,
             )  # fmt: skip
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -83,6 +90,9 @@ def build(kind: Any, config: ModelConfig, vocab_size: int, pad_id: int, seed: in
             raise InputError(
                 f"model.pretrained = {config.pretrained}: its tokenizer has {vocab_size} tokens, its embedding {needed}"
             )
+        if dtype != torch.float32 and any(b.dtype == dtype for b in computed_buffers(model)):
+            return build(kind, config, vocab_size, pad_id, seed)  # which float32 would have had more exactly
+        model.config.dtype = torch.float32  # of its states
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -91,6 +101,16 @@ def build(kind: Any, config: ModelConfig, vocab_size: int, pad_id: int, seed: in
             except (ValueError, TypeError, RuntimeError) as error:
                 raise InputError(f"model.config: {_first_line(error)}") from None
     return model.eval()
+
+
+def computed_buffers(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Those that a model makes itself; the others come from its files, and become float32."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name in module._non_persistent_buffers_set:
+                yield buffer
+            elif buffer is not None and buffer.is_floating_point():
+                module._buffers[name] = buffer.float()
 
 
 def model_config(config: ModelConfig, vocab_size: int, pad_id: int) -> Any:

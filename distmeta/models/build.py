@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
 from distmeta.models import calls
 from distmeta.models.fast_shards import FastShards
+from distmeta.models.held import hold, loading_dtype, narrow_held
 from distmeta.models.labels import LabelModel, check_room
 from distmeta.models.language import LanguageModel, build_language_model
 from distmeta.models.quantised import quantise_base
+from distmeta.models.sharding import Shards
 from distmeta.models.task_model import TaskModel
 from distmeta.tasks.prompts import LETTERS, LabelTokens, label_tokens_of
 
@@ -23,38 +26,53 @@ def build_model(
     vocab_size: int,
     pad_id: int,
     classes: int,
-    shards: FastShards | None = None,
+    shards: FastShards | Shards | None = None,
     labels: int = 0,
     copy: Any = None,
 ) -> TaskModel:
     """The model that a configuration describes, for a tokenizer's vocabulary and C classes. Raises InputError.
 
     labels: classes of the whole data, over which algorithm=multi_task classifies.
-    shards: where its parameters go, each rank keeping its part of every one; all ranks build it together. copy: a
-    transformers configuration in the place of config.model's, for a model to be tried (distmeta.models.trial).
+    shards: where its parameters go, or those of its frozen base, each rank keeping its part of every one; all ranks
+    build it together. copy: a transformers configuration in the place of config.model's, for a model to be tried
+    (distmeta.models.trial).
     """
-    if config.task.labels != "head":
-        return build_label_model(config, vocab_size, pad_id, classes, copy)
-    if config.task.is_language:
-        language = build_language_model(config, vocab_size, pad_id, copy)
-        quantise_base(language, config)
-        narrow(language, config)
-        check_positions(config, backbones.positions(language.backbone))
-        if language.seq2seq and config.task.family == "document":
-            raise InputError("task.family = document: an encoder-decoder reads no text; give a decoder, such as gpt2")
-        return language
-    backbone = backbones.build_backbone(config.model, vocab_size, pad_id, config.run.seed, copy)
-    if shards is not None:
+    base = shards if isinstance(shards, Shards) else None
+    with base.together() if base is not None else nullcontext():  # the model is tried while it is built
+        if config.task.labels != "head":
+            return build_label_model(config, vocab_size, pad_id, classes, base, copy)
+        if config.task.is_language:
+            language = build_language_model(config, vocab_size, pad_id, copy, shards=base)
+            settle(language, config, base)
+            check_positions(config, backbones.positions(language.backbone))
+            if language.seq2seq and config.task.family == "document":
+                raise InputError(
+                    "task.family = document: an encoder-decoder reads no text; give a decoder, such as gpt2"
+                )
+            return language
+        return build_classifier(config, vocab_size, pad_id, classes, shards, labels, copy)
+
+
+def build_classifier(
+    config: Config, vocab_size: int, pad_id: int, classes: int, shards: FastShards | Shards | None, labels: int,
+    copy: Any = None,
+) -> TaskModel:  # fmt: skip
+    """The model with a head of its own."""
+    dtype = loading_dtype(config) if copy is None else torch.float32
+    backbone = backbones.build_backbone(config.model, vocab_size, pad_id, config.run.seed, copy, dtype)
+    if isinstance(shards, FastShards):
         shards.take_large(backbone, "backbone")
+    if config.model.pretrained is not None and copy is None:
+        hold(backbone, backbone, config, shards if isinstance(shards, Shards) else None)
+    if shards is not None:
         backbone.to(shards.device)
     limit = backbones.positions(backbone)
     check_positions(config, limit)
     model = TaskModel(backbone, classes, config, labels)
-    quantise_base(model, config)
-    narrow(model, config)
+    settle(model, config, shards if isinstance(shards, Shards) else None)
     if model.in_context:
         check_context(model, config, limit)
-    if shards is not None:
+    if isinstance(shards, FastShards):
         shards.take_small(model.to(shards.device))
         shards.autocast, model.fast_shards = model.autocast, shards
         model.fast = {name: dict(model.named_parameters())[name] for name in model.fast}
@@ -62,16 +80,28 @@ def build_model(
     return model
 
 
-def narrow(model: TaskModel, config: Config) -> None:
-    """From here on products in bfloat16 where model.dtype says so, and frozen matrices held in it."""
+def settle(model: TaskModel, config: Config, shards: Shards | None) -> None:
+    """What becomes of the frozen weights once the model has been tried: rounded, in shards, in bfloat16."""
+    quantise_base(model, config)
+    for value in (model.fast | model.shared).values():
+        value.data = value.data.float()  # whatever they were loaded in
+    if shards is not None:
+        if config.model.pretrained is None:  # tried with weights that differ from its own
+            output = getattr(model, "output_name", None)
+            hold(model, model.backbone, config, shards, output and model.get_parameter(output))
+        if shards.weights:
+            model.frozen_shards = shards  # type: ignore[assignment]
     if config.model.dtype == "bfloat16":
         model.autocast = torch.bfloat16
+        narrow_held(model)
         for name, p in model.named_parameters():
             if p.dim() > 1 and name not in model.fast and name not in model.shared:
                 p.data = p.data.to(torch.bfloat16)
 
 
-def build_label_model(config: Config, vocab_size: int, pad_id: int, classes: int, copy: Any = None) -> LanguageModel:
+def build_label_model(
+    config: Config, vocab_size: int, pad_id: int, classes: int, shards: Shards | None, copy: Any = None
+) -> LanguageModel:
     """A pretrained decoder that says the names of classes; of `copy`, a model to be tried, any tokens are names."""
     labels = config.task.labels
     if copy is None:
@@ -79,8 +109,9 @@ def build_label_model(config: Config, vocab_size: int, pad_id: int, classes: int
     else:
         tokens = LabelTokens((), tuple(range(len(LETTERS))), (0,), (0,))
     model = build_language_model(
-        config, vocab_size, pad_id, copy, lambda whole, config: LabelModel(whole, config, classes, tokens, pad_id)
-    )
+        config, vocab_size, pad_id, copy, lambda whole, config: LabelModel(whole, config, classes, tokens, pad_id),
+        shards,
+    )  # fmt: skip
     if model.seq2seq:
         raise InputError(
             f"task.labels = {labels}: an encoder-decoder does not read a class in a text; give a decoder, such as gpt2 "
@@ -93,8 +124,7 @@ def build_label_model(config: Config, vocab_size: int, pad_id: int, classes: int
             "sliding window is shorter than model.max_tokens, or its keys and values cannot be kept); choose another "
             "model, such as gpt2 or llama, or set task.labels=letters"
         )
-    quantise_base(model, config)
-    narrow(model, config)
+    settle(model, config, shards)
     limit = backbones.positions(model.backbone)
     check_room(config, tokens, classes, limit)
     check_positions(config, limit)

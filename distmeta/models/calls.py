@@ -55,7 +55,8 @@ def gap(length: int) -> int:
 
 def trial_length(model: nn.Module, most: int) -> int:
     """Tokens of a trial's rows: `most`, or, where that costs, as many as pass every window of the configuration."""
-    if sum(p.numel() for p in model.parameters()) * most <= CHEAP:
+    numbers: Any = getattr(model, "numbers", None) or sum(p.numel() for p in model.parameters())  # those held elsewhere
+    if numbers * most <= CHEAP:
         return max(4, most)
     windows = [n for n in windows_of(model.config.to_dict()) if n < most]  # type: ignore[operator, union-attr]
     return max(4, min(most, max([SHORT, *(n + 8 for n in windows)])))

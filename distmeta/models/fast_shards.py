@@ -67,9 +67,10 @@ class FastShards:
         self._order = 0  # checksum of the collectives so far
 
     def cut(self, value: Tensor) -> Tensor:
-        """This rank's part of a whole parameter, [ceil(numel / world)]."""
+        """This rank's part of a whole parameter, [ceil(numel / world)], in at least float32; nothing else is read."""
         size = -(-value.numel() // self.world)
-        shard = torch.zeros(size, dtype=value.dtype, device=self.device)
+        dtype = torch.promote_types(value.dtype, torch.float32) if value.is_floating_point() else value.dtype
+        shard = torch.zeros(size, dtype=dtype, device=self.device)
         part = value.detach().reshape(-1)[self.rank * size :][:size]
         shard[: part.numel()] = part
         return shard
@@ -229,6 +230,12 @@ def keep_heap_whole() -> None:
     m_mmap_threshold = -3
     with contextlib.suppress(OSError, AttributeError):  # no glibc
         ctypes.CDLL(None).mallopt(m_mmap_threshold, 1 << 20)
+
+
+def give_heap_back() -> None:
+    """Have glibc return what is free between blocks in use, as after a model that was tried and let go."""
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:

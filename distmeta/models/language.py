@@ -21,10 +21,13 @@ from torch import Tensor, nn
 
 from distmeta.config import Config
 from distmeta.errors import InputError
+from distmeta.inner.frozen import frozen_linear
 from distmeta.models import backbone as backbones
 from distmeta.models import calls, context
 from distmeta.models.batch import TextBatch, to_batch
+from distmeta.models.held import NARROW, hold, loading_dtype
 from distmeta.models.output import NO_TOKEN, token_losses
+from distmeta.models.sharding import Shards
 from distmeta.models.task_model import Params, TaskModel
 
 NO_POSITIONS = 8192  # tokens of a text, where the model's configuration sets no limit
@@ -239,8 +242,11 @@ class LanguageModel(TaskModel):
         if weight is None:
             weight = self.get_parameter(self.output_name)
         bias: Tensor | None = params.get("output_bias", self.output_bias)
-        out: Tensor = states.to(weight.dtype) @ (weight.mT if weight.dim() == 2 else weight.mT.unsqueeze(1))
-        out = out.to(states.dtype)  # a frozen weight may be bfloat16, losses are not
+        if self.autocast is None and weight.dtype in NARROW:  # as its files have it
+            out: Tensor = frozen_linear(states, weight)
+        else:  # a frozen weight may be bfloat16, losses are not
+            out = states.to(weight.dtype) @ (weight.mT if weight.dim() == 2 else weight.mT.unsqueeze(1))
+        out = out.to(states.dtype)
         if bias is not None:
             out = out + (bias if bias.dim() == 1 else bias[:, None, None])
         if self.score_scale != 1.0:
@@ -350,12 +356,20 @@ def build_language_model(
     pad_id: int,
     copy: Any = None,
     kind: Callable[[Any, Config], LanguageModel] = LanguageModel,
+    shards: Shards | None = None,
 ) -> LanguageModel:
-    """The language model that a configuration describes, or that of `copy`, as a `kind`. Raises InputError."""
-    whole = backbones.build_language_model(config.model, vocab_size, pad_id, config.run.seed, copy)
+    """The language model that a configuration describes, or that of `copy`, as a `kind`; its base in `shards`. Raises
+    InputError."""
+    dtype = loading_dtype(config) if copy is None else torch.float32
+    whole = backbones.build_language_model(config.model, vocab_size, pad_id, config.run.seed, copy, dtype)
+    if config.model.pretrained is not None and copy is None:
+        backbone = whole if whole.config.is_encoder_decoder else whole.base_model
+        hold(whole, backbone, config, shards, whole.get_output_embeddings().weight)
+    if shards is not None:
+        whole.to(shards.device)
     limit = backbones.positions(whole.base_model)
     length = calls.trial_length(whole, min(config.model.max_tokens, limit or config.model.max_tokens))
-    ids, keep = calls.trial(whole.config, length)
+    ids, keep = (x.to(whole.device) for x in calls.trial(whole.config, length))
     with calls.shaken(whole, config.model.pretrained is None):
         expected = ordinary_scores(whole, ids, keep)
         model = kind(whole, config)

@@ -65,13 +65,15 @@ class TaskLinear(_Affine, nn.Linear):
 
 
 class FetchedLinear(TaskLinear):
-    """A frozen linear layer without its weight, which it fetches for each product.
+    """A frozen linear layer that fetches its weight [O, I] for each product, and holds none or a narrower one.
 
-    dtype: of the product; None: of its input.
+    dtype: of the product; None: of its input. turned: whether it was a Conv1D. sizes: (I, O), where it is not rounded.
     """
 
     fetch: Callable[[], Tensor]
     dtype: torch.dtype | None
+    turned: bool
+    sizes: tuple[int, int]
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.dtype is None else x.to(self.dtype)  # derivatives are taken outside of autocast
@@ -123,6 +125,17 @@ class TaskEmbedding(nn.Embedding):
         return F.embedding(flat, self.weight.reshape(tasks * vocabulary, width))
 
 
+class FetchedEmbedding(TaskEmbedding):
+    """A frozen embedding that fetches its rows: ids [N, S] -> [N, S, I], in `dtype`, or at least float32."""
+
+    fetch: Callable[[Tensor], Tensor]
+    dtype: torch.dtype | None
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = self.fetch(ids)
+        return rows.to(self.dtype or torch.promote_types(rows.dtype, torch.float32))
+
+
 def _product(x: Tensor, matrix: Tensor) -> Tensor:
     """x [N, ..., I] times [I, O] -> [N, ..., O]; with [T, I, O], the rows of task t meet matrix t."""
     if matrix.dim() == 2:
@@ -140,20 +153,28 @@ def per_task(weight: Tensor, x: Tensor, own_dims: int) -> Tensor:
     return weight.repeat_interleave(rows, 0).view(x.shape[0], *inner, *weight.shape[1:])
 
 
+def task_class(module: nn.Module) -> type[nn.Module] | None:
+    """What a layer of a Hugging Face model is made, so that its weights may carry a task axis; None: it stays."""
+    kind = type(module).__name__
+    if isinstance(module, TaskLinear | TaskConv1D | TaskLayerNorm | TaskEmbedding | TaskRMSNorm):
+        return type(module)
+    if type(module) is nn.Linear or (isinstance(module, nn.Linear) and "__init__" not in type(module).__dict__):
+        return TaskLinear
+    if kind == "Conv1D":
+        return TaskConv1D
+    if type(module) is nn.LayerNorm:
+        return TaskLayerNorm
+    if type(module) is nn.Embedding:
+        return TaskEmbedding
+    if (kind.endswith("RMSNorm") or kind == "T5LayerNorm") and hasattr(module, "variance_epsilon"):
+        return TaskRMSNorm
+    return None
+
+
 def give_task_axis(backbone: nn.Module) -> None:
     """Let the layers of a Hugging Face model take fast weights with a task axis. Names and values stay."""
     for module in backbone.modules():
-        kind = type(module).__name__
-        if type(module) is nn.Linear or (isinstance(module, nn.Linear) and "__init__" not in type(module).__dict__):
-            module.__class__ = TaskLinear
-        elif kind == "Conv1D":
-            module.__class__ = TaskConv1D
-        elif type(module) is nn.LayerNorm:
-            module.__class__ = TaskLayerNorm
-        elif type(module) is nn.Embedding:
-            module.__class__ = TaskEmbedding
-        elif (kind.endswith("RMSNorm") or kind == "T5LayerNorm") and hasattr(module, "variance_epsilon"):
-            module.__class__ = TaskRMSNorm
+        module.__class__ = task_class(module) or type(module)
 
 
 def without_task_axis(backbone: nn.Module) -> list[str]:
@@ -183,13 +204,18 @@ def add_lora(backbone: nn.Module, rank: int, alpha: float, targets: str, seed: i
         raise InputError(f"model.lora_targets = {targets}: matches no linear layer of this model; {named}")
     generator = torch.Generator().manual_seed(seed)
     for _, module in chosen:
-        inputs, outputs = module._matrix().shape
+        inputs, outputs = module.sizes if isinstance(module, FetchedLinear) else module._matrix().shape
         bound = (1 / inputs) ** 0.5  # kaiming_uniform_(a=sqrt(5)), as peft initialises A
         a = torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)
         module.lora_A = nn.Parameter(a)
         module.lora_B = nn.Parameter(torch.zeros(outputs, rank))
         module.lora_scale = alpha / rank
     return [path for path, _ in chosen]
+
+
+def is_turned(layer: nn.Module) -> bool:
+    """Whether the model has a linear layer's weight as [I, O]."""
+    return isinstance(layer, TaskConv1D) or (isinstance(layer, FetchedLinear) and layer.turned)
 
 
 def merge_lora(values: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -203,7 +229,7 @@ def merge_lora(values: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tens
         if name.endswith(".weight") and pair[0] in values:
             layer: Any = model.get_submodule(name.removesuffix(".weight"))
             product = layer.lora_scale * values[pair[0]] @ values[pair[1]]
-            value = value.float() + (product.mT if isinstance(layer, TaskConv1D) else product)
+            value = value.float() + (product.mT if is_turned(layer) else product)
         if not name.endswith(("lora_A", "lora_B")):
             out[name] = value
     return out

@@ -21,15 +21,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from distmeta.config import Config
-from distmeta.models.layers import FetchedLinear, TaskConv1D, TaskEmbedding, TaskLinear
-from distmeta.models.task_model import TaskModel
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,19 +62,25 @@ class Shards:
         self._talk = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         self._open = False
 
-    def add_linear(self, weight: Tensor) -> Callable[[], Tensor]:
-        """Keep this rank's part of `weight` [O, I]; returns a function that gathers the whole."""
-        size = -(-weight.numel() // self.world)
-        shard = torch.zeros(size, dtype=weight.dtype, device=self.device)
+    def add_linear(
+        self, weight: Tensor, dtype: torch.dtype | None = None, in_place: bool = False
+    ) -> Callable[[], Tensor]:
+        """Keep this rank's part of `weight` [O, I], of which nothing else is read, in `dtype` or its own; returns a
+        function that gathers the whole. in_place: the part may stay where it is."""
+        size, dtype = -(-weight.numel() // self.world), dtype or weight.dtype
         part = weight.detach().reshape(-1)[self.rank * size :][:size]
-        shard[: part.numel()] = part
-        self.weights.append(Shard(shard, weight.shape))
+        if not in_place or (len(part), part.dtype, part.device) != (size, dtype, self.device):
+            shard = torch.zeros(size, dtype=dtype, device=self.device)
+            shard[: part.numel()] = part
+            part = shard
+        self.weights.append(Shard(part, weight.shape))
         return functools.partial(self.gather, len(self.weights) - 1)
 
-    def add_embedding(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
-        """Keep this rank's columns of `weight` [V, D]; returns a function from ids [...] to rows [..., D]."""
+    def add_embedding(self, weight: Tensor, dtype: torch.dtype | None = None) -> Callable[[Tensor], Tensor]:
+        """Keep this rank's columns of `weight` [V, D], in `dtype` or its own; returns a function from ids [...] to rows
+        [..., D]."""
         size = -(-weight.shape[1] // self.world)
-        shard = torch.zeros(weight.shape[0], size, dtype=weight.dtype, device=self.device)
+        shard = torch.zeros(weight.shape[0], size, dtype=dtype or weight.dtype, device=self.device)
         part = weight.detach()[:, self.rank * size :][:, :size]
         shard[:, : part.shape[1]] = part
         self.weights.append(Shard(shard, weight.shape))
@@ -206,52 +210,17 @@ class Shards:
         self.alive -= size
 
 
-class ShardedEmbedding(TaskEmbedding):
-    """A frozen embedding without its weight: ids [N, S] -> [N, S, D]."""
-
-    fetch: Callable[[Tensor], Tensor]
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.fetch(ids)
-
-
 def persistence_threshold(config: Config) -> int:
     """Up to how many numbers a weight counts as small."""
     return int(config.deepspeed["zero_optimization"].get("stage3_param_persistence_threshold", 100_000))
 
 
-def shard_frozen(model: TaskModel, config: Config, device: torch.device) -> Shards | None:
-    """Replace the large frozen weights of `model` by this rank's shards of them; None where there are none.
-
-    For ZeRO stage 3 in a group of several ranks, which all call it on the same values. A weight is large as DeepSpeed
-    has it: above zero_optimization.stage3_param_persistence_threshold numbers (default 100,000). What is small,
-    and what is neither the weight of a linear layer nor an embedding, stays whole on every rank; so does an embedding
-    that is a language model's output layer too.
-    """
-    zero = config.deepspeed["zero_optimization"]
-    if zero["stage"] != 3 or not dist.is_initialized() or dist.get_world_size() == 1:
+def frozen_shards(config: Config, device: torch.device) -> Shards | None:
+    """Where the frozen base of a group goes: ZeRO stage 3 of several ranks, which all call it; else None."""
+    grouped = dist.is_initialized() and dist.get_world_size() > 1
+    if config.deepspeed["zero_optimization"]["stage"] != 3 or config.cluster.episode == "group" or not grouped:
         return None
-    threshold = persistence_threshold(config)
-    kept = {*model.fast, *model.shared, getattr(model, "output_name", "")}
-    shards = Shards(device, config.run.timeout_s)
-    for path, module in list(model.named_modules()):
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, nn.Parameter) or f"{path}.weight" in kept or weight.numel() <= threshold:
-            continue
-        layer: Any = module
-        if isinstance(module, TaskLinear | TaskConv1D):
-            fetch: Any = shards.add_linear(weight if isinstance(module, TaskLinear) else weight.mT)
-            layer.__class__, layer.dtype = FetchedLinear, weight.dtype
-        elif isinstance(module, TaskEmbedding):
-            fetch = shards.add_embedding(weight)
-            layer.__class__ = ShardedEmbedding
-        else:
-            continue
-        layer.weight, layer.fetch = None, fetch
-    if not shards.weights:
-        return None
-    model.frozen_shards = cast(Any, shards)
-    return shards
+    return Shards(device, config.run.timeout_s)
 
 
 def together(model: nn.Module) -> AbstractContextManager[None]:

@@ -83,7 +83,7 @@ class TaskModel(nn.Module):
         if self.pooled:
             for name, value in self.pooled_head(labels, config.run.seed).items():
                 self.register_parameter(name, nn.Parameter(value))
-        self.requires_grad_(False)
+        self.to(next(backbone.parameters()).device).requires_grad_(False)
         self.fast, self.shared = self._roles(config)
         computed = ("head_weight", "head_bias") if self.prototype_head else ()
         self.adapted: Params = self.fast | {name: torch.zeros(()) for name in computed}
@@ -132,8 +132,8 @@ class TaskModel(nn.Module):
             fast = chosen(adapt, values.keys() - outer_only)
             if not fast:
                 raise InputError(f"inner.adapt = {adapt}: matches no parameter; names are such as {sorted(values)[:6]}")
-        train_base = config.outer.base == "train" or (config.outer.base == "auto" and config.model.pretrained is None)
-        shared = {name for name in values if name not in fast and (train_base or name.startswith(("head_", "pooled_")))}
+        base = config.trains_base
+        shared = {name for name in values if name not in fast and (base or name.startswith(("head_", "pooled_")))}
         return {n: v for n, v in values.items() if n in fast}, {n: v for n, v in values.items() if n in shared}
 
     def _lowest(self, names: Iterable[str]) -> int:

@@ -106,11 +106,14 @@ def once(cache: Path, model: ModelConfig, more: dict[str, Any], attempt: Callabl
     if model.pretrained is not None:
         file = Path(model.pretrained).expanduser() / "config.json"
         content["file"] = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+    from distmeta.models.fast_shards import give_heap_back
+
     name = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
     passed = cache / "models" / name
     if passed.is_file():
         return
     attempt()
+    give_heap_back()
     with contextlib.suppress(OSError):
         passed.parent.mkdir(parents=True, exist_ok=True)
         work = passed.with_name(f"{name}.{os.getpid()}")

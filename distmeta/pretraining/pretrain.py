@@ -85,7 +85,7 @@ def pretrain(
     config = absolute(config_of(config, sections))
     check(config)
     ends_at = interrupt.deadline(config.run.max_hours, time.monotonic())
-    from distmeta.drive.train import ray_cluster
+    from distmeta.drive.cluster import ray_cluster
     from distmeta.runs import trackers
     from distmeta.runs.progress import Display
 
@@ -154,7 +154,8 @@ def run_ranks(config: Config, run_dir: Path, corpus: Path, cluster: Any, ends_at
 
     Of a range of ranks there are as many as there is room for at the start.
     """
-    from distmeta.drive.train import check_room, raise_failure, run_group
+    from distmeta.drive.cluster import check_room
+    from distmeta.drive.train import raise_failure, run_group
     from distmeta.pretraining.worker import pretrain_worker
 
     c = config.cluster

@@ -59,7 +59,8 @@ def tune(config: ConfigSource | None = None, *, resume: bool = False, show: Show
         with_params(base, {**params, "inner.learn_lr": rates})
     trials += [("search", params) for params in points(axes, config)]
 
-    from distmeta.drive.train import TrainingError, check_room, prepare_store, ray_cluster
+    from distmeta.drive.cluster import TrainingError, check_room, ray_cluster
+    from distmeta.drive.train import prepare_store
     from distmeta.runs.progress import Display
     from distmeta.search.report import write as write_report
     from distmeta.search.search import concurrency, run_search

@@ -32,7 +32,7 @@ from distmeta.search.space import PERTURBED, Axis, Params
 from distmeta.search.trial import Trial
 
 if TYPE_CHECKING:
-    from distmeta.drive.train import Cluster
+    from distmeta.drive.cluster import Cluster
 
 # What a trial's own process takes, a byte: it only waits, and a share of a processor would leave no room for one more
 # group of learners where these need all of them. Tune refuses an empty request.

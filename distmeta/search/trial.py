@@ -19,8 +19,9 @@ import ray
 from ray import tune
 
 from distmeta.config import Config, make_config
+from distmeta.drive.cluster import TrainingError, resources
 from distmeta.drive.elastic import release
-from distmeta.drive.train import TrainingError, prepare_store, resources, run_learners
+from distmeta.drive.train import prepare_store, run_learners
 from distmeta.errors import InputError
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.runs.directory import write_setting

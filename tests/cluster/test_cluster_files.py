@@ -76,16 +76,16 @@ def test_the_slurm_script_is_sound_shell_and_gives_the_run_its_cluster(tmp_path)
     subprocess.run(["bash", "-n", script], check=True)
     stubs = tmp_path / "bin"
     stubs.mkdir()
-    for name, body in {"scontrol": "echo node1; echo node2", "srun": 'printf "%s\\n" "$@"'}.items():
+    for name, body in {"scontrol": "echo node1; echo node2", "srun": 'printf "%s\\n" "$RAY_TMPDIR" "$@"'}.items():
         (stubs / name).write_text(f"#!/bin/sh\n{body}\n")
         (stubs / name).chmod(0o755)
     env = {"PATH": f"{stubs}:{Path(subprocess.sys.executable).parent}:/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(tmp_path),
            "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2"}  # fmt: skip
-    said = subprocess.run(
-        ["bash", script, "default", "outer.steps=9"], env=env, capture_output=True, text=True, check=True
-    )
-    words = said.stdout.split()
-    assert words[:6] == ["--kill-on-bad-exit=1", "ray", "symmetric-run", "--address", "node1:6379", "--min-nodes"]
+    command = ["bash", script, "default", "outer.steps=9"]
+    folder, *words = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split()
+    again = subprocess.run(command, env=env | {"SLURM_JOB_ID": "8"}, capture_output=True, text=True, check=True)
+    assert words[:6] == ["--kill-on-bad-exit=1", "ray", "symmetric-run", "--address", "node1:20007", "--min-nodes"]
+    assert folder == "/tmp/distmeta-7" and again.stdout.split()[:6:5] == ["/tmp/distmeta-8", "node1:20008"]
     import small
 
     config = small.parsed("train", tuple(words[words.index("train") + 1 :]))

@@ -9,7 +9,8 @@ import torch
 import distmeta
 from distmeta.config import RECIPES, load_config, recipe_names
 from distmeta.config.algorithms import ALGORITHMS
-from distmeta.drive.train import prepare_store, ray_cluster
+from distmeta.drive.cluster import ray_cluster
+from distmeta.drive.train import prepare_store
 from distmeta.learner.worker import learn
 from distmeta.models.build import build_model
 

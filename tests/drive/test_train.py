@@ -11,7 +11,8 @@ from ray.exceptions import ActorDiedError, RaySystemError
 
 import distmeta
 from distmeta.config import load_config, make_config
-from distmeta.drive.train import TrainingError, ray_cluster, run_group
+from distmeta.drive.cluster import TrainingError, ray_cluster
+from distmeta.drive.train import run_group
 from distmeta.errors import InputError
 from distmeta.learner.worker import learn
 from distmeta.runs.directory import check_resumable, run_directory

@@ -9,7 +9,8 @@ import small
 from distmeta.config import load_config, make_config
 from distmeta.config.algorithms import ALGORITHMS, load_algorithm
 from distmeta.config.consistency import check_used, learns_only_fast
-from distmeta.drive.train import check_gpus, check_reachable, prepare_store
+from distmeta.drive.cluster import check_gpus, check_reachable
+from distmeta.drive.train import prepare_store
 from distmeta.errors import InputError
 
 GOOD = [f"word{i} number {i},class{i % 6}" for i in range(120)]

@@ -3,7 +3,8 @@
 import pytest
 import small
 
-from distmeta.drive.train import TrainingError, raise_failure, ray_cluster, run_group
+from distmeta.drive.cluster import TrainingError, ray_cluster
+from distmeta.drive.train import raise_failure, run_group
 from distmeta.learner.causes import explain, text_of
 
 RAY_MEMORY = """Training failed due to controller error:

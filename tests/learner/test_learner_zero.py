@@ -17,8 +17,11 @@ VARIANTS = {
 }
 
 
-def config(data, name, baselines=False):
+def config(data, name, folder, baselines=False):
+    """The GPT-2 is read from bfloat16 files: mapped by one process, a part of each weight by each rank of two."""
+    pretrained = {"pretrained": str(folder / "gpt2")} if name.endswith("gpt2") else {}
     base = {
+        "model": pretrained,
         "inner": {"adapt": "lora", "task_batch": 2},
         # 5 episodes of 2 ranks: one has more work than the other
         "outer": {"base": "freeze", "steps": 3, "meta_batch_size": 5, "eps": 1e-2},
@@ -32,7 +35,8 @@ def config(data, name, baselines=False):
 def reports(tmp_path_factory, words_csv):
     """{(world, rank): report}, and the folder of the runs."""
     folder = tmp_path_factory.mktemp("zero")
-    return run(folder, {name: config(words_csv, name) for name in VARIANTS}), folder
+    small.in_files(folder / "gpt2", "gpt2", tied=True)
+    return run(folder, {name: config(words_csv, name, folder) for name in VARIANTS}), folder
 
 
 def run(folder, configs):
@@ -70,7 +74,7 @@ def same_evaluation(folder, name, off):
 
 @pytest.mark.long
 def test_baselines_over_a_base_in_shards(words_csv, tmp_path):
-    run(tmp_path, {"exact llama": config(words_csv, "exact llama", baselines=True)})
+    run(tmp_path, {"exact llama": config(words_csv, "exact llama", tmp_path, baselines=True)})
     same_evaluation(tmp_path, "exact llama", 1e-5)
 
 

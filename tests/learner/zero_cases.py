@@ -58,8 +58,8 @@ def main(world, rank, folder, cases):
     dist.init_process_group("gloo", init_method=f"file://{folder}/group-{world}", world_size=world, rank=rank)
     kept = []
 
-    def shard_frozen(*args):
-        kept.append(sharding.shard_frozen(*args))
+    def frozen_shards(*args):
+        kept.append(sharding.frozen_shards(*args))
         return kept[-1]
 
     def fast_shards(*args):
@@ -67,7 +67,7 @@ def main(world, rank, folder, cases):
         return whole_weights[-1]
 
     right_fast_shards, whole_weights = worker.fast_shards, []
-    worker.shard_frozen, worker.fast_shards = shard_frozen, fast_shards
+    worker.frozen_shards, worker.fast_shards = frozen_shards, fast_shards
     report = {}
     for name, settings in json.loads(Path(cases).read_text()).items():
         config = make_config(settings)

@@ -36,7 +36,7 @@ def in_process(one_rank):
         started["pretrain"] += 1
         learn_language(config, run_dir, corpus, 0, 1, torch.device("cpu"))
 
-    def train_here(config, run_dir, store, cluster, ends_at=None):
+    def train_here(config, run_dir, store, cluster, ends_at=None, exports=False):
         started["train"] += 1
         learn(config, run_dir, store, [], 0, 1, torch.device("cpu"))
 
@@ -103,7 +103,7 @@ def test_a_stage_that_was_cut_off_goes_on(whole, tmp_path, monkeypatch):
     _, _, evaluation, weights = whole
     here = TRAIN.run_learners
 
-    def cut(config, run_dir, store, cluster, ends_at=None):
+    def cut(config, run_dir, store, cluster, ends_at=None, exports=False):
         here(config, run_dir, store, cluster)
         (run_dir / "evaluation.json").unlink()
         raise KeyboardInterrupt

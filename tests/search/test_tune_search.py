@@ -13,7 +13,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from distmeta.config import load_config
-from distmeta.drive.train import ray_cluster
+from distmeta.drive.cluster import ray_cluster
 from distmeta.search.runs import read_record
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,161 @@
+"""The Ray cluster of a run: one that is there, or one that is started here for the length of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from distmeta.config import Config
+from distmeta.errors import InputError, cut
+from distmeta.runs import interrupt
+
+CONNECT_S = 10.0
+
+
+class TrainingError(RuntimeError):
+    """A run that did not end; the message is for a person, the cause in `RUN/log.txt` and Ray's logs."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    cpus: float
+    gpus: float
+    local: bool
+
+
+@contextlib.contextmanager
+def ray_cluster(config: Config) -> Iterator[Cluster]:
+    """Connect to the cluster of `cluster.address` or RAY_ADDRESS, or start one here for the length of the run."""
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also how long each report() of a worker waits
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS": "1",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor for notices that nothing here acts on
+    }.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield resources(local=False)
+        return
+    address, mode = config.cluster.address or os.environ.get("RAY_ADDRESS"), os.environ.get("RAY_AUTH_MODE")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        check_gpus(config)
+        workers, samplers = config.cluster.most, 4 if config.sampling.actors == "auto" else config.sampling.actors
+        need = workers * config.cluster.cpus_per_worker + samplers * config.cluster.cpus_per_sampler
+        try:
+            with interrupt.while_ray_starts(), no_fixed_port():
+                ray.init(
+                    address="local", num_cpus=max(os.cpu_count() or 1, int(need + 1)), include_dashboard=False, **quiet
+                )  # fmt: skip
+        except Exception as error:  # Ray's processes wait for one another in many ways, each with an error of its own
+            raise TrainingError(
+                f"Ray did not start on this machine ({cut(' '.join(str(error).split()), 200)}): where its cores or its "
+                "memory are taken by other work, wait for that, and give the same command again"
+            ) from error
+    else:
+        check_reachable(address)
+        try:
+            with interrupt.while_ray_starts():
+                ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = cut(str(error), 300)  # where versions differ, of several lines
+            raise InputError(f"cluster.address = {address}: cannot connect to Ray: {reason}") from None
+    try:
+        yield resources(local=address is None)
+    finally:
+        ray.shutdown()
+        if address is None and mode is None:
+            os.environ.pop("RAY_AUTH_MODE", None)  # which ray.init has set for its own cluster
+            read_token_again()
+
+
+@contextlib.contextmanager
+def no_fixed_port() -> Iterator[None]:
+    """Within it ray.init, which has no option for it, lets its agent take any port: one that took 52365, the default of
+    `ray start`, would leave a head that is started meanwhile on this machine without the agent that runs its jobs."""
+    from ray._private import parameter
+
+    usual: Any = parameter.RayParams
+    parameter.RayParams = functools.partial(usual, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        parameter.RayParams = usual
+
+
+def read_token_again() -> None:
+    """Have Ray go by RAY_AUTH_MODE and the token as they are now: it keeps what it has first read in a process."""
+    import ray
+
+    raylet: Any = ray._raylet
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def check_gpus(config: Config) -> None:
+    """Raises InputError where a cluster that is started here would have too few GPUs."""
+    c = config.cluster
+    if not c.gpus_per_worker:
+        return
+    import torch
+
+    available = torch.cuda.device_count()
+    if c.fewest * c.gpus_per_worker > available:
+        raise InputError(
+            f"cluster.gpus_per_worker = {c.gpus_per_worker:g} for cluster.workers = {c.shown}: this machine has "
+            f"{available} GPUs that torch can use; leave it out, or name a cluster that has them (cluster.address)"
+        )
+
+
+def check_reachable(address: str) -> None:
+    """Raises InputError where nothing listens at HOST:PORT: Ray would go on trying for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return  # auto
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"cluster.address = {address}: no Ray cluster answers there ({reason}); give the head's HOST:PORT as "
+            "`ray start` printed it, or none to start one here"
+        ) from None
+
+
+def resources(local: bool) -> Cluster:
+    """What the cluster that this process is connected to has."""
+    import ray
+
+    totals = ray.cluster_resources()
+    return Cluster(cpus=totals.get("CPU", 0), gpus=totals.get("GPU", 0), local=local)
+
+
+def check_room(config: Config, cluster: Cluster) -> float:
+    """The GPUs of a rank. Raises InputError when the cluster is too small for the group and its samplers."""
+    c = config.cluster
+    gpus = c.gpus_per_worker if c.gpus_per_worker is not None else float(cluster.gpus >= c.fewest)
+    samplers = first_actors(config) * c.cpus_per_sampler
+    need = {"CPU": c.fewest * c.cpus_per_worker + samplers, "GPU": c.fewest * gpus}
+    for kind, amount, available in (("CPU", need["CPU"], cluster.cpus), ("GPU", need["GPU"], cluster.gpus)):
+        if amount > available:
+            raise InputError(
+                f"cluster.workers = {c.shown} and sampling.actors = {config.sampling.actors} need {amount:g} {kind}, "
+                f"the cluster has {available:g}; lower them, or add nodes"
+            )
+    return gpus
+
+
+def first_actors(config: Config) -> int:
+    """How many samplers a run starts with: as it says, or under `auto` one a node; more come once rates are known."""
+    import ray
+
+    actors = config.sampling.actors
+    return sum(node["Alive"] for node in ray.nodes()) if actors == "auto" else actors

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from distmeta.config.algorithms import ALGORITHMS, load_algorithm
 from distmeta.config.bases import check_keep_base, check_quantise
 from distmeta.config.documents import check_document
+from distmeta.config.images import check_images
 from distmeta.config.weighting import check_rows
 from distmeta.config.words import MOST_LETTERS, check_labels, check_sizes, check_text
 from distmeta.errors import InputError
@@ -106,6 +107,7 @@ def check(config: Config) -> None:
             "inner.adapt = head: a prototype head is computed from the support set, so nothing that is meta-learnt "
             "would adapt; set model.head=linear, or inner.adapt=all or lora"
         )
+    check_images(config)
     check_augment(config)
     check_sizes(config)
     if config.task.family != "classes" and config.task.ways is not None:

@@ -27,6 +27,11 @@ class AugmentConfig(Section):
         False, description="every second episode divides the previous one's rows anew into support and query"
     )
 
+    rotations: bool = Field(
+        False, description="images of family classes: a class turned by a quarter, half or three quarters of a circle "
+        "is a class of its own"
+    )  # fmt: skip
+
     @property
     def changes_tokens(self) -> bool:
         return max(self.token_dropout, self.word_swap, self.mix) > 0

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from distmeta.config import consistency, documents
+from distmeta.config import consistency, documents, images
 from distmeta.config.algorithms import ALGORITHMS, IMPORT_PATH, with_settings
 from distmeta.config.base import Section
 from distmeta.config.cluster import ClusterConfig
@@ -29,7 +29,13 @@ class ModelConfig(Section):
     pretrained: str | None = Field(
         None, description="Hugging Face directory or hub id; null: built from model.architecture"
     )
-    architecture: str = Field("bert", description="transformers model type, or lstm; for model.pretrained=null")
+    architecture: str = Field(
+        "bert", description="transformers model type, lstm or, of images, conv4; for model.pretrained=null"
+    )
+    image: tuple[Literal[1, 3], int, int] | None = Field(
+        None, description="channels, height and width that images are brought to, where data.text names a column of "
+        "images or data.path a directory of PNG or JPEG files with a folder for each class; null: rows are texts"
+    )  # fmt: skip
     config: dict[str, Any] = Field(
         {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128},
         description="transformers configuration of model.architecture, in its own keys",
@@ -366,7 +372,7 @@ class Config(Section):
                 f"mypackage.mymodule.{nearest(name, ALGORITHMS)}"
             )
         whole = with_settings(values, ALGORITHMS[name], over=False) if name in ALGORITHMS else values
-        return with_rates(with_distance(documents.with_sizes(whole)))
+        return with_rates(with_distance(documents.with_sizes(images.with_image(whole))))
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

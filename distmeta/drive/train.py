@@ -160,7 +160,7 @@ def prepare_store(config: Config, display: Display | None = None) -> Path:
     from distmeta.tasks.store import open_store
 
     data = config.data
-    check_data(data, config.task)
+    check_data(data, config.task, config.model)
     if config.cluster.storage and not (data.cache or os.environ.get("DISTMETA_CACHE")):
         data = data.model_copy(update={"cache": f"{config.cluster.storage}/cache"})  # samplers read it on other nodes
     path = build_store(data, config.task, config.model, progress=display.counted if display else None)

@@ -83,6 +83,8 @@ class AdaptedModel:
 
     def unknown(self, texts: Sequence[str]) -> str:
         """One line where many words of the texts are not in the vocabulary; else empty."""
+        if self.config.model.image is not None:
+            return ""
         lost = counts.Counts()
         tokenizer = _tokenizer(self.tokenizer_file)
         lost.add(tokenizer.encode_batch_fast(list(texts)), counts.unknown_id(tokenizer))
@@ -95,9 +97,10 @@ class AdaptedModel:
         Family text_to_text: {"text": the answer, "confidence": p}, p of the answer among the task's options, or where
         it has none the geometric mean of its tokens' probabilities. Family document: {"loss": nats per token,
         "perplexity": ..., "tokens": how many} of a text that follows what was read. Raises InputError for what is no
-        text, or empty.
+        text, or empty. Images (model.image) may be data URIs, bytes of a PNG or JPEG file, pathlib.Path or arrays.
         """
-        for number, text in enumerate(texts):
+        size = self.config.model.image
+        for number, text in enumerate(texts if size is None else ()):
             if reason := fault(text):
                 raise InputError(f"text {number} {reason}")
         if self.config.task.family == "text_to_text":

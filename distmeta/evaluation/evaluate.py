@@ -136,7 +136,7 @@ def _methods(setting: Setting) -> Evaluation:
     more: dict[str, Any] = {"settings": about, name: details_of(scored) | {"curves": curves(scored)}}
     more[name] |= {key: methods[name][key] for key in (WORST, GAP) if key in methods[name]}
     if not config.task.is_language:
-        more[name]["examples"] = examples(scored, store.text)
+        more[name]["examples"] = examples(scored, store.shown)
     classes = None if config.task.is_language else config.ways or len(store.labels)
     more["warnings"] = health.of_evaluation(methods[name], more[name], classes, is_base=setting.is_base)
     setting = replace(setting, scored=scored)
@@ -229,7 +229,7 @@ def evaluate_base(
         raise InputError(f"model.pretrained = {before}: base names the model, {base}; leave model.pretrained out")
     config = absolute(with_asked(config_of(source, {"model": {"pretrained": base}}), asked))
     check_used(config)
-    check_data(config.data, config.task)
+    check_data(config.data, config.task, config.model)
     store = open_store(build_store(config.data, config.task, config.model))
     check_tasks(store, config, split)
     check_model(config, cache_directory(config.data), len(store.labels))

@@ -7,6 +7,7 @@ from typing import Any
 
 from distmeta.errors import cut
 from distmeta.evaluation.scoring import Scored
+from distmeta.tasks import images
 
 MOST = 5  # of each kind
 LONGEST = 300  # characters of a text
@@ -24,8 +25,13 @@ def examples(scored: Sequence[Scored], text: Callable[[int], str]) -> list[dict[
         for confidence, row, about in kind:
             if len(shown) == most:
                 break
-            shown.setdefault(row, {**about, "text": cut(text(row), LONGEST), "confidence": confidence})
+            shown.setdefault(row, {**about, "text": shorter(text(row)), "confidence": confidence})
     return list(shown.values())
+
+
+def shorter(text: str) -> str:
+    """A text that fits in a table; an image stays whole."""
+    return text if text.startswith(images.DATA) else cut(text, LONGEST)
 
 
 def predicted(scored: Sequence[Scored], right: bool) -> Iterator[tuple[float, int, dict[str, Any]]]:

@@ -143,6 +143,7 @@ def check_explained(config: Config, state: Mapping[str, Any]) -> None:
     for fits, key, value, mend in (
         (config.task.family in ("domain", "classes"), "task.family", config.task.family, "domain or classes"),
         (config.task.labels == "head", "task.labels", config.task.labels, "head, whose examples have their own losses"),
+        (config.model.image is None, "model.image", list(config.model.image or ()), "texts, which it shows"),
         (config.model.head == "linear", "model.head", config.model.head,
          "linear: a head that is computed from the support set does not learn by its gradient alone"),
     ):  # fmt: skip

@@ -26,6 +26,7 @@ from distmeta.evaluation.support import Support, read_support
 from distmeta.inner import Diverged
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
+from distmeta.tasks import images
 from distmeta.tasks.records import parse
 from distmeta.tasks.rows import Episode
 from distmeta.tasks.tokenizer import load_tokenizer
@@ -106,9 +107,9 @@ def support_sets(support: str, each: str, config: Config) -> dict[str, list[dict
     """The rows of each task, with the run's column names. Raises InputError."""
     from distmeta.tasks.readers import find_sources, read_examples
 
-    data, words = config.data, config.task.family == "text_to_text"
+    data, words, size = config.data, config.task.family == "text_to_text", config.model.image
     by_task: dict[str, list[dict[str, Any]]] = {}
-    for source in find_sources(support):
+    for source in find_sources(support, images.kinds(size)):
         if each == FILE:
             family, columns = (
                 ("text_to_text", data) if words else ("classes", DataConfig(text=data.text, label=data.label))
@@ -122,7 +123,7 @@ def support_sets(support: str, each: str, config: Config) -> dict[str, list[dict
             family = "text_to_text" if words else "domain"
             chosen = data if words else DataConfig(text=data.text, label=data.label)
             columns, name = chosen.model_copy(update={"task": each}), ""
-        for batch in read_examples([source], columns, family, settable=False, one_task=each == FILE):
+        for batch in read_examples([source], columns, family, settable=False, one_task=each == FILE, image=size):
             rows = batch.to_pydict()
             for i, text in enumerate(rows["text"]):
                 row = of_record(text, data) if words else {data.text: text, data.label: rows["label"][i]}

@@ -135,7 +135,7 @@ def tasks_at_once(
         return min(32, fit)
     a_step = longest_row if config.task.family == "document" else lambda e: len(e.support.tokens)
     tokens = max((a_step(e) for e in some), default=1)
-    return max(1, min(16, fit, 2000 // max(tokens, 1)))
+    return max(1, min(16, fit, 2000 * model.work_unit // max(tokens, 1)))
 
 
 def tokens_of(episode: Episode) -> int:
@@ -327,7 +327,9 @@ def row_features(scoring: Scoring, episodes: Sequence[Episode]) -> tuple[NDArray
     ids, first = np.unique(np.concatenate([rows.rows for rows in sets]), return_index=True)
     tokens, offsets = gather(np.concatenate([rows.tokens for rows in sets]), lengths.cumsum(), first)
     each = Rows(tokens, offsets, np.zeros(len(ids), np.int64), ids)
-    parts = collate([each], inner.buckets, scoring.pad_id, part_tokens=inner.part_tokens or CPU_TOKENS)
+    parts = collate(
+        [each], inner.buckets, scoring.pad_id, part_tokens=inner.part_tokens or CPU_TOKENS * scoring.model.work_unit
+    )
     features = torch.empty(len(ids), model.width, device=device)
     for part in parts:
         (batch,) = model.batches([part], device)  # one at a time: the masks of all of them together may be gigabytes

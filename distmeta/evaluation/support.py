@@ -12,7 +12,7 @@ import numpy as np
 from distmeta.config import Config, DataConfig
 from distmeta.errors import InputError
 from distmeta.evaluation.texts import support_rows
-from distmeta.tasks import prompts
+from distmeta.tasks import images, prompts
 from distmeta.tasks.prompts import LETTERS
 from distmeta.tasks.records import Record, make, parse
 from distmeta.tasks.rows import Rows
@@ -77,8 +77,11 @@ def tokenise(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], 
     """Texts and label numbers as rows of an episode."""
     from distmeta.tasks.tokenizer import encode
 
-    most = config.model.max_tokens
-    if config.task.labels != "head":
+    most, size = config.model.max_tokens, config.model.image
+    if size is not None:
+        written = [images.as_text(text, size, f"image {number}") for number, text in enumerate(texts)]
+        tokens, lengths = next(images.encode(iter([written]), size))
+    elif config.task.labels != "head":
         tokens, lengths = next(prompts.encode(tokenizer, [list(texts)], config.task, most))
     else:
         tokens, lengths = next(encode(tokenizer, [list(texts)], most))
@@ -87,13 +90,13 @@ def tokenise(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], 
 
 
 def _pairs(support: Sequence[Mapping[str, Any]] | str | Path, config: Config, where: str) -> Iterator[tuple[str, str]]:
-    text, label = config.data.text, config.data.label
+    text, label, size = config.data.text, config.data.label, config.model.image
     if isinstance(support, str | Path):
         from distmeta.tasks.readers import find_sources, read_examples
 
-        for batch in read_examples(
-            find_sources(str(support)), DataConfig(text=text, label=label), "classes", settable=False
-        ):
+        sources = find_sources(str(support), images.kinds(size))
+        columns_of = DataConfig(text=text, label=label)
+        for batch in read_examples(sources, columns_of, "classes", settable=False, image=size):
             columns = batch.to_pydict()
             yield from zip(columns["text"], columns["label"], strict=True)
         return
@@ -103,6 +106,9 @@ def _pairs(support: Sequence[Mapping[str, Any]] | str | Path, config: Config, wh
         for column in (text, label):
             if column not in row:
                 raise InputError(f"support, example {number}: no '{column}'; it has {', '.join(map(str, row))}")
+        if size is not None:
+            yield images.as_text(row[text], size, f"support, example {number}"), str(row[label])
+            continue
         if reason := fault(row[text]):
             raise InputError(f"support, example {number}: '{text}' {reason}")
         yield row[text], str(row[label])

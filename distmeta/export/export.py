@@ -193,6 +193,11 @@ def write(trained: Trained, out: Path) -> Path:
         raise InputError(
             "export: lstm: transformers has no LSTM to load it as; distmeta adapt and evaluate take the checkpoint"
         )
+    if trained.config.model.image is not None:
+        raise InputError(
+            "export: transformers has no class for this model of images; distmeta adapt, predict and serve take the "
+            "checkpoint"
+        )
     if trained.is_language:
         tokenizer = stock_tokenizer(trained, backbone)
         about = described(trained) | {"tokenizer_class": type(tokenizer).__name__}

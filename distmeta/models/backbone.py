@@ -85,7 +85,7 @@ def build(
             raise InputError(
                 f"model.pretrained = {config.pretrained}: its weights lack {len(absent)} tensors, such as {absent[0]}"
             )
-        needed = model.get_input_embeddings().weight.shape[0]
+        needed = model.get_input_embeddings().weight.shape[0] if config.image is None else vocab_size
         if vocab_size > needed:
             raise InputError(
                 f"model.pretrained = {config.pretrained}: its tokenizer has {vocab_size} tokens, its embedding {needed}"
@@ -117,11 +117,12 @@ def model_config(config: ModelConfig, vocab_size: int, pad_id: int) -> Any:
     """The transformers configuration of `config.pretrained`, else of `config.architecture`. Raises InputError."""
     from transformers.utils import logging
 
-    from distmeta.models import lstm
+    from distmeta.models import conv4, lstm
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     lstm.register()
+    conv4.register()
     if config.pretrained is not None:
         return _pretrained_config(config.pretrained)
     return _fresh_config(config, vocab_size, pad_id)
@@ -170,10 +171,15 @@ def _fresh_config(config: ModelConfig, vocab_size: int, pad_id: int) -> Any:
         "bos_token_id": None,
         "eos_token_id": None,
     }
+    if config.image is not None:
+        channels, height, width = config.image
+        settings = {"num_channels": channels, "image_size": height if height == width else (height, width)}
+        settings = {key: value for key, value in settings.items() if key in known}
     if default.is_encoder_decoder:
         settings["decoder_start_token_id"] = pad_id
     try:
-        made = AutoConfig.for_model(config.architecture, **{**settings, **sizes, "vocab_size": vocab_size})
+        fixed = {"vocab_size": vocab_size} if config.image is None else settings
+        made = AutoConfig.for_model(config.architecture, **{**settings, **sizes, **fixed})
         made.architectures = made.architectures or []  # transformers looks through it where a family has two models
         return made
     except Exception as error:  # each architecture validates in its own way

@@ -13,6 +13,7 @@ from distmeta.models import backbone as backbones
 from distmeta.models import calls
 from distmeta.models.fast_shards import FastShards
 from distmeta.models.held import hold, loading_dtype, narrow_held
+from distmeta.models.images import ImageModel, build_image_backbone
 from distmeta.models.labels import LabelModel, check_room
 from distmeta.models.language import LanguageModel, build_language_model
 from distmeta.models.quantised import quantise_base
@@ -50,6 +51,10 @@ def build_model(
                     "task.family = document: an encoder-decoder reads no text; give a decoder, such as gpt2"
                 )
             return language
+        if config.model.image is not None:
+            images = ImageModel(build_image_backbone(config.model, config.run.seed, copy), classes, config, labels)
+            settle(images, config, base)
+            return images
         return build_classifier(config, vocab_size, pad_id, classes, shards, labels, copy)
 
 

@@ -58,11 +58,11 @@ def part_tokens(model: TaskModel, config: Config, device: torch.device, exact: b
     inner = config.inner
     if inner.part_tokens:
         return inner.part_tokens
-    most = CPU_TOKENS if device.type == "cpu" else 2**31
+    most = CPU_TOKENS * model.work_unit if device.type == "cpu" else 2**31
     if model.fast_shards is not None:
         return most
     price = token_bytes(model, exact, again=config.runs_layers_again)
-    return int(max(LEAST_TOKENS, min(most, budget_bytes(inner, device) / price)))
+    return int(max(LEAST_TOKENS * model.work_unit, min(most, budget_bytes(inner, device) / price)))
 
 
 def fit_layers(

@@ -61,6 +61,7 @@ class TaskModel(nn.Module):
         self._trial_length = calls.trial_length(backbone, self._most_tokens)
         self.token_bytes: dict[tuple[bool, bool], float] = {}  # as distmeta.models.footprint measures them
         self._fresh = config.model.pretrained is None
+        self.work_unit = 1  # tokens of a row that cost what one of a text does
         self.autocast: torch.dtype | None = None  # float32 while calls and layers are tried out below
         with calls.shaken(backbone, self._fresh):
             expected = self._ordinary(backbone)
@@ -229,16 +230,13 @@ class TaskModel(nn.Module):
         batch = self._trial_batch()
         order = torch.tensor([0, 2, 2, 0], device=batch.keep.device)
         fast = {name: value.expand(2, *value.shape) for name, value in self.fast.items() if "backbone." in name}
-        stripped = {name.removeprefix("backbone."): value for name, value in fast.items()}
         try:
             with torch.no_grad():
                 expected = self._last_states(batch)[order]
-                states = functional_call(
-                    self.backbone, stripped, (), self._arguments(batch.of_rows(order)), tie_weights=False
-                ).last_hidden_state
+                states = self.under(fast, lambda: self._last_states(batch.of_rows(order)))
         except Exception:  # a family's own code, on weights of another shape
             return False
-        rows = batch.keep[order].bool()
+        rows = batch.keep[order].bool() if states.shape[1] == batch.keep.shape[1] else slice(None)
         return calls.difference(states[rows], expected[rows]) <= calls.SAME
 
     def keeps_context(self, length: int) -> bool:

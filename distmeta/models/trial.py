@@ -64,7 +64,8 @@ def check_model(config: Config, cache: Path, classes: int | None = None) -> None
             )
     if config.runs_layers_again:
         task["recomputed"] = True
-    once(cache, config.model, {**task, "adapt": config.inner.adapt}, lambda: try_model(config))
+    attempt = try_model if config.model.image is None else try_images
+    once(cache, config.model, {**task, "adapt": config.inner.adapt}, lambda: attempt(config))
     if config.model.pretrained is not None:
         check_weights(config.model.pretrained)
 
@@ -147,6 +148,16 @@ def try_model(config: Config) -> None:
         )
 
     try_copy(hf_config, config.model, build)
+
+
+def try_images(config: Config) -> None:
+    """As `try_model`, of a model of images, whose size is a part of what is tried."""
+    from distmeta.models import backbone as backbones
+    from distmeta.models.build import build_model
+
+    hf_config = backbones.model_config(config.model, 0, 0)
+    plain = config.model.model_copy(update={"pretrained": None})
+    build_model(config.model_copy(update={"model": plain}), 0, 0, config.ways or 2, copy=hf_config)
 
 
 def try_copy(hf_config: Any, model: ModelConfig, build: Callable[[Any], None]) -> None:

@@ -190,7 +190,7 @@ class Base:
         """Fill in the predictions of T parts of at most `padded` rows: a row is repeated and its result dropped."""
         tasks = [several[i][0] for i, _, _ in group]
         n = padded if len(group) > 1 else len(group[0][2].labels)
-        most = PART_TOKENS if self.device.type == "cpu" else 16 * PART_TOKENS
+        most = PART_TOKENS * self.model.work_unit * (1 if self.device.type == "cpu" else 16)
         parts = collate([repeated(rows, n) for _, _, rows in group], 0, self.pad_id, part_tokens=most)
         params = {**self.shared, **self._stacked(tasks)}
         logits: list[torch.Tensor] = []
@@ -221,7 +221,7 @@ class Base:
         return support
 
     def _rows(self, texts: Sequence[str]) -> Rows:
-        if self.config.task.labels != "head":
+        if self.config.task.labels != "head" or self.config.model.image is not None:
             return tokenise(self.tokenizer, texts, [0] * len(texts), self.config)
         ids = [encoding.ids for encoding in self._cutting.encode_batch_fast(list(texts))]
         if not all(ids):

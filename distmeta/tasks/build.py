@@ -22,9 +22,9 @@ from typing import Any
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError
-from distmeta.tasks import documents, ledgers, mixture, questions, reviews, splits, tokenizer
+from distmeta.tasks import documents, glyphs, images, ledgers, mixture, questions, reviews, splits, tokenizer
 from distmeta.tasks.readers import ROW_ROLES, read_examples
-from distmeta.tasks.sources import KINDS, TEXT_KINDS, Source, find_sources
+from distmeta.tasks.sources import TEXT_KINDS, Source, find_sources
 from distmeta.tasks.splits import SPLITS
 from distmeta.tasks.spool import Progress, spool_examples
 from distmeta.tasks.writing import write_store
@@ -53,28 +53,37 @@ def build_store(
     only            without a split column and data.splits everything is of this split; the others may be empty
     Raises InputError for data that cannot be used; nothing is left behind then.
     """
-    sources = _sources(data, task.family, only)
+    sources = _sources(data, task.family, only, model.image)
     ready = _given_tokenizer(model, tokenizer_file)
     key = _key(data, task, model, sources, seed, ready, labels, only)
 
     def fill(work: Path) -> None:
         spool = spool_examples(
-            _batches(sources, data, task.family, seed, settable=tokenizer_file is None), work, progress
+            _batches(sources, data, task.family, seed, model.image, settable=tokenizer_file is None), work, progress
         )
         write_store(spool, work, key, data, task, model, ready, labels, only, progress)
 
     return built(cache_directory(data) / key, fill)
 
 
-def check_data(data: DataConfig, task: TaskConfig) -> None:
+def check_data(data: DataConfig, task: TaskConfig, model: ModelConfig) -> None:
     """Raises InputError where the family has no built-in data, and none is given."""
-    if task.family == "classes" and data.path is None and data.sources is None:
+    if task.family == "classes" and model.image is None and data.path is None and data.sources is None:
         raise InputError("task.family = classes needs data.path: files with a column text and a column label")
 
 
 def store_key(data: DataConfig, task: TaskConfig, model: ModelConfig) -> str:
     """What `build_store` would know the store by. Raises InputError for files that are not there."""
-    return _key(data, task, model, _sources(data, task.family), 0, _given_tokenizer(model, None), None, None)
+    return _key(
+        data,
+        task,
+        model,
+        _sources(data, task.family, None, model.image),
+        0,
+        _given_tokenizer(model, None),
+        None,
+        None,
+    )
 
 
 def built(path: Path, fill: Callable[[Path], None]) -> Path:
@@ -103,7 +112,7 @@ def cache_directory(data: DataConfig) -> Path:
 Sources = dict[str, tuple[DataConfig, list[Source]]]  # by name; "" for data.path
 
 
-def _sources(data: DataConfig, family: str, only: str | None = None) -> Sources:
+def _sources(data: DataConfig, family: str, only: str | None, image: images.Size | None) -> Sources:
     """The data files, and how each source's are read; none: the built-in reviews. Of files to come: the first.
 
     only: where files are of splits, those of this one. Raises InputError.
@@ -112,8 +121,9 @@ def _sources(data: DataConfig, family: str, only: str | None = None) -> Sources:
         each = {name: data.of(name) for name in sorted(data.sources)}
     else:
         each = {"": data} if data.path is not None else {}
+    kinds = TEXT_KINDS if family == "document" else images.kinds(image)
     return {
-        name: (section, _with_splits(find_sources(section.path, TEXT_KINDS if family == "document" else KINDS,
+        name: (section, _with_splits(find_sources(section.path, kinds,
                                               json_too=section.layout == "natural_instructions",
                                               first=section.follow is not None), section, only))
         for name, section in each.items()
@@ -134,6 +144,8 @@ def _with_splits(files: list[Source], data: DataConfig, only: str | None) -> lis
 def _given_tokenizer(model: ModelConfig, file: Path | None) -> Any:
     if file is not None:
         return tokenizer.load_tokenizer(file)
+    if model.image is not None:
+        return images.make_tokenizer()
     return tokenizer.load_tokenizer(model.pretrained) if model.pretrained else None
 
 
@@ -150,6 +162,8 @@ def _key(
     text = task.family == "text_to_text"
     suite = {"text_to_text": ("questions", questions), "document": ("ledgers", ledgers)}
     name, module = suite.get(task.family, ("reviews", reviews))
+    if model.image is not None:
+        name, module = "glyphs", glyphs
     made = [name, module.VERSION, seed]
     document = task.family == "document"
 
@@ -170,13 +184,16 @@ def _key(
         "family": [task.family, task.ways, *([model.answer_tokens, task.instructions] if text else [])],
         **({"prompt": task.prompt} if task.labels != "head" or (text and task.prompt != "bare") else {}),
         **({"cut": "middle"} if text and task.prompt == "bare" else {}),  # once it was the end
+        **({"image": list(model.image)} if model.image is not None else {}),
         "labels": labels,
         "only": only,
     }
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-def _batches(sources: Sources, data: DataConfig, family: str, seed: int, settable: bool) -> Iterator[Any]:
+def _batches(
+    sources: Sources, data: DataConfig, family: str, seed: int, image: images.Size | None, settable: bool
+) -> Iterator[Any]:
     if data.sources is not None:
         role = "label" if family == "classes" else "task"
         each = (
@@ -186,10 +203,10 @@ def _batches(sources: Sources, data: DataConfig, family: str, seed: int, settabl
         return chain.from_iterable(each)
     if sources:
         section, files = sources[""]
-        return read_examples(files, section, family, settable)
+        return read_examples(files, section, family, settable, image=image)
     columns = ["text", "label", *(["task"] if family != "classes" else []), *([] if data.splits else ["split"])]
     make = {"text_to_text": questions.make_questions, "document": ledgers.make_ledgers}
-    table = make.get(family, reviews.make_reviews)(seed)
+    table = glyphs.make_glyphs(seed, image) if image else make.get(family, reviews.make_reviews)(seed)
     return iter(table.select(columns).to_batches())
 
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from distmeta.config import DataConfig
 from distmeta.errors import InputError, cut, nearest
-from distmeta.tasks import documents, records
+from distmeta.tasks import documents, images, records
 from distmeta.tasks.sources import Source, check_quotes, find_sources
 
 __all__ = ["find_sources", "read_examples"]
@@ -33,7 +33,12 @@ TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no"
 
 
 def read_examples(
-    sources: Sequence[Source], data: DataConfig, family: str, settable: bool = True, one_task: bool = False
+    sources: Sequence[Source],
+    data: DataConfig,
+    family: str,
+    settable: bool = True,
+    one_task: bool = False,
+    image: images.Size | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Batches with the string columns text, label, task (unless family classes) and split (where the data has one).
 
@@ -43,8 +48,17 @@ def read_examples(
     author, empty where none is named. Where data.subgroup and data.trusted name columns, also subgroup (may be empty)
     and trusted ("1", or empty).
     settable: whether who reads can name other columns; those of a run that has ended stay. one_task: all rows are of
-    one task (families text_to_text and document), which needs no column to name it.
+    one task (families text_to_text and document), which needs no column to name it. image: column text holds images,
+    which become texts of this size (distmeta.tasks.images).
     """
+    if files := [source for source in sources if source.kind == "image"]:
+        if image is None or len(files) < len(sources):
+            other = next((source for source in sources if source.kind != "image"), files[0])
+            raise InputError(f"{other.name}: tables and image files are two data sets; give data.path one of them")
+        if key := next((key for key in ROW_ROLES if getattr(data, key) is not None), None):
+            raise InputError(f"{files[0].name}: image files have no columns; leave data.{key} out, or give a table")
+        yield from images.read_files(files, image)
+        return
     words = family == "text_to_text"
     file_of = documents.file_names(sources) if family == "document" else [""] * len(sources)
     has_split = True if data.splits is None and any(source.split for source in sources) else None
@@ -71,8 +85,12 @@ def read_examples(
                 if "task" not in arrays:
                     made["task"] = documents.row_names(file, source, numbers)
                 made["author"] = pa.array([""] * len(numbers), pa.large_string())
+            read_already = {"text"} if image is not None else set()
+            if image is not None:
+                named = f"'{columns['text']}' (data.text)"
+                made["text"] = images.from_column(arrays["text"], image, named, source, numbers)
             for role in ("task", "split") if words else arrays:
-                if role not in arrays:
+                if role not in arrays or role in read_already:
                     continue
                 made[role] = _strings(arrays[role], role, columns[role], source, numbers)
             for role in ROW_ROLES:  # other data, on which a run is evaluated, may be without them

@@ -22,6 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from distmeta.errors import InputError
+from distmeta.tasks.images import to_uri
 from distmeta.tasks.splits import SPLITS
 from distmeta.tasks.spool import gather
 
@@ -80,6 +81,7 @@ class TaskStore:
     authors: list[str] = field(repr=False)  # of each task, where the data names them (family document); else []
     subgroups: list[str] = field(repr=False)  # names of data.subgroup, "" that of rows without one; [] without it
     subgroup_ids: NDArray[np.int32] | None = field(repr=False)  # [rows]; None without data.subgroup
+    image: tuple[int, int, int] | None  # channels, height, width, where rows are images
     encoding: dict[str, int] = field(repr=False)  # tasks.counts.Counts, answer_tokens; {} in stores of before
     _texts: Any = field(repr=False)
 
@@ -110,6 +112,10 @@ class TaskStore:
 
     def text(self, row: int) -> str:
         return str(self._texts[row].as_py())
+
+    def shown(self, row: int) -> str:
+        """What a person is shown of an example: its text, or a data URI of its image."""
+        return self.text(row) if self.image is None else to_uri(self.text(row), self.image)
 
     def texts_of(self, split: str) -> Any:
         """The texts of a split's rows, which lie side by side, as a memory-mapped Arrow array."""
@@ -163,6 +169,7 @@ def open_store(path: str | Path) -> TaskStore:
         authors=names.column("authors")[0].as_py() if "authors" in names.schema.names else [],
         subgroups=names.column("subgroups")[0].as_py() if "subgroups" in names.schema.names else [],
         subgroup_ids=rows.column("subgroup").to_numpy() if "subgroup" in rows.schema.names else None,
+        image=tuple(meta["image"]) if meta.get("image") else None,
         encoding=meta.get("encoding", {}),
         _texts=rows.column("text"),
     )

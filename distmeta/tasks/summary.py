@@ -108,4 +108,4 @@ def headline(content: dict[str, Any]) -> str:
 def built_in(config: Config) -> str:
     """What a run without data of its own learns from."""
     suites = {"text_to_text": "built-in questions", "document": "built-in ledgers"}
-    return suites.get(config.task.family, "built-in product reviews")
+    return "built-in glyphs" if config.model.image else suites.get(config.task.family, "built-in product reviews")

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from distmeta.errors import InputError, cut
-from distmeta.tasks.readers import read_texts
+from distmeta.tasks import images
+from distmeta.tasks.readers import READ, read_texts
 from distmeta.tasks.sources import TEXT_KINDS, find_sources, lines
 
 
@@ -28,12 +29,15 @@ def shown(value: Any) -> str:
     return "missing" if value is None else cut(json.dumps(value), 60)
 
 
-def read_inputs(path: str, column: str) -> Iterator[str | None]:
+def read_inputs(path: str, column: str, image: images.Size | None = None) -> Iterator[str | None]:
     """The texts to answer, one a line or row; None where it is blank, so that answers pair with lines and rows.
 
     path: a data file, a .txt with a text a line, or "-" for lines of standard input. A line that is a JSON object gives
     its `column`; where the file is no .jsonl, any other line is a text. Raises InputError.
     """
+    if image is not None:
+        yield from _of_images(path, column, image)
+        return
     if path == "-":
         stream = getattr(sys.stdin, "buffer", sys.stdin)
         yield from _of_lines(lines(stream, "standard input"), "standard input", column, json_alone=False)
@@ -45,6 +49,19 @@ def read_inputs(path: str, column: str) -> Iterator[str | None]:
         texts = (text for part in read_texts([source], column) for text in part.to_pylist())
         for number, text in enumerate(texts, 1):
             yield _checked(text, f"{source.name} row {number}")
+
+
+def _of_images(path: str, column: str, size: images.Size) -> Iterator[str]:
+    """The texts of image files in the order of their names, or of a table's column."""
+    if path == "-":
+        raise InputError("--input -: lines of standard input are no images; give a file or a directory")
+    for source in find_sources(path, images.kinds(size)):
+        if source.kind == "image":
+            with source.open() as stream:
+                yield images.read_image(stream.read(), size, source.name)
+            continue
+        for arrays, numbers in READ[source.kind](source, lambda columns: {"text": column}):
+            yield from images.from_column(arrays["text"], size, f"'{column}'", source, numbers).to_pylist()
 
 
 def _of_lines(numbered: Iterator[tuple[int, str]], name: str, column: str, json_alone: bool) -> Iterator[str | None]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError, cut
-from distmeta.tasks import documents, prompts, records, splits, tokenizer, written
+from distmeta.tasks import documents, images, prompts, records, splits, tokenizer, written
 from distmeta.tasks.counts import MOST_UNKNOWN, Counts, unknown_words
 from distmeta.tasks.splits import SPLITS
 from distmeta.tasks.spool import Progress, Spool, gather, ordered_names, parts_of, sort_by_cell, spooled_texts
@@ -168,6 +168,8 @@ def encoded(plan: Plan, order: Order, ready: Any, lost: Counts) -> Iterator[tupl
     """(tokens one after another, how many of each row, and of answers, if there are any, where they begin and how many
     tokens the heads have) of batches of rows."""
     lines, task, model = spooled_texts(plan.spool, order.rows), plan.task, plan.model
+    if model.image is not None:
+        return images.encode(lines, model.image)
     if plan.of_documents:
         return documents.encode(ready, lines, lost)
     if plan.has_answers:
@@ -257,7 +259,7 @@ def write_files(plan: Plan, order: Order, ready: Any, lost: Counts, key: str) ->
         "key": key, "family": plan.task.family, "columns": plan.width, "rows": rows,
         "vocab_size": special.vocab_size, "pad_id": special.pad, "cls_id": special.cls, "sep_id": special.sep,
         "end_id": special.end, "later": later,
-        "max_tokens": model.max_tokens,
+        "max_tokens": model.max_tokens, "image": model.image,
         "encoding": asdict(lost) | ({"answer_tokens": model.answer_tokens} if plan.has_answers else {}),
         "left_out": [n for n, s in zip(plan.names, plan.split, strict=True) if s < 0],
         "source": plan.data.path or "built-in reviews", "sources": sorted(plan.data.sources or []),

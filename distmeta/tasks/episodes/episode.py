@@ -9,6 +9,7 @@ from distmeta.tasks.arrivals import arrived_tasks
 from distmeta.tasks.augment import STREAMS, augment_tokens, permute_labels, resplit
 from distmeta.tasks.draws import Draws
 from distmeta.tasks.families import FAMILIES
+from distmeta.tasks.images import turned
 from distmeta.tasks.mixture import drawn_groups
 from distmeta.tasks.passages import sample_passage
 from distmeta.tasks.rows import Episode, Rows
@@ -32,6 +33,8 @@ def sample_episode(
     """
     by = task.augment if augment else AugmentConfig()
     drawn = index - index % 2 if by.resplit else index  # the episode whose rows these are
+    if task.augment.rotations and not augment:
+        task = task.model_copy(update={"augment": by})
     task = sized(task, Draws(seed, STREAMS["size"], drawn))
     draws = Draws(seed, SPLITS.index(split), drawn)
     groups = drawn_groups(store, task, split, draws)
@@ -57,6 +60,9 @@ def sample_episode(
     if by.permute_labels:
         names, label = permute_labels(names, label, Draws(seed, STREAMS["permute_labels"], index))
     tokens, offsets = store.read(rows)
+    if choice.quarters is not None:
+        assert store.image is not None, "only images are turned"
+        tokens = turned(tokens, choice.quarters[label], store.image)
     cut = len(first)
     middle = offsets[cut]
     words = ~np.isin(tokens[:middle], [i for i in (store.cls_id, store.sep_id) if i is not None])

@@ -1,0 +1,92 @@
+"""The four-block convolutional network of the few-shot literature (Vinyals et al. 2016; Finn et al. 2017,
+arXiv 1703.03400, section 5.2): 3 x 3 convolutions of stride 2.
+
+It has a layer norm over channels and places where these have batch norm: an image's scores then do not depend on the
+images that it is classified with. An image comes in with mean 0 and deviation 1, so that the padding around it is no
+edge. A convolution is written as a linear layer over the 3 x 3 places around each, so that it carries a task axis,
+takes LoRA and is differentiated twice as every other linear layer. transformers has no such network; the class takes
+its place in its registry, as `model.architecture=conv4`.
+
+Letters: N rows, C channels, H x W pixels, P places, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from distmeta.models.layers import TaskLayerNorm, per_task
+
+
+@strict
+class Conv4Config(PreTrainedConfig):  # type: ignore[misc]
+    model_type = "conv4"
+
+    num_channels: int = 1
+    hidden_size: int = 64
+    num_hidden_layers: int = 4
+
+
+class ImageNorm(TaskLayerNorm):
+    """Layer norm of [N, P, D] over places and channels together; weight and bias [D] or [T, D] are of channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = F.layer_norm(x, x.shape[1:], None, None, self.eps)
+        return whole * per_task(self.weight, x, 1) + per_task(self.bias, x, 1)
+
+
+class Block(nn.Module):
+    """Convolution of stride 2, norm, ReLU."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Linear(9 * inputs, width, bias=False)
+        self.norm = ImageNorm(width)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, D, H / 2, W / 2], rounded up."""
+        height, width = (-(-size // 2) for size in hidden_states.shape[2:])
+        around = F.unfold(hidden_states, 3, padding=1, stride=2).mT  # [N, P, 9 C]
+        states: Tensor = self.norm(self.conv(around))
+        return F.relu(states).mT.reshape(len(states), -1, height, width)
+
+
+class Conv4Model(PreTrainedModel):  # type: ignore[misc]
+    config_class = Conv4Config
+    base_model_prefix = "conv4"
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: Conv4Config) -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        self.layers = nn.ModuleList(
+            Block(config.num_channels if i == 0 else width, width) for i in range(config.num_hidden_layers)
+        )
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The layers begin as they are built; convolutions as He et al. 2015 have them."""
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+    def set_attn_implementation(self, attn_implementation: Any, *_: Any, **__: Any) -> None:
+        if attn_implementation != "eager":
+            raise ValueError("a convolutional network has no attention")
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        """pixel_values [N, C, H, W] -> last_hidden_state [N, P, D]."""
+        states = F.layer_norm(pixel_values, pixel_values.shape[1:])
+        for layer in self.layers:
+            states = layer(states)
+        return BaseModelOutput(last_hidden_state=states.flatten(2).mT)
+
+
+def register() -> None:
+    """Make model type conv4 known to transformers in this process."""
+    AutoConfig.register("conv4", Conv4Config, exist_ok=True)
+    AutoModel.register(Conv4Config, Conv4Model, exist_ok=True)

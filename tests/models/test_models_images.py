@@ -1,0 +1,108 @@
+"""Models of images: the convolutional network, transformers' own."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distmeta.config import make_config
+from distmeta.errors import InputError
+from distmeta.inner import InnerLoop, meta_gradient
+from distmeta.models.build import build_model
+
+SIZE = (1, 8, 8)
+VIT = {"architecture": "vit", "config": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+                                         "intermediate_size": 32, "patch_size": 4}}  # fmt: skip
+CONV4 = {"architecture": "conv4", "config": {"hidden_size": 12, "num_hidden_layers": 2}}
+
+
+def config(model=CONV4, **sections):
+    base = {"model": {"image": list(SIZE), **model}, "task": {"ways": 3, "shots": 1, "queries": 2},
+            "inner": {"lr": 0.3, "steps": 2}}  # fmt: skip
+    return make_config({**base, **sections})
+
+
+def build(model=CONV4, **sections):
+    return build_model(config(model, **sections), 257, 256, 3).double()
+
+
+def part(seed, tasks=1, n=6):
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 256, (tasks, n, 64))
+    rows = np.tile(np.arange(n), (tasks, 1))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": rows % 3, "rows": rows, "store_rows": rows,
+            "total": n}  # fmt: skip
+
+
+def batches(model, *seeds, tasks=1):
+    return [model.batches([part(seed, tasks)], "cpu") for seed in seeds]
+
+
+def test_conv4_is_convolutions_of_stride_two():
+    model = build()
+    (batch,) = batches(model, 0)[0]
+    states = F.layer_norm(batch.input_ids.view(-1, *SIZE).double() / 127.5 - 1, SIZE)
+    for block in model.backbone.layers:
+        weight = block.conv.weight.view(12, -1, 3, 3)
+        states = F.conv2d(states, weight, stride=2, padding=1)
+        states = F.relu(F.group_norm(states, 1, block.norm.weight, block.norm.bias))
+    expected = states.mean((2, 3)).view(1, 6, -1)
+    torch.testing.assert_close(model.features({**model.fast, **model.shared}, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [CONV4, VIT])
+def test_an_image_s_scores_are_its_own(model):
+    model = build(model)
+    (batch,) = batches(model, 0)[0]
+    params = {**model.fast, **model.shared}
+    alone = model.logits(params, batch.of_rows(torch.tensor([3])))
+    torch.testing.assert_close(alone[0, 0], model.logits(params, batch)[0, 3])
+
+
+def test_vit_is_transformers_own():
+    model = build(VIT)
+    (batch,) = batches(model, 0)[0]
+    pixels = (batch.input_ids.view(-1, *SIZE).double() / 255 - 0.5) / 0.5
+    expected = model.backbone(pixel_values=pixels.float().double()).last_hidden_state.mean(1)
+    torch.testing.assert_close(model.features({**model.fast, **model.shared}, batch)[0], expected)
+
+
+@pytest.mark.parametrize(("model", "adapt_what"), [(CONV4, "all"), (CONV4, "lora"), (VIT, "all"), (VIT, "head")])
+def test_the_exact_meta_gradient_is_that_of_the_loss_after_adaptation(model, adapt_what):
+    model = build({**model, "lora_targets": "all-linear"}, inner={"adapt": adapt_what, "steps": 2, "lr": 0.3})
+    support, query = batches(model, 1, 2)
+    shared = {name: value.detach() for name, value in model.shared.items()}
+    fast = {name: value.detach() + 0.01 for name, value in model.fast.items()}
+    loop = InnerLoop(steps=2, lr=0.3)
+
+    def after(params):
+        return meta_gradient(lambda p, b: model.loss(p, b).sum(), params, support, query, loop, "exact", shared=shared)
+
+    found = after(fast)
+    generator = torch.Generator().manual_seed(0)
+    direction = {n: torch.randn(v.shape, generator=generator, dtype=v.dtype) for n, v in fast.items()}
+    ends = [after({n: v + e * direction[n] for n, v in fast.items()}).loss for e in (1e-6, -1e-6)]
+    along = sum((found.grads[n] * direction[n]).sum() for n in fast)
+    torch.testing.assert_close(along, (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=1e-8)
+
+
+def test_tasks_with_weights_of_their_own_run_together():
+    model = build()
+    assert model.takes_task_axis
+    (both,) = batches(model, 3, tasks=2)[0]
+    own = [{n: v + 0.1 * t for n, v in model.fast.items()} for t in range(2)]
+    found = model.logits({**model.shared, **{n: torch.stack([w[n] for w in own]) for n in own[0]}}, both)
+    for t in range(2):
+        whole = part(3, 2)
+        alone = {n: v[t : t + 1] if isinstance(v, np.ndarray) else v for n, v in whole.items()}
+        expected = model.logits({**model.shared, **own[t]}, model.batches([alone], "cpu")[0])
+        torch.testing.assert_close(found[t], expected[0])
+
+
+@pytest.mark.parametrize(("model", "why"), [
+    ({"architecture": "bert"}, "bert takes no images"),
+    ({"architecture": "resnet", "config": {"depths": [1], "hidden_sizes": [8], "embedding_size": 8}}, "batch norm"),
+])  # fmt: skip
+def test_a_model_that_cannot_read_images_is_refused(model, why):
+    with pytest.raises(InputError, match=why):
+        build(model)

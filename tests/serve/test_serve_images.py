@@ -1,0 +1,70 @@
+"""Every verb that takes a checkpoint of images."""
+
+import pytest
+from serving import Server
+
+from distmeta.algorithms.rates import initial_log_rates
+from distmeta.config import make_config
+from distmeta.errors import InputError
+from distmeta.evaluation.adapt import adapt, load_adapted
+from distmeta.evaluation.evaluate import evaluate
+from distmeta.export.export import export
+from distmeta.models.build import build_model
+from distmeta.runs import checkpoint
+from distmeta.serve.batches import Base
+from distmeta.tasks import images
+from distmeta.tasks.build import build_store
+from distmeta.tasks.glyphs import make_glyphs
+from distmeta.tasks.store import open_store
+
+SIZE = (1, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A checkpoint over the built-in glyphs, and images of three classes."""
+    given = make_config({
+        "model": {"image": list(SIZE), "config": {"hidden_size": 12, "num_hidden_layers": 2}},
+        "task": {"ways": 3, "shots": 1, "queries": 2}, "inner": {"lr": 0.3, "steps": 2},
+        "eval": {"episodes": 4}, "data": {"cache": str(tmp_path_factory.mktemp("cache"))},
+    })  # fmt: skip
+    store = open_store(build_store(given.data, given.task, given.model))
+    model = build_model(given, store.vocab_size, store.pad_id, 3)
+    meta = {**model.fast, **model.shared, **initial_log_rates(given.inner, model.adapted)}
+    state = {"step": 1, "labels": store.labels, "classes": 3, "vocab_size": store.vocab_size, "pad_id": store.pad_id}
+    folder = tmp_path_factory.mktemp("run") / "step-000001"
+    checkpoint.save(folder, given, state, meta, {}, store.tokenizer_file)
+    glyphs = make_glyphs(7, SIZE).slice(0, 60).to_pydict()
+    return folder, [{"image": t, "label": n} for t, n in zip(glyphs["text"], glyphs["label"], strict=True)]
+
+
+def test_a_checkpoint_of_images_is_evaluated_adapted_and_served(saved, tmp_path):
+    folder, rows = saved
+    found = evaluate(folder, episodes=4, baselines=False)
+    assert found.details["meta_trained"]["examples"][0]["text"].startswith(images.DATA)
+
+    support = rows[::5]
+    adapted = adapt(folder, support)
+    adapted.save(tmp_path / "task")
+    texts = [row["image"] for row in rows[1::20]]
+    expected = adapted.predict(texts)
+    uris = [images.to_uri(text, SIZE) for text in texts]
+    assert load_adapted(tmp_path / "task").predict(uris) == expected
+
+    served = [{"text": images.to_uri(row["image"], SIZE), "label": row["label"]} for row in support]
+    with Server(Base(folder), tmp_path / "tasks") as server:
+        task = server.ask("POST", "/tasks", {"support": served})
+        assert task.status == 201, task.error
+        place = f"/tasks/{task.json['task']}/predict"
+        answer = server.ask("POST", place, {"inputs": uris})
+        assert [one["label"] for one in answer.json["predictions"]] == [one["label"] for one in expected]
+        refused = server.ask("POST", place, {"inputs": ["/etc/hostname"]})
+        assert refused.status == 400 and "not an image" in refused.error
+
+
+def test_what_images_cannot_do_says_so(saved, tmp_path):
+    folder, _ = saved
+    with pytest.raises(InputError, match="export: transformers has no class for this model of images"):
+        export(folder, tmp_path / "out")
+    with pytest.raises(InputError, match="not an image"):
+        adapt(folder, [{"image": "a.png", "label": "a"}, {"image": "b.png", "label": "b"}])

@@ -456,12 +456,24 @@ def letters() -> str:
     return table(["examples of each class", "1", "2", "3", "4", "5"], rows)
 
 
+def letters_methods() -> str:
+    found = record("letters_methods")
+    rows = []
+    for name, of in found["methods"].items():
+        one, five = (interval(of["shots"][shots]["accuracy"]) for shots in ("1", "5"))
+        rows.append([name, str(of.get("meta_steps", "")), one, five])
+    means = (f"{mean(found['class means'][shots]):.3f}" for shots in ("1", "5"))
+    rows.append(["class means of a frozen sentence encoder", "", *means])
+    return table(["SmolLM2-135M-Instruct, LoRA", "meta-steps", "1 shot", "5 shots"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
         default, default_short, peers, exact_walk, depth, paper, scaling, time_to_quality, classics, orders, algorithms,
         algorithms_short, algorithms_real, padding, compression, answers, sentiment, sentiment_rows,
-        sentiment_train_whole, sentiment_whole, intents, letters, documents_builtin, documents_runs, documents_memory, influence,
+        sentiment_train_whole, sentiment_whole, intents, letters, letters_methods, documents_builtin,
+        documents_runs, documents_memory, influence,
     )
 }  # fmt: skip
 

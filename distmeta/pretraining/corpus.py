@@ -146,7 +146,7 @@ def _texts(config: Config) -> tuple[Any, Iterable[pa.Array]]:
 def text_sources(path: str | list[str]) -> list[Source]:
     """The files of pretrain.path. Raises InputError where there are none."""
     with _named_as_here():
-        return find_sources(path, TEXT_KINDS)
+        return find_sources(path, TEXT_KINDS, key="pretrain.path")
 
 
 @contextlib.contextmanager

@@ -125,7 +125,7 @@ def _sources(data: DataConfig, family: str, only: str | None, image: images.Size
     return {
         name: (section, _with_splits(find_sources(section.path, kinds,
                                               json_too=section.layout == "natural_instructions",
-                                              first=section.follow is not None), section, only))
+                                              first=section.follow is not None, key="data.path"), section, only))
         for name, section in each.items()
         if section.path is not None
     }  # fmt: skip

@@ -173,14 +173,21 @@ def filesystem_of(path: str) -> tuple[Any, str]:
 
 
 def find_sources(
-    paths: str | Sequence[str], kinds: Mapping[str, str] = KINDS, json_too: bool = False, first: bool = False
+    paths: str | Sequence[str],
+    kinds: Mapping[str, str] = KINDS,
+    json_too: bool = False,
+    first: bool = False,
+    key: str = "",
 ) -> list[Source]:
     """The data files that `paths` (files, directories, globs) stand for, in a stable order.
 
     kinds: by suffix. json_too: a .json file in a directory is data, and not a note about the data beside it.
-    first: the first of them alone.
+    first: the first of them alone. key: the setting that names the paths, if one does.
     """
-    sources = list_sources(paths, kinds, json_too)[: 1 if first else None]
+    try:
+        sources = list_sources(paths, kinds, json_too)[: 1 if first else None]
+    except MissingData as error:
+        raise MissingData(f"{error} ({key})" if key else str(error)) from None
     if not sources:
         raise InputError("data.path is an empty list; name at least one file, directory or glob")
     for source in sources:

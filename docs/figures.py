@@ -128,6 +128,15 @@ def sharding(t: Tools) -> Iterator[Sentence]:
         ),
     )
     yield "docs/algorithms.md", f"takes {step['group']} MB a rank instead of {step['rank']}"
+    large = t.record("large_base")
+    most = max(rank["private_mb"] for rank in large["ranks"])
+    yield (
+        "docs/cluster.md",
+        (
+            f"a decoder of {large['parameters'] / 1e9:.2f} B parameters in bfloat16 ({large['base_mb']:,.0f} MB) under LoRA takes {most:,} MB of a "
+            "rank's own memory"
+        ),
+    )
 
 
 def scaling(t: Tools) -> Iterator[Sentence]:

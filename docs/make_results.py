@@ -467,12 +467,23 @@ def letters_methods() -> str:
     return table(["SmolLM2-135M-Instruct, LoRA", "meta-steps", "1 shot", "5 shots"], rows)
 
 
+def images() -> str:
+    rows = []
+    for name, about in (("built_in", "drawn by the program"), ("omniglot_small", "136 characters of Omniglot")):
+        if found := record("images").get(name):
+            cells = [f"{interval(found[a]['accuracy'])}" for a in ("maml", "prototypes")]
+            apart = found["maml less prototypes"]
+            steps = str(found["maml"]["meta_steps"])
+            rows.append([about, steps, *cells, f"{apart['mean']:+.3f} [{apart['low']:+.3f}, {apart['high']:+.3f}]"])
+    return table(["5 ways, 1 shot", "meta-steps", "`maml`", "`prototypes`", "paired, over classes"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
         default, default_short, peers, exact_walk, depth, paper, scaling, time_to_quality, classics, orders, algorithms,
         algorithms_short, algorithms_real, padding, compression, answers, sentiment, sentiment_rows,
-        sentiment_train_whole, sentiment_whole, intents, letters, letters_methods, documents_builtin,
+        sentiment_train_whole, sentiment_whole, images, intents, letters, letters_methods, documents_builtin,
         documents_runs, documents_memory, influence,
     )
 }  # fmt: skip

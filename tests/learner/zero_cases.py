@@ -75,7 +75,7 @@ def main(world, rank, folder, cases):
         run.mkdir(exist_ok=True)
         store = build_store(config.data, config.task, config.model)
         worker.learn(config, run, store, [], rank, world, torch.device("cpu"))
-        shards, fast = kept.pop(), whole_weights.pop()
+        shards, fast = kept.pop() if kept else None, whole_weights.pop()
         if fast is not None:
             sizes = {k: -(-shape.numel() // world) * world * 4 for k, shape in fast.shapes.items()}
             report[name] = {

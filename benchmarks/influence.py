@@ -27,7 +27,7 @@ from distmeta.algorithms import maml
 from distmeta.algorithms.rates import PREFIX, inner_loop
 from distmeta.bench.measure import setting
 from distmeta.config import load_config
-from distmeta.evaluation.adapt import on_device
+from distmeta.evaluation.adaptable import on_device
 from distmeta.evaluation.influence import Learner, left_out, loss_of, slopes_of
 from distmeta.evaluation.scoring import load_group
 from distmeta.inner import adapt
@@ -44,9 +44,10 @@ ROUNDS = 5
 
 
 def loss_after(learner: Learner, query: list[Any], weights: torch.Tensor) -> float:
-    loss, loop = loss_of(learner.model), inner_loop(learner.config.inner, learner.rates, learner.steps)
-    shared = {**learner.shared, "row_weights": weights}
-    params = adapt(loss, learner.fast, [("support", b) for b in learner.support], loop, shared=shared).params
+    start = learner.start
+    loss, loop = loss_of(start.model), inner_loop(start.config.inner, start.rates, learner.steps)
+    shared = {**start.shared, "row_weights": weights}
+    params = adapt(loss, start.fast, [("support", b) for b in learner.support], loop, shared=shared).params
     with torch.no_grad():
         return sum(float(loss({**shared, **params}, ("query", batch))) for batch in query)
 
@@ -72,7 +73,8 @@ def main() -> None:
     config = saved.config.model_copy(update={"task": saved.config.task.model_copy(update={"queries": 1})})
     store = open_store(build_store(config.data, config.task, config.model, tokenizer_file=saved.tokenizer_file,
                                    labels=saved.state["labels"]))  # fmt: skip
-    model, fast, shared, rates = on_device(saved, torch.device("cpu"))
+    start = on_device(saved, torch.device("cpu"))
+    model, fast, shared, rates = start.model, dict(start.fast), dict(start.shared), start.rates
     set_attention(model.backbone, "exact")
     rows: list[dict[str, Any]] = []
     cost: list[float] = []
@@ -83,7 +85,7 @@ def main() -> None:
             episode = sample_episode(store, config.task, config.run.seed, "test", index)
             support, query = load_group([episode], model, config, store.pad_id, torch.device("cpu"))
             n = len(episode.support.labels)
-            learner = Learner(model, config, fast, shared, scaled, support, n, config.inner.steps)
+            learner = Learner(replace(start, config=config, rates=scaled), support, n, config.inner.steps)
             one = [replace(query[0], total=1)] if len(query) == 1 else query
             predicted = left_out(slopes_of(learner, one))
             whole = loss_after(learner, one, torch.full((n,), 1 / n))

@@ -10,7 +10,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,38 +19,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distmeta.algorithms.rates import PREFIX, inner_loop
 from distmeta.config import Config, dump_config
 from distmeta.errors import InputError
 from distmeta.evaluation import documents
-from distmeta.evaluation.evaluate import load_model
-from distmeta.evaluation.scoring import left_one_out, split_meta, stack
+from distmeta.evaluation.adaptable import Adaptable, fit, name_any, newest, on_device, read_tokens, without_pooled
+from distmeta.evaluation.scoring import split_meta
 from distmeta.evaluation.support import Support, read_support, tokenise
 from distmeta.evaluation.texts import choose, write
-from distmeta.inner import adapt as adapt_weights
-from distmeta.models.backbone import positions, set_attention
-from distmeta.models.batch import TextBatch
+from distmeta.models.backbone import set_attention
 from distmeta.models.build import build_model, check_format
 from distmeta.models.compression import restore
-from distmeta.models.context import sequence_of
-from distmeta.models.footprint import part_tokens
-from distmeta.models.labels import LabelModel
 from distmeta.models.language import LanguageModel
-from distmeta.models.prefix import fixed_prefix
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.tasks import counts
 from distmeta.tasks.episodes.collate import collate
-from distmeta.tasks.prompts import LETTERS
 from distmeta.tasks.records import Record
 from distmeta.tasks.texts import fault
+from distmeta.tasks.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BATCH_ROWS = 256
-# Of a checkpoint's state, what an adapted model needs too.
-KEPT = ("format", "classes", "vocab_size", "pad_id", "compression")
 
 
 @dataclass(frozen=True)
@@ -70,6 +61,10 @@ class AdaptedModel:
         what = ", ".join(self.labels) or ("a text" if self.reads_documents else "answers in words")
         return f"AdaptedModel({what}{losses_in_words(self.inner_losses, '; ')})"
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.tokenizer_file)
+
     @property
     def text_column(self) -> str:
         """The column that inputs to predict are in."""
@@ -86,8 +81,7 @@ class AdaptedModel:
         if self.config.model.image is not None:
             return ""
         lost = counts.Counts()
-        tokenizer = _tokenizer(self.tokenizer_file)
-        lost.add(tokenizer.encode_batch_fast(list(texts)), counts.unknown_id(tokenizer))
+        lost.add(self.tokenizer.encode_batch_fast(list(texts)), counts.unknown_id(self.tokenizer))
         many = lost.unknown > counts.WORTH_SAYING * lost.tokens
         return counts.unknown_words(asdict(lost)) + ", and count as one word" if many else ""
 
@@ -109,14 +103,13 @@ class AdaptedModel:
         if self.reads_documents:
             assert isinstance(self.model, LanguageModel)
             place, pad_id = documents.place_of(self.state), int(self.state["pad_id"])
-            each = [documents.tokens_of(_tokenizer(self.tokenizer_file), text) for text in texts]
+            each = [documents.tokens_of(self.tokenizer, text) for text in texts]
             return [documents.score(self.model, self.params, place, t, self.config, pad_id) for t in each]
         out = []
-        tokenizer = _tokenizer(self.tokenizer_file)
         device = next(iter(self.params.values())).device
         for start in range(0, len(texts), BATCH_ROWS):
             part = texts[start : start + BATCH_ROWS]
-            rows = tokenise(tokenizer, part, [0] * len(part), self.config)
+            rows = tokenise(self.tokenizer, part, [0] * len(part), self.config)
             pad_id = int(self.state["pad_id"])
             batches = collate([rows], 0, pad_id)
             probabilities = np.zeros((len(part), len(self.labels)))
@@ -134,12 +127,11 @@ class AdaptedModel:
                 "only a model that has read a document continues it; this one answers: leave --continue out"
             )
         assert isinstance(self.model, LanguageModel)
-        tokenizer = _tokenizer(self.tokenizer_file)
-        ids, place = documents.tokens_of(tokenizer, text), documents.place_of(self.state)
-        return documents.continued(self.model, self.params, place, ids, self.config, most, tokenizer)
+        ids, place = documents.tokens_of(self.tokenizer, text), documents.place_of(self.state)
+        return documents.continued(self.model, self.params, place, ids, self.config, most, self.tokenizer)
 
     def _answer(self, model: LanguageModel, texts: Sequence[str]) -> list[dict[str, Any]]:
-        tokenizer, config, task = _tokenizer(self.tokenizer_file), self.config, self.state["answers"]
+        tokenizer, config, task = self.tokenizer, self.config, self.state["answers"]
         records = [Record(text, ("",), tuple(task["options"]), task["instruction"]) for text in texts]
         out: list[tuple[str, float]] = []
         for start in range(0, len(records), BATCH_ROWS):
@@ -210,17 +202,13 @@ def adapt(
             raise InputError("steps and checkpoint are of a run: an adapted model reads on as it is; leave them out")
         return read_further(load_adapted(source), support)
     saved = checkpoints.load(source, which=checkpoint)
-    config = saved.config
-    if config.task.family == "document":
+    if saved.config.task.family == "document":
         return read_first(saved, support, steps)
     where = "support" if not isinstance(support, str | Path) else str(support)
-    tokenizer = _tokenizer(saved.tokenizer_file)
-    examples = read_support(support, config, saved.state, tokenizer, where)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, fast, shared, rates = on_device(saved, device)
-    examples = newest(examples, model, config)
-    params, losses = fit(model, fast, shared, rates, [examples], config, int(saved.state["pad_id"]), steps)[0]
-    return adapted_model(saved, model, shared, examples, params, losses)
+    examples = read_support(support, saved.config, saved.state, load_tokenizer(saved.tokenizer_file), where)
+    start = on_device(saved)
+    examples = newest(examples, start)
+    return adapted_model(start, examples, *fit(start, [examples], steps)[0])
 
 
 def read_first(
@@ -229,9 +217,11 @@ def read_first(
     """A model that has read a text. Raises InputError."""
     if steps is not None:
         raise InputError(f"steps = {steps}: a text is read in as many steps as it has chunks; leave steps out")
-    model, fast, shared, rates = on_device(saved, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    state = kept_state(saved) | documents.as_state(documents.START)
-    blank = AdaptedModel(saved.config, [], model, {**shared, **fast, **rates}, saved.tokenizer_file, state, [])
+    start = on_device(saved)
+    state = start.kept_state | documents.as_state(documents.START)
+    blank = AdaptedModel(
+        saved.config, [], start.model, {**start.values, **start.rates}, start.tokenizer_file, state, []
+    )
     return read_further(blank, support)
 
 
@@ -240,15 +230,11 @@ def read_further(adapted: AdaptedModel, support: Sequence[Mapping[str, Any]] | s
     config, model = adapted.config, adapted.model
     if not adapted.reads_documents:
         raise InputError("an adapted model of a task with examples learns no more; give the run, and all examples")
-    assert isinstance(model, LanguageModel)
-    fast = {name: adapted.params[name] for name in model.fast}
-    rates = {name: value for name, value in adapted.params.items() if name.split(".")[0] == PREFIX}
-    shared = {name: value for name, value in adapted.params.items() if name not in {**fast, **rates}}
+    roles = split_meta(model, adapted.params)
+    start = Adaptable(config, model, *roles, adapted.state, adapted.tokenizer_file)
     before = documents.place_of(adapted.state)
-    tokens = documents.tokens_of(_tokenizer(adapted.tokenizer_file), documents.text_of(support, config))
-    params, place, losses = documents.read_on(
-        model, config, fast, shared, rates, tokens, before, int(adapted.state["pad_id"])
-    )
+    tokens = documents.tokens_of(adapted.tokenizer, documents.text_of(support, config))
+    params, place, losses = documents.read_on(start, tokens, before)
     state = adapted.state | documents.as_state(place)
     warnings = tuple(documents.remarks(place, before, config))
     return replace(
@@ -264,16 +250,15 @@ def check_steps(steps: int | None) -> None:
 
 
 def adapted_model(
-    saved: checkpoints.Checkpoint, model: TaskModel, shared: Mapping[str, Tensor], support: Support,
-    params: Mapping[str, Tensor], losses: list[float],
-) -> AdaptedModel:  # fmt: skip
+    start: Adaptable, support: Support, params: Mapping[str, Tensor], losses: list[float]
+) -> AdaptedModel:
     """What `fit` has made of a support set, as a model of its own."""
-    config, state = saved.config, kept_state(saved) | support.about
+    model, state = start.model, start.kept_state | support.about
     if isinstance(model, LanguageModel) and model.reads_support:
-        state["context"] = read_tokens(model, support, config, int(saved.state["pad_id"]))
-    warnings = tuple(remarks(support, losses, _tokenizer(saved.tokenizer_file)))
-    adapted = {**without_pooled(shared), **params}
-    return AdaptedModel(config, support.labels, model, adapted, saved.tokenizer_file, state, losses, warnings)
+        state["context"] = read_tokens(start, support)
+    warnings = tuple(remarks(support, losses, start.tokenizer))
+    adapted = {**without_pooled(start.shared), **params}
+    return AdaptedModel(start.config, support.labels, model, adapted, start.tokenizer_file, state, losses, warnings)
 
 
 def remarks(support: Support, losses: Sequence[float], tokenizer: Tokenizer) -> Iterator[str]:
@@ -290,125 +275,6 @@ def remarks(support: Support, losses: Sequence[float], tokenizer: Tokenizer) -> 
         yield f"{counts.unknown_words(lost)}, and count as one word"
     if left_out := support.about.get("left_out"):
         yield f"the first {left_out} examples were left out: the model has no room for more than the others in context"
-
-
-def newest(support: Support, model: TaskModel, config: Config) -> Support:
-    """The support set without its first examples, where a language model that reads it has no room for all of them."""
-    limit = positions(model.backbone)
-    if limit is None or isinstance(model, LabelModel) or not (isinstance(model, LanguageModel) and model.reads_support):
-        return support
-    rows, room = support.rows, limit - config.model.max_tokens
-    first = int(np.argmax(rows.offsets[-1] - rows.offsets[:-1] <= room))
-    if first == 0:
-        return support  # it fits, or no example alone does
-    return replace(support, rows=rows.part(first, len(rows.labels)), about=support.about | {"left_out": first})
-
-
-def check_room_for(support: Support, model: TaskModel, config: Config) -> None:
-    """Raises InputError where a model that reads its support set has too few positions for it and a text after it."""
-    reads = model.in_context is not None or (isinstance(model, LanguageModel) and model.reads_support)
-    limit = positions(model.backbone)
-    if not reads or limit is None:
-        return
-    rows, need = support.rows, len(support.rows.tokens) + config.model.max_tokens
-    if isinstance(model, LabelModel):
-        names = [len(name) for name in model.tokens.of(support.labels)]
-        each = [names[label] + len(model.tokens.after) for label in rows.labels]
-        need += len(model.tokens.start) + sum(each) + max(names)
-    elif model.in_context is not None:
-        need += len(rows.labels) + 1
-    if need > limit:
-        raise InputError(
-            f"support: {len(rows.labels)} examples and a text after them may take {need} positions, the model has "
-            f"{limit}; give fewer or shorter examples"
-        )
-
-
-def on_device(
-    saved: checkpoints.Checkpoint, device: torch.device
-) -> tuple[TaskModel, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """A checkpoint's model, and its meta-parameters by role as `split_meta` gives them."""
-    model = load_model(saved)
-    name_any(model)
-    fast, shared, rates = ({n: v.to(device) for n, v in d.items()} for d in split_meta(model, saved.meta))
-    set_attention(model.backbone, "first_order")
-    return model.to(device), fast, shared, rates
-
-
-def kept_state(saved: checkpoints.Checkpoint) -> dict[str, Any]:
-    """Of a checkpoint's state, what an adapted model needs."""
-    source = {"path": str(saved.path.resolve()), "digest": checkpoints.digest(saved.path)}
-    return {key: saved.state[key] for key in KEPT if key in saved.state} | {"meta_step": saved.step, "from": source}
-
-
-def without_pooled(shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Shared parameters without those of training alone."""
-    return {name: value for name, value in shared.items() if not name.startswith("pooled_")}
-
-
-def default_steps(config: Config) -> int:
-    """The inner steps of a new task, as the run evaluates."""
-    return config.eval.steps if config.eval.steps is not None else config.inner.steps
-
-
-def fit(
-    model: TaskModel,
-    fast: Mapping[str, Tensor],
-    shared: Mapping[str, Tensor],
-    rates: Mapping[str, Tensor],
-    supports: Sequence[Support],
-    config: Config,
-    pad_id: int,
-    steps: int | None = None,
-) -> list[tuple[dict[str, Tensor], list[float]]]:
-    """The adapted parameters, and the support loss after 0..K inner steps, of each of T support sets.
-
-    Several at once go through the base as one batch, the fast weights with a task axis: only where
-    `model.takes_task_axis`, and the sets have equal numbers of rows and, with a prototype head, of labels. A task
-    whose loss diverges among several is found by its last loss, which is no finite number; alone it raises Diverged.
-    """
-    tasks = len(supports)
-    if supports[0].labels and model.prototype_head:
-        model.classes = len(supports[0].labels)
-    steps = default_steps(config) if steps is None else steps
-    device = next(iter({**fast, **shared}.values())).device
-    for support in supports:
-        check_room_for(support, model, config)
-    rows, names = [s.rows for s in supports], [s.labels for s in supports]
-    cut = partial(collate, buckets=config.inner.buckets, pad_id=pad_id)
-    batches, _ = model.sets(cut(rows), [], device, False, names)
-    reads = isinstance(model, LanguageModel) and model.leaves_one_out
-    if isinstance(model, LanguageModel) and reads and steps > 0:
-        limited = partial(cut, part_tokens=part_tokens(model, config, device, exact=False))
-        batches = left_one_out(model, rows, batches, limited)
-    elif not reads:
-        batches = fixed_prefix(model, {**fast, **shared}, batches)
-
-    def loss(params: dict[str, Tensor], batch: TextBatch) -> Tensor:
-        return model.loss(params, batch).sum()
-
-    result = adapt_weights(
-        loss if tasks == 1 else model.loss, fast if tasks == 1 else stack(fast, tasks), batches,
-        inner_loop(config.inner, rates, steps), shared=shared,
-        start=model.start if model.starts and not reads else None, task_axis=False if tasks == 1 else "native",
-        check=tasks == 1, last_inner_loss=steps > 0 or not reads,
-    )  # fmt: skip
-    with torch.no_grad():
-        params = result.params | model.settle({**shared, **result.params}, batches)
-    if tasks == 1:
-        return [(params, result.inner_losses.tolist())]
-    # what `start` computes has an axis of its own, of one task where it is alone
-    by_task = {name: value if name in fast else value.unsqueeze(1) for name, value in params.items()}
-    return [({n: v[t].clone() for n, v in by_task.items()}, result.inner_losses[t].tolist()) for t in range(tasks)]
-
-
-def read_tokens(model: TaskModel, support: Support, config: Config, pad_id: int) -> list[int]:
-    """The tokens of a support set, in the order in which a model that reads it does."""
-    parts = collate([support.rows], config.inner.buckets, pad_id)
-    batches, _ = model.sets(parts, [], "cpu", False, [support.labels])
-    ids, kept = sequence_of(batches)
-    tokens: list[int] = ids[kept > 0].tolist()
-    return tokens
 
 
 def load_adapted(path: str | Path) -> AdaptedModel:
@@ -432,15 +298,3 @@ def load_adapted(path: str | Path) -> AdaptedModel:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     params = {name: value.to(device) for name, value in load_file(path / "adapted.safetensors").items()}
     return AdaptedModel(config, labels, model.to(device), params, path / "tokenizer.json", state, losses)
-
-
-def name_any(model: TaskModel) -> None:
-    """A model that names classes by letters takes as many as there are."""
-    if isinstance(model, LabelModel) and model.tokens.labels:
-        model.classes = len(LETTERS)
-
-
-def _tokenizer(file: Path) -> Tokenizer:
-    from distmeta.tasks.tokenizer import load_tokenizer
-
-    return load_tokenizer(file)

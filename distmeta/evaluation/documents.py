@@ -19,6 +19,7 @@ from torch import Tensor
 from distmeta.algorithms.rates import inner_loop
 from distmeta.config import Config
 from distmeta.errors import InputError
+from distmeta.evaluation.adaptable import Adaptable
 from distmeta.inner import InnerLoop
 from distmeta.inner.adapt import adapt
 from distmeta.models.backbone import positions
@@ -89,15 +90,14 @@ def tokens_of(tokenizer: Tokenizer, text: str) -> list[int]:
 _whole = lru_cache(maxsize=4)(plain_copy)  # which cuts nothing
 
 
-def read_on(
-    model: LanguageModel, config: Config, fast: Params, shared: Params, rates: Params, tokens: Sequence[int],
-    place: Place, pad_id: int,
-) -> tuple[dict[str, Tensor], Place, list[float]]:  # fmt: skip
+def read_on(start: Adaptable, tokens: Sequence[int], place: Place) -> tuple[dict[str, Tensor], Place, list[float]]:
     """Read `tokens` from `place` on: (the fast weights, the new place, the loss of each chunk before the step on it).
 
     What is less than a chunk at the end is kept for later. Raises Diverged, and InputError where an inner optimizer
     with a state would have to go on in the middle.
     """
+    config, model, device = start.config, start.model, start.device
+    assert isinstance(model, LanguageModel)
     task, inner = config.task, config.inner
     if place.steps and inner.optimizer != "sgd":
         raise InputError(
@@ -107,15 +107,14 @@ def read_on(
     begin = len(place.tail) - place.pending
     count = (len(text) - begin) // task.chunk_tokens
     rows = [_row(text, begin + k * task.chunk_tokens, config) for k in range(count)]
-    params, losses = dict(fast), []
-    device = next(iter(params.values())).device
+    params, losses = dict(start.fast), []
     size = AT_ONCE if inner.optimizer == "sgd" else max(1, count)
     for at in range(0, count, size):
         part = rows[at : at + size]
-        chunks = [model.batches(collate([row], 1, pad_id), device) for row in part]
-        chunks = [fixed_prefix(model, {**params, **shared}, chunk) for chunk in chunks]
-        loop = _steps(inner_loop(inner, rates, place.steps + at + len(part)), place.steps + at)
-        result = adapt(lambda p, b: model.loss(p, b).sum(), params, chunks, loop, shared=shared, by_step=True)
+        chunks = [model.batches(collate([row], 1, start.pad_id), device) for row in part]
+        chunks = [fixed_prefix(model, {**params, **start.shared}, chunk) for chunk in chunks]
+        loop = _steps(inner_loop(inner, start.rates, place.steps + at + len(part)), place.steps + at)
+        result = adapt(lambda p, b: model.loss(p, b).sum(), params, chunks, loop, shared=start.shared, by_step=True)
         params = result.params
         losses += result.inner_losses.tolist()
     end = begin + count * task.chunk_tokens

@@ -29,7 +29,8 @@ from torch import Tensor
 from distmeta.algorithms.rates import inner_loop
 from distmeta.config import Config
 from distmeta.errors import InputError
-from distmeta.evaluation.adapt import AdaptedModel, on_device
+from distmeta.evaluation.adapt import AdaptedModel
+from distmeta.evaluation.adaptable import Adaptable, on_device
 from distmeta.evaluation.support import read_support, tokenise
 from distmeta.inner import meta_gradient
 from distmeta.models.backbone import set_attention
@@ -38,10 +39,8 @@ from distmeta.models.prefix import fixed_prefix
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.tasks.episodes.collate import collate
-from distmeta.tasks.tokenizer import load_tokenizer
 
 WEIGHTS = "row_weights"  # among the shared tensors: of the support rows
-Params = Mapping[str, Tensor]
 Kind = tuple[str, TextBatch]  # "support" or "query", and a batch of it
 
 
@@ -49,11 +48,7 @@ Kind = tuple[str, TextBatch]  # "support" or "query", and a batch of it
 class Learner:
     """What an adaptation is run again with: the checkpoint's model and meta-parameters, and the support set."""
 
-    model: TaskModel
-    config: Config
-    fast: Params
-    shared: Params
-    rates: Params
+    start: Adaptable
     support: list[TextBatch]
     rows: int
     steps: int
@@ -117,22 +112,18 @@ def learner_of(adapted: AdaptedModel, checkpoint: str | Path | None = None) -> L
         raise InputError(
             f"{saved.path}: is not the checkpoint that the model was adapted from; name it with --checkpoint"
         )
-    device = next(iter(adapted.params.values())).device
-    return learner_with(on_device(saved, device), adapted, saved.state, load_tokenizer(saved.tokenizer_file))
+    return learner_with(on_device(saved, next(iter(adapted.params.values())).device), adapted)
 
 
-def learner_with(loaded: Any, adapted: AdaptedModel, state: Mapping[str, Any], tokenizer: Any) -> Learner:
-    """loaded: (model, fast, shared, rates) of the checkpoint whose `state` this is. Its attention has the exact kernel
-    afterwards."""
-    model, fast, shared, rates = loaded
-    config, device = adapted.config, next(iter(fast.values())).device
+def learner_with(start: Adaptable, adapted: AdaptedModel) -> Learner:
+    """start: what the model was adapted from. Its attention has the exact kernel afterwards."""
+    config, model = adapted.config, start.model
     rows = [{config.data.text: one["text"], config.data.label: one["label"]} for one in adapted.state["examples"]]
-    support = read_support(rows, config, state, tokenizer)
+    support = read_support(rows, config, start.state, start.tokenizer)
     set_attention(model.backbone, "exact")
-    parts = collate([support.rows], config.inner.buckets, int(state["pad_id"]))
-    batches = fixed_prefix(model, {**fast, **shared}, model.batches(parts, device))
-    steps = len(adapted.inner_losses) - 1
-    return Learner(model, config, fast, shared, rates, batches, len(rows), steps)
+    parts = collate([support.rows], config.inner.buckets, start.pad_id)
+    batches = fixed_prefix(model, start.values, model.batches(parts, start.device))
+    return Learner(start, batches, len(rows), steps=len(adapted.inner_losses) - 1)
 
 
 def check_explained(config: Config, state: Mapping[str, Any]) -> None:
@@ -153,24 +144,24 @@ def check_explained(config: Config, state: Mapping[str, Any]) -> None:
 
 def query_of(adapted: AdaptedModel, learner: Learner, text: str, label: str) -> list[TextBatch]:
     """One text with the label that was predicted for it."""
-    tokenizer = load_tokenizer(adapted.tokenizer_file)
-    rows = tokenise(tokenizer, [text], [adapted.labels.index(label)], adapted.config)
-    parts = collate([rows], 0, int(adapted.state["pad_id"]))
-    device = next(iter(learner.fast.values())).device
-    return fixed_prefix(learner.model, {**learner.fast, **learner.shared}, learner.model.batches(parts, device))
+    start = learner.start
+    rows = tokenise(adapted.tokenizer, [text], [adapted.labels.index(label)], adapted.config)
+    parts = collate([rows], 0, start.pad_id)
+    return fixed_prefix(start.model, start.values, start.model.batches(parts, start.device))
 
 
 def slopes_of(
     learner: Learner, query: Sequence[TextBatch], weights: Tensor | None = None, order: Any = "exact"
 ) -> NDArray[np.float64]:
     """d loss(query) / d w_i for every support row, in the support set's order, [n]. weights: w; None: 1 / n each."""
-    loop = inner_loop(learner.config.inner, learner.rates, learner.steps)
-    value = next(iter(learner.fast.values()))
-    start = torch.full((learner.rows,), 1.0 / learner.rows, dtype=value.dtype, device=value.device)
+    start = learner.start
+    loop = inner_loop(start.config.inner, start.rates, learner.steps)
+    value = next(iter(start.fast.values()))
+    even = torch.full((learner.rows,), 1.0 / learner.rows, dtype=value.dtype, device=value.device)
     result = meta_gradient(
-        loss_of(learner.model), learner.fast, [("support", b) for b in learner.support],
+        loss_of(start.model), start.fast, [("support", b) for b in learner.support],
         [("query", b) for b in query], loop, order,
-        shared={**learner.shared, WEIGHTS: start if weights is None else weights}, last_inner_loss=False,
+        shared={**start.shared, WEIGHTS: even if weights is None else weights}, last_inner_loss=False,
     )  # fmt: skip
     return np.asarray(result.shared_grads[WEIGHTS].double().cpu())
 

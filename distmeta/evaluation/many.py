@@ -3,66 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from distmeta.config import Config, DataConfig
 from distmeta.errors import InputError
-from distmeta.evaluation.adapt import (
-    AdaptedModel,
-    adapted_model,
-    check_steps,
-    default_steps,
-    fit,
-    newest,
-    on_device,
-)
+from distmeta.evaluation.adapt import AdaptedModel, adapted_model, check_steps
+from distmeta.evaluation.adaptable import Adaptable, Fitted, fit, newest, on_device
 from distmeta.evaluation.scoring import tasks_at_once
 from distmeta.evaluation.support import Support, read_support
 from distmeta.inner import Diverged
-from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.tasks import images
 from distmeta.tasks.records import parse
 from distmeta.tasks.rows import Episode
 from distmeta.tasks.tokenizer import load_tokenizer
 
-Fitted = tuple[dict[str, Tensor], list[float]]  # adapted parameters, and the support loss after 0..K inner steps
 FILE = "file"  # of --each: a task for each file
 LONGEST_NAME = 200  # bytes
 
 
 def fit_each(
-    model: TaskModel,
-    fast: Mapping[str, Tensor],
-    shared: Mapping[str, Tensor],
-    rates: Mapping[str, Tensor],
-    supports: Sequence[Support],
-    config: Config,
-    pad_id: int,
-    steps: Sequence[int],
-    most: int,
+    start: Adaptable, supports: Sequence[Support], steps: Sequence[int], most: int
 ) -> Iterator[tuple[int, Fitted | Diverged]]:
     """(number, what `fit` gives, or why it gives nothing) of each support set, `steps` of each, in any order.
 
     Those of equal numbers of rows and steps, and of labels where the model needs it, go as one batch, `most` at most.
     """
-    device = next(iter({**fast, **shared}.values())).device
+    model, config = start.model, start.config
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, support in enumerate(supports):
         ways = len(support.labels) if model.prototype_head or config.task.labels == "words" else 0
         groups.setdefault((len(support.rows.labels), steps[i], ways), []).append(i)
     for (_, count, _), group in groups.items():
         episodes = [Episode(0, "", tuple(supports[i].labels), supports[i].rows, supports[i].rows) for i in group]
-        together = min(most, tasks_at_once(model, config, episodes, device))
-        for start in range(0, len(group), together):
-            part = group[start : start + together]
+        together = min(most, tasks_at_once(model, config, episodes, start.device))
+        for first in range(0, len(group), together):
+            part = group[first : first + together]
             try:
-                fitted = fit(model, fast, shared, rates, [supports[i] for i in part], config, pad_id, count)
+                fitted = fit(start, [supports[i] for i in part], count)
             except Diverged as error:  # one task alone
                 yield part[0], error
                 continue
@@ -82,7 +62,7 @@ def adapt_each(
     saved = checkpoints.load(source, which=checkpoint)
     if saved.config.task.family == "document":
         raise InputError("--each is for tasks with examples; a document is read with `distmeta adapt` for each")
-    tokenizer, pad_id = load_tokenizer(saved.tokenizer_file), int(saved.state["pad_id"])
+    tokenizer = load_tokenizer(saved.tokenizer_file)
     sets = support_sets(support, each, saved.config)
     for name in sets:
         folder_name(name)
@@ -90,17 +70,16 @@ def adapt_each(
         name: read_support(rows, saved.config, saved.state, tokenizer, f"{support}, task {name}")
         for name, rows in sets.items()
     }
-    model, fast, shared, rates = on_device(saved, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    supports = {name: newest(one, model, saved.config) for name, one in supports.items()}
-    names, most = list(supports), len(supports) if model.in_context is None else 1
-    counts = [default_steps(saved.config) if steps is None else steps] * len(names)
-    several = list(supports.values())
-    for i, fitted in fit_each(model, fast, shared, rates, several, saved.config, pad_id, counts, most):
+    start = on_device(saved)
+    names, several = list(supports), [newest(support, start) for support in supports.values()]
+    most = len(names) if start.model.in_context is None else 1
+    counts = [start.steps if steps is None else steps] * len(names)
+    for i, fitted in fit_each(start, several, counts, most):
         if isinstance(fitted, Diverged) or not all(map(math.isfinite, fitted[1])):
             reason = str(fitted) if isinstance(fitted, Diverged) else f"the inner loop diverges: losses {fitted[1]}"
             yield names[i], reason
         else:
-            yield names[i], adapted_model(saved, model, shared, several[i], *fitted)
+            yield names[i], adapted_model(start, several[i], *fitted)
 
 
 def support_sets(support: str, each: str, config: Config) -> dict[str, list[dict[str, Any]]]:

@@ -140,7 +140,7 @@ class Language:
         (batch,) = self.model.batches([part], self.base.device)
         pick = sampler(settings.temperature, settings.top_p, settings.drawn, self.base.device)
         generation = Generation(
-            self.model, {**self.base.shared, **task.params}, replace(batch, states=None), self.encoder.ends, pick
+            self.model, {**self.base.start.shared, **task.params}, replace(batch, states=None), self.encoder.ends, pick
         )
         texts = [Growing(self.tokenizer, settings.stops) for _ in numbers]
         for step in range(1, most + 1):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +23,16 @@ from tokenizers import Tokenizer
 from distmeta.config import DataConfig
 from distmeta.errors import InputError
 from distmeta.evaluation import documents, influence
-from distmeta.evaluation.adapt import (
-    AdaptedModel,
-    check_room_for,
-    default_steps,
-    kept_state,
-    likeliest,
-    newest,
-    on_device,
-    without_pooled,
-)
+from distmeta.evaluation.adapt import AdaptedModel, likeliest
+from distmeta.evaluation.adaptable import check_room_for, newest, on_device, without_pooled
 from distmeta.evaluation.many import fit_each
 from distmeta.evaluation.support import Support, read_support, tokenise
 from distmeta.inner import Diverged
 from distmeta.models.backbone import set_attention
-from distmeta.models.language import LanguageModel
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.serve.tasks import Refused, Task
 from distmeta.tasks.episodes.collate import collate
 from distmeta.tasks.rows import Rows
-from distmeta.tasks.tokenizer import load_tokenizer
 
 MOST_ROWS = 32  # of a task in a batch of several; a request with more goes in parts
 PART_TOKENS = 4096  # of a micro-batch on a CPU; 16 times as many on a GPU
@@ -64,18 +54,15 @@ class Base:
 
     def __init__(self, source: str | Path, batch_tasks: int = 16) -> None:
         saved = checkpoints.load(source)
+        start = on_device(saved)
         # Requests name their columns alike, whatever the files of the run called them.
         self.config = saved.config.model_copy(update={"data": DataConfig()})
-        self.checkpoint, self.step = checkpoints.digest(saved.path), saved.step
-        self.state, self.kept = saved.state, kept_state(saved)
-        self.tokenizer_file, self.pad_id = saved.tokenizer_file, int(saved.state["pad_id"])
-        self.tokenizer = load_tokenizer(saved.tokenizer_file)
+        self.start = replace(start, config=self.config, shared=without_pooled(start.shared))
+        self.checkpoint, self.step = str(start.state["from"]["digest"]), saved.step
+        self.model, self.tokenizer, self.pad_id, self.device = start.model, start.tokenizer, start.pad_id, start.device
         self._cutting = Tokenizer.from_str(self.tokenizer.to_str())
         self._cutting.no_padding()
         self._cutting.enable_truncation(self.config.model.max_tokens)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model, self.fast, self.shared, self.rates = on_device(saved, self.device)
-        self.shared = without_pooled(self.shared)
         self.family = self.config.task.family
         axis = self.model.takes_task_axis and self.model.in_context is None
         self.batched = axis and not self.config.task.is_language
@@ -83,7 +70,7 @@ class Base:
 
     def asked(self, rows: Sequence[Mapping[str, Any]], steps: int | None = None) -> Asked:
         """A request with its handle: the same for the same rows, in the same order, and steps."""
-        steps = default_steps(self.config) if steps is None else steps
+        steps = self.start.steps if steps is None else steps
         named = checkpoints.digest_of([FORMAT, self.checkpoint, steps, [dict(row) for row in rows]])
         return Asked(named, tuple(rows), steps)
 
@@ -104,10 +91,7 @@ class Base:
             except (InputError, Refused) as error:
                 tasks[i] = error
         numbers, read = list(supports), list(supports.values())
-        for place, fitted in fit_each(
-            self.model, self.fast, self.shared, self.rates, read, self.config, self.pad_id,
-            [several[i].steps for i in numbers], self.batch_tasks,
-        ):  # fmt: skip
+        for place, fitted in fit_each(self.start, read, [several[i].steps for i in numbers], self.batch_tasks):
             i = numbers[place]
             tasks[i] = (
                 Refused(422, str(fitted))
@@ -118,18 +102,13 @@ class Base:
 
     def _read(self, asked: Asked) -> Task | Exception:
         """The task of a text that is read from its start, or from where another task has come to."""
-        assert isinstance(self.model, LanguageModel)
-        before, losses = documents.START, list[float]()
-        fast: Mapping[str, torch.Tensor] = self.fast
+        before, losses, start = documents.START, list[float](), self.start
         if asked.after is not None:
             before, losses = documents.place_of(asked.after.about), list(asked.after.about["support_loss"])
-            fast = asked.after.params
+            start = replace(start, fast=asked.after.params)
         try:
             text = documents.text_of(asked.rows, self.config)
-            params, place, later = documents.read_on(
-                self.model, self.config, fast, self.shared, self.rates, documents.tokens_of(self.tokenizer, text),
-                before, self.pad_id,
-            )  # fmt: skip
+            params, place, later = documents.read_on(start, documents.tokens_of(self.tokenizer, text), before)
         except Diverged as error:
             return Refused(422, str(error))
         except InputError as error:
@@ -168,9 +147,7 @@ class Base:
         adapted = self._adapted(task)
         try:
             influence.check_explained(self.config, adapted.state)
-            loaded = self.model, self.fast, self.shared, self.rates
-            learner = influence.learner_with(loaded, adapted, self.state, self.tokenizer)
-            return influence.explained(adapted, learner, texts)
+            return influence.explained(adapted, influence.learner_with(self.start, adapted), texts)
         except InputError as error:
             return error
         finally:
@@ -192,7 +169,7 @@ class Base:
         n = padded if len(group) > 1 else len(group[0][2].labels)
         most = PART_TOKENS * self.model.work_unit * (1 if self.device.type == "cpu" else 16)
         parts = collate([repeated(rows, n) for _, _, rows in group], 0, self.pad_id, part_tokens=most)
-        params = {**self.shared, **self._stacked(tasks)}
+        params = {**self.start.shared, **self._stacked(tasks)}
         logits: list[torch.Tensor] = []
         with torch.no_grad():
             for batch in self.model.batches(parts, self.device):
@@ -209,15 +186,15 @@ class Base:
     def _stacked(self, tasks: Sequence[Task]) -> dict[str, torch.Tensor]:
         if len(tasks) == 1:
             return dict(tasks[0].params)
-        joins = {name: torch.stack if name in self.fast else torch.cat for name in tasks[0].params}
+        joins = {name: torch.stack if name in self.start.fast else torch.cat for name in tasks[0].params}
         return {name: join([task.params[name] for task in tasks]) for name, join in joins.items()}
 
     def _support(self, asked: Asked) -> Support:
-        support = read_support(asked.rows, self.config, self.state, self.tokenizer)
+        support = read_support(asked.rows, self.config, self.start.state, self.tokenizer)
         if len(support.rows.tokens) == 0 or (np.diff(support.rows.offsets) == 0).any():
             raise Refused(400, "support: an example has no token that the model knows")
-        support = newest(support, self.model, self.config)
-        check_room_for(support, self.model, self.config)
+        support = newest(support, self.start)
+        check_room_for(support, self.start)
         return support
 
     def _rows(self, texts: Sequence[str]) -> Rows:
@@ -238,10 +215,10 @@ class Base:
 
     def _adapted(self, task: Task) -> AdaptedModel:
         about = task.about
-        state = self.kept | {key: about[key] for key in ("answers", "reading", "examples") if key in about}
+        state = self.start.kept_state | {key: about[key] for key in ("answers", "reading", "examples") if key in about}
         return AdaptedModel(
-            self.config, about["labels"], self.model, {**self.shared, **task.params}, self.tokenizer_file, state,
-            about["support_loss"],
+            self.config, about["labels"], self.model, {**self.start.shared, **task.params}, self.start.tokenizer_file,
+            state, about["support_loss"],
         )  # fmt: skip
 
     def _alone(self, task: Task, texts: Sequence[str]) -> list[dict[str, Any]] | Exception:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from distmeta.errors import InputError
 from distmeta.evaluation import documents
-from distmeta.evaluation.adapt import adapt, load_adapted
+from distmeta.evaluation.adapt import adapt, load_adapted, read_further
 from distmeta.evaluation.evaluate import evaluate
 from distmeta.export.export import export
 
@@ -188,4 +189,4 @@ def test_what_cannot_be_read_is_refused(checkpoint, support, steps, message):
 def test_a_state_cannot_go_on_in_the_middle(read):
     momentum = read.config.model_copy(update={"inner": read.config.inner.model_copy(update={"optimizer": "momentum"})})
     with pytest.raises(InputError, match="keeps a state: give the whole text at once"):
-        documents.read_on(read.model, momentum, {}, {}, {}, [1], documents.place_of(read.state), 0)
+        read_further(replace(read, config=momentum), [{"text": "more"}])

@@ -38,20 +38,21 @@ def adapted(tmp_path_factory, words_csv):
 
 def doubled(learner):
     """The same in float64."""
-    for group in (learner.fast, learner.shared):
+    for group in (learner.start.fast, learner.start.shared):
         for name in group:
             group[name] = group[name].double()
-    for p in learner.model.parameters():
+    for p in learner.start.model.parameters():
         p.data = p.data.double()
     return learner
 
 
 def loss_after(learner, query, weights):
     """The query loss after adaptation with these weights: a second way, by `adapt` alone."""
-    loss, loop = loss_of(learner.model), inner_loop(learner.config.inner, learner.rates, learner.steps)
-    shared = {**learner.shared, "row_weights": weights}
+    start = learner.start
+    loss, loop = loss_of(start.model), inner_loop(start.config.inner, start.rates, learner.steps)
+    shared = {**start.shared, "row_weights": weights}
     support = [("support", batch) for batch in learner.support]
-    params = adapt_weights(loss, learner.fast, support, loop, shared=shared).params
+    params = adapt_weights(loss, start.fast, support, loop, shared=shared).params
     with torch.no_grad():
         return sum(float(loss({**shared, **params}, ("query", batch))) for batch in query)
 

@@ -56,7 +56,7 @@ def test_many_tasks_are_what_each_is_alone(kind, tmp_path, monkeypatch):
         "\n".join(json.dumps({**row, "topic": name}) for name, rows in sets.items() for row in rows)
     )
     batches, fit = [], many.fit
-    monkeypatch.setattr(many, "fit", lambda *given: batches.append(len(given[4])) or fit(*given))
+    monkeypatch.setattr(many, "fit", lambda *given: batches.append(len(given[1])) or fit(*given))
     together = {
         name: adapted.save(tmp_path / "out" / folder_name(name))
         for name, adapted in adapt_each(source, str(tmp_path / "sets.jsonl"), "topic")

@@ -127,7 +127,7 @@ def test_turns_go_on_where_a_support_set_in_the_models_template_ends(sources):
 def in_transformers(base, handle, store, pretrained):
     """transformers' own model with the weights of a task that adapts all of them."""
     whole = AutoModelForCausalLM.from_pretrained(pretrained)
-    params = {**base.shared, **store.get(handle).params}
+    params = {**base.start.shared, **store.get(handle).params}
     weights = {f"model.{name.removeprefix('backbone.')}": value for name, value in params.items() if "backbone" in name}
     missing, unknown = whole.load_state_dict(weights, strict=False)
     assert missing == ["lm_head.weight"] and not unknown

@@ -57,7 +57,7 @@ def of_records(records: list[Mapping[str, Any]], classes: int | None, first_loss
     """Signs in consecutive records. first_loss: the mean of the run's first steps, where it is known."""
     out = []
     step, loss = records[-1]["step"], mean(r["outer_loss"] for r in records)
-    accuracy = mean(r["query_accuracy"] for r in records)
+    accuracy = mean(r.get("query_accuracy", 0.0) for r in records)
     at_chance = classes is not None and is_chance(loss, accuracy, classes)
     if at_chance and step >= 2 * WINDOW and classes is not None:
         out.append(sign(

@@ -32,6 +32,7 @@ BACKBONES = {
               "intermediate_size": 32},
     "t5": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2},
     "lstm": {"embedding_size": 12, "hidden_size": 16, "num_hidden_layers": 1},
+    "mlp": {"hidden_size": 6, "num_hidden_layers": 2},
 }  # fmt: skip
 
 # As ChatML, without a system line.

@@ -80,7 +80,8 @@ def line(report: dict[str, Any], reads: bool = False) -> str:
 def predict(adapted: str, source: str, more: int | None) -> None:
     """Print a line for each text. Raises InputError."""
     model = load_adapted(adapted)
-    texts = list(read_inputs(source, model.text_column, model.config.model.image))
+    reads = model.config.model
+    texts = list(read_inputs(source, model.text_column, reads.image, reads.dimensions is not None))
     nonempty = [text for text in texts if text is not None]
     if warning := model.unknown(nonempty):
         print(f"warning: {warning}", file=sys.stderr)

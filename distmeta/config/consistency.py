@@ -13,6 +13,7 @@ from distmeta.config.algorithms import ALGORITHMS, load_algorithm
 from distmeta.config.bases import check_keep_base, check_quantise
 from distmeta.config.documents import check_document
 from distmeta.config.images import check_images
+from distmeta.config.regression import check_regression
 from distmeta.config.weighting import check_rows
 from distmeta.config.words import MOST_LETTERS, check_labels, check_sizes, check_text
 from distmeta.errors import InputError
@@ -108,6 +109,7 @@ def check(config: Config) -> None:
             "would adapt; set model.head=linear, or inner.adapt=all or lora"
         )
     check_images(config)
+    check_regression(config)
     check_augment(config)
     check_sizes(config)
     if config.task.family != "classes" and config.task.ways is not None:
@@ -366,7 +368,8 @@ _KNOWN = (
 
 def check_metric(config: Config, key: str, value: str, metric: str) -> None:
     """Raises ValueError for a metric that meta-validations of the task family do not have."""
-    known = {"text_to_text": TEXT_METRICS, "document": DOCUMENT_METRICS}.get(config.task.family, METRICS)
+    of_family = {"text_to_text": TEXT_METRICS, "document": DOCUMENT_METRICS, "regression": ("loss",)}
+    known = of_family.get(config.task.family, METRICS)
     if metric not in known:
         raise ValueError(
             f"{key} = {value}: task.family = {config.task.family} is not measured by {metric}; set one of "

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from distmeta.config import consistency, documents, images
+from distmeta.config import consistency, documents, images, regression
 from distmeta.config.algorithms import ALGORITHMS, IMPORT_PATH, with_settings
 from distmeta.config.base import Section
 from distmeta.config.cluster import ClusterConfig
@@ -30,11 +30,16 @@ class ModelConfig(Section):
         None, description="Hugging Face directory or hub id; null: built from model.architecture"
     )
     architecture: str = Field(
-        "bert", description="transformers model type, lstm or, of images, conv4; for model.pretrained=null"
+        "bert",
+        description="transformers model type, lstm, of images conv4 or of vectors mlp; for model.pretrained=null",
     )
     image: tuple[Literal[1, 3], int, int] | None = Field(
         None, description="channels, height and width that images are brought to, where data.text names a column of "
         "images or data.path a directory of PNG or JPEG files with a folder for each class; null: rows are texts"
+    )  # fmt: skip
+    dimensions: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="family regression: how many numbers an input (data.input) and a target (data.target) have; "
+        "null: 1 and 1"
     )  # fmt: skip
     config: dict[str, Any] = Field(
         {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128},
@@ -86,6 +91,11 @@ class ModelConfig(Section):
         "auto", description="regular expression of linear modules; auto: query and value; all-linear: every one"
     )
 
+    @property
+    def is_array(self) -> bool:
+        """Whether rows are images or vectors, and no texts."""
+        return self.image is not None or self.dimensions is not None
+
     @field_validator("lora_targets")
     @classmethod
     def _is_expression(cls, value: str) -> str:
@@ -118,16 +128,22 @@ class DataConfig(Section):
     text: str = Field("text", description="column that holds the text")
     label: str = Field("label", description="column that holds the label (families domain and classes)")
     task: str = Field(
-        "task", description="column that names the task (families domain and text_to_text), or the document that a row "
-        "goes on with (family document; without such a column each row is a document)"
-    )  # fmt: skip
+        "task",
+        description="column that names the task (families domain, text_to_text and regression), or the document that "
+        "a row goes on with (family document; without such a column each row is a document)",
+    )
     author: str = Field(
         "author", description="family document: column that names what several documents share, where there is one: a "
         "hash keeps them in one split, and intervals are over authors"
     )  # fmt: skip
-    input: str = Field("input", description="family text_to_text: column that holds the input")
+    input: str = Field(
+        "input",
+        description="families text_to_text and regression: column that holds the input (regression: numbers)",
+    )
     target: str = Field(
-        "target", description="family text_to_text: column that holds the answer, or a list of accepted ones"
+        "target",
+        description="families text_to_text and regression: column that holds the answer, or a list of accepted ones "
+        "(regression: numbers)",
     )
     options: str = Field(
         "options",
@@ -372,7 +388,7 @@ class Config(Section):
                 f"mypackage.mymodule.{nearest(name, ALGORITHMS)}"
             )
         whole = with_settings(values, ALGORITHMS[name], over=False) if name in ALGORITHMS else values
-        return with_rates(with_distance(documents.with_sizes(images.with_image(whole))))
+        return with_rates(with_distance(documents.with_sizes(regression.with_dimensions(images.with_image(whole)))))
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

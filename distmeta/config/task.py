@@ -16,14 +16,14 @@ Mixture = Literal["uniform", "proportional", "temperature", "curriculum"] | dict
 class TaskConfig(Section):
     """What an episode is."""
 
-    family: Literal["domain", "classes", "text_to_text", "document"] = Field(
+    family: Literal["domain", "classes", "text_to_text", "document", "regression"] = Field(
         "domain", description="domain: a task per domain, fixed labels; classes: N ways over disjoint classes; "
         "text_to_text: an answer to an input, in words; document: a text that is read chunk by chunk, with an inner "
-        "step on each chunk after it has been scored"
+        "step on each chunk after it has been scored; regression: a function per task, from vectors to vectors"
     )  # fmt: skip
     ways: int | None = Field(None, ge=2, description="family classes: classes in an episode")
-    shots: int = Field(5, ge=1, description="support examples of each class (text_to_text: of a task)")
-    queries: int = Field(10, ge=1, description="query examples of each class (text_to_text: of a task)")
+    shots: int = Field(5, ge=1, description="support examples of each class (text_to_text and regression: of a task)")
+    queries: int = Field(10, ge=1, description="query examples of each class (text_to_text and regression: of a task)")
     least_ways: int | None = Field(
         None, ge=2, description="task.labels=letters or words: fewest classes in a training episode, which draws a "
         "number between this and task.ways; null: always task.ways"
@@ -92,6 +92,11 @@ class TaskConfig(Section):
     def is_language(self) -> bool:
         """Whether a language model is trained on tokens, and not on labels."""
         return self.family in ("text_to_text", "document")
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether what is asked is one of an episode's classes."""
+        return self.family in ("domain", "classes")
 
     @property
     def passage_tokens(self) -> int:

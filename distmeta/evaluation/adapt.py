@@ -32,7 +32,7 @@ from distmeta.models.compression import restore
 from distmeta.models.language import LanguageModel
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
-from distmeta.tasks import counts
+from distmeta.tasks import counts, regression
 from distmeta.tasks.episodes.collate import collate
 from distmeta.tasks.records import Record
 from distmeta.tasks.texts import fault
@@ -69,7 +69,7 @@ class AdaptedModel:
     def text_column(self) -> str:
         """The column that inputs to predict are in."""
         data = self.config.data
-        return data.input if self.config.task.family == "text_to_text" else data.text
+        return data.input if self.config.task.family in ("text_to_text", "regression") else data.text
 
     @property
     def reads_documents(self) -> bool:
@@ -78,23 +78,25 @@ class AdaptedModel:
 
     def unknown(self, texts: Sequence[str]) -> str:
         """One line where many words of the texts are not in the vocabulary; else empty."""
-        if self.config.model.image is not None:
+        if self.config.model.is_array:
             return ""
         lost = counts.Counts()
         lost.add(self.tokenizer.encode_batch_fast(list(texts)), counts.unknown_id(self.tokenizer))
         many = lost.unknown > counts.WORTH_SAYING * lost.tokens
         return counts.unknown_words(asdict(lost)) + ", and count as one word" if many else ""
 
-    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+    def predict(self, texts: Sequence[Any]) -> list[dict[str, Any]]:
         """For each text {"label": ..., "confidence": p, "probabilities": {label: p}}, in order.
 
         Family text_to_text: {"text": the answer, "confidence": p}, p of the answer among the task's options, or where
         it has none the geometric mean of its tokens' probabilities. Family document: {"loss": nats per token,
         "perplexity": ..., "tokens": how many} of a text that follows what was read. Raises InputError for what is no
         text, or empty. Images (model.image) may be data URIs, bytes of a PNG or JPEG file, pathlib.Path or arrays.
+        Family regression: {"target": [numbers]} of inputs that are numbers, lists of numbers, or JSON of these.
         """
-        size = self.config.model.image
-        for number, text in enumerate(texts if size is None else ()):
+        if self.config.model.dimensions is not None:
+            return self._regress(texts, *self.config.model.dimensions)
+        for number, text in enumerate(texts if self.config.model.image is None else ()):
             if reason := fault(text):
                 raise InputError(f"text {number} {reason}")
         if self.config.task.family == "text_to_text":
@@ -129,6 +131,16 @@ class AdaptedModel:
         assert isinstance(self.model, LanguageModel)
         ids, place = documents.tokens_of(self.tokenizer, text), documents.place_of(self.state)
         return documents.continued(self.model, self.params, place, ids, self.config, most, self.tokenizer)
+
+    def _regress(self, inputs: Sequence[Any], size: int, outputs: int) -> list[dict[str, Any]]:
+        read = [regression.vector(x, size, f"input {number}") for number, x in enumerate(inputs)]
+        texts = [regression.line(x, [0.0] * outputs) for x in read]
+        rows = tokenise(_tokenizer(self.tokenizer_file), texts, [0] * len(texts), self.config)
+        device = next(iter(self.params.values())).device
+        with torch.no_grad():
+            (batch,) = self.model.batches(collate([rows], 1, 0), device)
+            numbers = self.model.logits(self.params, batch)[0].tolist()
+        return [{"target": row} for row in numbers]
 
     def _answer(self, model: LanguageModel, texts: Sequence[str]) -> list[dict[str, Any]]:
         tokenizer, config, task = self.tokenizer, self.config, self.state["answers"]

@@ -26,6 +26,7 @@ from distmeta.errors import InputError
 from distmeta.evaluation.fine_tuning import best_way, effort_of
 from distmeta.evaluation.pooled import train_pooled
 from distmeta.evaluation.reading import score_documents
+from distmeta.evaluation.regression import score_regression
 from distmeta.evaluation.scoring import Scoring, score_episodes, score_prototypes
 from distmeta.evaluation.texts import can_read, score_texts
 from distmeta.models.language import LanguageModel
@@ -108,6 +109,8 @@ class Setting:
             return self.gather(score_documents(scoring, episodes, curve, store=self.store))
         if self.text:
             return self.gather(score_texts(scoring, episodes, curve, store=self.store, **how))
+        if self.config.task.family == "regression":
+            return self.gather(score_regression(scoring, episodes, curve))
         if self.score is not None:
             return self.gather(self.score(scoring, episodes, curve))
         return self.gather(score_episodes(scoring, episodes, curve, **how))
@@ -179,7 +182,7 @@ def multi_task(s: Setting) -> Row | None:
 
 
 def prototypes(s: Setting) -> Row | None:
-    if s.score is not None or s.text or s.says_labels or main_of(s) == "prototypes":
+    if s.score is not None or not s.config.task.has_classes or s.says_labels or main_of(s) == "prototypes":
         return None
     s.say("baseline prototypes")
     return s.gather(score_prototypes(s.untrained, s.episodes)), {}

@@ -28,6 +28,7 @@ from distmeta.evaluation.baselines import Gather, Setting, main_of
 from distmeta.evaluation.examples import examples
 from distmeta.evaluation.paired import difference
 from distmeta.evaluation.reading import document_details, score_documents, unit_of
+from distmeta.evaluation.regression import regression_details, score_regression
 from distmeta.evaluation.scoring import Scoring, curves, details, score_episodes, split_meta, summarise
 from distmeta.evaluation.subgroups import GAP, WORST, of_subgroups
 from distmeta.evaluation.texts import score_texts, text_details
@@ -119,6 +120,8 @@ def _methods(setting: Setting) -> Evaluation:
         if setting.reads_documents
         else text_details
         if text
+        else regression_details
+        if config.task.family == "regression"
         else partial(details, fixed_labels=config.task.family == "domain", from_sources=config.data.sources is not None)
     )
     setting.say(f"evaluating on {count} episodes ({split})")
@@ -135,9 +138,9 @@ def _methods(setting: Setting) -> Evaluation:
     }  # fmt: skip
     more: dict[str, Any] = {"settings": about, name: details_of(scored) | {"curves": curves(scored)}}
     more[name] |= {key: methods[name][key] for key in (WORST, GAP) if key in methods[name]}
-    if not config.task.is_language:
+    if config.task.has_classes:
         more[name]["examples"] = examples(scored, store.shown)
-    classes = None if config.task.is_language else config.ways or len(store.labels)
+    classes = config.ways or len(store.labels) if config.task.has_classes else None
     more["warnings"] = health.of_evaluation(methods[name], more[name], classes, is_base=setting.is_base)
     setting = replace(setting, scored=scored)
     of_family = document_baselines if setting.reads_documents else baselines
@@ -156,8 +159,10 @@ def _methods(setting: Setting) -> Evaluation:
 
 
 def scorer(config: Config, store: TaskStore) -> Callable[..., list[Any]]:
-    """`score_episodes`, or where answers are words `score_texts`."""
-    of_family: dict[str, Callable[..., list[Any]]] = {"text_to_text": score_texts, "document": score_documents}
+    """`score_episodes`, or of a family without classes its own."""
+    of_family: dict[str, Callable[..., list[Any]]] = {
+        "text_to_text": score_texts, "document": score_documents, "regression": score_regression,
+    }  # fmt: skip
     score = of_family.get(config.task.family)
     return score_episodes if score is None else partial(score, store=store)
 

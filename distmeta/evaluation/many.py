@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
@@ -86,32 +87,39 @@ def support_sets(support: str, each: str, config: Config) -> dict[str, list[dict
     """The rows of each task, with the run's column names. Raises InputError."""
     from distmeta.tasks.readers import find_sources, read_examples
 
-    data, words, size = config.data, config.task.family == "text_to_text", config.model.image
+    data, size, dimensions = config.data, config.model.image, config.model.dimensions
+    pairs = config.task.family in ("text_to_text", "regression")  # columns input and target, not text and label
     by_task: dict[str, list[dict[str, Any]]] = {}
     for source in find_sources(support, images.kinds(size)):
         if each == FILE:
-            family, columns = (
-                ("text_to_text", data) if words else ("classes", DataConfig(text=data.text, label=data.label))
-            )
+            family = config.task.family if pairs else "classes"
+            columns = data if pairs else DataConfig(text=data.text, label=data.label)
             name = PurePath(source.path).name.split(".")[0]
             if name in by_task:
                 raise InputError(
                     f"{source.name}: another file has the name '{name}' too; rename one, or use --each COLUMN"
                 )
         else:
-            family = "text_to_text" if words else "domain"
-            chosen = data if words else DataConfig(text=data.text, label=data.label)
+            family = config.task.family if pairs else "domain"
+            chosen = data if pairs else DataConfig(text=data.text, label=data.label)
             columns, name = chosen.model_copy(update={"task": each}), ""
-        for batch in read_examples([source], columns, family, settable=False, one_task=each == FILE, image=size):
+        batches = read_examples(
+            [source], columns, family, settable=False, one_task=each == FILE, image=size, dimensions=dimensions
+        )
+        for batch in batches:
             rows = batch.to_pydict()
             for i, text in enumerate(rows["text"]):
-                row = of_record(text, data) if words else {data.text: text, data.label: rows["label"][i]}
+                row = of_pair(text, config) if pairs else {data.text: text, data.label: rows["label"][i]}
                 by_task.setdefault(name or rows["task"][i], []).append(row)
     return by_task
 
 
-def of_record(line: str, data: DataConfig) -> dict[str, Any]:
-    """A record's line as a row of a support set."""
+def of_pair(line: str, config: Config) -> dict[str, Any]:
+    """The line of a record, or of an example of regression, as a row of a support set."""
+    data = config.data
+    if config.model.dimensions is not None:
+        example = json.loads(line)
+        return {data.input: example["input"], data.target: example["target"]}
     record = parse(line)
     return {
         data.input: record.input, data.target: list(record.answers), data.options: list(record.options) or None,

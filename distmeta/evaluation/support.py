@@ -12,7 +12,7 @@ import numpy as np
 from distmeta.config import Config, DataConfig
 from distmeta.errors import InputError
 from distmeta.evaluation.texts import support_rows
-from distmeta.tasks import images, prompts
+from distmeta.tasks import images, prompts, regression
 from distmeta.tasks.prompts import LETTERS
 from distmeta.tasks.records import Record, make, parse
 from distmeta.tasks.rows import Rows
@@ -27,7 +27,7 @@ class Support:
     """A support set as the model reads it."""
 
     rows: Rows
-    labels: list[str]  # of the task, in the order of the head's classes; family text_to_text: none
+    labels: list[str]  # of the task, in the order of the head's classes; where there are no classes: none
     about: dict[str, Any]  # what the predictions need to know of it, beside the labels
 
 
@@ -42,6 +42,9 @@ def read_support(
     if config.task.family == "text_to_text":
         records = list(_records(support, config))
         return Support(support_rows(records, tokenizer, config), [], {"answers": common(records)})
+    if config.model.dimensions is not None:
+        texts = _examples(support, config)
+        return Support(tokenise(tokenizer, texts, [0] * len(texts), config), [], {})
     pairs = list(_pairs(support, config, where))
     labels = task_labels([label for _, label in pairs], config, state, where)
     numbers = [labels.index(label) for _, label in pairs]
@@ -77,8 +80,10 @@ def tokenise(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], 
     """Texts and label numbers as rows of an episode."""
     from distmeta.tasks.tokenizer import encode
 
-    most, size = config.model.max_tokens, config.model.image
-    if size is not None:
+    most, size, dimensions = config.model.max_tokens, config.model.image, config.model.dimensions
+    if dimensions is not None:
+        tokens, lengths = next(regression.encode(iter([list(texts)]), dimensions))
+    elif size is not None:
         written = [images.as_text(text, size, f"image {number}") for number, text in enumerate(texts)]
         tokens, lengths = next(images.encode(iter([written]), size))
     elif config.task.labels != "head":
@@ -131,6 +136,29 @@ def _records(support: Sequence[Mapping[str, Any]] | str | Path, config: Config) 
             yield make({role: row.get(column) for role, column in columns.items()}, columns)
         except InputError as error:
             raise InputError(f"support, example {number}: {error}") from None
+
+
+def _examples(support: Sequence[Mapping[str, Any]] | str | Path, config: Config) -> list[str]:
+    """Texts of examples (distmeta.tasks.regression), of family regression."""
+    data, dimensions = config.data, config.model.dimensions
+    assert dimensions is not None
+    if isinstance(support, str | Path):
+        from distmeta.tasks.readers import find_sources, read_examples
+
+        batches = read_examples(
+            find_sources(str(support)), data, "regression", settable=False, one_task=True, dimensions=dimensions
+        )
+        return [text for batch in batches for text in batch.column("text").to_pylist()]
+    if not support:
+        raise InputError("support: no example in it; give some, with their targets")
+    columns = {role: getattr(data, role) for role in ("input", "target")}
+    out = []
+    for number, row in enumerate(support):
+        try:
+            out.append(regression.example({role: row.get(name) for role, name in columns.items()}, columns, dimensions))
+        except InputError as error:
+            raise InputError(f"support, example {number}: {error}") from None
+    return out
 
 
 def common(records: Sequence[Record]) -> dict[str, Any]:

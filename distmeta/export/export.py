@@ -193,9 +193,10 @@ def write(trained: Trained, out: Path) -> Path:
         raise InputError(
             "export: lstm: transformers has no LSTM to load it as; distmeta adapt and evaluate take the checkpoint"
         )
-    if trained.config.model.image is not None:
+    if trained.config.model.is_array:
+        kind = "images" if trained.config.model.image is not None else "vectors"
         raise InputError(
-            "export: transformers has no class for this model of images; distmeta adapt, predict and serve take the "
+            f"export: transformers has no class for this model of {kind}; distmeta adapt, predict and serve take the "
             "checkpoint"
         )
     if trained.is_language:

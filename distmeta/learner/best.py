@@ -20,7 +20,7 @@ def rule(config: Config) -> str:
     """`eval.best` as METRIC:max or METRIC:min."""
     if config.eval.best != "auto":
         return ":".join(parse_best(config.eval.best))
-    return "loss:min" if config.task.is_language else "accuracy:max"
+    return "accuracy:max" if config.task.has_classes else "loss:min"
 
 
 def better(config: Config, validation: Mapping[str, float], step: int, best: Best | None) -> Best | None:

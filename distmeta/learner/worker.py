@@ -189,8 +189,8 @@ def own_algorithm(config: Config) -> Any:
 
 
 def classes_of(config: Config, store: TaskStore) -> int | None:
-    """Classes of an episode; None where answers are words."""
-    return None if config.task.is_language else config.ways or len(store.labels)
+    """Classes of an episode; None where there are none."""
+    return (config.ways or len(store.labels)) if config.task.has_classes else None
 
 
 def is_done(config: Config, reached: Reached, source: Source, step: int) -> bool:
@@ -224,9 +224,10 @@ def outer_step(
         refuse_skipped(config, step, gather(lost[-1:]), reached.skipped, reached.tasks_seen, rank.say)
     loss, accuracy, *inner_losses = (value / counted for value in sums)
     refuse_outer_divergence(step, loss, norm)
+    right = {} if config.task.family == "regression" else {"query_accuracy": accuracy}
     return {
-        "step": step, "tasks_seen": reached.tasks_seen, "outer_loss": loss, "query_accuracy": accuracy,
-        "inner_loss": inner_losses, "grad_norm": norm, "outer_lr": lr,
+        "step": step, "tasks_seen": reached.tasks_seen, "outer_loss": loss, **right, "inner_loss": inner_losses,
+        "grad_norm": norm, "outer_lr": lr,
     }  # fmt: skip
 
 
@@ -240,4 +241,5 @@ def shown_rate(model: TaskModel, meta: Params, config: Config) -> float:
 
 def shown(record: dict[str, Any]) -> dict[str, Any]:
     """What Ray Train is told of a meta-step."""
-    return {key: record[key] for key in ("step", "outer_loss", "query_accuracy")} | dict(record.get("validation", {}))
+    told: dict[str, Any] = {key: record[key] for key in ("step", "outer_loss", "query_accuracy") if key in record}
+    return told | dict(record.get("validation", {}))

@@ -117,12 +117,13 @@ def model_config(config: ModelConfig, vocab_size: int, pad_id: int) -> Any:
     """The transformers configuration of `config.pretrained`, else of `config.architecture`. Raises InputError."""
     from transformers.utils import logging
 
-    from distmeta.models import conv4, lstm
+    from distmeta.models import conv4, lstm, mlp
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     lstm.register()
     conv4.register()
+    mlp.register()
     if config.pretrained is not None:
         return _pretrained_config(config.pretrained)
     return _fresh_config(config, vocab_size, pad_id)
@@ -175,10 +176,12 @@ def _fresh_config(config: ModelConfig, vocab_size: int, pad_id: int) -> Any:
         channels, height, width = config.image
         settings = {"num_channels": channels, "image_size": height if height == width else (height, width)}
         settings = {key: value for key, value in settings.items() if key in known}
+    if config.dimensions is not None:
+        settings = {"input_size": config.dimensions[0]}
     if default.is_encoder_decoder:
         settings["decoder_start_token_id"] = pad_id
     try:
-        fixed = {"vocab_size": vocab_size} if config.image is None else settings
+        fixed = settings if config.is_array else {"vocab_size": vocab_size}
         made = AutoConfig.for_model(config.architecture, **{**settings, **sizes, **fixed})
         made.architectures = made.architectures or []  # transformers looks through it where a family has two models
         return made

@@ -1,6 +1,6 @@
 """Models of images: rows of tokens (distmeta.tasks.images) as pixels, which transformers' models of images take.
 
-Letters: N rows, C channels, H x W pixels, P places, D width.
+Letters: N rows, C channels, H x W pixels.
 """
 
 from __future__ import annotations
@@ -12,77 +12,36 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModel
 
 from distmeta.config import Config, ModelConfig
 from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
-from distmeta.models import calls
+from distmeta.models.arrays import ArrayModel
 from distmeta.models.batch import TextBatch
-from distmeta.models.partial import check
-from distmeta.models.task_model import TaskModel
 
 PLACES = 64  # an image costs about what a text of so many tokens does
 
 
-class ImageModel(TaskModel):
+class ImageModel(ArrayModel):
     """As `TaskModel`, of images: the backbone is called with pixel_values [N, C, H, W]."""
 
     def __init__(self, backbone: Any, classes: int, config: Config, labels: int = 0) -> None:
         assert config.model.image is not None
         self.size = config.model.image
+        self.what = f"an image of {list(self.size)} (model.image)"
         self.scale = normalisation(config.model.pretrained)
         super().__init__(backbone, classes, config, labels)
         self.work_unit = max(1, math.prod(self.size) // PLACES)
 
-    def _ordinary(self, backbone: nn.Module) -> Tensor:
-        self.causal = False
-        try:
-            with torch.no_grad():
-                return self._last_states(self._trial_batch())
-        except Exception as error:  # whatever a family's own code makes of an image of this size
-            kind = backbone.config.model_type  # type: ignore[union-attr]
-            raise InputError(
-                f"model: {kind} fails at an image of {list(self.size)} (model.image): {calls.reason(error)}"
-            ) from None
+    def _trial_ids(self, rows: int) -> NDArray[Any]:
+        return np.random.default_rng(0).integers(0, 256, (rows, math.prod(self.size)))
 
-    def _choose_way(self, expected: Tensor) -> tuple[calls.Way, float]:
-        return calls.WAYS[-1], 0.0
-
-    def _choose_attention(self) -> None:
-        """The eager form, which is differentiated twice: rows of an image are not long."""
-
-    def _check_layers(self) -> None:
-        batch = self._trial_batch()
-        inside = [self.entry] if 0 < self.entry < max(1, len(self.layers)) else []
-        check(self.layers, lambda: self._last_states(batch), None, inside)
-        if inside and not self.layers.can_enter:
-            self.entry = 0
-
-    def _rows_read(self, batch: TextBatch) -> Tensor | None:
-        return None
-
-    def _trial_part(self, length: int | None = None, rows: int = 3) -> dict[str, Any]:
-        ids = np.random.default_rng(0).integers(0, 256, (1, rows, math.prod(self.size)))
-        labels, ones = np.zeros((1, rows), np.int64), np.ones_like(ids)
-        return {"input_ids": ids, "attention_mask": ones, "labels": labels, "store_rows": labels, "total": rows}
-
-    def _last_states(self, batch: TextBatch) -> Tensor:
+    def _inputs_of(self, batch: TextBatch, dtype: torch.dtype) -> dict[str, Tensor]:
         mean, deviation = (torch.tensor(v, device=batch.keep.device).view(-1, 1, 1) for v in self.scale)
-        dtype = next(self.backbone.parameters()).dtype
-        dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        images = ((batch.input_ids.view(-1, *self.size) / 255 - mean) / deviation).to(dtype)
-        with torch.autocast(images.device.type, self.autocast or torch.bfloat16, self.autocast is not None,
-                            cache_enabled=False):  # fmt: skip
-            states: Tensor = self.backbone(pixel_values=images).last_hidden_state
-        return (states.flatten(2).mT if states.dim() == 4 else states).to(
-            dtype
-        )  # a network of convolutions: [N, D, h, w]
-
-    def _pooled(self, batch: TextBatch, states: Tensor | None = None) -> Tensor:
-        out = self.layers.from_states(lambda: self._last_states(batch), self.entry, states, None)
-        return out[:, 0] if self.pooling == "first" else out.mean(1)
+        return {"pixel_values": ((batch.input_ids.view(-1, *self.size) / 255 - mean) / deviation).to(dtype)}
 
 
 def normalisation(pretrained: str | None) -> tuple[list[float], list[float]]:

@@ -64,7 +64,7 @@ def check_model(config: Config, cache: Path, classes: int | None = None) -> None
             )
     if config.runs_layers_again:
         task["recomputed"] = True
-    attempt = try_model if config.model.image is None else try_images
+    attempt = try_arrays if config.model.is_array else try_model
     once(cache, config.model, {**task, "adapt": config.inner.adapt}, lambda: attempt(config))
     if config.model.pretrained is not None:
         check_weights(config.model.pretrained)
@@ -150,8 +150,8 @@ def try_model(config: Config) -> None:
     try_copy(hf_config, config.model, build)
 
 
-def try_images(config: Config) -> None:
-    """As `try_model`, of a model of images, whose size is a part of what is tried."""
+def try_arrays(config: Config) -> None:
+    """As `try_model`, of a model of images or vectors, whose size is a part of what is tried."""
     from distmeta.models import backbone as backbones
     from distmeta.models.build import build_model
 

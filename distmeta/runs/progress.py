@@ -246,6 +246,7 @@ class Tail:
 # What the table of an evaluation shows: first with its interval, last over the inner steps.
 CLASS_COLUMNS = ("accuracy", "precision", "recall", "f1", "accuracy")
 TEXT_COLUMNS = ("token_f1", "exact_match", "rouge_l", "bleu", "perplexity", "loss")
+LOSS_COLUMNS = ("loss", "loss")  # of functions
 DOCUMENT_COLUMNS = ("loss", "perplexity", "bits_per_byte", "token_accuracy", "loss_by_chunk")
 OPTION_COLUMNS = ("option_accuracy", "option_ece")  # where some tasks have options
 
@@ -261,6 +262,8 @@ def describe(record: dict[str, Any]) -> str:
 
 def describe_validation(record: dict[str, Any]) -> str:
     scores, prefix = record["validation"], f"validation at step {record['step']}: "
+    if scores.keys() == {"loss"}:
+        return f"meta-{prefix}loss {scores['loss']:.3f}"
     if "perplexity" in scores and "token_f1" not in scores:
         return f"{prefix}loss {scores['loss']:.3f}  perplexity {scores['perplexity']:.2f}"
     return f"meta-{prefix}{_main(scores)}  loss {scores['loss']:.3f}"
@@ -276,7 +279,8 @@ def evaluation_table(
 
     table = Table(title=title)
     table.add_column("method", no_wrap=True)
-    columns = {"token_f1": TEXT_COLUMNS, "loss": DOCUMENT_COLUMNS}
+    of_loss = DOCUMENT_COLUMNS if all("perplexity" in scores for scores in methods.values()) else LOSS_COLUMNS
+    columns: dict[str, tuple[str, ...]] = {"token_f1": TEXT_COLUMNS, "loss": of_loss}
     first, *others, by_steps = columns.get(headline(methods), CLASS_COLUMNS)
     others += [name for name in OPTION_COLUMNS if all(name in scores for scores in methods.values())]
     curved = "by inner steps" if by_steps == first else f"{by_steps} by inner steps"
@@ -356,6 +360,8 @@ def class_table(details: dict[str, Any], most: int = 20) -> Any:
         for one in main["answers"][:5]:
             answers.add_row(one["task"], cut(one["input"], 120), one["said"], " | ".join(one["accepted"][:3]))
         return answers
+    if "per_class" not in main:
+        return f"{name}: {main['diverged']} of {details['settings']['episodes']} episodes diverged"
     per_class = main["per_class"]
     title = f"{model}, by class, over the query examples of all episodes"
     if len(per_class) > most:

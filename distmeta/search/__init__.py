@@ -134,10 +134,10 @@ def base_config(config: Config) -> Config:
 
 def check_metric(config: Config) -> None:
     """Raises InputError for a metric that meta-validations of the task family do not have after every inner step."""
-    if config.task.is_language and config.tune.metric != "loss":
+    if not config.task.has_classes and config.tune.metric != "loss":
         raise InputError(
-            f"tune.metric = {config.tune.metric}: answers in words, and documents, are scored by their loss "
-            "alone after every inner step; set tune.metric=loss"
+            f"tune.metric = {config.tune.metric}: task.family = {config.task.family} is scored by the loss alone "
+            "after every inner step; set tune.metric=loss"
         )
 
 

@@ -99,14 +99,14 @@ class Service:
 
     async def predict(self, request: Request) -> Response:
         body = requests.parse(await requests.read_body(request, self.limits))
-        texts = requests.inputs_of(body, self.limits)
+        texts = requests.inputs_of(body, self.limits, self.base.family)
         task = await asyncio.to_thread(self.store.get, request.path_params["handle"])
         return JSONResponse({"predictions": await self.worker.do("predict", (task, texts))})
 
     async def explain(self, request: Request) -> Response:
         """Which support examples taught each prediction."""
         body = requests.parse(await requests.read_body(request, self.limits))
-        texts = requests.inputs_of(body, self.limits)
+        texts = requests.inputs_of(body, self.limits, self.base.family)
         task = await asyncio.to_thread(self.store.get, request.path_params["handle"])
         return JSONResponse({"explanations": await self.worker.do("explain", (task, texts))})
 

@@ -13,13 +13,17 @@ from distmeta.errors import cut, nearest
 from distmeta.serve.tasks import Refused
 from distmeta.tasks.texts import fault, shown
 
-# Columns of a row: whether it needs them, and what they hold: a text, a text or a whole number, a text or several.
+# Columns of a row: whether it needs them, and what they hold: a text, a text or a whole number, a text or several,
+# a number or several.
 CLASSES = {"text": (True, "text"), "label": (True, "label")}
 TEXT_TO_TEXT = {"input": (True, "text"), "target": (True, "texts"), "options": (False, "texts"),
                 "instruction": (False, "text")}  # fmt: skip
 DOCUMENT = {"text": (True, "text")}
-COLUMNS = {"text_to_text": TEXT_TO_TEXT, "document": DOCUMENT}  # of a task family; CLASSES of the others
+REGRESSION = {"input": (True, "numbers"), "target": (True, "numbers")}
+# Of a task family; CLASSES of the others
+COLUMNS = {"text_to_text": TEXT_TO_TEXT, "document": DOCUMENT, "regression": REGRESSION}
 MOST_LISTED = 100  # answers or options of one example
+MOST_NUMBERS = 10_000  # of one input or target
 
 
 async def read_body(request: Request, limits: ServeConfig) -> bytes:
@@ -62,7 +66,9 @@ def support_of(body: dict[str, Any], limits: ServeConfig, family: str) -> tuple[
             value, named = row.get(column), f"{where}, '{column}'"
             if value is None and needed:
                 raise Refused(400, f"{where} has no '{column}'")
-            if kind == "texts" and isinstance(value, list):
+            if kind == "numbers":
+                check_numbers(named, value)
+            elif kind == "texts" and isinstance(value, list):
                 for one in _list(named, value, MOST_LISTED, "texts (of an example)"):
                     check_text(named, one, limits)
             elif value is not None and not (kind == "label" and type(value) is int):  # which True is not
@@ -73,12 +79,15 @@ def support_of(body: dict[str, Any], limits: ServeConfig, family: str) -> tuple[
     return rows, steps
 
 
-def inputs_of(body: dict[str, Any], limits: ServeConfig) -> list[str]:
-    """The texts of POST /tasks/{handle}/predict."""
+def inputs_of(body: dict[str, Any], limits: ServeConfig, family: str) -> list[Any]:
+    """The inputs of POST /tasks/{handle}/predict: texts, or of family regression numbers and lists of them."""
     _known("the body", body, ("inputs",))
     texts = _list("inputs", body.get("inputs"), limits.inputs, "texts (serve.inputs)")
     for number, text in enumerate(texts):
-        check_text(f"inputs, text {number}", text, limits)
+        if family == "regression":
+            check_numbers(f"inputs, {number}", text)
+        else:
+            check_text(f"inputs, text {number}", text, limits)
     return texts
 
 
@@ -96,6 +105,13 @@ def check_text(where: str, value: Any, limits: ServeConfig) -> None:
         raise Refused(400, f"{where} {reason}")
     if len(value) > limits.characters:
         raise Refused(413, f"{where} has {len(value)} characters, the limit is {limits.characters} (serve.characters)")
+
+
+def check_numbers(where: str, value: Any) -> None:
+    """Raises Refused for what is no number or list of numbers."""
+    for one in _list(where, value, MOST_NUMBERS, "numbers (of an example)") if isinstance(value, list) else [value]:
+        if not isinstance(one, int | float) or isinstance(one, bool):
+            raise Refused(400, f"{where} is {shown(value)}; give a number or a list of numbers")
 
 
 def _known(where: str, value: dict[str, Any], allowed: Iterable[str]) -> None:

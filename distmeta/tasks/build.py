@@ -16,13 +16,25 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError
-from distmeta.tasks import documents, glyphs, images, ledgers, mixture, questions, reviews, splits, tokenizer
+from distmeta.tasks import (
+    documents,
+    glyphs,
+    images,
+    ledgers,
+    mixture,
+    questions,
+    regression,
+    reviews,
+    splits,
+    tokenizer,
+)
 from distmeta.tasks.readers import ROW_ROLES, read_examples
 from distmeta.tasks.sources import TEXT_KINDS, Source, find_sources
 from distmeta.tasks.splits import SPLITS
@@ -59,7 +71,7 @@ def build_store(
 
     def fill(work: Path) -> None:
         spool = spool_examples(
-            _batches(sources, data, task.family, seed, model.image, settable=tokenizer_file is None), work, progress
+            _batches(sources, data, task.family, seed, model, settable=tokenizer_file is None), work, progress
         )
         write_store(spool, work, key, data, task, model, ready, labels, only, progress)
 
@@ -146,6 +158,8 @@ def _given_tokenizer(model: ModelConfig, file: Path | None) -> Any:
         return tokenizer.load_tokenizer(file)
     if model.image is not None:
         return images.make_tokenizer()
+    if model.dimensions is not None:
+        return regression.make_tokenizer()
     return tokenizer.load_tokenizer(model.pretrained) if model.pretrained else None
 
 
@@ -160,10 +174,7 @@ def _key(
     only: str | None,
 ) -> str:
     text = task.family == "text_to_text"
-    suite = {"text_to_text": ("questions", questions), "document": ("ledgers", ledgers)}
-    name, module = suite.get(task.family, ("reviews", reviews))
-    if model.image is not None:
-        name, module = "glyphs", glyphs
+    name, module, _ = suite(task.family, model)
     made = [name, module.VERSION, seed]
     document = task.family == "document"
 
@@ -185,6 +196,7 @@ def _key(
         **({"prompt": task.prompt} if task.labels != "head" or (text and task.prompt != "bare") else {}),
         **({"cut": "middle"} if text and task.prompt == "bare" else {}),  # once it was the end
         **({"image": list(model.image)} if model.image is not None else {}),
+        **({"dimensions": [*model.dimensions, data.input, data.target]} if model.dimensions is not None else {}),
         "labels": labels,
         "only": only,
     }
@@ -192,22 +204,33 @@ def _key(
 
 
 def _batches(
-    sources: Sources, data: DataConfig, family: str, seed: int, image: images.Size | None, settable: bool
+    sources: Sources, data: DataConfig, family: str, seed: int, model: ModelConfig, settable: bool
 ) -> Iterator[Any]:
     if data.sources is not None:
         role = "label" if family == "classes" else "task"
         each = (
-            mixture.named_batches(read_examples(files, section, family, settable), n, role)
+            mixture.named_batches(read_examples(files, section, family, settable, dimensions=model.dimensions), n, role)
             for n, (section, files) in sources.items()
         )
         return chain.from_iterable(each)
     if sources:
         section, files = sources[""]
-        return read_examples(files, section, family, settable, image=image)
+        return read_examples(files, section, family, settable, image=model.image, dimensions=model.dimensions)
     columns = ["text", "label", *(["task"] if family != "classes" else []), *([] if data.splits else ["split"])]
-    make = {"text_to_text": questions.make_questions, "document": ledgers.make_ledgers}
-    table = glyphs.make_glyphs(seed, image) if image else make.get(family, reviews.make_reviews)(seed)
-    return iter(table.select(columns).to_batches())
+    _, _, make = suite(family, model)
+    return iter(make(seed).select(columns).to_batches())
+
+
+def suite(family: str, model: ModelConfig) -> tuple[str, Any, Callable[[int], Any]]:
+    """The built-in tasks: their name, and the module and function (seed) -> table that make them."""
+    if model.image is not None:
+        return "glyphs", glyphs, partial(glyphs.make_glyphs, size=model.image)
+    suites: dict[str, tuple[str, Any, Callable[[int], Any]]] = {
+        "text_to_text": ("questions", questions, questions.make_questions),
+        "document": ("ledgers", ledgers, ledgers.make_ledgers),
+        "regression": ("sinusoids", regression, regression.make_sinusoids),
+    }
+    return suites.get(family, ("reviews", reviews, reviews.make_reviews))
 
 
 def _remove_abandoned(root: Path, after_s: float = 86400) -> None:

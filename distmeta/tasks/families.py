@@ -54,8 +54,8 @@ def choose_classes(store: TaskStore, groups: Groups, task: TaskConfig, draws: Dr
     return Choice(f"{ways}-way", tuple(names), rows, quarters)
 
 
-def choose_text(store: TaskStore, groups: Groups, task: TaskConfig, draws: Draws) -> Choice:
-    """A task of the split, and rows of it: prompts with their answers."""
+def choose_task(store: TaskStore, groups: Groups, task: TaskConfig, draws: Draws) -> Choice:
+    """A task of the split, and rows of it: prompts with their answers, or points of a function."""
     index = draws.below(np.array([len(groups.ids)]))
     rows = _rows(groups, (index, 0), task, draws)
     return Choice(store.tasks[groups.ids[int(index[0])]], tuple(store.labels), rows)
@@ -64,7 +64,8 @@ def choose_text(store: TaskStore, groups: Groups, task: TaskConfig, draws: Draws
 FAMILIES: dict[str, Callable[[TaskStore, Groups, TaskConfig, Draws], Choice]] = {
     "domain": choose_domain,
     "classes": choose_classes,
-    "text_to_text": choose_text,
+    "text_to_text": choose_task,
+    "regression": choose_task,
 }
 
 
@@ -113,7 +114,7 @@ def check_feasible(store: TaskStore, task: TaskConfig, splits: Sequence[str] = S
             name = store.labels[groups.ids[group] if task.family == "classes" else column]
             of = f" of the task '{store.tasks[groups.ids[group]]}'" if task.family == "domain" else ""
             where = f"class '{name}'{of}"
-            if task.family == "text_to_text":
+            if not task.has_classes:
                 where = f"task '{store.tasks[groups.ids[group]]}'"
             if not len(short) and groups.trusted is not None:
                 raise InputError(

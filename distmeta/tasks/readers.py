@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from distmeta.config import DataConfig
 from distmeta.errors import InputError, cut, nearest
-from distmeta.tasks import documents, images, records
+from distmeta.tasks import documents, images, records, regression
 from distmeta.tasks.sources import Source, check_quotes, find_sources
 
 __all__ = ["find_sources", "read_examples"]
@@ -39,17 +39,19 @@ def read_examples(
     settable: bool = True,
     one_task: bool = False,
     image: images.Size | None = None,
+    dimensions: regression.Dimensions | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Batches with the string columns text, label, task (unless family classes) and split (where the data has one).
 
     Either all batches have a split column or none. Raises InputError for the first row that cannot be used.
-    In family text_to_text the text is a record, as distmeta.tasks.records writes it, and the label the same for all. In
+    In family text_to_text the text is a record, as distmeta.tasks.records writes it, and the label the same for all; so
+    it is in family regression, where the text is an example as distmeta.tasks.regression writes it. In
     family document the label is the same too, a row of a file without names is a task of its own, and there is a column
     author, empty where none is named. Where data.subgroup and data.trusted name columns, also subgroup (may be empty)
     and trusted ("1", or empty).
     settable: whether who reads can name other columns; those of a run that has ended stay. one_task: all rows are of
     one task (families text_to_text and document), which needs no column to name it. image: column text holds images,
-    which become texts of this size (distmeta.tasks.images).
+    which become texts of this size (distmeta.tasks.images). dimensions: of family regression.
     """
     if files := [source for source in sources if source.kind == "image"]:
         if image is None or len(files) < len(sources):
@@ -59,7 +61,7 @@ def read_examples(
             raise InputError(f"{files[0].name}: image files have no columns; leave data.{key} out, or give a table")
         yield from images.read_files(files, image)
         return
-    words = family == "text_to_text"
+    words, pairs = family == "text_to_text", family in ("text_to_text", "regression")
     file_of = documents.file_names(sources) if family == "document" else [""] * len(sources)
     has_split = True if data.splits is None and any(source.split for source in sources) else None
     for source, file in zip(sources, file_of, strict=True):
@@ -78,6 +80,9 @@ def read_examples(
             if words:
                 made["text"] = records.from_columns(arrays, columns, source, numbers)
                 made["label"] = pa.array([records.ANSWER] * len(numbers), pa.large_string())
+            elif dimensions is not None:
+                made["text"] = regression.from_columns(arrays, columns, source, numbers, dimensions)
+                made["label"] = pa.array([regression.LABEL] * len(numbers), pa.large_string())
             elif rows == 0 and source.kind in ("csv", "tsv"):
                 _refuse_numeric_strings(arrays["text"], source, data.text)
             if family == "document":
@@ -89,7 +94,7 @@ def read_examples(
             if image is not None:
                 named = f"'{columns['text']}' (data.text)"
                 made["text"] = images.from_column(arrays["text"], image, named, source, numbers)
-            for role in ("task", "split") if words else arrays:
+            for role in ("task", "split") if pairs else arrays:
                 if role not in arrays or role in read_already:
                     continue
                 made[role] = _strings(arrays[role], role, columns[role], source, numbers)
@@ -155,7 +160,8 @@ def choose_columns(
         )
 
     chosen = {}
-    needed = {"text_to_text": ("input", "target"), "document": ("text",)}.get(family, ("text", "label"))
+    both = ("input", "target")
+    needed = {"text_to_text": both, "regression": both, "document": ("text",)}.get(family, ("text", "label"))
     if source.kind == "txt":  # a text, and no columns
         columns = [data.text]
     for role in needed:
@@ -266,10 +272,10 @@ def _from_python(
     arrays = {}
     for role, column in columns.items():
         values = [row.get(column) for row in rows]
-        if role in records.LISTS:  # checked where the record is made
+        if role == "input" or role in records.LISTS:  # checked where the record is made
             arrays[role] = values
             continue
-        allowed = (str,) if role in ("text", "input", "instruction") else (str, int)
+        allowed = (str,) if role in ("text", "instruction") else (str, int)
         if not set(map(type, values)) <= {*allowed, type(None)}:
             place, value = next((i, v) for i, v in enumerate(values) if v is not None and type(v) not in allowed)
             kinds = "text or whole numbers" if int in allowed else "text"

@@ -19,8 +19,10 @@ def shown(store: TaskStore, config: Config) -> str:
 
     What the model is to say follows the sign ANSWER; where it reads its support set these examples are one context.
     """
-    tokenizer = load_tokenizer(store.tokenizer_file)
     episode = sample_episode(store, config.task, config.run.seed, "train", 0)
+    if config.model.dimensions is not None:
+        return "\n".join(store.text(int(row)) for row in episode.support.rows[:ROWS])
+    tokenizer = load_tokenizer(store.tokenizer_file)
     rows = [tokens_of(episode.support, i) for i in range(min(ROWS, len(episode.support.labels)))]
 
     def words(ids: list[int]) -> str:

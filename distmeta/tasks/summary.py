@@ -107,5 +107,5 @@ def headline(content: dict[str, Any]) -> str:
 
 def built_in(config: Config) -> str:
     """What a run without data of its own learns from."""
-    suites = {"text_to_text": "built-in questions", "document": "built-in ledgers"}
-    return "built-in glyphs" if config.model.image else suites.get(config.task.family, "built-in product reviews")
+    suites = {"text_to_text": "questions", "document": "ledgers", "regression": "sinusoids"}
+    return f"built-in {'glyphs' if config.model.image else suites.get(config.task.family, 'product reviews')}"

@@ -29,22 +29,29 @@ def shown(value: Any) -> str:
     return "missing" if value is None else cut(json.dumps(value), 60)
 
 
-def read_inputs(path: str, column: str, image: images.Size | None = None) -> Iterator[str | None]:
+def read_inputs(
+    path: str, column: str, image: images.Size | None = None, numbers: bool = False
+) -> Iterator[str | None]:
     """The texts to answer, one a line or row; None where it is blank, so that answers pair with lines and rows.
 
     path: a data file, a .txt with a text a line, or "-" for lines of standard input. A line that is a JSON object gives
-    its `column`; where the file is no .jsonl, any other line is a text. Raises InputError.
+    its `column`; where the file is no .jsonl, any other line is a text. numbers: inputs are numbers or lists of them,
+    given as JSON. Raises InputError.
     """
     if image is not None:
         yield from _of_images(path, column, image)
         return
     if path == "-":
         stream = getattr(sys.stdin, "buffer", sys.stdin)
-        yield from _of_lines(lines(stream, "standard input"), "standard input", column, json_alone=False)
+        yield from _of_lines(lines(stream, "standard input"), "standard input", column, numbers, json_alone=False)
         return
     for source in find_sources(path, TEXT_KINDS):
         if source.kind in ("txt", "jsonl"):
-            yield from _of_lines(source.lines(), source.name, column, source.kind == "jsonl")
+            yield from _of_lines(source.lines(), source.name, column, numbers, source.kind == "jsonl")
+            continue
+        if numbers:
+            for arrays, _ in READ[source.kind](source, lambda columns: {"input": column}):
+                yield from map(json.dumps, arrays["input"].to_pylist())
             continue
         texts = (text for part in read_texts([source], column) for text in part.to_pylist())
         for number, text in enumerate(texts, 1):
@@ -64,7 +71,9 @@ def _of_images(path: str, column: str, size: images.Size) -> Iterator[str]:
             yield from images.from_column(arrays["text"], size, f"'{column}'", source, numbers).to_pylist()
 
 
-def _of_lines(numbered: Iterator[tuple[int, str]], name: str, column: str, json_alone: bool) -> Iterator[str | None]:
+def _of_lines(
+    numbered: Iterator[tuple[int, str]], name: str, column: str, numbers: bool, json_alone: bool
+) -> Iterator[str | None]:
     for number, line in numbered:
         where, text = f"{name} line {number}", line
         if line.strip() and (json_alone or line.lstrip().startswith("{")):
@@ -75,7 +84,7 @@ def _of_lines(numbered: Iterator[tuple[int, str]], name: str, column: str, json_
             if not isinstance(row, dict) or column not in row:
                 has = f"it has {', '.join(row)}" if isinstance(row, dict) else f"it is {shown(row)}"
                 raise InputError(f"{where}: no '{column}'; {has}")
-            text = row[column]
+            text = json.dumps(row[column]) if numbers else row[column]
         yield _checked(text, where)
 
 

@@ -119,7 +119,7 @@ def setting(config: Config) -> list[list[str]]:
         ["episodes", f"family document: {task.chunks} chunks of {task.chunk_tokens} tokens, up to "
                      f"{task.context_tokens} before each" if task.family == "document" else
                      f"family {task.family}: {ways}{spread(task.least_shots, task.shots)} support and {task.queries} "
-                     "query examples" + ("" if task.family == "text_to_text" else " a class")],
+                     "query examples" + (" a class" if task.has_classes else "")],
         ["inner loop", f"{inner.steps} steps of {inner.optimizer} at {inner.lr:g} ({inner.schedule}), learn_lr "
                        f"{inner.learn_lr}, adapts {inner.adapt}"],
         ["outer loop", f"{outer.optimizer} at {outer.lr:g} ({schedule_of(config)[0]}), meta-batches of "

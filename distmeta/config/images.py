@@ -36,11 +36,14 @@ def check_images(config: Config) -> None:
     """Raises ValueError for what images do not go with, or what belongs to them alone."""
     model, task, size = config.model, config.task, config.model.image
     if size is None:
-        if task.augment.rotations:
-            raise ValueError("task.augment.rotations = true turns images: set model.image, or leave it out")
+        for key in ("rotations", "flips"):
+            if value := getattr(task.augment, key):
+                raise ValueError(f"task.augment.{key} = {value} is of images: set model.image, or leave it out")
         if model.architecture == "conv4" and model.pretrained is None:
             raise ValueError("model.architecture = conv4 reads images: set model.image, such as [1, 28, 28]")
         return
+    turns = len(task.augment.turns) > 1
+    turned, of_it = ("task.augment.rotations", "true") if task.augment.rotations else ("task.augment.flips", "classes")
     for fits, key, value, mend in (
         (task.family in ("classes", "domain"), "task.family", task.family, "set classes or domain"),
         (task.labels == "head", "task.labels", task.labels, "an image is not read in words; leave it out"),
@@ -52,12 +55,13 @@ def check_images(config: Config) -> None:
          "they change words; leave them out"),
         (not (task.augment.rotations and size[1] != size[2]), "task.augment.rotations", "true",
          "images that are turned have to be square"),
-        (not (task.augment.rotations and task.family != "classes"), "task.augment.rotations", "true",
+        (not (turns and task.family != "classes"), turned, of_it,
          "a turned class is another class in task.family=classes alone"),
-        (not (task.augment.rotations and config.algorithm == "multi_task"), "task.augment.rotations", "true",
+        (not (turns and config.algorithm == "multi_task"), turned, of_it,
          "algorithm=multi_task has an output for each class of the data, not for turned ones"),
-        (not (task.augment.rotations and task.augment.resplit), "task.augment.resplit", "true",
-         "leave one of it and task.augment.rotations out"),
+        (not (turns and task.augment.resplit), "task.augment.resplit", "true", f"leave one of it and {turned} out"),
+        (not (model.config.get("norm") == "batch" and config.inner.part_tokens), "inner.part_tokens",
+         config.inner.part_tokens, "batch norm reads a set whole; leave it out, or set model.config.norm=layer"),
         (config.cluster.episode == "rank", "cluster.episode", config.cluster.episode, "set rank"),
         (task.arrive_every == 0, "task.arrive_every", task.arrive_every, "set 0"),
         (config.data.sources is None, "data.sources", "given", "give data.path"),

@@ -31,6 +31,16 @@ class AugmentConfig(Section):
         False, description="images of family classes: a class turned by a quarter, half or three quarters of a circle "
         "is a class of its own"
     )  # fmt: skip
+    flips: Literal["classes", "images"] | None = Field(
+        None, description="images: classes: a class seen in a mirror is a class of its own (family classes); images: "
+        "each image of an episode is mirrored, or not, by a draw; null: neither"
+    )  # fmt: skip
+
+    @property
+    def turns(self) -> list[int]:
+        """Ways to turn a class that make classes of their own: quarters of a circle, and 4 more if it is mirrored."""
+        quarters = range(4 if self.rotations else 1)
+        return [quarter + mirror for mirror in ((0, 4) if self.flips == "classes" else (0,)) for quarter in quarters]
 
     @property
     def changes_tokens(self) -> bool:

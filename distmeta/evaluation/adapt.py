@@ -135,7 +135,7 @@ class AdaptedModel:
     def _regress(self, inputs: Sequence[Any], size: int, outputs: int) -> list[dict[str, Any]]:
         read = [regression.vector(x, size, f"input {number}") for number, x in enumerate(inputs)]
         texts = [regression.line(x, [0.0] * outputs) for x in read]
-        rows = tokenise(load_tokenizer(self.tokenizer_file), texts, [0] * len(texts), self.config)
+        rows = tokenise(self.tokenizer, texts, [0] * len(texts), self.config)
         device = next(iter(self.params.values())).device
         with torch.no_grad():
             (batch,) = self.model.batches(collate([rows], 1, 0), device)

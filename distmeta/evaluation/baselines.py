@@ -182,6 +182,8 @@ def multi_task(s: Setting) -> Row | None:
 
 
 def prototypes(s: Setting) -> Row | None:
+    if s.scoring.model.reads_sets:  # a row has no features of its own
+        return None
     if s.score is not None or not s.config.task.has_classes or s.says_labels or main_of(s) == "prototypes":
         return None
     s.say("baseline prototypes")

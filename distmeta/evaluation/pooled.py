@@ -44,7 +44,8 @@ def train_pooled(model: TaskModel, store: TaskStore, config: Config, device: tor
             sample_episode(store, config.task, config.run.seed, "train", i)
             for i in range(step * size, (step + 1) * size)
         ]
-        for group in group_episodes(episodes, 16 if device.type == "cpu" else 32):
+        alone = model.reads_sets and not model.takes_task_axis
+        for group in group_episodes(episodes, 1 if alone else 16 if device.type == "cpu" else 32):
             support, query = load_group(group, model, config, store.pad_id, device, training=True)
             batches = [*support, *query]
             if model.classes_differ:

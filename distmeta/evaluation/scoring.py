@@ -124,7 +124,7 @@ def tasks_at_once(
     if config.inner.task_batch:
         return config.inner.task_batch
     some = episodes[:4]
-    in_context = isinstance(model, LanguageModel) and model.reads_support  # a task is one row
+    in_context = model.reads_sets or (isinstance(model, LanguageModel) and model.reads_support)  # a task is one row
     longest = max((tokens_of(e) if in_context else longest_row(e) for e in some), default=1)
     fast = sum(value.numel() * value.element_size() for value in model.fast.values())
     copies = config.inner.steps + WEIGHT_COPIES
@@ -161,7 +161,7 @@ def load_group(
     exact: whether losses will be differentiated twice. adapts: whether there are inner steps; None: by the
     configuration. The model has layers run again where the largest part asks for it (distmeta.models.footprint).
     """
-    tokens = part_tokens(model, config, device, exact)
+    tokens = 0 if model.reads_sets else part_tokens(model, config, device, exact)
     cut = partial(collate, buckets=config.inner.buckets, pad_id=pad_id, part_tokens=tokens)
     support, query = [e.support for e in group], [e.query for e in group]
     sets = model.sets(cut(support), cut(query), device, training, [e.label_names for e in group])
@@ -228,7 +228,7 @@ def score_episodes(
     """
     model = scoring.model
     set_attention(model.backbone, "first_order")
-    if model.prototype_head and not scoring.loop.steps:
+    if model.prototype_head and not scoring.loop.steps and not model.reads_sets:
         return score_prototypes(scoring, episodes, float(scoring.shared["head_log_scale"].exp()))
     out: list[Scored] = []
     for group in scoring.groups(episodes):

@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.models import calls
 from distmeta.models.batch import TextBatch
+from distmeta.models.layers import SetNorm
 from distmeta.models.partial import check
 from distmeta.models.task_model import TaskModel
 
@@ -26,6 +28,15 @@ class ArrayModel(TaskModel):
     """
 
     what: str
+
+    def __init__(self, backbone: Any, classes: int, config: Config, labels: int = 0) -> None:
+        super().__init__(backbone, classes, config, labels)
+        if self.reads_sets and "tasks" not in self._inputs:  # it could not tell the sets of several tasks apart
+            self.takes_task_axis = False
+
+    @property
+    def reads_sets(self) -> bool:  # type: ignore[override]
+        return has_set_norm(self.backbone)
 
     def _inputs_of(self, batch: TextBatch, dtype: torch.dtype) -> dict[str, Tensor]:
         """What the backbone is called with."""
@@ -60,6 +71,21 @@ class ArrayModel(TaskModel):
     def _rows_read(self, batch: TextBatch) -> Tensor | None:
         return None
 
+    def _try_task_axis(self) -> bool:
+        """As of `TaskModel`, of two whole sets."""
+        sets = [self._trial_part(), self._trial_part(rows=6)]
+        sets[1] = {n: v[:, 3:] if isinstance(v, np.ndarray) else v for n, v in sets[1].items()}
+        both = {n: np.concatenate([v, sets[1][n]]) if isinstance(v, np.ndarray) else v for n, v in sets[0].items()}
+        fast = {name: value.expand(2, *value.shape) for name, value in self.fast.items() if "backbone." in name}
+        device = next(self.backbone.parameters()).device
+        try:
+            with torch.no_grad():
+                expected = torch.cat([self._last_states(batch) for batch in self.batches(sets, device)])
+                states = self.under(fast, lambda: self._last_states(self.batches([both], device)[0]))
+        except Exception:  # a family's own code, on weights of another shape
+            return False
+        return calls.difference(states, expected) <= calls.SAME
+
     def _trial_part(self, length: int | None = None, rows: int = 3) -> dict[str, Any]:
         ids = self._trial_ids(rows)[None].astype(np.int64)
         labels, ones = np.zeros((1, rows), np.int64), np.ones_like(ids)
@@ -68,7 +94,9 @@ class ArrayModel(TaskModel):
     def _last_states(self, batch: TextBatch) -> Tensor:
         dtype = next(self.backbone.parameters()).dtype
         dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        inputs = self._inputs_of(batch, dtype)
+        inputs: dict[str, Any] = self._inputs_of(batch, dtype)
+        if "tasks" in self._inputs:
+            inputs["tasks"] = len(batch.labels)
         device = batch.keep.device.type
         with torch.autocast(device, self.autocast or torch.bfloat16, self.autocast is not None, cache_enabled=False):
             states: Tensor = self.backbone(**inputs).last_hidden_state
@@ -77,3 +105,20 @@ class ArrayModel(TaskModel):
     def _pooled(self, batch: TextBatch, states: Tensor | None = None) -> Tensor:
         out = self.layers.from_states(lambda: self._last_states(batch), self.entry, states, None)
         return out[:, 0] if self.pooling == "first" else out.mean(1)
+
+
+def has_set_norm(backbone: nn.Module) -> bool:
+    """Whether a norm takes the statistics of the batch at hand."""
+    return any(isinstance(m, SetNorm) or (is_batch_norm(m) and m.running_mean is None) for m in backbone.modules())
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def without_running_statistics(backbone: nn.Module) -> None:
+    """Let batch norms take the statistics of the batch at hand alone: those of earlier episodes are of other tasks."""
+    module: Any
+    for module in filter(is_batch_norm, backbone.modules()):
+        module.track_running_stats = False
+        module.running_mean = module.running_var = module.num_batches_tracked = None

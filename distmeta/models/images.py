@@ -19,7 +19,7 @@ from transformers import AutoModel
 from distmeta.config import Config, ModelConfig
 from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
-from distmeta.models.arrays import ArrayModel
+from distmeta.models.arrays import ArrayModel, without_running_statistics
 from distmeta.models.batch import TextBatch
 
 PLACES = 64  # an image costs about what a text of so many tokens does
@@ -66,11 +66,8 @@ def build_image_backbone(config: ModelConfig, seed: int, copy: Any = None) -> An
         raise InputError(
             f"model: {kind} takes no images; give one such as conv4, vit or convnext, or unset model.image"
         )
-    if config.pretrained is None and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
-        raise InputError(
-            f"model.architecture = {kind} has batch norm, whose statistics of one episode are no other's; set conv4, "
-            "vit or convnext"
-        )
+    if config.pretrained is None:
+        without_running_statistics(model)
     if getattr(model, "pooler", None) is not None:
         model.pooler = nn.Identity()
     if not hasattr(model.config, "hidden_size"):

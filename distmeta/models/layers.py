@@ -101,6 +101,18 @@ class TaskLayerNorm(nn.LayerNorm):
         return y if self.bias is None else y + per_task(self.bias, x, 1)
 
 
+class SetNorm(TaskLayerNorm):
+    """Batch norm (Ioffe and Szegedy 2015) by the statistics of the batch at hand, and no others, in training and after
+    it: of each channel over all rows and places of a task's set. So a row's states depend on the rows beside it.
+    """
+
+    def forward(self, x: Tensor, tasks: int = 1) -> Tensor:
+        """[N, P, D], the rows of `tasks` sets one after another; weight and bias [D] or [T, D] are of channels."""
+        sets = x.reshape(tasks, -1, x.shape[-1]).mT  # [T, D, n P]
+        whole = F.layer_norm(sets, sets.shape[-1:], None, None, self.eps).mT.reshape(x.shape)
+        return whole * per_task(self.weight, x, 1) + per_task(self.bias, x, 1)
+
+
 class TaskRMSNorm(nn.Module):
     """The root-mean-square norm of Llama, Qwen and T5, computed in at least float32."""
 

@@ -46,7 +46,10 @@ class TaskModel(nn.Module):
 
     entry: the layer that a batch's states are given to, since nothing below it adapts: 0 (run from the text on), or
     the number of layers (the states are pooled features). prefix_shared: names in `shared` that are below it.
+    reads_sets: whether a row's states depend on the other rows of its set, which then is never taken apart.
     """
+
+    reads_sets = False
 
     def __init__(self, backbone: nn.Module, classes: int, config: Config, labels: int = 0) -> None:
         super().__init__()
@@ -94,7 +97,7 @@ class TaskModel(nn.Module):
         if self.takes_task_axis and "positions" not in self.way and self.fast.keys() - {"head_weight", "head_bias"}:
             self.takes_task_axis = self._try_task_axis()
         self.layers = Layers(backbone)
-        self.entry = 0 if self.in_context else self._lowest(self.fast)
+        self.entry = 0 if self.in_context or self.reads_sets else self._lowest(self.fast)
         with calls.shaken(backbone, self._fresh):
             self._choose_attention()
             self._check_layers()

@@ -65,7 +65,7 @@ class Base:
         self._cutting.enable_truncation(self.config.model.max_tokens)
         self.family = self.config.task.family
         axis = self.model.takes_task_axis and self.model.in_context is None
-        self.batched = axis and self.config.task.has_classes
+        self.batched = axis and self.config.task.has_classes and not self.model.reads_sets
         self.batch_tasks = batch_tasks if self.batched else 1
 
     def asked(self, rows: Sequence[Mapping[str, Any]], steps: int | None = None) -> Asked:

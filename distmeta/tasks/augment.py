@@ -16,7 +16,8 @@ from distmeta.config import AugmentConfig
 from distmeta.tasks.draws import Draws
 
 # Of Draws; 0, 1 and 2 are those of the splits.
-STREAMS = {"token_dropout": 8, "word_swap": 9, "mix": 10, "permute_labels": 11, "resplit": 12, "size": 13}
+STREAMS = {"token_dropout": 8, "word_swap": 9, "mix": 10, "permute_labels": 11, "resplit": 12, "size": 13,
+           "flips": 14}  # fmt: skip
 ONE = 1 << 31  # draws are integers below this
 
 Tokens = NDArray[np.int32]

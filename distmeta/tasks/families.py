@@ -29,7 +29,7 @@ class Choice:
     task: str
     label_names: tuple[str, ...]
     rows: NDArray[np.int64]
-    quarters: NDArray[np.int64] | None = None  # [ways]: by how many quarters of a circle the images of each are turned
+    turns: NDArray[np.int64] | None = None  # [ways]: how the images of each are turned, as of AugmentConfig.turns
 
 
 def choose_domain(store: TaskStore, groups: Groups, task: TaskConfig, draws: Draws) -> Choice:
@@ -44,14 +44,18 @@ def choose_domain(store: TaskStore, groups: Groups, task: TaskConfig, draws: Dra
 def choose_classes(store: TaskStore, groups: Groups, task: TaskConfig, draws: Draws) -> Choice:
     """N of the split's classes in a random order, and rows of each."""
     ways = ways_of(store, task)
-    if not task.augment.rotations:
+    turns = np.array(task.augment.turns)
+    if len(turns) == 1:
         chosen = draws.distinct(np.array([len(groups.ids)]), ways)[0]
         rows = _rows(groups, (chosen, 0), task, draws)
         return Choice(f"{ways}-way", tuple(store.labels[i] for i in groups.ids[chosen]), rows)
-    quarters, chosen = np.divmod(draws.distinct(np.array([4 * len(groups.ids)]), ways)[0], len(groups.ids))
+    number, chosen = np.divmod(draws.distinct(np.array([len(turns) * len(groups.ids)]), ways)[0], len(groups.ids))
     rows = _rows(groups, (chosen, 0), task, draws)
-    names = (f"{store.labels[i]} turned {q}" for i, q in zip(groups.ids[chosen], quarters, strict=True))
-    return Choice(f"{ways}-way", tuple(names), rows, quarters)
+    names = (
+        f"{store.labels[i]} turned {turn % 4}{' in a mirror' if turn >= 4 else ''}"
+        for i, turn in zip(groups.ids[chosen], turns[number], strict=True)
+    )
+    return Choice(f"{ways}-way", tuple(names), rows, turns[number])
 
 
 def choose_task(store: TaskStore, groups: Groups, task: TaskConfig, draws: Draws) -> Choice:

@@ -201,9 +201,12 @@ def read_files(sources: Sequence[Source], size: Size) -> Iterator[pa.RecordBatch
         yield pa.RecordBatch.from_pydict({name: pa.array(v, pa.large_string()) for name, v in columns.items()})
 
 
-def turned(tokens: NDArray[np.int32], quarters: NDArray[np.int64], size: Size) -> NDArray[np.int32]:
-    """Images [n, C H W], square, each turned by its number of quarters of a circle [n]."""
+def turned(tokens: NDArray[np.int32], turns: NDArray[np.int64], size: Size) -> NDArray[np.int32]:
+    """Images [n, C H W], each turned by turns % 4 quarters of a circle, of square ones, and mirrored first from 4 on;
+    turns [n]."""
     images = tokens.reshape(-1, *size)
-    return np.stack([np.rot90(images, quarter, (2, 3)) for quarter in range(4)])[
-        quarters, np.arange(len(images))
-    ].reshape(tokens.shape)
+    out = np.empty_like(images)
+    for turn in np.unique(turns):
+        chosen = images[turns == turn]
+        out[turns == turn] = np.rot90(chosen[..., ::-1] if turn >= 4 else chosen, turn % 4, (2, 3))
+    return out.reshape(tokens.shape)

@@ -7,13 +7,18 @@ import torch.nn.functional as F
 
 from distmeta.config import make_config
 from distmeta.errors import InputError
+from distmeta.evaluation.scoring import Scoring, score_episodes
 from distmeta.inner import InnerLoop, meta_gradient
 from distmeta.models.build import build_model
+from distmeta.tasks.rows import Episode, Rows
 
 SIZE = (1, 8, 8)
 VIT = {"architecture": "vit", "config": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
                                          "intermediate_size": 32, "patch_size": 4}}  # fmt: skip
 CONV4 = {"architecture": "conv4", "config": {"hidden_size": 12, "num_hidden_layers": 2}}
+RESNET = {"architecture": "resnet", "config": {"depths": [1], "hidden_sizes": [8], "embedding_size": 8,
+                                               "downsample_in_first_stage": False}}  # fmt: skip
+BATCH = {"config": {"hidden_size": 12, "num_hidden_layers": 2, "norm": "batch"}}
 
 
 def config(model=CONV4, **sections):
@@ -50,6 +55,42 @@ def test_conv4_is_convolutions_of_stride_two():
     torch.testing.assert_close(model.features({**model.fast, **model.shared}, batch), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_batch_norm_takes_the_statistics_of_each_task_s_set_and_no_others():
+    model = build(BATCH)
+    (both,) = batches(model, 0, tasks=2)[0]
+    params = {**model.fast, **model.shared}
+    found = model.features(params, both)
+    for t in range(2):
+        states = F.layer_norm(both.input_ids.view(2, -1, *SIZE)[t].double() / 127.5 - 1, SIZE)
+        for block in model.backbone.layers:
+            states = F.conv2d(states, block.conv.weight.view(12, -1, 3, 3), stride=2, padding=1)
+            states = F.relu(F.batch_norm(states, None, None, block.norm.weight, block.norm.bias, training=True))
+        torch.testing.assert_close(found[t], states.mean((2, 3)), rtol=1e-4, atol=1e-5)
+    beside = model.logits(params, both.of_rows(torch.tensor([0, 1, 2])))[0, 0]
+    assert (beside - model.logits(params, both)[0, 0]).abs().max() > 1e-3  # of other images, other scores
+
+
+@pytest.mark.parametrize("model", [BATCH, RESNET])
+@pytest.mark.parametrize("adapt_what", ["all", "head"])
+def test_a_model_with_batch_norm_reads_a_set_whole_whatever_runs_together(model, adapt_what):
+    c = config(model, inner={"adapt": adapt_what, "steps": 1, "lr": 0.1})
+    model = build_model(c, 257, 256, 3)
+    assert model.reads_sets and model.entry == 0 and model.takes_task_axis == (c.model.architecture == "conv4")
+    rng = np.random.default_rng(0)
+
+    def rows(n):
+        tokens = rng.integers(0, 256, n * 64).astype(np.int32)
+        return Rows(tokens, np.arange(0, n * 64 + 1, 64), np.arange(n) % 3, np.arange(n))
+
+    episodes = [Episode(i, "task", ("a", "b", "c"), rows(6), rows(9)) for i in range(3)]
+    tiny = c.model_copy(update={"inner": c.inner.model_copy(update={"part_tokens": 64})})
+    scoring = Scoring(model, model.fast, model.shared, InnerLoop(steps=1, lr=0.1), tiny, 256, torch.device("cpu"))
+    together = score_episodes(scoring, episodes)
+    alone = [score_episodes(scoring, [episode])[0] for episode in episodes]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one.confidence, other.confidence, rtol=1e-4)
+
+
 @pytest.mark.parametrize("model", [CONV4, VIT])
 def test_an_image_s_scores_are_its_own(model):
     model = build(model)
@@ -67,7 +108,10 @@ def test_vit_is_transformers_own():
     torch.testing.assert_close(model.features({**model.fast, **model.shared}, batch)[0], expected)
 
 
-@pytest.mark.parametrize(("model", "adapt_what"), [(CONV4, "all"), (CONV4, "lora"), (VIT, "all"), (VIT, "head")])
+@pytest.mark.parametrize(
+    ("model", "adapt_what"),
+    [(CONV4, "all"), (CONV4, "lora"), (BATCH, "all"), (RESNET, "all"), (VIT, "all"), (VIT, "head")],
+)
 def test_the_exact_meta_gradient_is_that_of_the_loss_after_adaptation(model, adapt_what):
     model = build({**model, "lora_targets": "all-linear"}, inner={"adapt": adapt_what, "steps": 2, "lr": 0.3})
     support, query = batches(model, 1, 2)
@@ -101,7 +145,7 @@ def test_tasks_with_weights_of_their_own_run_together():
 
 @pytest.mark.parametrize(("model", "why"), [
     ({"architecture": "bert"}, "bert takes no images"),
-    ({"architecture": "resnet", "config": {"depths": [1], "hidden_sizes": [8], "embedding_size": 8}}, "batch norm"),
+    ({"config": {"norm": "group"}}, "norm = group: layer or batch"),
 ])  # fmt: skip
 def test_a_model_that_cannot_read_images_is_refused(model, why):
     with pytest.raises(InputError, match=why):

@@ -168,7 +168,34 @@ def test_a_turned_class_is_another_class_in_training_alone(store):
     assert scored.label_names == plain.label_names and (scored.query.tokens == plain.query.tokens).all()
 
 
+def test_a_mirrored_class_is_another_class_and_a_mirrored_image_another_image(store):
+    both = config(task={"augment": {"rotations": True, "flips": "classes"}}).task
+    seen = set()
+    for index in range(12):
+        episode = sample_episode(store, both, 0, "train", index, augment=True)
+        assert len(set(episode.label_names)) == 4
+        for i, label in enumerate(episode.query.labels):
+            _, _, turn = episode.label_names[label].partition(" turned ")
+            whole = store.read(episode.query.rows[i : i + 1])[0].reshape(SIZE)
+            found = episode.query.tokens[episode.query.offsets[i] : episode.query.offsets[i + 1]].reshape(SIZE)
+            whole = whole[..., ::-1] if "mirror" in turn else whole
+            assert (found == np.rot90(whole, int(turn[0]), (1, 2))).all()
+            seen.add(turn)
+    assert len(seen) == 8
+    each = config(task={"augment": {"flips": "images"}}).task
+    plain = sample_episode(store, each, 0, "train", 0)
+    drawn = sample_episode(store, each, 0, "train", 0, augment=True)
+    assert plain.label_names == drawn.label_names and (plain.support.rows == drawn.support.rows).all()
+    before, after = (np.concatenate([e.support.tokens, e.query.tokens]).reshape(-1, *SIZE) for e in (plain, drawn))
+    mirrored = [(a == b[..., ::-1]).all() for a, b in zip(before, after, strict=True)]
+    assert 0 < sum(mirrored) < len(mirrored)
+    assert all(m or (a == b).all() for m, a, b in zip(mirrored, before, after, strict=True))
+
+
 @pytest.mark.parametrize(("sections", "why"), [
+    ({"model": {"image": None}, "task": {"augment": {"flips": "images"}, "family": "classes"}}, "set model.image"),
+    ({"task": {"augment": {"flips": "classes", "resplit": True}}}, "leave one of it and task.augment.flips out"),
+    ({"model": {"image": list(SIZE), "config": {"norm": "batch"}}, "inner": {"part_tokens": 64}}, "reads a set whole"),
     ({"task": {"family": "text_to_text", "ways": None}}, "task.family = text_to_text: set classes or domain"),
     ({"task": {"augment": {"mix": 0.1}, "shots": 2}}, "they change words"),
     ({"model": {"image": [1, 6, 8]}, "task": {"augment": {"rotations": True}}}, "have to be square"),

@@ -33,7 +33,7 @@ def sample_episode(
     """
     by = task.augment if augment else AugmentConfig()
     drawn = index - index % 2 if by.resplit else index  # the episode whose rows these are
-    if task.augment.rotations and not augment:
+    if len(task.augment.turns) > 1 and not augment:
         task = task.model_copy(update={"augment": by})
     task = sized(task, Draws(seed, STREAMS["size"], drawn))
     draws = Draws(seed, SPLITS.index(split), drawn)
@@ -60,9 +60,12 @@ def sample_episode(
     if by.permute_labels:
         names, label = permute_labels(names, label, Draws(seed, STREAMS["permute_labels"], index))
     tokens, offsets = store.read(rows)
-    if choice.quarters is not None:
+    if choice.turns is not None:
         assert store.image is not None, "only images are turned"
-        tokens = turned(tokens, choice.quarters[label], store.image)
+        tokens = turned(tokens, choice.turns[label], store.image)
+    if by.flips == "images":
+        assert store.image is not None, "only images are mirrored"
+        tokens = turned(tokens, 4 * Draws(seed, STREAMS["flips"], index).below(np.full(len(rows), 2)), store.image)
     cut = len(first)
     middle = offsets[cut]
     words = ~np.isin(tokens[:middle], [i for i in (store.cls_id, store.sep_id) if i is not None])

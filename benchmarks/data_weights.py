@@ -8,9 +8,9 @@
 intents: CLINC150, 30 classes of 30 rows, a frozen encoder under a head that adapts. reviews: the built-in reviews
 without the names of the products, 25 rows a label and domain, a small encoder from random weights. tasks: the same, but
 the wrong labels are all in 30% of the domains, whose untrusted rows have labels at random; weights by task.
-Four ways to train on the same steps: clean (right labels), noisy (nothing is known), trusted (queries of trusted rows),
-weights (and outer.data_weights). The area under the curve is of the weight against whether a row (or task) is wrong,
-among the untrusted ones. Meta-test tasks are others, and their labels right. Writes
+Ways to train on the same steps: clean (right labels), noisy (nothing is known), trusted (queries of trusted rows),
+weights (and outer.data_weights), filtered (noisy again, without what the weights turned down: below 1). The area under
+the curve is of the weight against whether a row (or task) is wrong, among the untrusted ones. Meta-test tasks are others, and their labels right. Writes
 benchmarks/results/data_weights.json. No row of the data is kept.
 """
 
@@ -41,11 +41,12 @@ from distmeta.tasks.store import open_store
 
 RESULT = Path(__file__).parent / "results" / "data_weights.json"
 NOISE, TRUSTED = 0.3, 0.2
+LEAST = 20  # rows of a label that an episode draws at most
 COMMON = ["eval.baselines=false", "eval.every=0", "eval.episodes=300", "run.checkpoint_every=1000000",
           "inner.adapt=head", "inner.steps=3", "task.queries=5", "outer.meta_batch_size=8"]  # fmt: skip
 SMALL = "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 64, " \
         "max_position_embeddings: 64}"  # fmt: skip
-REVIEWS = [*COMMON, "inner.lr=1.0", "outer.lr=5e-3", f"model.config={SMALL}"]
+REVIEWS = [*COMMON, "task.shots=10", "task.queries=10", "inner.lr=1.0", "outer.lr=5e-3", f"model.config={SMALL}"]
 
 
 def intents(options: argparse.Namespace, rng: Any) -> tuple[list[dict[str, Any]], list[str]]:
@@ -67,8 +68,9 @@ def reviews(options: argparse.Namespace, rng: Any) -> tuple[list[dict[str, Any]]
     for row in make_reviews(0).to_pylist():
         cell = row["task"], row["label"]
         met[cell] = i = met.get(cell, -1) + 1
-        if i < 25:
-            out.append({**row, "text": row["text"].replace(row["task"], "thing"), "trusted": i < 5})
+        if i < options.rows:
+            text = row["text"].replace(row["task"], "thing")
+            out.append({**row, "text": text, "trusted": i < options.rows * TRUSTED})
     bad = set()
     if options.part == "tasks":
         names = sorted({row["task"] for row in out if row["split"] == "train"})
@@ -94,9 +96,31 @@ def area(weights: Any, wrong: Any) -> float:
     return float((low < high).mean() + 0.5 * (low == high).mean())
 
 
-def trained(way: str, rows: list[dict[str, Any]], words: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    """Accuracy on meta-test episodes, and of `weights` the area under the curve."""
-    keys = [*words[1:], f"outer.steps={options.steps}"]
+def unit(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row is found by in a table of weights, whose `label` is the noisy one."""
+    return row["text"], row.get("task"), row.get("noisy", row["label"])
+
+
+def kept(rows: list[dict[str, Any]], table: list[dict[str, Any]], least: int) -> list[dict[str, Any]]:
+    """The rows that were not turned down; of each label in a task that keeps some, at least the `least` best."""
+    weights = {unit(row): row["weight"] for row in table}
+    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault((row.get("task"), row["noisy"]), []).append(row)
+    out = []
+    for cell in cells.values():
+        best = sorted(cell, key=lambda row: weights[unit(row)], reverse=True)
+        count = sum(weights[unit(row)] >= 1 for row in cell)
+        out += best[: max(count, least) if count else 0]
+    return out
+
+
+def trained(
+    way: str, rows: list[dict[str, Any]], words: list[str], options: argparse.Namespace
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Accuracy on meta-test episodes, and of `weights` the area under the curve; and the table of weights."""
+    table: list[dict[str, Any]] = []
+    keys = [*words[1:], f"outer.steps={options.steps}", f"run.seed={options.seed}"]
     keys += ["data.trusted=trusted"] if way in ("trusted", "weights") else []
     by = "task" if options.part == "tasks" else "example"
     keys += [f"outer.data_weights={{by: {by}}}"] if way == "weights" else []
@@ -115,15 +139,15 @@ def trained(way: str, rows: list[dict[str, Any]], words: list[str], options: arg
             numbers = checkpoints.load(run, which="last").meta[data_weights.NAME]
             table = data_weights.table(config, store, numbers).to_pylist()
     if way == "weights":
-        wrong = {(row["text"], row.get("task"), row["noisy"]): row["wrong"] for row in rows}
-        known = [(row.get("task"), row["weight"], wrong[row["text"], row.get("task"), row["label"]])
+        wrong = {unit(row): row["wrong"] for row in rows}
+        known = [(row.get("task"), row["weight"], wrong[unit(row)])
                  for row in table if row["split"] == "train" and not row["trusted"]]  # fmt: skip
         if options.part == "tasks":
             known = sorted({(task, weight, any(w for t, _, w in known if t == task)) for task, weight, _ in known})
         weights, is_wrong = np.array([w for _, w, _ in known]), np.array([w for _, _, w in known])
         out |= {"area": round(area(weights, is_wrong), 4), "units": len(known), "wrong": int(is_wrong.sum()),
                 "mean_weight": [round(float(weights[is_wrong == w].mean()), 3) for w in (False, True)]}  # fmt: skip
-    return out
+    return out, table
 
 
 def main() -> None:
@@ -132,18 +156,25 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--pretrained", type=Path)
     parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--ways", nargs="*", default=["clean", "noisy", "trusted", "weights"])
+    parser.add_argument("--rows", type=int, default=50, help="of each label in a domain of the reviews")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ways", nargs="*", default=["clean", "noisy", "trusted", "weights", "filtered"])
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("LOCAL_RANK", "0")  # which DeepSpeed asks for
     dist.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/group", rank=0, world_size=1)
-    rows, words = (intents if options.part == "intents" else reviews)(options, np.random.default_rng(0))
+    rows, words = (intents if options.part == "intents" else reviews)(options, np.random.default_rng(options.seed))
     about = {key: value for key, value in setting({}).items() if key != "command"}
     record = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     record["command"] = "python benchmarks/data_weights.py PART"
+    part = options.part if not options.seed else f"{options.part}, seed {options.seed}"
+    table: list[dict[str, Any]] = []
     for way in options.ways:
-        ours = record.setdefault(options.part, {"steps": options.steps, "setting": about, "ways": {}})
-        ours["ways"][way] = trained(way, rows, words, options)
+        ours = record.setdefault(part, {"steps": options.steps, "setting": about, "ways": {}})
+        of_way = kept(rows, table, LEAST) if way == "filtered" else rows
+        ours["ways"][way], weights = trained(way, of_way, words, options)
+        table = weights or table
+        ours["ways"][way]["rows"] = len(of_way)
         print(way, ours["ways"][way], flush=True)
         write_text(RESULT, json.dumps(record, indent=1) + "\n")
 

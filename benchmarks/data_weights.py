@@ -6,12 +6,12 @@
 
 30% of the meta-train labels are wrong, in known rows; a fifth of the rows is trusted, and none of these is wrong.
 intents: CLINC150, 30 classes of 30 rows, a frozen encoder under a head that adapts. reviews: the built-in reviews
-without the names of the products, 25 rows a label and domain, a small encoder from random weights. tasks: the same, but
+without the names of the products, a small encoder from random weights. tasks: the same, but
 the wrong labels are all in 30% of the domains, whose untrusted rows have labels at random; weights by task.
 Ways to train on the same steps: clean (right labels), noisy (nothing is known), trusted (queries of trusted rows),
 weights (and outer.data_weights), filtered (noisy again, without what the weights turned down: below 1). The area under
-the curve is of the weight against whether a row (or task) is wrong, among the untrusted ones. Meta-test tasks are others, and their labels right. Writes
-benchmarks/results/data_weights.json. No row of the data is kept.
+the curve is of the weight against whether a row (or task) is wrong, among the untrusted ones. Meta-test tasks are
+others, and their labels right. Writes benchmarks/results/data_weights.json. No row of the data is kept.
 """
 
 from __future__ import annotations

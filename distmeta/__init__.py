@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from distmeta.evaluation.adapt import AdaptedModel, adapt, load_adapted
     from distmeta.evaluation.evaluate import Evaluation, evaluate
     from distmeta.evaluation.influence import explain
+    from distmeta.evaluation.rejection import predict_or_reject
     from distmeta.pretraining.pipeline import Pipeline, pipeline
     from distmeta.pretraining.pretrain import Pretrained, pretrain
     from distmeta.search import Search, tune
@@ -24,13 +25,14 @@ _HOME = {
     "AdaptedModel": "evaluation.adapt", "adapt": "evaluation.adapt", "load_adapted": "evaluation.adapt",
     "Config": "config", "load_config": "config", "InputError": "errors", "Evaluation": "evaluation.evaluate",
     "evaluate": "evaluation.evaluate", "explain": "evaluation.influence", "Run": "drive.train",
-    "TrainingError": "drive.cluster", "train": "drive.train",
+    "predict_or_reject": "evaluation.rejection", "TrainingError": "drive.cluster", "train": "drive.train",
     "Search": "search", "tune": "search", "Pretrained": "pretraining.pretrain", "pretrain": "pretraining.pretrain",
     "Pipeline": "pretraining.pipeline", "pipeline": "pretraining.pipeline",
 }  # fmt: skip
 __all__ = [
     "AdaptedModel", "Config", "Evaluation", "InputError", "Pipeline", "Pretrained", "Run", "Search", "TrainingError",
-    "adapt", "evaluate", "explain", "load_adapted", "load_config", "pipeline", "pretrain", "train", "tune",
+    "adapt", "evaluate", "explain", "load_adapted", "load_config", "pipeline", "predict_or_reject", "pretrain",
+    "train", "tune",
 ]  # fmt: skip
 
 

@@ -232,14 +232,22 @@ def predict(
     more: Annotated[
         int | None, typer.Option("--continue", min=1, help="family document: write so many tokens after each text")
     ] = None,
+    reject: Annotated[
+        float | None, typer.Option(metavar="RATE", help="no label for texts that fit none; share of the task's lost")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="--reject: what it was adapted from, where that has moved")
+    ] = None,
 ) -> None:
     """Labels, or answers, of texts by an adapted model: one JSON line each, null for a blank line.
+
+    --reject 0.05 gives no label to texts that are less typical of the task than 95% of its own examples.
 
     A model that has read a document gives the loss per token of each text, or with --continue what comes after it.
     """
     from distmeta.cli.adapting import predict as run
 
-    run(adapted, source, more)
+    run(adapted, source, more, reject, checkpoint)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from distmeta.errors import InputError
 from distmeta.evaluation.adapt import AdaptedModel, load_adapted, losses_in_words
 from distmeta.evaluation.adapt import adapt as adapt_one
 from distmeta.evaluation.many import adapt_each, folder_name
+from distmeta.evaluation.rejection import predict_or_reject
 from distmeta.export.export import of_adapted, write
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.tasks.texts import read_inputs
@@ -77,15 +78,22 @@ def line(report: dict[str, Any], reads: bool = False) -> str:
     return f"adapted to {what}{losses_in_words(losses, ': ')}\nsaved in {report['out']}"
 
 
-def predict(adapted: str, source: str, more: int | None) -> None:
+def predict(adapted: str, source: str, more: int | None, reject: float | None, checkpoint: str | None) -> None:
     """Print a line for each text. Raises InputError."""
+    if more and reject is not None:
+        raise InputError("--continue and --reject are of different models; leave one of them out")
+    if checkpoint is not None and reject is None:
+        raise InputError(f"--checkpoint {checkpoint} is used by --reject alone; leave it out")
     model = load_adapted(adapted)
     reads = model.config.model
     texts = list(read_inputs(source, model.text_column, reads.image, reads.dimensions is not None))
     nonempty = [text for text in texts if text is not None]
     if warning := model.unknown(nonempty):
         print(f"warning: {warning}", file=sys.stderr)
-    said = [{"text": model.continue_text(text, more)} for text in nonempty] if more else model.predict(nonempty)
+    if more:
+        said = [{"text": model.continue_text(text, more)} for text in nonempty]
+    else:
+        said = model.predict(nonempty) if reject is None else predict_or_reject(model, nonempty, reject, checkpoint)
     predictions = iter(said)
     for text in texts:
         print(json.dumps(None if text is None else next(predictions), ensure_ascii=False))

@@ -107,19 +107,21 @@ class AdaptedModel:
             place, pad_id = documents.place_of(self.state), int(self.state["pad_id"])
             each = [documents.tokens_of(self.tokenizer, text) for text in texts]
             return [documents.score(self.model, self.params, place, t, self.config, pad_id) for t in each]
-        out = []
+        probabilities = torch.from_numpy(self.scores(texts)).float().softmax(-1).double().numpy()
+        return [likeliest(p, self.labels) for p in probabilities]
+
+    def scores(self, texts: Sequence[Any]) -> NDArray[np.float64]:
+        """The logits of the task's labels, [n, C]."""
+        out = np.zeros((len(texts), len(self.labels)))
         device = next(iter(self.params.values())).device
         for start in range(0, len(texts), BATCH_ROWS):
             part = texts[start : start + BATCH_ROWS]
             rows = tokenise(self.tokenizer, part, [0] * len(part), self.config)
-            pad_id = int(self.state["pad_id"])
-            batches = collate([rows], 0, pad_id)
-            probabilities = np.zeros((len(part), len(self.labels)))
+            batches = collate([rows], 0, int(self.state["pad_id"]))
             with torch.no_grad():
                 for numbers, batch in zip(batches, self.model.batches(batches, device), strict=True):
                     logits = self.model.logits(self.params, batch)[0, :, : len(self.labels)]
-                    probabilities[numbers["rows"][0]] = logits.softmax(-1).double().cpu().numpy()
-            out += [likeliest(p, self.labels) for p in probabilities]
+                    out[start + numbers["rows"][0]] = logits.double().cpu().numpy()
         return out
 
     def continue_text(self, text: str, most: int) -> str:

@@ -100,6 +100,19 @@ def on_device(saved: checkpoints.Checkpoint, device: torch.device | None = None)
     return Adaptable(saved.config, model.to(device), fast, shared, rates, state, saved.tokenizer_file)
 
 
+def source_of(state: Mapping[str, Any], checkpoint: str | Path | None, device: torch.device) -> Adaptable:
+    """What a model with this `state` was adapted from; checkpoint: where that has moved. Raises InputError."""
+    try:
+        saved = checkpoints.load(Path(checkpoint or state["from"]["path"]))
+    except InputError as error:
+        raise InputError(f"what the model was adapted from is needed ({error}); name it with --checkpoint") from None
+    if checkpoints.digest(saved.path) != state["from"]["digest"]:
+        raise InputError(
+            f"{saved.path}: is not the checkpoint that the model was adapted from; name it with --checkpoint"
+        )
+    return on_device(saved, device)
+
+
 def name_any(model: TaskModel) -> None:
     """A model that names classes by letters takes as many as there are."""
     if isinstance(model, LabelModel) and model.tokens.labels:

@@ -30,14 +30,13 @@ from distmeta.algorithms.rates import inner_loop
 from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.evaluation.adapt import AdaptedModel
-from distmeta.evaluation.adaptable import Adaptable, on_device
+from distmeta.evaluation.adaptable import Adaptable, source_of
 from distmeta.evaluation.support import read_support, tokenise
 from distmeta.inner import meta_gradient
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
 from distmeta.models.prefix import fixed_prefix
 from distmeta.models.task_model import TaskModel
-from distmeta.runs import checkpoint as checkpoints
 from distmeta.tasks.episodes.collate import collate
 
 WEIGHTS = "row_weights"  # among the shared tensors: of the support rows
@@ -101,18 +100,9 @@ def left_out(slopes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def learner_of(adapted: AdaptedModel, checkpoint: str | Path | None = None) -> Learner:
     """What the adaptation is run again with. Raises InputError."""
-    state = adapted.state
-    check_explained(adapted.config, state)
-    path = Path(checkpoint or state["from"]["path"])
-    try:
-        saved = checkpoints.load(path)
-    except InputError as error:
-        raise InputError(f"what the model was adapted from is needed ({error}); name it with --checkpoint") from None
-    if checkpoints.digest(saved.path) != state["from"]["digest"]:
-        raise InputError(
-            f"{saved.path}: is not the checkpoint that the model was adapted from; name it with --checkpoint"
-        )
-    return learner_with(on_device(saved, next(iter(adapted.params.values())).device), adapted)
+    check_explained(adapted.config, adapted.state)
+    device = next(iter(adapted.params.values())).device
+    return learner_with(source_of(adapted.state, checkpoint, device), adapted)
 
 
 def learner_with(start: Adaptable, adapted: AdaptedModel) -> Learner:

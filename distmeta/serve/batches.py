@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 from distmeta.config import DataConfig
 from distmeta.errors import InputError
-from distmeta.evaluation import documents, influence
+from distmeta.evaluation import documents, influence, rejection
 from distmeta.evaluation.adapt import AdaptedModel, likeliest
 from distmeta.evaluation.adaptable import check_room_for, newest, on_device, without_pooled
 from distmeta.evaluation.many import fit_each
@@ -34,6 +34,7 @@ from distmeta.serve.tasks import Refused, Task
 from distmeta.tasks.episodes.collate import collate
 from distmeta.tasks.rows import Rows
 
+MOST_LEFT_OUT = 1000  # tasks whose examples' scores are kept in memory
 MOST_ROWS = 32  # of a task in a batch of several; a request with more goes in parts
 PART_TOKENS = 4096  # of a micro-batch on a CPU; 16 times as many on a GPU
 FORMAT = 1  # of handles and files: another one when tasks of the one before would predict otherwise
@@ -67,6 +68,7 @@ class Base:
         axis = self.model.takes_task_axis and self.model.in_context is None
         self.batched = axis and self.config.task.has_classes and not self.model.reads_sets
         self.batch_tasks = batch_tasks if self.batched else 1
+        self._left_out: dict[str, Any] = {}  # scores of examples that are left out, by the task's handle
 
     def asked(self, rows: Sequence[Mapping[str, Any]], steps: int | None = None) -> Asked:
         """A request with its handle: the same for the same rows, in the same order, and steps."""
@@ -152,6 +154,22 @@ class Base:
             return error
         finally:
             set_attention(self.model.backbone, "first_order")
+
+    def reject(self, several: Sequence[tuple[Task, Sequence[str], float]]) -> list[list[dict[str, Any]] | Exception]:
+        """For each (task, texts, rate) what `predict_or_reject` says, or why it says nothing."""
+        return [self._judged(*one) for one in several]
+
+    def _judged(self, task: Task, texts: Sequence[str], rate: float) -> list[dict[str, Any]] | Exception:
+        adapted = self._adapted(task)
+        try:
+            rejection.check_rejects(self.config, adapted.state, rate)
+            if task.handle not in self._left_out:
+                if len(self._left_out) >= MOST_LEFT_OUT:
+                    self._left_out.pop(next(iter(self._left_out)))
+                self._left_out[task.handle] = rejection.scores_left_out(self.start, adapted)
+            return rejection.judged(adapted, texts, self._left_out[task.handle], rate)
+        except InputError as error:
+            return error
 
     def tokens_of(self, texts: Sequence[str]) -> int:
         """How many tokens of the texts the model reads."""

@@ -79,6 +79,14 @@ def support_of(body: dict[str, Any], limits: ServeConfig, family: str) -> tuple[
     return rows, steps
 
 
+def rate_of(body: dict[str, Any]) -> float | None:
+    """`reject` of POST /tasks/{handle}/predict, taken out of the body; None where it is not asked for."""
+    rate = body.pop("reject", None)
+    if rate is not None and (not isinstance(rate, int | float) or isinstance(rate, bool)):
+        raise Refused(400, f"reject is {shown(rate)}; give a share of the task's own texts, such as 0.05")
+    return rate
+
+
 def inputs_of(body: dict[str, Any], limits: ServeConfig, family: str) -> list[Any]:
     """The inputs of POST /tasks/{handle}/predict: texts, or of family regression numbers and lists of them."""
     _known("the body", body, ("inputs",))

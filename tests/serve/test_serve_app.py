@@ -397,6 +397,22 @@ def test_a_document_is_followed(tmp_path):
         assert server.ask("POST", "/tasks", {"support": [{"text": "x"}], "steps": 2}).status == 400
 
 
+def test_a_task_rejects_as_predict_or_reject_does(server, source):
+    from distmeta import predict_or_reject
+
+    rows = [{**row, "text": f"{row['text']} {word}"} for word in ("thing", "one") for row in support(0)]
+    handle = server.ask("POST", "/tasks", {"support": rows}).json["task"]
+    expected = predict_or_reject(adapt(source, rows), TEXTS, 0.5)
+    for _ in range(2):  # the second time from memory
+        answer = server.ask("POST", f"/tasks/{handle}/predict", {"inputs": TEXTS, "reject": 0.5})
+        assert answer.status == 200, answer.body
+        said = [(one["label"], one["typicality"]) for one in answer.json["predictions"]]
+        assert said == [(one["label"], one["typicality"]) for one in expected]
+    for rate, reason in ((0.001, "give a higher rate"), (True, "reject is true"), (2, "give a share")):
+        answer = server.ask("POST", f"/tasks/{handle}/predict", {"inputs": TEXTS, "reject": rate})
+        assert (answer.status, reason in answer.error) == (400, True), answer.body
+
+
 def test_more_is_for_documents_alone(server):
     handle = server.ask("POST", "/tasks", {"support": support(0)}).json["task"]
     answer = server.ask("POST", f"/tasks/{handle}/more", {"support": support(1)})

@@ -65,6 +65,17 @@ def inner_loop(t: Tools) -> Iterator[Sentence]:
     )
     short, long = (t.record("depth")["cases"][case]["layers"]["peak_mb"] for case in ("8x4x512", "8x1x2048"))
     yield "docs/exact-walk.md", f"takes {short:.0f} MB for 4 rows of 512 tokens and {long:.0f} MB for one of 2,048"
+    cases = t.record("depth")["cases"]
+    few, deep = (cases[case]["layers"]["peak_mb"] for case in ("8x1x512", "30x1x512"))
+    yield "docs/exact-walk.md", f"takes {few:.0f} MB, so 22 layers more add {deep - few:.0f} MB"
+    eager, layers = (cases["30x1x1024"][way] for way in ("eager", "layers"))
+    yield (
+        "docs/exact-walk.md",
+        (
+            f"On a row of 1,024 tokens it takes {layers['peak_mb']:.0f} MB where every layer's graph takes "
+            f"{eager['peak_mb']:,.0f} MB, and {layers['cpu_s'] / eager['cpu_s']:.2f} of its CPU seconds"
+        ),
+    )
     rows = t.record("peers")["rows"]
     verdicts = [verdict for row in rows for verdict in row["verdicts"]]
     yield (

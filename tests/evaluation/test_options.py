@@ -6,11 +6,11 @@ import small
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from distmeta.evaluation.adapt import _tokenizer
 from distmeta.evaluation.texts import choose, support_rows
 from distmeta.models.build import build_model
 from distmeta.tasks.episodes.collate import collate
 from distmeta.tasks.records import Record
+from distmeta.tasks.tokenizer import load_tokenizer
 
 PAD = 1
 
@@ -29,7 +29,7 @@ def test_an_option_has_the_probability_that_transformers_gives_its_words(folder,
         inner={"adapt": "lora", "steps": 0 if head == "context" else 2},
     )  # fmt: skip
     whole, stock = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    tokenizer = _tokenizer(folder / "tokenizer.json")
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
     model = build_model(config, len(stock), PAD, 1)
     support = [Record("a saw", ("no",), instruction="is it fruit"), Record("a big fig", ("yes",))]
     params, before = dict(model.fast), ""

@@ -389,20 +389,18 @@ def memory_finding(config: Config, store: TaskStore) -> Finding:
 
 def table(findings: Sequence[Finding]) -> Any:
     """A rich table."""
-    from rich.table import Table
+    from rich.text import Text
 
-    out = Table(title="distmeta check", show_lines=True)
-    out.add_column("compared")
-    out.add_column("found")
-    for column in ("error", "limit"):
-        out.add_column(column, justify="right", no_wrap=True)
-    out.add_column("", no_wrap=True)
+    from distmeta.runs import tables
+
+    rows: list[list[Any]] = []
     for f in findings:
-        verdict = f"{f.verdict}\n[dim]{f.note}[/dim]" if f.note else f.verdict
+        verdict = Text.assemble(f.verdict, (f"\n{f.note}" if f.note else "", "dim"))
         shown = ["" if x is None else f"{x:.1e}" for x in (f.error, f.limit)]
-        sign = "" if f.error is None else "[green]agrees[/green]" if f.agrees else "[bold red]DIFFERS[/bold red]"
-        out.add_row(f.subject, verdict, *shown, sign)
-    return out
+        sign = Text("agrees", "green") if f.agrees else Text("DIFFERS", "bold red")
+        rows.append([f.subject, verdict, *shown, "" if f.error is None else sign])
+    heads = ("compared", "found", "error", "limit", "")
+    return tables.table("distmeta check", heads, rows, texts=("compared", "found"), show_lines=True)
 
 
 def report(findings: Sequence[Finding]) -> dict[str, Any]:

@@ -228,19 +228,17 @@ def peak(config: dict[str, Any], name: str) -> float | None:
 
 def table(result: dict[str, Any]) -> Any:
     """A rich table of what `bench_inner` returned."""
-    from rich.table import Table
+    from distmeta.runs import tables
 
-    out = Table(title=f"meta-gradient of {result['tasks']} tasks, {result['rounds']} interleaved rounds")
-    out.add_column("variant", no_wrap=True)
-    for column in (f"{result['clock']} s", "low-high", "over auto", "x floor", "peak MB"):
-        out.add_column(column, justify="right", no_wrap=True)
+    rows = []
     for name, measured in result["variants"].items():
         s, mb = measured["seconds"], measured["peak_mb"]
-        out.add_row(
+        rows.append([
             name, f"{s['median']:.3g}", f"{s['low']:.3g}-{s['high']:.3g}", f"{measured['over_auto']['median']:.2f}",
             f"{measured['over_floor']:.2f}", "" if mb is None else f"{mb:.0f}",
-        )  # fmt: skip
-    return out
+        ])  # fmt: skip
+    heads = ("variant", f"{result['clock']} s", "low-high", "over auto", "x floor", "peak MB")
+    return tables.table(f"meta-gradient of {result['tasks']} tasks, {result['rounds']} interleaved rounds", heads, rows)
 
 
 def sentences(result: dict[str, Any]) -> Sequence[str]:

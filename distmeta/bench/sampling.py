@@ -214,24 +214,27 @@ def tokens_of(episode: Episode) -> int:
 
 def table(result: dict[str, Any]) -> Any:
     """A rich table of what `bench_sampling` returned."""
-    from rich.table import Table
+    from distmeta.runs import tables
 
     alone, padding, hop = result["one_process"], result["padding"], result["object_store"]
-    out = Table(title=f"episodes of {alone['tokens_per_episode']:.0f} tokens, {alone['kb_per_episode']:.0f} kB")
-    out.add_column("", no_wrap=True)
-    out.add_column("episodes/s", justify="right")
-    for name, key in (("made", "episodes"), ("and collated", "collated"), ("in groups", "collated_in_groups")):
-        out.add_row(f"one core: {name}", f"{alone[key + '_per_s']:,.0f}")
-    out.add_section()
+    rows = [
+        [f"one core: {name}", f"{alone[key]:,.0f}"]
+        for name, key in (("made", "episodes_per_s"), ("and collated", "collated_per_s"),
+                          ("in groups", "collated_in_groups_per_s"))
+    ]  # fmt: skip
     for name, key in (("without a copy", "without_copy"), ("with a copy", "with_copy")):
         cpu = f"{hop[key]['learner_cpu_us_per_episode']:.0f} us of the learner"
-        out.add_row(f"from an actor, {name} ({cpu})", f"{hop[key]['episodes_per_s']:,.0f}")
-    out.add_section()
-    out.add_row("padding: one batch a set", f"{padding['one_batch_a_set']:.1%}")
-    out.add_row("padding: by length, a task alone", f"{padding['by_length']:.1%}")
-    groups = f"padding: by length, {padding['tasks_in_a_group']:.0f} tasks as one"
-    out.add_row(groups, f"{padding['by_length_in_groups']:.1%}")
-    return out
+        rows.append([f"from an actor, {name} ({cpu})", f"{hop[key]['episodes_per_s']:,.0f}"])
+    rows += [
+        ["padding: one batch a set", f"{padding['one_batch_a_set']:.1%}"],
+        ["padding: by length, a task alone", f"{padding['by_length']:.1%}"],
+        [
+            f"padding: by length, {padding['tasks_in_a_group']:.0f} tasks as one",
+            f"{padding['by_length_in_groups']:.1%}",
+        ],
+    ]
+    title = f"episodes of {alone['tokens_per_episode']:.0f} tokens, {alone['kb_per_episode']:.0f} kB"
+    return tables.table(title, ("", "episodes/s"), rows)
 
 
 def sentence(result: dict[str, Any]) -> str:

@@ -144,20 +144,18 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 
 
 def table(result: dict[str, Any]) -> Any:
-    from rich.table import Table
+    from distmeta.runs import tables
 
-    title = f"{result['repeats']} repeats, means and 95% intervals" if result["repeats"] > 1 else "one repeat"
-    out = Table(title=f"scaling of {result['recipe']}, {title}", box=None)
-    for heading in ("mode", "ranks", "samplers", "tasks/s", "efficiency", "step", *PHASES):
-        out.add_column(heading, justify="left" if heading == "mode" else "right", no_wrap=True)
-    for p in result["points"]:
-        rate, efficiency = p["tasks_per_s"], p["efficiency"]
-        out.add_row(
-            p["mode"], str(p["workers"]), str(p["samplers"]),
-            spread(rate, ".3g", ".2g", result["repeats"]), spread(efficiency, ".3f", ".3f", result["repeats"]),
-            f"{p['step_s']:.3g} s", *(f"{p['share'][name]:.1%}" for name in PHASES),
-        )  # fmt: skip
-    return out
+    repeats = result["repeats"]
+    title = f"{repeats} repeats, means and 95% intervals" if repeats > 1 else "one repeat"
+    rows = [
+        [p["mode"], str(p["workers"]), str(p["samplers"]), spread(p["tasks_per_s"], ".3g", ".2g", repeats),
+         spread(p["efficiency"], ".3f", ".3f", repeats), f"{p['step_s']:.3g} s",
+         *(f"{p['share'][name]:.1%}" for name in PHASES)]
+        for p in result["points"]
+    ]  # fmt: skip
+    heads = ("mode", "ranks", "samplers", "tasks/s", "efficiency", "step", *PHASES)
+    return tables.table(f"scaling of {result['recipe']}, {title}", heads, rows, box=None)
 
 
 def spread(of: dict[str, float], mean: str, half: str, repeats: int) -> str:

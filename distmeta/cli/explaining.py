@@ -10,6 +10,7 @@ from typing import Any
 from distmeta.errors import InputError, cut
 from distmeta.evaluation.adapt import load_adapted
 from distmeta.evaluation.influence import explain as explain_texts
+from distmeta.runs import tables
 from distmeta.runs.checkpoint import write_text
 from distmeta.tasks.texts import read_inputs
 
@@ -32,10 +33,9 @@ def explain(adapted: str, source: str, most: int, html: Path | None, checkpoint:
     if as_json:
         print(json.dumps({"explanations": found}, ensure_ascii=False))
         return
-    from distmeta.runs.tables import show
-
     for one in found:
-        show(table(one, most))
+        rows = [[cut(text, 60), *others] for text, *others in rows_of(one, most)]
+        tables.show(tables.table(title(one), HEAD, rows, texts=HEAD[:2], title_justify="left"))
     print(NOTE + (f"\npage {html}" if html is not None else ""))
 
 
@@ -52,22 +52,9 @@ def title(one: dict[str, Any]) -> str:
 
 def rows_of(one: dict[str, Any], most: int) -> list[list[str]]:
     return [
-        [cut(each["text"], 60), each["label"], f"{each['influence']:+.4f}", f"{each['without']:+.4f}"]
+        [each["text"], each["label"], f"{each['influence']:+.4f}", f"{each['without']:+.4f}"]
         for each in strongest(one, most)
     ]
-
-
-def table(one: dict[str, Any], most: int) -> Any:
-    """A rich table."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    made = Table(title=escape(title(one)), title_justify="left")
-    for number, name in enumerate(HEAD):
-        made.add_column(name, justify="right" if number > 1 else "left")
-    for row in rows_of(one, most):
-        made.add_row(*map(escape, row))
-    return made
 
 
 def page(adapted: str, found: Sequence[dict[str, Any]], most: int) -> str:
@@ -80,8 +67,7 @@ def page(adapted: str, found: Sequence[dict[str, Any]], most: int) -> str:
         largest = max((abs(e["influence"]) for e in each), default=0.0) or 1.0
         shades = [[0.0, abs(e["influence"]) / largest, 0.0] for e in each]
         caption = "Towards the label at the top, away from it at the bottom."
-        rows = [[e["text"], e["label"], f"{e['influence']:+.4f}", f"{e['without']:+.4f}"] for e in each]
-        sections.append(Section(title(one), [Table(caption, HEAD, rows, shades=shades)]))
+        sections.append(Section(title(one), [Table(caption, HEAD, rows_of(one, most), shades=shades)]))
     about = f"{len(found)} texts. {NOTE[0].upper()}{NOTE[1:]}"
     return render(
         Page(f"What taught {Path(adapted).name}", about, [Section("How to read it", [Text(about)]), *sections])

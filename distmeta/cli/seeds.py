@@ -10,6 +10,7 @@ import numpy as np
 
 from distmeta.errors import InputError
 from distmeta.evaluation.metrics import interval, limits
+from distmeta.runs import tables
 
 
 def train_seeds(
@@ -40,9 +41,7 @@ def train_seeds(
     if as_json:
         print(json.dumps({"seeds": numbers, "runs": [str(run.path) for run in runs], "evaluation": scores}))
     elif scores:
-        from distmeta.runs.tables import show
-
-        show(table(scores, numbers), less=("recall", "precision"))
+        tables.show(table(scores, numbers), less=("recall", "precision"))
 
 
 def parse(text: str, overrides: Sequence[str]) -> list[int]:
@@ -76,14 +75,7 @@ def over_seeds(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
 
 
 def table(scores: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> Any:
-    from rich.table import Table
-
-    shown = Table(title=f"seeds {', '.join(map(str, seeds))}: mean and 95% interval over seeds (Student's t)")
     metrics = list(next(iter(scores.values())))[:2]
-    shown.add_column("method", no_wrap=True)
-    for metric in metrics:
-        shown.add_column(metric.replace("_", " "), justify="right", no_wrap=True)
-    for method, by_metric in scores.items():
-        cells = (by_metric[metric] for metric in metrics)
-        shown.add_row(method, *(f"{s['mean']:.3f} [{s['low']:.3f}, {s['high']:.3f}]" for s in cells))
-    return shown
+    rows = [[method, *(tables.interval(of[metric]) for metric in metrics)] for method, of in scores.items()]
+    title = f"seeds {', '.join(map(str, seeds))}: mean and 95% interval over seeds (Student's t)"
+    return tables.table(title, ["method", *(metric.replace("_", " ") for metric in metrics)], rows)

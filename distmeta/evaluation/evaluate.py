@@ -35,7 +35,7 @@ from distmeta.evaluation.texts import score_texts, text_details
 from distmeta.models.build import build_model, check_format
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
-from distmeta.runs import notebook
+from distmeta.runs import notebook, tables
 from distmeta.tasks import summary
 from distmeta.tasks.families import check_feasible
 from distmeta.tasks.splits import SPLITS
@@ -70,7 +70,7 @@ class Evaluation:
         first = next(iter(self.methods.values()))
         name = next(name for name in ("accuracy", "exact_match", *first) if name in first)
         scores = {method: values[name] for method, values in self.methods.items() if name in values}
-        return name, {method: f"{s['mean']:.3f} [{s['low']:.3f}, {s['high']:.3f}]" for method, s in scores.items()}
+        return name, {method: tables.interval(score) for method, score in scores.items()}
 
     def save(self, directory: Path) -> None:
         checkpoints.write_text(directory / "evaluation.json", json.dumps(self.methods, indent=1))

@@ -275,29 +275,30 @@ def evaluation_table(
     details: dict[str, Any] | None = None,
 ) -> Any:
     """A rich table of evaluation.json; with evaluation_details.json also the accuracy of each method's worst task."""
-    from rich.table import Table
-
-    table = Table(title=title)
-    table.add_column("method", no_wrap=True)
     of_loss = DOCUMENT_COLUMNS if all("perplexity" in scores for scores in methods.values()) else LOSS_COLUMNS
     columns: dict[str, tuple[str, ...]] = {"token_f1": TEXT_COLUMNS, "loss": of_loss}
     first, *others, by_steps = columns.get(headline(methods), CLASS_COLUMNS)
     others += [name for name in OPTION_COLUMNS if all(name in scores for scores in methods.values())]
     curved = "by inner steps" if by_steps == first else f"{by_steps} by inner steps"
-    for column in (first, *others, by_steps if by_steps == "loss_by_chunk" else curved):
-        heading = column.replace("_", " ").replace("f1", "F1").replace("rouge l", "ROUGE-L").replace("bleu", "BLEU")
-        table.add_column(heading, justify="right", no_wrap=True)
     worst = {name: more["worst_task"] for name, more in (details or {}).items() if "worst_task" in more}
-    if worst:
-        table.add_column("worst task", justify="right", no_wrap=True)
+    shown = [
+        "method",
+        first,
+        *others,
+        by_steps if by_steps == "loss_by_chunk" else curved,
+        *(["worst task"] if worst else []),
+    ]
+    heads = [
+        h.replace("_", " ").replace("f1", "F1").replace("rouge l", "ROUGE-L").replace("bleu", "BLEU") for h in shown
+    ]
+    rows = []
     for name, scores in methods.items():
-        main, curve = scores[first], scores[by_steps].get("curve", [])
-        shown = " ".join(f"{x:.2f}" for x in (curve if len(curve) <= 8 else curve[:: max(1, len(curve) // 6)]))
-        row = [f"{main['mean']:.3f} [{main['low']:.3f}, {main['high']:.3f}]"]
-        row += [f"{scores[other]['mean']:.3f}" for other in others]
+        curve = scores[by_steps].get("curve", [])
+        path = " ".join(f"{x:.2f}" for x in (curve if len(curve) <= 8 else curve[:: max(1, len(curve) // 6)]))
+        row = [name, tables.interval(scores[first]), *(f"{scores[other]['mean']:.3f}" for other in others), path]
         low = worst.get(name)
-        table.add_row(name, *row, shown, *([f"{low['mean']:.3f} {low['task']}" if low else ""] if worst else []))
-    return table
+        rows.append([*row, f"{low['mean']:.3f} {low['task']}" if low else ""] if worst else row)
+    return tables.table(title, heads, rows)
 
 
 def reach(details: dict[str, Any]) -> str:
@@ -308,10 +309,7 @@ def reach(details: dict[str, Any]) -> str:
     if over:
         unit = next(name for name in ("tasks", "classes", "authors", "documents") if name in over)
         start = "Over" if method == "meta_trained" else f"{method} over"
-        return (
-            f"{start} {over[unit]} {unit}, as new ones would differ (cluster bootstrap): {over['mean']:.3f} "
-            f"[{over['low']:.3f}, {over['high']:.3f}]."
-        )
+        return f"{start} {over[unit]} {unit}, as new ones would differ (cluster bootstrap): {tables.interval(over)}."
     if about.get("tasks") == 1:
         names = list(main.get("per_task", {}))
         name = f" ({names[0]})" if names else ""
@@ -326,8 +324,8 @@ def subgroups(details: dict[str, Any]) -> str:
         return ""
     low = details[main_method(details)]["worst_subgroup"]
     return (
-        f"Worst subgroup: {gap['worst']}, accuracy {low['mean']:.3f} [{low['low']:.3f}, {low['high']:.3f}]; largest "
-        f"gap {gap['mean']:.3f} [{gap['low']:.3f}, {gap['high']:.3f}], to {gap['best']}."
+        f"Worst subgroup: {gap['worst']}, accuracy {tables.interval(low)}; largest gap {tables.interval(gap)}, to "
+        f"{gap['best']}."
     )
 
 
@@ -347,19 +345,15 @@ def class_table(details: dict[str, Any], most: int = 20) -> Any:
 
     Where answers are words: some of them, beside what was accepted. Of documents: a sentence.
     """
-    from rich.table import Table
-
     name = main_method(details)
     main, model = details[name], "meta-trained model" if name == "meta_trained" else name
     if "by_position" in main:
         return f"{main['documents']} documents; evaluation_details.json has the loss by position"
     if "answers" in main:
-        answers = Table(title=f"{model}, some of its answers")
-        for column in ("task", "input", "said", "accepted"):
-            answers.add_column(column)
-        for one in main["answers"][:5]:
-            answers.add_row(one["task"], cut(one["input"], 120), one["said"], " | ".join(one["accepted"][:3]))
-        return answers
+        heads = ("task", "input", "said", "accepted")
+        rows = [[one["task"], cut(one["input"], 120), one["said"], " | ".join(one["accepted"][:3])]
+                for one in main["answers"][:5]]  # fmt: skip
+        return tables.table(f"{model}, some of its answers", heads, rows, texts=heads)
     if "per_class" not in main:
         return f"{name}: {main['diverged']} of {details['settings']['episodes']} episodes diverged"
     per_class = main["per_class"]
@@ -367,13 +361,8 @@ def class_table(details: dict[str, Any], most: int = 20) -> Any:
     if len(per_class) > most:
         per_class = dict(sorted(per_class.items(), key=lambda item: item[1]["f1"])[:most])
         title += f"; the {most} hardest"
-    table = Table(title=title)
-    table.add_column("class")
-    for column in ("precision", "recall", "F1"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, scores in per_class.items():
-        table.add_row(name, *(f"{scores[k]:.3f}" for k in ("precision", "recall", "f1")))
-    return table
+    rows = [[name, *(f"{scores[k]:.3f}" for k in ("precision", "recall", "f1"))] for name, scores in per_class.items()]
+    return tables.table(title, ("class", "precision", "recall", "F1"), rows, texts=("class",))
 
 
 def paired(details: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +12,33 @@ if TYPE_CHECKING:
 
 WIDE = 1000  # columns of what is no terminal: nothing wraps there
 TEXT = 22  # columns that a column of text needs, which wraps
+
+
+def table(
+    title: str, heads: Sequence[str], rows: Iterable[Sequence[Any]], texts: Sequence[str] = (), bold: int | None = None,
+    **style: Any,
+) -> Table:  # fmt: skip
+    """A rich table: what a row is of to the left, numbers to the right, and columns of `texts`, which wrap.
+
+    A cell is a text as it is, or what rich renders. bold: the number of a row that stands out.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    made = Table(title=escape(title), **style)
+    for number, head in enumerate(heads):
+        made.add_column(head, justify="right" if number and head not in texts else "left", no_wrap=head not in texts)
+    for number, row in enumerate(rows):
+        cells = (escape(cell) if isinstance(cell, str) else cell for cell in row)
+        made.add_row(*cells, style="bold" if number == bold else None)
+    return made
+
+
+def interval(score: Mapping[str, Any]) -> str:
+    """A mean with its 95% interval, which a single episode has not."""
+    if score.get("episodes", 2) < 2:
+        return f"{score['mean']:.3f}"
+    return f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 
 def show(*parts: Any, less: Sequence[str] = (), console: Console | None = None) -> None:

@@ -9,6 +9,7 @@ from distmeta.runs.report import plots, write_page
 from distmeta.runs.report.files import RunFiles, read_run
 from distmeta.runs.report.page import Block, Code, Folded, Page, Picture, Section, Table, Text
 from distmeta.runs.report.sections import command, environment, place, setting
+from distmeta.runs.tables import interval
 from distmeta.search.figures import ALT, figures
 from distmeta.search.results import Row, best_of, collect, listed, score, shown
 
@@ -43,8 +44,8 @@ def best(run: RunFiles, rows: list[Row]) -> Section:
     )
     blocks: list[Block] = [Text(sentence, strong=True)]
     if row["test_accuracy"] is not None:
-        test = f"{row['test_accuracy']:.3f} [{row['test_low']:.3f}, {row['test_high']:.3f}]"
-        blocks.append(Text(f"On meta-test tasks its accuracy is {test}."))
+        test = {end: row[f"test_{key}"] for end, key in (("mean", "accuracy"), ("low", "low"), ("high", "high"))}
+        blocks.append(Text(f"On meta-test tasks its accuracy is {interval(test)}."))
     recipe = run.path / "best.yaml"
     if recipe.is_file():
         text = recipe.read_text(encoding="utf-8")

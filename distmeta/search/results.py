@@ -12,7 +12,7 @@ import yaml
 
 from distmeta.config import Config, TuneConfig, dump_config, make_config
 from distmeta.runs import checkpoint as checkpoints
-from distmeta.runs import notebook
+from distmeta.runs import notebook, tables
 from distmeta.runs.journal import records
 from distmeta.runs.report.files import read_json
 from distmeta.search.runs import best_count, read_record, trial_config, validations
@@ -166,17 +166,11 @@ def shown(value: object) -> str:
 
 
 def score(row: Row) -> str:
-    return "-" if row["value"] is None else f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    return "-" if row["value"] is None else tables.interval({**row, "mean": row["value"]})
 
 
 def table(search: Search) -> Any:
     """A rich table, the best first."""
-    from rich.table import Table
-
     heads, rows, best = listed(search.trials, search.metric)
-    out = Table(title=f"meta-validation {search.metric} at the best number of adaptation steps, 95% interval")
-    for head in heads:
-        out.add_column(head, justify="left" if head in ("trial", "ended") else "right", no_wrap=head != "ended")
-    for index, row in enumerate(rows):
-        out.add_row(*row, style="bold" if index == best else None)
-    return out
+    title = f"meta-validation {search.metric} at the best number of adaptation steps, 95% interval"
+    return tables.table(title, heads, rows, texts=("ended",), bold=best)

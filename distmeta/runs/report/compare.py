@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distmeta.runs import tables
 from distmeta.runs.directory import flatten
 from distmeta.runs.progress import headline
 from distmeta.runs.report.files import read_run
-from distmeta.runs.report.sections import interval, place
+from distmeta.runs.report.sections import place
+from distmeta.runs.tables import interval
 
 NAMES = ("run.dir", "run.name")  # differ from run to run and say nothing
 
@@ -31,18 +33,13 @@ def compared(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 def table(records: Sequence[dict[str, Any]]) -> Any:
     """A rich table, a run a row, in the order in which they were named."""
-    from rich.table import Table
-
-    out = Table(title="meta-trained models on unseen tasks, mean and 95% interval over episodes")
     scored = [record["scores"] for record in records if record["scores"]]
     metrics = [name for name in scored[0] if all(name in scores for scores in scored)] if scored else []
     metrics.sort(key=lambda name: name != headline({"meta_trained": scored[0]}))
-    keys = list(records[0]["settings"])
-    out.add_column("run", no_wrap=True)
-    for head in (*metrics, "meta-steps", "seconds", *keys):
-        out.add_column(head, justify="right", no_wrap=head not in keys)
+    keys, rows = list(records[0]["settings"]), []
     for record in records:
         cells = [interval(record["scores"][name]) if record["scores"] else "-" for name in metrics]
         values = (value if isinstance(value, str) else json.dumps(value) for value in record["settings"].values())
-        out.add_row(record["run"], *cells, str(record["meta_steps"]), f"{record['seconds']:.0f}", *values)
-    return out
+        rows.append([record["run"], *cells, str(record["meta_steps"]), f"{record['seconds']:.0f}", *values])
+    title = "meta-trained models on unseen tasks, mean and 95% interval over episodes"
+    return tables.table(title, ["run", *metrics, "meta-steps", "seconds", *keys], rows, texts=keys)

@@ -18,6 +18,7 @@ from distmeta.runs.progress import subgroups as described_subgroups
 from distmeta.runs.report import figures
 from distmeta.runs.report.files import PHASES, RunFiles
 from distmeta.runs.report.page import Block, Code, Folded, Picture, Section, Table, Text
+from distmeta.runs.tables import interval
 from distmeta.tasks import summary
 from distmeta.tasks.summary import built_in
 
@@ -348,12 +349,6 @@ def command(environment: dict[str, Any]) -> str:
     program, *words = environment.get("command") or [""]
     ours = Path(program).name in ("distmeta", "__main__.py", "cli.py") and bool(words)
     return shlex.join(["distmeta", *words]) if ours else ""
-
-
-def interval(score: dict[str, Any]) -> str:
-    if score["episodes"] < 2:
-        return f"{score['mean']:.3f}"  # a single episode has no interval
-    return f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 
 def place(path: Path) -> str:

@@ -15,7 +15,6 @@ from distmeta.config.loading import (
     with_changes,
 )
 from distmeta.config.parts import AugmentConfig, PrivacyConfig
-from distmeta.config.pretrain import PretrainConfig
 from distmeta.config.sections import (
     Config,
     DataConfig,
@@ -25,9 +24,8 @@ from distmeta.config.sections import (
     SamplingConfig,
     SourceConfig,
 )
-from distmeta.config.serve import ServeConfig
 from distmeta.config.task import TaskConfig
-from distmeta.config.tune import TuneConfig
+from distmeta.config.verbs import PretrainConfig, ServeConfig, TuneConfig
 
 __all__ = [
     "RECIPES",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from distmeta.config.algorithms import ALGORITHMS, load_algorithm
-from distmeta.config.bases import check_keep_base, check_quantise
+from distmeta.config.base import Rule, refuse, shown, unfit
 from distmeta.config.documents import check_document
 from distmeta.config.images import check_images
 from distmeta.config.regression import check_regression
@@ -76,16 +76,7 @@ def check_deepspeed(value: dict[str, Any]) -> None:
 def check(config: Config) -> None:
     """Raises ValueError for sections that do not go together."""
     check_algorithm(config)
-    for key, value in (("until", config.outer.until), ("stop_after", config.outer.stop_after)):
-        if value is not None and config.eval.every == 0:
-            raise ValueError(f"outer.{key} needs meta-validations: set eval.every to the meta-steps between them")
-    if config.outer.until is not None:
-        check_metric(config, "outer.until", config.outer.until, parse_until(config.outer.until)[0])
-    if config.eval.best != "auto":
-        check_metric(config, "eval.best", config.eval.best, parse_best(config.eval.best)[0])
-    check_ways("eval.ways", config.eval.ways, config)
-    if config.outer.schedule == "plateau" and config.eval.every == 0:
-        raise ValueError("outer.schedule = plateau needs meta-validations: set eval.every")
+    check_validations(config)
     check_keep_base(config)
     check_quantise(config)
     check_rows(config)
@@ -98,6 +89,32 @@ def check(config: Config) -> None:
             f"outer.meta_batch_size = {config.outer.meta_batch_size} is less than cluster.workers = "
             f"{config.cluster.shown}: every rank needs an episode; lower cluster.workers"
         )
+    check_head(config)
+    check_images(config)
+    check_regression(config)
+    check_augment(config)
+    check_sizes(config)
+    check_family(config)
+    check_arrivals(config)
+    check_mixture(config)
+
+
+def check_validations(config: Config) -> None:
+    """Raises ValueError for what meta-validations are to decide where there are none, or that they do not measure."""
+    for key, value in (("until", config.outer.until), ("stop_after", config.outer.stop_after)):
+        if value is not None and config.eval.every == 0:
+            raise ValueError(f"outer.{key} needs meta-validations: set eval.every to the meta-steps between them")
+    if config.outer.until is not None:
+        check_metric(config, "outer.until", config.outer.until, parse_until(config.outer.until)[0])
+    if config.eval.best != "auto":
+        check_metric(config, "eval.best", config.eval.best, parse_best(config.eval.best)[0])
+    check_ways("eval.ways", config.eval.ways, config)
+    if config.outer.schedule == "plateau" and config.eval.every == 0:
+        raise ValueError("outer.schedule = plateau needs meta-validations: set eval.every")
+
+
+def check_head(config: Config) -> None:
+    """Raises ValueError for a head that cannot do what else is asked of it."""
     if config.model.distance != "euclidean" and config.model.head == "context":
         raise ValueError(
             f"model.distance = {config.model.distance} belongs to a head that reads features (model.head=prototype or "
@@ -108,50 +125,60 @@ def check(config: Config) -> None:
             "inner.adapt = head: a prototype head is computed from the support set, so nothing that is meta-learnt "
             "would adapt; set model.head=linear, or inner.adapt=all or lora"
         )
-    check_images(config)
-    check_regression(config)
-    check_augment(config)
-    check_sizes(config)
-    if config.task.family != "classes" and config.task.ways is not None:
-        raise ValueError(f"task.ways belongs to task.family=classes; {config.task.family} has no number of ways to set")
-    if config.task.family == "text_to_text":
+
+
+def check_family(config: Config) -> None:
+    """Raises ValueError for what does not go with the task family, or with how answers are given."""
+    task = config.task
+    if task.family != "classes" and task.ways is not None:
+        raise ValueError(f"task.ways belongs to task.family=classes; {task.family} has no number of ways to set")
+    if task.family == "text_to_text":
         check_text(config)
-    elif config.task.family == "document":
+    elif task.family == "document":
         check_document(config)
-    elif config.task.labels != "head":
+    elif task.labels != "head":
         check_labels(config)
-    elif config.task.prompt != "plain":
+    elif task.prompt != "plain":
         raise ValueError(
-            f"task.prompt = {config.task.prompt} belongs to a language model (task.labels=letters or words, "
+            f"task.prompt = {task.prompt} belongs to a language model (task.labels=letters or words, "
             "task.family=text_to_text); leave it out"
         )
-    if config.task.is_language and config.inner.adapt == "head":
+    if task.is_language and config.inner.adapt == "head":
         raise ValueError(
             "inner.adapt = head: a language model has no head but its output layer over the vocabulary; set lora, all, "
             "or a regular expression of parameter names"
         )
-    if config.eval.normalise is not None and config.task.labels != "words" and config.task.family != "text_to_text":
+    if config.eval.normalise is not None and task.labels != "words" and task.family != "text_to_text":
         raise ValueError(
             f"eval.normalise = {config.eval.normalise} belongs to task.labels=words, and to the options of "
             "task.family=text_to_text; leave it out"
         )
-    if config.task.family != "text_to_text" and config.data.layout != "table":
+    if task.family != "text_to_text" and config.data.layout != "table":
         raise ValueError(f"data.layout = {config.data.layout} belongs to task.family=text_to_text")
-    if config.task.arrive_every and (config.task.family != "domain" or config.data.sources is not None):
+
+
+def check_arrivals(config: Config) -> None:
+    """Raises ValueError where tasks that arrive, or files that are added, have no meaning."""
+    data, task = config.data, config.task
+    if task.arrive_every and (task.family != "domain" or data.sources is not None):
         raise ValueError("task.arrive_every is for the tasks of task.family=domain, and one data source; set it to 0")
-    if config.data.follow is not None:
-        for fits, what in (
-            (config.data.path is not None, "data.path, a directory or glob"),
-            (config.task.arrive_every > 0, "task.arrive_every above 0: tasks arrive with their files"),
-            (config.sampling.actors != "auto", "a number for sampling.actors: `auto` measures with tasks to come"),
-        ):
-            if not fits:
-                raise ValueError(f"data.follow needs {what}")
-    if config.task.mixture != "uniform" and config.data.sources is None:
+    for fits, what in (
+        (data.path is not None, "data.path, a directory or glob"),
+        (task.arrive_every > 0, "task.arrive_every above 0: tasks arrive with their files"),
+        (config.sampling.actors != "auto", "a number for sampling.actors: `auto` measures with tasks to come"),
+    ):
+        if data.follow is not None and not fits:
+            raise ValueError(f"data.follow needs {what}")
+
+
+def check_mixture(config: Config) -> None:
+    """Raises ValueError where several data sources cannot be mixed as task.mixture says."""
+    task = config.task
+    if task.mixture != "uniform" and config.data.sources is None:
         raise ValueError("task.mixture needs several data.sources; without them there is nothing to mix")
-    if config.task.temperature != 1.0 and config.task.mixture not in ("temperature", "curriculum"):
+    if task.temperature != 1.0 and task.mixture not in ("temperature", "curriculum"):
         raise ValueError("task.temperature belongs to task.mixture=temperature or curriculum")
-    if config.task.mixture == "curriculum":
+    if task.mixture == "curriculum":
         if config.eval.every == 0:
             raise ValueError("task.mixture = curriculum goes by meta-validations: set eval.every")
         # An episode is asked for that many meta-steps ahead, at most, and what it is drawn by must be known by then.
@@ -159,9 +186,9 @@ def check(config: Config) -> None:
         size = config.outer.meta_batch_size
         least = size if config.cluster.episode == "group" else size // config.cluster.most
         ahead = -(-config.sampling.window // least) + 2
-        if config.task.lag < ahead:
+        if task.lag < ahead:
             raise ValueError(
-                f"task.lag = {config.task.lag}: episodes are asked for up to {ahead} meta-steps ahead (sampling.window "
+                f"task.lag = {task.lag}: episodes are asked for up to {ahead} meta-steps ahead (sampling.window "
                 f"over a rank's share of outer.meta_batch_size); set at least {ahead}, or lower sampling.window"
             )
 
@@ -191,46 +218,44 @@ SECRET = 1 << 32  # a smaller run.seed can be tried out
 def check_privacy(config: Config) -> None:
     """Raises ValueError where what distmeta.algorithms.privacy counts on does not hold."""
     task = config.task
-    for fits, key, value, mend in (
-        (task.family == "domain", "task.family", task.family,
+    refuse(config, "outer.privacy", [
+        ("task.family", task.family == "domain",
          "tasks must not share what is hidden, as they do classes, instructions or authors; set domain"),
-        (config.data.sources is None, "data.sources", "several", "tasks must be drawn uniformly; name one data source"),
-        (not task.arrive_every, "task.arrive_every", task.arrive_every, "tasks must be drawn uniformly; set 0"),
-        (not task.augment.resplit, "task.augment.resplit", "true",
+        ("data.sources", config.data.sources is None, "tasks must be drawn uniformly; name one data source"),
+        ("task.arrive_every", not task.arrive_every, "tasks must be drawn uniformly; set 0"),
+        ("task.augment.resplit", not task.augment.resplit,
          "an episode would have the task of the one before; set false"),
-        (config.cluster.episode == "rank", "cluster.episode", "group",
+        ("cluster.episode", config.cluster.episode == "rank",
          "clipping needs the whole of a task's meta-gradient on one rank; set rank"),
-        (config.inner.task_batch <= 1, "inner.task_batch", config.inner.task_batch,
+        ("inner.task_batch", config.inner.task_batch <= 1,
          "each task's meta-gradient is clipped by itself; set 0 or 1"),
-        (config.algorithm != "fine_tune", "algorithm", "fine_tune",
+        ("algorithm", config.algorithm != "fine_tune",
          "it has no meta-gradient, and the weights would follow the noise; choose another"),
-        (config.data.path is None or config.model.pretrained is not None, "model.pretrained", "null",
+        ("model.pretrained", config.data.path is None or config.model.pretrained is not None,
          "the vocabulary would be made of the tasks' own words; name a pretrained model"),
-        (config.run.seed >= SECRET, "run.seed", config.run.seed,
+        ("run.seed", config.run.seed >= SECRET,
          "it makes the noise, and can be guessed; take one of `python -c 'import secrets; "
          "print(secrets.randbits(62))'`, kept secret"),
-    ):  # fmt: skip
-        if not fits:
-            raise ValueError(f"outer.privacy does not work with {key} = {value}: {mend}")
+    ])  # fmt: skip
 
 
 def check_augment(config: Config) -> None:
     """Raises ValueError where an augmentation would do nothing, or not what it says."""
     task, augment = config.task, config.task.augment
-    for applies, key, value, mend in (
-        (task.shots == 1 and augment.mix > 0, "mix", augment.mix,
+    anew = augment.permute_labels and (task.family == "classes" or task.permute_labels)
+    for setting, mend in unfit(config, [
+        ("task.augment.mix", augment.mix == 0 or task.shots > 1,
          "needs other support rows of a class (task.shots above 1)"),
-        (augment.permute_labels and (task.family == "classes" or task.permute_labels), "permute_labels", "true",
+        ("task.augment.permute_labels", not anew,
          "changes nothing where labels are in a new order in every episode (family classes, task.permute_labels)"),
-        (augment.permute_labels and config.model.head == "prototype", "permute_labels", "true",
+        ("task.augment.permute_labels", not augment.permute_labels or config.model.head != "prototype",
          "changes nothing where the head is made of class means (model.head=prototype)"),
-        (augment.permute_labels and config.algorithm == "multi_task", "permute_labels", "true",
+        ("task.augment.permute_labels", not augment.permute_labels or config.algorithm != "multi_task",
          "leaves nothing to learn for algorithm=multi_task, whose tasks share a head"),
-        (augment.resplit and task.mixture == "curriculum", "resplit", "true",
+        ("task.augment.resplit", not augment.resplit or task.mixture != "curriculum",
          "pairs episodes, whose weights may differ under task.mixture=curriculum"),
-    ):  # fmt: skip
-        if applies:
-            raise ValueError(f"task.augment.{key} = {value} {mend}; leave it out")
+    ]):  # fmt: skip
+        raise ValueError(f"{setting} {mend}; leave it out")
 
 
 def check_algorithm(config: Config) -> None:
@@ -268,34 +293,31 @@ def check_used(config: Config) -> None:
             f"task.labels = {config.task.labels} needs a pretrained decoder, which knows {config.task.labels}: set "
             "model.pretrained to its directory or hub id"
         )
-    for unused, key, value, mend in (
-        (outer.rate_lr is not None and inner.learn_lr == "none", "outer.rate_lr", outer.rate_lr,
+    built_in = config.algorithm in ALGORITHMS
+    for setting, mend in unfit(config, [
+        ("outer.rate_lr", outer.rate_lr is None or inner.learn_lr != "none",
          "is for learnt inner rates, and inner.learn_lr is none: set inner.learn_lr, or leave outer.rate_lr out"),
-        (changed(outer, "momentum") and outer.optimizer not in ("sgd", "rmsprop"),
-         "outer.momentum", outer.momentum,
+        ("outer.momentum", not changed(outer, "momentum") or outer.optimizer in ("sgd", "rmsprop"),
          f"is of outer.optimizer=sgd and rmsprop, and not of {outer.optimizer}: set one of these, or leave it out"),
-        (changed(inner, "momentum") and inner.optimizer != "momentum" and config.algorithm in ALGORITHMS,
-         "inner.momentum", inner.momentum,
+        ("inner.momentum", not (changed(inner, "momentum") and built_in) or inner.optimizer == "momentum",
          f"is of inner.optimizer=momentum, and not of {inner.optimizer}: set that, or leave inner.momentum out"),
-        (inner.adam_root == "constant" and inner.optimizer != "adam" and config.algorithm in ALGORITHMS,
-         "inner.adam_root", "constant",
+        ("inner.adam_root", not (inner.adam_root == "constant" and built_in) or inner.optimizer == "adam",
          f"is of inner.optimizer=adam, and not of {inner.optimizer}: set that, or leave inner.adam_root out"),
-        (inner.clip_norm == "constant" and inner.clip is None, "inner.clip_norm", "constant",
+        ("inner.clip_norm", inner.clip_norm != "constant" or inner.clip is not None,
          "is how inner.clip is differentiated, and inner.clip is null: set inner.clip, or leave inner.clip_norm out"),
-        (inner.snapshots > 0 and inner.memory == "unroll", "inner.snapshots", inner.snapshots,
+        ("inner.snapshots", inner.snapshots == 0 or inner.memory != "unroll",
          "is for steps that are run again, and inner.memory = unroll keeps all: set inner.memory=walk, or leave "
          "inner.snapshots out"),
-        (learns_only_fast(config.algorithm) and inner.adapt != "all" and config.trains_base, "outer.base", outer.base,
+        ("outer.base", not (learns_only_fast(config.algorithm) and inner.adapt != "all" and config.trains_base),
          f"trains the base, of which inner.adapt={inner.adapt} leaves a part out, and algorithm = {config.algorithm} "
          "learns nothing but what the inner loop adapts: set inner.adapt=all, or outer.base=freeze"),
         *of_other_families(config),
-    ):  # fmt: skip
-        if unused:
-            raise InputError(f"{key} = {value} {mend}")
+    ]):  # fmt: skip
+        raise InputError(f"{setting} {mend}")
 
 
-def of_other_families(config: Config) -> Iterator[tuple[bool, str, object, str]]:
-    """The sizes of an episode that another task family has, as `check_used` has them."""
+def of_other_families(config: Config) -> Iterator[Rule]:
+    """The sizes of an episode that another task family has."""
     reads = config.task.family == "document"
     of_document = [("task", key) for key in ("chunks", "chunk_tokens", "context_tokens")] + [("data", "author")]
     of_examples = [("task", key) for key in ("shots", "queries", "least_shots")]
@@ -305,8 +327,7 @@ def of_other_families(config: Config) -> Iterator[tuple[bool, str, object, str]]
         else f"is of task.family=document, and not of {config.task.family}: leave it out"
     )
     for section, key in of_examples if reads else of_document:
-        values = getattr(config, section)
-        yield changed(values, key), f"{section}.{key}", getattr(values, key), mend
+        yield f"{section}.{key}", not changed(getattr(config, section), key), mend
 
 
 def changed(section: Any, key: str) -> bool:
@@ -324,36 +345,63 @@ def check_settings(config: Config, settings: Mapping[str, Any]) -> None:
     """Raises ValueError where the configuration says something else than the algorithm is made of."""
     for key, needed in settings.items():
         section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
-        if value != needed:
+        if getattr(getattr(config, section), name) != needed:
             raise ValueError(
-                f"{key} = {value}: algorithm = {config.algorithm} is defined by {key}={needed}; set that, or leave "
-                f"{key} out, or choose another algorithm"
+                f"{key} = {shown(config, key)}: algorithm = {config.algorithm} is defined by {key}={needed}; set that, "
+                f"or leave {key} out, or choose another algorithm"
             )
 
 
 def check_group(config: Config) -> None:
     """Raises ValueError where the whole group cannot work on one episode."""
-    for fits, key, value, mend in (
-        (config.inner.adapt == "all", "inner.adapt", config.inner.adapt,
+    lowers = "its weights are gathered while a layer runs; lower inner.part_tokens instead"
+    refuse(config, "cluster.episode = group", [
+        ("inner.adapt", config.inner.adapt == "all",
          "a group adapts all parameters; a frozen base is in shards by deepspeed.zero_optimization.stage=3 alone"),
-        (config.algorithm in ("fomaml", "reptile"), "algorithm", config.algorithm,
+        ("algorithm", config.algorithm in ("fomaml", "reptile"),
          "a group works at first order; set fomaml or reptile, or set inner.adapt=lora and cluster.episode=rank"),
-        (config.deepspeed["zero_optimization"]["stage"] == 3, "deepspeed.zero_optimization.stage",
-         config.deepspeed["zero_optimization"]["stage"], "a group shards the parameters; set stage 3"),
-        (config.model.head == "linear", "model.head", config.model.head,
-         "each rank sees only a part of the support set; set linear"),
-        (config.model.dropout == 0, "model.dropout", config.model.dropout,
-         "masks would depend on the number of ranks; set 0"),
-        (config.model.architecture != "lstm" or config.model.pretrained is not None, "model.architecture", "lstm",
+        ("deepspeed.zero_optimization.stage", config.deepspeed["zero_optimization"]["stage"] == 3,
+         "a group shards the parameters; set stage 3"),
+        ("model.head", config.model.head == "linear", "each rank sees only a part of the support set; set linear"),
+        ("model.dropout", config.model.dropout == 0, "masks would depend on the number of ranks; set 0"),
+        ("model.architecture", config.model.architecture != "lstm" or config.model.pretrained is not None,
          "it runs a layer once for each token, and ranks have texts of other lengths; choose a transformer"),
-        (not config.model.activation_checkpointing, "model.activation_checkpointing", "true",
-         "its weights are gathered while a layer runs; lower inner.part_tokens instead"),
-        (config.inner.memory != "layers", "inner.memory", "layers",
-         "its weights are gathered while a layer runs; lower inner.part_tokens instead"),
+        ("model.activation_checkpointing", not config.model.activation_checkpointing, lowers),
+        ("inner.memory", config.inner.memory != "layers", lowers),
+    ])  # fmt: skip
+
+
+def check_keep_base(config: Config) -> None:
+    """Raises ValueError where outer.keep_base has no meaning."""
+    if config.outer.keep_base is None:
+        return
+    says_words = config.task.family == "text_to_text" or config.task.labels != "head"
+    for fits, reason in (
+        (config.task.family != "document", "does not go with task.family = document, whose outer loss is of the text "
+                                           "itself"),
+        (says_words, "is of the words of a language model, and this model has a head of its own; set task.family="
+                     "text_to_text, or task.labels=letters or words"),
+        (config.model.pretrained is not None, "needs model.pretrained: a model built from its configuration has no "
+                                              "base to keep"),
+        (config.algorithm != "fine_tune", "does not go with algorithm = fine_tune, which learns nothing in the outer "
+                                          "loop"),
+        (config.outer.privacy is None, "does not go with outer.privacy: its gradient is of no single task"),
     ):  # fmt: skip
         if not fits:
-            raise ValueError(f"cluster.episode = group does not work with {key} = {value}: {mend}")
+            raise ValueError(f"outer.keep_base {reason}; or leave outer.keep_base out")
+
+
+def check_quantise(config: Config) -> None:
+    """Raises ValueError where there is no frozen base that could be rounded."""
+    if config.model.quantise is None:
+        return
+    refuse(config, f"model.quantise = {config.model.quantise}", [
+        ("model.pretrained", config.model.pretrained is not None, "there is no base; name one"),
+        ("inner.adapt", config.inner.adapt == "lora", "rounded weights cannot move; set lora"),
+        ("outer.base", config.outer.base != "train", "rounded weights cannot move; set freeze"),
+        ("deepspeed.zero_optimization.stage", config.deepspeed["zero_optimization"]["stage"] != 3,
+         "shards are of whole weights; set 0, 1 or 2"),
+    ])  # fmt: skip
 
 
 METRICS = ("accuracy", "precision", "recall", "f1", "loss")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from distmeta.config.base import refuse
+
 if TYPE_CHECKING:
     from distmeta.config import Config
 
@@ -40,26 +42,24 @@ def check_document(config: Config) -> None:
     """Raises ValueError for what a model that reads documents cannot do."""
     task, chunks = config.task, config.task.chunks
     need = task.chunk_tokens + task.context_tokens
-    for fits, key, value, mend in (
-        (config.algorithm in ALGORITHMS or "." in config.algorithm, "algorithm", config.algorithm,
+    refuse(config, "task.family = document", [
+        ("algorithm", config.algorithm in ALGORITHMS or "." in config.algorithm,
          f"set {', '.join(ALGORITHMS[:-1])} or {ALGORITHMS[-1]}"),
-        (config.inner.steps == chunks - 1, "inner.steps", config.inner.steps,
+        ("inner.steps", config.inner.steps == chunks - 1,
          f"{chunks} chunks are read in {chunks - 1} steps; leave it out, or change task.chunks"),
-        (config.eval.steps in (None, chunks - 1), "eval.steps", config.eval.steps, "leave it out"),
-        (config.inner.schedule == "constant", "inner.schedule", config.inner.schedule, "set constant"),
-        (config.inner.proximal == 0, "inner.proximal", config.inner.proximal, "set 0"),
-        (config.eval.shots is None, "eval.shots", config.eval.shots, "a document has chunks; leave it out"),
-        (config.eval.queries is None, "eval.queries", config.eval.queries, "a document has chunks; leave it out"),
-        (config.model.max_tokens >= need, "model.max_tokens", config.model.max_tokens,
+        ("eval.steps", config.eval.steps in (None, chunks - 1), "leave it out"),
+        ("inner.schedule", config.inner.schedule == "constant", "set constant"),
+        ("inner.proximal", config.inner.proximal == 0, "set 0"),
+        ("eval.shots", config.eval.shots is None, "a document has chunks; leave it out"),
+        ("eval.queries", config.eval.queries is None, "a document has chunks; leave it out"),
+        ("model.max_tokens", config.model.max_tokens >= need,
          f"a chunk of {task.chunk_tokens} tokens and {task.context_tokens} before it need {need}; leave it out"),
-        (config.model.head == "linear", "model.head", config.model.head, "set linear"),
-        (not task.permute_labels, "task.permute_labels", "true", "there are no labels; set false"),
-        (task.labels == "head", "task.labels", task.labels, "there are no labels; leave it out"),
-        (task.prompt == "plain", "task.prompt", task.prompt, "leave it out"),
-        (not any(value for _, value in task.augment), "task.augment", "on", "a text is read as it is; leave it out"),
-        (task.arrive_every == 0, "task.arrive_every", task.arrive_every, "set 0"),
-        (config.cluster.episode == "rank", "cluster.episode", config.cluster.episode, "set rank"),
-        (config.model.context == "direct", "model.context", config.model.context, "set direct"),
-    ):  # fmt: skip
-        if not fits:
-            raise ValueError(f"task.family = document does not work with {key} = {value}: {mend}")
+        ("model.head", config.model.head == "linear", "set linear"),
+        ("task.permute_labels", not task.permute_labels, "there are no labels; set false"),
+        ("task.labels", task.labels == "head", "there are no labels; leave it out"),
+        ("task.prompt", task.prompt == "plain", "leave it out"),
+        ("task.augment", not any(value for _, value in task.augment), "a text is read as it is; leave it out"),
+        ("task.arrive_every", task.arrive_every == 0, "set 0"),
+        ("cluster.episode", config.cluster.episode == "rank", "set rank"),
+        ("model.context", config.model.context == "direct", "set direct"),
+    ])  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from distmeta.config.base import refuse
+
 if TYPE_CHECKING:
     from distmeta.config import Config
 
@@ -43,28 +45,25 @@ def check_images(config: Config) -> None:
             raise ValueError("model.architecture = conv4 reads images: set model.image, such as [1, 28, 28]")
         return
     turns = len(task.augment.turns) > 1
-    turned, of_it = ("task.augment.rotations", "true") if task.augment.rotations else ("task.augment.flips", "classes")
-    for fits, key, value, mend in (
-        (task.family in ("classes", "domain"), "task.family", task.family, "set classes or domain"),
-        (task.labels == "head", "task.labels", task.labels, "an image is not read in words; leave it out"),
-        (model.head != "context", "model.head", model.head, "set linear or prototype"),
-        (model.pooling != "last", "model.pooling", model.pooling, "set mean or first"),
-        (model.max_tokens == math.prod(size), "model.max_tokens", model.max_tokens, "leave it out"),
-        (model.quantise is None, "model.quantise", model.quantise, "leave it out"),
-        (not task.augment.changes_tokens, "task.augment", "token_dropout, word_swap or mix",
-         "they change words; leave them out"),
-        (not (task.augment.rotations and size[1] != size[2]), "task.augment.rotations", "true",
+    turned = "task.augment.rotations" if task.augment.rotations else "task.augment.flips"
+    refuse(config, f"model.image = {list(size)}", [
+        ("task.family", task.family in ("classes", "domain"), "set classes or domain"),
+        ("task.labels", task.labels == "head", "an image is not read in words; leave it out"),
+        ("model.head", model.head != "context", "set linear or prototype"),
+        ("model.pooling", model.pooling != "last", "set mean or first"),
+        ("model.max_tokens", model.max_tokens == math.prod(size), "leave it out"),
+        ("model.quantise", model.quantise is None, "leave it out"),
+        ("task.augment", not task.augment.changes_tokens,
+         "token_dropout, word_swap and mix change words; leave them out"),
+        ("task.augment.rotations", not task.augment.rotations or size[1] == size[2],
          "images that are turned have to be square"),
-        (not (turns and task.family != "classes"), turned, of_it,
-         "a turned class is another class in task.family=classes alone"),
-        (not (turns and config.algorithm == "multi_task"), turned, of_it,
+        (turned, not turns or task.family == "classes", "a turned class is another class in task.family=classes alone"),
+        (turned, not turns or config.algorithm != "multi_task",
          "algorithm=multi_task has an output for each class of the data, not for turned ones"),
-        (not (turns and task.augment.resplit), "task.augment.resplit", "true", f"leave one of it and {turned} out"),
-        (not (model.config.get("norm") == "batch" and config.inner.part_tokens), "inner.part_tokens",
-         config.inner.part_tokens, "batch norm reads a set whole; leave it out, or set model.config.norm=layer"),
-        (config.cluster.episode == "rank", "cluster.episode", config.cluster.episode, "set rank"),
-        (task.arrive_every == 0, "task.arrive_every", task.arrive_every, "set 0"),
-        (config.data.sources is None, "data.sources", "given", "give data.path"),
-    ):  # fmt: skip
-        if not fits:
-            raise ValueError(f"model.image = {list(size)} does not work with {key} = {value}: {mend}")
+        ("task.augment.resplit", not (turns and task.augment.resplit), f"leave one of it and {turned} out"),
+        ("inner.part_tokens", model.config.get("norm") != "batch" or not config.inner.part_tokens,
+         "batch norm reads a set whole; leave it out, or set model.config.norm=layer"),
+        ("cluster.episode", config.cluster.episode == "rank", "set rank"),
+        ("task.arrive_every", task.arrive_every == 0, "set 0"),
+        ("data.sources", config.data.sources is None, "give data.path"),
+    ])  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from distmeta.config.base import refuse
+
 if TYPE_CHECKING:
     from distmeta.config import Config
 
@@ -47,21 +49,19 @@ def check_regression(config: Config) -> None:
             )
         return
     assert model.dimensions is not None
-    for fits, key, value, mend in (
-        (model.pretrained is None, "model.pretrained", model.pretrained, "leave it out"),
-        (model.image is None, "model.image", list(model.image or ()), "set classes or domain, or leave it out"),
-        (model.architecture == "mlp", "model.architecture", model.architecture, "set mlp"),
-        (model.head == "linear", "model.head", model.head, "there are no classes; set linear"),
-        (model.pooling != "last", "model.pooling", model.pooling, "leave it out"),
-        (model.max_tokens >= sum(model.dimensions), "model.max_tokens", model.max_tokens, "leave it out"),
-        (model.quantise is None, "model.quantise", model.quantise, "leave it out"),
-        (config.algorithm not in ("proto_maml", "prototypes", "in_context", "online"), "algorithm", config.algorithm,
+    refuse(config, "task.family = regression", [
+        ("model.pretrained", model.pretrained is None, "leave it out"),
+        ("model.image", model.image is None, "set classes or domain, or leave it out"),
+        ("model.architecture", model.architecture == "mlp", "set mlp"),
+        ("model.head", model.head == "linear", "there are no classes; set linear"),
+        ("model.pooling", model.pooling != "last", "leave it out"),
+        ("model.max_tokens", model.max_tokens >= sum(model.dimensions), "leave it out"),
+        ("model.quantise", model.quantise is None, "leave it out"),
+        ("algorithm", config.algorithm not in ("proto_maml", "prototypes", "in_context", "online"),
          "it needs classes; set maml, fomaml, reptile, anil, meta_sgd, ..."),
-        (task.labels == "head", "task.labels", task.labels, "there are no labels; leave it out"),
-        (not task.permute_labels, "task.permute_labels", "true", "there are no labels; set false"),
-        (not any(value for name, value in task.augment if name != "resplit"), "task.augment", "on",
+        ("task.labels", task.labels == "head", "there are no labels; leave it out"),
+        ("task.permute_labels", not task.permute_labels, "there are no labels; set false"),
+        ("task.augment", not any(value for name, value in task.augment if name != "resplit"),
          "it changes texts, images or labels; set task.augment.resplit alone"),
-        (config.cluster.episode == "rank", "cluster.episode", config.cluster.episode, "set rank"),
-    ):  # fmt: skip
-        if not fits:
-            raise ValueError(f"task.family = regression does not work with {key} = {value}: {mend}")
+        ("cluster.episode", config.cluster.episode == "rank", "set rank"),
+    ])  # fmt: skip

@@ -14,12 +14,10 @@ from distmeta.config.cluster import ClusterConfig
 from distmeta.config.eval import EvalConfig
 from distmeta.config.inner import Beta, InnerConfig
 from distmeta.config.parts import DataWeightsConfig, KeepBaseConfig, PrivacyConfig
-from distmeta.config.pretrain import PretrainConfig
 from distmeta.config.rates import RANDOM, with_distance, with_rates
-from distmeta.config.serve import ServeConfig
 from distmeta.config.task import TaskConfig
 from distmeta.config.trees import merge
-from distmeta.config.tune import TuneConfig
+from distmeta.config.verbs import PretrainConfig, ServeConfig, Trackers, TuneConfig
 from distmeta.errors import nearest
 
 
@@ -334,7 +332,7 @@ class RunConfig(Section):
     checkpoint_every: int = Field(50, ge=1, description="number of meta-steps between checkpoints")
     keep: int = Field(2, ge=1, description="number of newest checkpoints that are kept")
     timeout_s: float = Field(600, gt=0, description="longest wait for another rank")
-    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+    trackers: Trackers = Field(
         [],
         description="experiment trackers that follow `train` and `pretrain`; tensorboard writes to the run directory; "
         "wandb and mlflow need the extra of that name",

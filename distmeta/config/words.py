@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from distmeta.config.base import refuse, unfit
+
 if TYPE_CHECKING:
     from distmeta.config import Config
 
@@ -12,46 +14,42 @@ MOST_LETTERS = 26
 
 def check_text(config: Config) -> None:
     """Raises ValueError for what a language model without classes cannot do."""
-    for fits, key, value, mend in (
-        (config.model.head != "prototype", "model.head", "prototype", "an answer has no class; set linear, or context"),
-        (not config.task.permute_labels, "task.permute_labels", "true", "there are no labels; set false"),
-        (config.task.labels == "head", "task.labels", config.task.labels, "there are no labels; leave it out"),
-        (not any(value for name, value in config.task.augment if name != "resplit"), "task.augment", "on",
+    refuse(config, "task.family = text_to_text", [
+        ("model.head", config.model.head != "prototype", "an answer has no class; set linear, or context"),
+        ("task.permute_labels", not config.task.permute_labels, "there are no labels; set false"),
+        ("task.labels", config.task.labels == "head", "there are no labels; leave it out"),
+        ("task.augment", not any(value for name, value in config.task.augment if name != "resplit"),
          "it would change answers along with the texts; set task.augment.resplit alone"),
-        (config.task.arrive_every == 0, "task.arrive_every", config.task.arrive_every, "set 0"),
-        (config.cluster.episode == "rank", "cluster.episode", config.cluster.episode, "set rank"),
-        (config.model.context == "direct", "model.context", config.model.context, "set direct"),
-        (config.algorithm not in ("proto_maml", "prototypes", "anil", "boil", "online"), "algorithm", config.algorithm,
+        ("task.arrive_every", config.task.arrive_every == 0, "set 0"),
+        ("cluster.episode", config.cluster.episode == "rank", "set rank"),
+        ("model.context", config.model.context == "direct", "set direct"),
+        ("algorithm", config.algorithm not in ("proto_maml", "prototypes", "anil", "boil", "online"),
          "it needs a classifier's head, or tasks that arrive; set maml, fomaml, reptile, in_context, ..."),
-        (config.model.answer_tokens < config.model.max_tokens, "model.answer_tokens", config.model.answer_tokens,
+        ("model.answer_tokens", config.model.answer_tokens < config.model.max_tokens,
          f"the input needs room in model.max_tokens={config.model.max_tokens}"),
-        (config.data.sources is None, "data.sources", "several", "data.path may name several files"),
-    ):  # fmt: skip
-        if not fits:
-            raise ValueError(f"task.family = text_to_text does not work with {key} = {value}: {mend}")
+        ("data.sources", config.data.sources is None, "data.path may name several files"),
+    ])  # fmt: skip
 
 
 def check_labels(config: Config) -> None:
     """Raises ValueError for what a decoder that says the names of classes cannot do."""
-    labels, most = config.task.labels, max(config.ways or 2, config.eval.ways or 2)
-    for fits, key, value, mend in (
-        (config.model.head != "prototype", "model.head", "prototype",
+    labels, few = config.task.labels, f"there are {MOST_LETTERS} letters; lower it"
+    refuse(config, f"task.labels = {labels}", [
+        ("model.head", config.model.head != "prototype",
          "it has no features; set linear, or context for a model that reads its support set"),
-        (config.model.context == "direct", "model.context", config.model.context, "set direct"),
-        (config.inner.adapt != "head", "inner.adapt", "head",
-         "there is no head; set lora, all, or a regular expression"),
-        (config.algorithm not in ("proto_maml", "prototypes", "anil", "boil"), "algorithm", config.algorithm,
+        ("model.context", config.model.context == "direct", "set direct"),
+        ("inner.adapt", config.inner.adapt != "head", "there is no head; set lora, all, or a regular expression"),
+        ("algorithm", config.algorithm not in ("proto_maml", "prototypes", "anil", "boil"),
          "it needs a classifier's head; set in_context, maml, fomaml, reptile, ..."),
-        (not any(value for name, value in config.task.augment if name != "resplit"), "task.augment", "on",
+        ("task.augment", not any(value for name, value in config.task.augment if name != "resplit"),
          "it would change the prompt along with the text; set task.augment.resplit alone"),
-        (config.cluster.episode == "rank", "cluster.episode", config.cluster.episode, "set rank"),
-        (config.task.prompt != "bare", "task.prompt", "bare", "what asks for the class has to stand there; set plain"),
-        (labels != "letters" or most <= MOST_LETTERS, "task.ways", most, f"there are {MOST_LETTERS} letters; lower it"),
-        (labels != "words" or not config.task.permute_labels, "task.permute_labels", "true",
+        ("cluster.episode", config.cluster.episode == "rank", "set rank"),
+        ("task.prompt", config.task.prompt != "bare", "what asks for the class has to stand there; set plain"),
+        ("task.ways", labels != "letters" or (config.ways or 2) <= MOST_LETTERS, few),
+        ("eval.ways", labels != "letters" or (config.eval.ways or 2) <= MOST_LETTERS, few),
+        ("task.permute_labels", labels != "words" or not config.task.permute_labels,
          "a label keeps its words in every episode; leave it out"),
-    ):  # fmt: skip
-        if not fits:
-            raise ValueError(f"task.labels = {labels} does not work with {key} = {value}: {mend}")
+    ])  # fmt: skip
     if config.model.head == "context" and config.inner.steps and config.task.shots < 2:
         raise ValueError(
             f"task.shots = {config.task.shots}: with inner.steps above 0 the inner loss is on examples whose class an "
@@ -63,17 +61,14 @@ def check_sizes(config: Config) -> None:
     """Raises ValueError where training episodes cannot be of several sizes."""
     task, least = config.task, config.task.least_ways
     alone = config.model.head == "context" and config.inner.steps > 0
-    for refused, key, value, mend in (
-        (least is not None and task.family != "classes", "ways", least,
+    for setting, mend in unfit(config, [
+        ("task.least_ways", least is None or task.family == "classes",
          f"task.family = {task.family} has no number of ways to set; leave it out"),
-        (least is not None and task.labels == "head", "ways", least,
+        ("task.least_ways", least is None or task.labels != "head",
          "the head of this model has one number of outputs; set task.labels=letters or words, or leave it out"),
-        (least is not None and least > (task.ways or 5), "ways", least,
-         f"more than task.ways = {task.ways or 5}; lower it"),
-        (task.least_shots is not None and task.least_shots > task.shots, "shots", task.least_shots,
-         f"more than task.shots = {task.shots}; lower it"),
-        (task.least_shots == 1 and (alone or task.augment.mix > 0), "shots", 1,
+        ("task.least_ways", (least or 0) <= (task.ways or 5), f"more than task.ways = {task.ways or 5}; lower it"),
+        ("task.least_shots", (task.least_shots or 0) <= task.shots, f"more than task.shots = {task.shots}; lower it"),
+        ("task.least_shots", task.least_shots != 1 or not (alone or task.augment.mix > 0),
          "the inner loss in context, and task.augment.mix, need a second example of a class; set 2, or leave it out"),
-    ):  # fmt: skip
-        if refused:
-            raise ValueError(f"task.least_{key} = {value}: {mend}")
+    ]):  # fmt: skip
+        raise ValueError(f"{setting}: {mend}")

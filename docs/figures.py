@@ -10,7 +10,7 @@ Sentence = tuple[str, str]  # the page, and what has to stand in it, line breaks
 
 
 def sentences(made: Mapping[str, Any]) -> Iterator[Sentence]:
-    """Every sentence with a measured figure that has a record. made: the names of make_results.py."""
+    """Every sentence with a measured figure that has a record. made: the names of tables.py."""
     tools = Tools(made)
     for section in (
         default, inner_loop, sharding, scaling, time_to_quality, classics, algorithms, sampling, faults, answers, real_text,
@@ -20,7 +20,7 @@ def sentences(made: Mapping[str, Any]) -> Iterator[Sentence]:
 
 
 class Tools:
-    """What make_results.py has for reading a record and writing a number."""
+    """What tables.py has for reading a record and writing a number."""
 
     def __init__(self, made: Mapping[str, Any]) -> None:
         self.record, self.interval, self.number = made["record"], made["interval"], made["number"]

@@ -126,17 +126,7 @@ def meta_gradient(
     and of the query loss after the last: with `by_step`, of the losses of a text's parts, each before the model steps
     on it (TTT-E2E, arXiv 2512.23675). Not implicit, not with `step_weights`, `start` or a proximal term.
     """
-    if order not in ORDERS:
-        raise ValueError(f"order is one of {', '.join(ORDERS)}, not {order!r}")
-    if order == "implicit" and not inner.proximal > 0:
-        raise ValueError('order="implicit" needs InnerLoop(proximal=...) > 0, the pull to the initial weights')
-    if step_weights is not None and (order == "implicit" or len(step_weights) != inner.steps or not inner.steps):
-        raise ValueError(
-            f"step_weights are one number for each of InnerLoop.steps = {inner.steps}, and not for order implicit"
-        )
-    _check_loss_weights(loss_weights, inner, order, step_weights is not None or start is not None)
-    if by_step and (order == "implicit" or start is not None):
-        raise ValueError("by_step: order implicit and `start` take one support set for all steps")
+    _check_arguments(inner, order, start, step_weights, by_step, loss_weights)
     queries = listed(query)
     if not queries:
         raise ValueError("query is an empty list of micro-batches")
@@ -155,9 +145,8 @@ def meta_gradient(
     last = step_weights[-1] if step_weights is not None else loss_weights[-1] if loss_weights is not None else 1.0
     if last != 1.0:
         cotangent, of_shared = (list(torch._foreach_mul(g, last)) if g else g for g in (cotangent, of_shared))
-    n = len(descent.theta)
-    if descent.of_losses[n:]:
-        of_shared = list(torch._foreach_add(of_shared, descent.of_losses[n:]))
+    if of_losses := descent.of_losses[len(descent.theta) :]:
+        of_shared = list(torch._foreach_add(of_shared, of_losses))
 
     def between(k: int, theta: Tensors, cot: Sum, shared: Sum) -> None:
         """Add the weighted query gradient after k steps to the cotangents there."""
@@ -173,28 +162,37 @@ def meta_gradient(
     if check:
         refuse_divergence(descent.losses, query_loss, inner.steps, names)
     adapted = named(problem, descent.theta)
-    return MetaGradient(
-        grads,
-        rates.gradients(),
-        dict(zip(float_names(problem.shared), of_shared, strict=True)),
-        query_loss,
-        stacked(problem, descent.losses, adapted),
-        adapted,
-        aux,
-        kept,
-    )
+    shared_grads = dict(zip(float_names(problem.shared), of_shared, strict=True))
+    losses = stacked(problem, descent.losses, adapted)
+    return MetaGradient(grads, rates.gradients(), shared_grads, query_loss, losses, adapted, aux, kept)
 
 
-def _check_loss_weights(weights: Sequence[float] | None, inner: InnerLoop, order: Order, more: bool) -> None:
-    if weights is None:
-        return
-    if len(weights) != inner.steps + 1 or order == "implicit":
+def _check_arguments(
+    inner: InnerLoop,
+    order: Order,
+    start: Start | None,
+    step_weights: Sequence[float] | None,
+    by_step: bool,
+    loss_weights: Sequence[float] | None,
+) -> None:
+    """Raises ValueError for arguments of `meta_gradient` that do not go together."""
+    if order not in ORDERS:
+        raise ValueError(f"order is one of {', '.join(ORDERS)}, not {order!r}")
+    if order == "implicit" and not inner.proximal > 0:
+        raise ValueError('order="implicit" needs InnerLoop(proximal=...) > 0, the pull to the initial weights')
+    if step_weights is not None and (order == "implicit" or len(step_weights) != inner.steps or not inner.steps):
+        raise ValueError(
+            f"step_weights are one number for each of InnerLoop.steps = {inner.steps}, and not for order implicit"
+        )
+    if loss_weights is not None and (len(loss_weights) != inner.steps + 1 or order == "implicit"):
         raise ValueError(
             f"loss_weights are one number for each of InnerLoop.steps + 1 = {inner.steps + 1} losses, and not for "
             "order implicit"
         )
-    if more or inner.proximal:
+    if loss_weights is not None and (step_weights is not None or start is not None or inner.proximal):
         raise ValueError("loss_weights do not go with step_weights, start or InnerLoop(proximal=...)")
+    if by_step and (order == "implicit" or start is not None):
+        raise ValueError("by_step: order implicit and `start` take one support set for all steps")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ samplers. State is the meta-parameters, their optimizer's state and the step; al
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,16 @@ def learn(
     this = Rank(rank, world, device, config, run_dir, Log(run_dir).say if rank == 0 else lambda line: None)
     source = Source(config, open_store(store_path), stream)
     model, base_shards = make_model(this, source.store)
-    algorithm = own_algorithm(config)
     every = validation_every(config, len(source.store.groups["validation"].ids))
     engine, reached = start(this, model, every > 0, source.store)
     step, meta = reached.step, engine.snapshot()
     cache = state_cache(model, config, source.store)
     kept = KeptBase(model, config, source.store.pad_id, device) if config.outer.keep_base is not None else None
     recorder = Recorder(this, reached, classes_of(config, source.store))
+    gradients = partial(
+        meta_gradients, model, algorithm=own_algorithm(config), config=config, device=device, cache=cache,
+        see=recorder.tell,
+    )  # fmt: skip
     window = episode_window(this, source, samplers, step, reached.validations)
     ending = Ending.DONE if is_done(config, reached, source, step) else None
     source.reach(step, cache)
@@ -107,20 +111,8 @@ def learn(
             arrivals = score_arrivals(this, model, meta, store, step)
             lost: list[Diverged] = []
             with clock.phase("inner_s"):
-                grads, sums = meta_gradients(
-                    model,
-                    meta,
-                    algorithm,
-                    config,
-                    store,
-                    episodes,
-                    step,
-                    device,
-                    cache,
-                    lost,
-                    recorder.tell,
-                    reached.counts(store),
-                )
+                counts = reached.counts(store)
+                grads, sums = gradients(meta, store=store, episodes=episodes, step=step, skipped=lost, counts=counts)
                 kept_kl = kept.add(grads, meta, episodes) if kept is not None else 0.0
                 grads = privacy.with_noise(grads, config, step, rank)
             with clock.phase("peers_s"):  # the first of the collectives: what it takes is the wait for the slowest rank
@@ -133,9 +125,8 @@ def learn(
                 meta = engine.snapshot()
                 record["inner_lr"] = shown_rate(model, meta, config)
             clock.read_communication()
-            record |= {"kept_kl": kept_kl / config.outer.meta_batch_size} if kept is not None else {}
-            record |= {"subgroup_weights": reached.subgroup_weights} if reached.subgroup_weights else {}
-            record |= ({"skipped": int(skipped)} if skipped else {}) | ({"arrivals": arrivals} if arrivals else {})
+            mean_kl = kept_kl / config.outer.meta_batch_size if kept is not None else None
+            record |= at_times(mean_kl, reached.subgroup_weights, int(skipped), arrivals)
 
             is_best = False
             if every and (step % every == 0 or step == config.outer.steps):
@@ -229,6 +220,13 @@ def outer_step(
         "step": step, "tasks_seen": reached.tasks_seen, "outer_loss": loss, **right, "inner_loss": inner_losses,
         "grad_norm": norm, "outer_lr": lr,
     }  # fmt: skip
+
+
+def at_times(kept_kl: float | None, subgroup_weights: dict[str, float], skipped: int, arrivals: Any) -> dict[str, Any]:
+    """What a record holds only where there is something to say."""
+    told = {"kept_kl": kept_kl, "subgroup_weights": subgroup_weights or None, "skipped": skipped or None,
+            "arrivals": arrivals or None}  # fmt: skip
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def shown_rate(model: TaskModel, meta: Params, config: Config) -> float:

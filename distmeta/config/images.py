@@ -54,7 +54,7 @@ def check_images(config: Config) -> None:
         ("model.max_tokens", model.max_tokens == math.prod(size), "leave it out"),
         ("model.quantise", model.quantise is None, "leave it out"),
         ("task.augment", not task.augment.changes_tokens,
-         "token_dropout, word_swap and mix change words; leave them out"),
+         "token_dropout, word_swap and mix: they change words; leave them out"),
         ("task.augment.rotations", not task.augment.rotations or size[1] == size[2],
          "images that are turned have to be square"),
         (turned, not turns or task.family == "classes", "a turned class is another class in task.family=classes alone"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distmeta.config import Config, load_config
+    from distmeta.config.modules import trust_module
     from distmeta.drive.cluster import TrainingError
     from distmeta.drive.train import Run, train
     from distmeta.errors import InputError
@@ -27,12 +28,12 @@ _HOME = {
     "evaluate": "evaluation.evaluate", "explain": "evaluation.influence", "Run": "drive.train",
     "predict_or_reject": "evaluation.rejection", "TrainingError": "drive.cluster", "train": "drive.train",
     "Search": "search", "tune": "search", "Pretrained": "pretraining.pretrain", "pretrain": "pretraining.pretrain",
-    "Pipeline": "pretraining.pipeline", "pipeline": "pretraining.pipeline",
+    "Pipeline": "pretraining.pipeline", "pipeline": "pretraining.pipeline", "trust_module": "config.modules",
 }  # fmt: skip
 __all__ = [
     "AdaptedModel", "Config", "Evaluation", "InputError", "Pipeline", "Pretrained", "Run", "Search", "TrainingError",
     "adapt", "evaluate", "explain", "load_adapted", "load_config", "pipeline", "predict_or_reject", "pretrain",
-    "train", "tune",
+    "train", "trust_module", "tune",
 ]  # fmt: skip
 
 

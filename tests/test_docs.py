@@ -137,6 +137,7 @@ def commands(page: Path) -> list[list[str]]:
 
 def accept(words: list[str]) -> None:
     """Raises unless the command line takes the words, and a configuration their recipe and overrides."""
+    words = words[2:] if words[0] == "--module" else words  # which stands before the verb
     command, rest = typer.main.get_command(app), list(words)
     while hasattr(command, "commands"):
         command = command.commands[rest.pop(0)]

@@ -26,6 +26,7 @@ from distmeta.cli.words import (
     silent,
     split_source,
 )
+from distmeta.config.modules import trust_module
 from distmeta.errors import InputError
 from distmeta.runs import interrupt
 
@@ -56,8 +57,14 @@ def about(
     version: Annotated[
         bool, typer.Option("--version", help="print the version and exit", callback=show_version, is_eager=True)
     ] = False,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PACKAGE.MODULE:FUNCTION", help="code that a model.module in a checkpoint may run"),
+    ] = None,
 ) -> None:
     """Meta-train language models that learn a new task from a few examples."""
+    for path in module or ():
+        trust_module(path)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from distmeta.config.algorithms import ALGORITHMS, load_algorithm
 from distmeta.config.base import Rule, refuse, shown, unfit
 from distmeta.config.documents import check_document
 from distmeta.config.images import check_images
+from distmeta.config.modules import check_module
 from distmeta.config.regression import check_regression
 from distmeta.config.weighting import check_rows
 from distmeta.config.words import MOST_LETTERS, check_labels, check_sizes, check_text
@@ -92,6 +93,7 @@ def check(config: Config) -> None:
     check_head(config)
     check_images(config)
     check_regression(config)
+    check_module(config)
     check_augment(config)
     check_sizes(config)
     check_family(config)

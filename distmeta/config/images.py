@@ -22,7 +22,7 @@ def with_image(content: dict[str, Any]) -> dict[str, Any]:
     defaults: dict[str, dict[str, Any]] = {
         "model": {"max_tokens": max(4, math.prod(size))}, "data": {"text": "image"}, "task": {"family": "classes"},
     }  # fmt: skip
-    if model.get("pretrained") is None:
+    if model.get("pretrained") is None and model.get("module") is None:
         conv4: dict[str, Any] = {"architecture": "conv4"}
         if model.get("architecture", "conv4") == "conv4":
             conv4["config"] = {"hidden_size": 64, "num_hidden_layers": 4}
@@ -41,7 +41,7 @@ def check_images(config: Config) -> None:
         for key in ("rotations", "flips"):
             if value := getattr(task.augment, key):
                 raise ValueError(f"task.augment.{key} = {value} is of images: set model.image, or leave it out")
-        if model.architecture == "conv4" and model.pretrained is None:
+        if model.architecture == "conv4" and model.pretrained is None and model.module is None:
             raise ValueError("model.architecture = conv4 reads images: set model.image, such as [1, 28, 28]")
         return
     turns = len(task.augment.turns) > 1

@@ -20,11 +20,11 @@ def with_dimensions(content: dict[str, Any]) -> dict[str, Any]:
     if not (isinstance(dimensions, list | tuple) and all(isinstance(n, int) for n in dimensions)):
         return content  # refused where the section is read
     defaults: dict[str, dict[str, Any]] = {
-        "model": {"dimensions": dimensions, "architecture": "mlp", "max_tokens": max(4, sum(dimensions))},
+        "model": {"dimensions": dimensions, "max_tokens": max(4, sum(dimensions))},
         "tune": {"metric": "loss"},
     }
-    if model.get("architecture", "mlp") == "mlp":
-        defaults["model"]["config"] = {"hidden_size": 40, "num_hidden_layers": 2}
+    if model.get("module") is None and model.get("architecture", "mlp") == "mlp":
+        defaults["model"] |= {"architecture": "mlp", "config": {"hidden_size": 40, "num_hidden_layers": 2}}
     out = dict(content)
     for name, values in defaults.items():
         if (current := sections[name]) is not None:
@@ -52,7 +52,7 @@ def check_regression(config: Config) -> None:
     refuse(config, "task.family = regression", [
         ("model.pretrained", model.pretrained is None, "leave it out"),
         ("model.image", model.image is None, "set classes or domain, or leave it out"),
-        ("model.architecture", model.architecture == "mlp", "set mlp"),
+        ("model.architecture", model.architecture == "mlp" or model.module is not None, "set mlp"),
         ("model.head", model.head == "linear", "there are no classes; set linear"),
         ("model.pooling", model.pooling != "last", "leave it out"),
         ("model.max_tokens", model.max_tokens >= sum(model.dimensions), "leave it out"),

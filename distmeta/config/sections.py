@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from distmeta.config import consistency, documents, images, regression
+from distmeta.config import consistency, documents, images, modules, regression
 from distmeta.config.algorithms import ALGORITHMS, IMPORT_PATH, with_settings
 from distmeta.config.base import Section
 from distmeta.config.cluster import ClusterConfig
@@ -30,6 +30,11 @@ class ModelConfig(Section):
     architecture: str = Field(
         "bert",
         description="transformers model type, lstm, of images conv4 or of vectors mlp; for model.pretrained=null",
+    )
+    module: str | None = Field(
+        None,
+        description="package.module:function of your own that gives a torch.nn.Module of images or vectors, called "
+        "with model.config; null: model.architecture",
     )
     image: tuple[Literal[1, 3], int, int] | None = Field(
         None, description="channels, height and width that images are brought to, where data.text names a column of "
@@ -386,7 +391,9 @@ class Config(Section):
                 f"mypackage.mymodule.{nearest(name, ALGORITHMS)}"
             )
         whole = with_settings(values, ALGORITHMS[name], over=False) if name in ALGORITHMS else values
-        return with_rates(with_distance(documents.with_sizes(regression.with_dimensions(images.with_image(whole)))))
+        for follow in (modules.with_module, images.with_image, regression.with_dimensions, documents.with_sizes):
+            whole = follow(whole)
+        return with_rates(with_distance(whole))
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

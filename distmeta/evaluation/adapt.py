@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distmeta.config import Config, dump_config
+from distmeta.config.modules import check_trusted
 from distmeta.errors import InputError
 from distmeta.evaluation import documents
 from distmeta.evaluation.adaptable import Adaptable, fit, name_any, newest, on_device, read_tokens, without_pooled
@@ -30,6 +31,7 @@ from distmeta.models.backbone import set_attention
 from distmeta.models.build import build_model, check_format
 from distmeta.models.compression import restore
 from distmeta.models.language import LanguageModel
+from distmeta.models.regression import RegressionModel
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.tasks import counts, regression
@@ -141,7 +143,8 @@ class AdaptedModel:
         device = next(iter(self.params.values())).device
         with torch.no_grad():
             (batch,) = self.model.batches(collate([rows], 1, 0), device)
-            numbers = self.model.logits(self.params, batch)[0].tolist()
+            assert isinstance(self.model, RegressionModel)
+            numbers = self.model.answers(self.params, batch)[0].tolist()
         return [{"target": row} for row in numbers]
 
     def _answer(self, model: LanguageModel, texts: Sequence[str]) -> list[dict[str, Any]]:
@@ -304,6 +307,7 @@ def load_adapted(path: str | Path) -> AdaptedModel:
     state = checkpoints.read_state(path / "adapted.json")
     config = checkpoints.read_config(path / "config.yaml")
     labels, losses = state.pop("labels"), state.pop("inner_losses")
+    check_trusted(config, path)
     model = build_model(config, state["vocab_size"], state["pad_id"], state["classes"])
     check_format(path, state["format"], model)
     model.load_state_dict(restore(checkpoints.read_tensors(path, "base")), strict=False)

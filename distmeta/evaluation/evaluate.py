@@ -21,6 +21,7 @@ from distmeta.algorithms.rates import inner_loop
 from distmeta.config import Config, ConfigSource, config_of, with_changes
 from distmeta.config.consistency import check_used, check_ways
 from distmeta.config.documents import check_document
+from distmeta.config.modules import check_trusted
 from distmeta.config.paths import absolute
 from distmeta.errors import InputError, nearest
 from distmeta.evaluation import baselines, document_baselines
@@ -274,7 +275,8 @@ def check_split(split: str) -> None:
 
 
 def load_model(saved: checkpoints.Checkpoint) -> TaskModel:
-    """The model of a checkpoint at its initial values; its meta-parameters are `saved.meta`."""
+    """The model of a checkpoint at its initial values; its meta-parameters are `saved.meta`. Raises InputError."""
+    check_trusted(saved.config, saved.path)
     state = saved.state
     model = build_model(
         saved.config, state["vocab_size"], state["pad_id"], state["classes"], labels=len(state["labels"])

@@ -21,6 +21,7 @@ from distmeta.errors import InputError
 from distmeta.models import backbone as backbones
 from distmeta.models.arrays import ArrayModel, without_running_statistics
 from distmeta.models.batch import TextBatch
+from distmeta.models.own import build_own
 
 PLACES = 64  # an image costs about what a text of so many tokens does
 
@@ -60,6 +61,8 @@ def normalisation(pretrained: str | None) -> tuple[list[float], list[float]]:
 
 def build_image_backbone(config: ModelConfig, seed: int, copy: Any = None) -> Any:
     """A model of images of size config.image, from `config.pretrained`, or with random weights. Raises InputError."""
+    if config.module is not None:
+        return build_own(config, seed)
     model = backbones.build(AutoModel, config, 0, 0, seed, copy)
     kind = model.config.model_type
     if getattr(model, "main_input_name", "") != "pixel_values" or model.config.is_encoder_decoder:

@@ -65,6 +65,9 @@ def check_model(config: Config, cache: Path, classes: int | None = None) -> None
     if config.runs_layers_again:
         task["recomputed"] = True
     attempt = try_arrays if config.model.is_array else try_model
+    if config.model.module is not None:
+        attempt(config)  # whose code may be another one the next time
+        return
     once(cache, config.model, {**task, "adapt": config.inner.adapt}, lambda: attempt(config))
     if config.model.pretrained is not None:
         check_weights(config.model.pretrained)
@@ -155,6 +158,9 @@ def try_arrays(config: Config) -> None:
     from distmeta.models import backbone as backbones
     from distmeta.models.build import build_model
 
+    if config.model.module is not None:
+        build_model(config, 0, 0, config.ways or 2)
+        return
     hf_config = backbones.model_config(config.model, 0, 0)
     plain = config.model.model_copy(update={"pretrained": None})
     build_model(config.model_copy(update={"model": plain}), 0, 0, config.ways or 2, copy=hf_config)

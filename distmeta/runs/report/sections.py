@@ -107,7 +107,7 @@ def spread(least: int | None, most: int | None) -> str:
 def setting(config: Config) -> list[list[str]]:
     """The choices that matter most, in words."""
     model, data, task, inner, outer = config.model, config.data, config.task, config.inner, config.outer
-    sizes = ", ".join(f"{key} {value}" for key, value in model.config.items())
+    kind, sizes = model.module or model.architecture, ", ".join(f"{key} {value}" for key, value in model.config.items())
     paths = [data.path] if isinstance(data.path, str) else data.path or [built_in(config)]
     sources = ", ".join(f"{name} ({source.path})" for name, source in (data.sources or {}).items())
     ways = f"{spread(task.least_ways, config.ways)} ways, " if config.ways else ""
@@ -115,7 +115,7 @@ def setting(config: Config) -> list[list[str]]:
     return [
         ["name", config.run.name],
         ["algorithm", config.algorithm],
-        ["model", f"{model.pretrained or f'new {model.architecture} ({sizes})'}, head {model.head}, {model.dtype}"],
+        ["model", f"{model.pretrained or f'new {kind} ({sizes})'}, head {model.head}, {model.dtype}"],
         ["data", sources or ", ".join(paths)],
         ["episodes", f"family document: {task.chunks} chunks of {task.chunk_tokens} tokens, up to "
                      f"{task.context_tokens} before each" if task.family == "document" else

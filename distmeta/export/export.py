@@ -19,6 +19,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ from distmeta.config import Config
 from distmeta.errors import InputError
 from distmeta.evaluation.adapt import AdaptedModel, check_new, load_adapted
 from distmeta.evaluation.evaluate import load_model
+from distmeta.export.arrays import write_arrays
 from distmeta.export.card import model_card
 from distmeta.export.compress import check_quantise, compressed, merged
 from distmeta.export.language import Adapter, save_adapter, write_language
+from distmeta.models.arrays import ArrayModel
 from distmeta.models.compression import parse_prune, restore, save_int8
 from distmeta.models.layers import TaskConv1D, TaskLinear, is_turned
 from distmeta.models.task_model import TaskModel
@@ -180,6 +183,10 @@ def write(trained: Trained, out: Path) -> Path:
     logging.disable_progress_bar()
     # Where accelerate is installed, save_pretrained imports DeepSpeed, which then says aloud what it looked for.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(trained.model, ArrayModel):
+        made = trained.model.cpu(), trained.values, trained.config, head_tensors(trained), described(trained)
+        checkpoints.write_directory(out, partial(write_arrays, *made))
+        return out
     backbone = trained.model.cpu().backbone
     if trained.is_encoder_alone and not trained.is_language:
         from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING
@@ -192,12 +199,6 @@ def write(trained: Trained, out: Path) -> Path:
     if backbone.config.model_type == "lstm":  # type: ignore[union-attr]
         raise InputError(
             "export: lstm: transformers has no LSTM to load it as; distmeta adapt and evaluate take the checkpoint"
-        )
-    if trained.config.model.is_array:
-        kind = "images" if trained.config.model.image is not None else "vectors"
-        raise InputError(
-            f"export: transformers has no class for this model of {kind}; distmeta adapt, predict and serve take the "
-            "checkpoint"
         )
     if trained.is_language:
         tokenizer = stock_tokenizer(trained, backbone)

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModel
 
 from distmeta.config import make_config
 from distmeta.errors import InputError
 from distmeta.evaluation.scoring import Scoring, score_episodes
+from distmeta.export.arrays import write_arrays
 from distmeta.inner import InnerLoop, meta_gradient
+from distmeta.models.arrays import without_running_statistics
 from distmeta.models.build import build_model
 from distmeta.tasks.rows import Episode, Rows
 
@@ -141,6 +144,21 @@ def test_tasks_with_weights_of_their_own_run_together():
         alone = {n: v[t : t + 1] if isinstance(v, np.ndarray) else v for n, v in whole.items()}
         expected = model.logits({**model.shared, **own[t]}, model.batches([alone], "cpu")[0])
         torch.testing.assert_close(found[t], expected[0])
+
+
+@pytest.mark.parametrize("model", [VIT, RESNET, {**CONV4, "lora_targets": "all-linear"}])
+def test_an_export_is_the_transformers_directory_of_the_model(model, tmp_path):
+    c = config(model, inner={"adapt": "lora" if "lora_targets" in model else "all"})
+    model = build_model(c, 257, 256, 3)
+    values = {n: v.detach() + 0.02 * torch.randn_like(v) for n, v in {**model.fast, **model.shared}.items()}
+    write_arrays(model, values, c, {"head_weight": values["head_weight"]}, {"labels": None}, tmp_path)
+    plain = AutoModel.from_pretrained(tmp_path)
+    if model.reads_sets:
+        without_running_statistics(plain)
+    (batch,) = batches(model, 0)[0]
+    states = plain(pixel_values=batch.input_ids.view(-1, *SIZE).float() / 127.5 - 1).last_hidden_state
+    expected = states.mean((2, 3)) if states.dim() == 4 else states.mean(1)
+    torch.testing.assert_close(model.features(values, batch)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("model", "why"), [

@@ -1,6 +1,10 @@
 """Every verb that takes a checkpoint of images."""
 
+import json
+import re
+
 import pytest
+import torch
 from serving import Server
 
 from distmeta.algorithms.rates import initial_log_rates
@@ -62,9 +66,23 @@ def test_a_checkpoint_of_images_is_evaluated_adapted_and_served(saved, tmp_path)
         assert refused.status == 400 and "not an image" in refused.error
 
 
-def test_what_images_cannot_do_says_so(saved, tmp_path):
+def test_an_export_gives_the_scores_of_the_adapted_model(saved, tmp_path):
+    folder, rows = saved
+    adapted = adapt(folder, rows[::5])
+    out = export(adapted.save(tmp_path / "task"), tmp_path / "out")
+    expected = [one["probabilities"] for one in adapted.predict([row["image"] for row in rows[:4]])]
+    code = re.search("```python\n(.*?)```", (out / "README.md").read_text(), re.S)[1]
+    pixels = torch.tensor(images.pixels([row["image"] for row in rows[:4]])).view(-1, *SIZE) / 255
+    namespace = {"folder": str(out), "pixels": pixels, "print": lambda scores: namespace.update(scores=scores)}
+    exec(re.sub("torch.zeros.*", "pixels", code), namespace)
+    for one, other in zip(namespace["scores"].softmax(-1).tolist(), expected, strict=True):
+        assert one == pytest.approx(list(other.values()), abs=1e-4)
+    about = json.loads((out / "distmeta.json").read_text())
+    assert about["labels"] == adapted.labels and about["image"] == list(SIZE)
+    assert json.loads((out / "preprocessor_config.json").read_text())["size"] == {"height": 8, "width": 8}
+
+
+def test_what_images_cannot_do_says_so(saved):
     folder, _ = saved
-    with pytest.raises(InputError, match="export: transformers has no class for this model of images"):
-        export(folder, tmp_path / "out")
     with pytest.raises(InputError, match="not an image"):
         adapt(folder, [{"image": "a.png", "label": "a"}, {"image": "b.png", "label": "b"}])

@@ -1,6 +1,7 @@
 """Models of functions: the network, the loss, the inner loop, and every verb that takes a checkpoint."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -166,9 +167,19 @@ def test_a_new_function_is_adapted_to_predicted_saved_and_served(saved, tmp_path
         assert refused.status == 400 and "model.dimensions says 2" in refused.error
 
 
-def test_what_functions_cannot_do_says_so(saved, tmp_path):
+def test_an_export_of_a_function_is_the_network(saved, tmp_path):
+    folder, rows = saved
+    adapted = adapt(folder, rows)
+    out = export(adapted.save(tmp_path / "task"), tmp_path / "out")
+    code = re.search("```python\n(.*?)```", (out / "README.md").read_text(), re.S)[1]
+    x = torch.tensor([row["input"] for row in rows])
+    namespace = {"folder": str(out), "x": x, "print": lambda scores: namespace.update(scores=scores)}
+    exec(re.sub("torch.zeros.*", "x", code), namespace)
+    expected = [one["target"] for one in adapted.predict([row["input"] for row in rows])]
+    np.testing.assert_allclose(namespace["scores"].tolist(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_functions_cannot_do_says_so(saved):
     folder, _ = saved
-    with pytest.raises(InputError, match="export: transformers has no class for this model of vectors"):
-        export(folder, tmp_path / "out")
     with pytest.raises(InputError, match="support, example 0: 'target'"):
         adapt(folder, [{"input": [1, 2]}])

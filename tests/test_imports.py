@@ -13,7 +13,13 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 # of the README's table, in its order.
 LAYOUT = README.split("## How it is laid out")[1].split("\nRead first")[0]
 FOLDERS = re.findall(r"`(?:distmeta/)?(\w+)/`", "".join(re.findall(r"^\|(.*?)\|", LAYOUT, re.M)))
-ORDER = ["errors", "health", *(name for name in FOLDERS if (ROOT / name / "__init__.py").exists()), "__main__"]
+ORDER = [
+    "errors",
+    "health",
+    "versions",
+    *(name for name in FOLDERS if (ROOT / name / "__init__.py").exists()),
+    "__main__",
+]
 PURE = {"errors", "health", "inner", "config", "algorithms", "models"}
 
 

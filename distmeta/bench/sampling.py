@@ -28,6 +28,7 @@ from distmeta.errors import InputError
 from distmeta.evaluation.scoring import group_episodes, tasks_at_once
 from distmeta.tasks import TaskStore, build_store, check_feasible, open_store
 from distmeta.tasks.episodes import Episode, EpisodeWindow, Rows, Sampler, collate, start_samplers
+from distmeta.versions import workers_without_uv_run
 
 # What is measured where no configuration is given: 5 ways, 5 shots, 15 queries, every text 64 tokens long.
 PLAIN = {
@@ -141,6 +142,7 @@ def through_object_store(store: TaskStore, config: Config, seconds: float) -> di
 
     ours = not ray.is_initialized()
     if ours:
+        workers_without_uv_run()
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     (actor,) = start_samplers(store.path, config.task, config.run.seed, 1)
     try:

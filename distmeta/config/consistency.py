@@ -187,7 +187,7 @@ def check_mixture(config: Config) -> None:
         # The rank with the least share of a meta-batch looks furthest ahead.
         size = config.outer.meta_batch_size
         least = size if config.cluster.episode == "group" else size // config.cluster.most
-        ahead = -(-config.sampling.window // least) + 2
+        ahead = -(-config.sampling.window // least) + 2 + config.eval.beside
         if task.lag < ahead:
             raise ValueError(
                 f"task.lag = {task.lag}: episodes are asked for up to {ahead} meta-steps ahead (sampling.window "
@@ -352,6 +352,24 @@ def check_settings(config: Config, settings: Mapping[str, Any]) -> None:
                 f"{key} = {shown(config, key)}: algorithm = {config.algorithm} is defined by {key}={needed}; set that, "
                 f"or leave {key} out, or choose another algorithm"
             )
+
+
+def check_beside(config: Config, every: int) -> None:
+    """Raises ValueError where meta-validations, every `every` meta-steps, cannot be made beside training."""
+    if not config.validates_beside:
+        return
+    refuse(config, f"eval.beside = {config.eval.beside}", [
+        ("eval.every", every > 0, "there are no meta-validations; set 0, or eval.every above 0"),
+        ("eval.every", config.eval.beside < every,
+         f"a meta-validation has to end before the next begins, {every} meta-steps later; set a smaller number"),
+        ("cluster.episode", config.cluster.episode == "rank", "one process cannot hold the model; set 0"),
+        ("deepspeed.zero_optimization.stage",
+         config.deepspeed["zero_optimization"]["stage"] < 3 or not config.freezes_base,
+         "one process cannot hold the frozen base; set 0, or a lower stage"),
+        ("cluster.workers", not config.cluster.is_elastic,
+         "ranks that come would take its place; set a number of workers"),
+        ("data.follow", config.data.follow is None, "its data would be older; set 0"),
+    ])  # fmt: skip
 
 
 def check_group(config: Config) -> None:

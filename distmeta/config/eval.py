@@ -20,6 +20,11 @@ class EvalConfig(Section):
         "auto", description="meta-steps between meta-validations; 0: none; auto: a tenth of outer.steps, but none "
         "with fewer than 100 outer.steps, without meta-validation tasks, or in a run during which tasks arrive"
     )  # fmt: skip
+    beside: int = Field(
+        0, ge=0, description="0: the ranks stop for a meta-validation; above 0: a process with the resources of one "
+        "more rank makes it while they go on, and its result takes effect (in outer.until, outer.stop_after, plateau, "
+        "curriculum, the best checkpoint) that many meta-steps later, where they wait for it"
+    )  # fmt: skip
     best: str = Field(
         "auto", description="METRIC:max or METRIC:min of the meta-validations: decides which checkpoint is the best "
         "one, which is evaluated, exported, adapted and served; auto: accuracy:max, in family text_to_text loss:min"

@@ -416,6 +416,11 @@ class Config(Section):
         return self.inner.adapt != "all" and not self.trains_base
 
     @property
+    def validates_beside(self) -> bool:
+        """Whether a process beside the ranks makes the meta-validations."""
+        return self.eval.beside > 0
+
+    @property
     def runs_layers_again(self) -> bool:
         """Whether each layer keeps its inputs alone, and is run again on the way back."""
         return self.model.activation_checkpointing or self.inner.memory == "layers"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import socket
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 from distmeta.config import Config
 from distmeta.errors import InputError, cut
 from distmeta.runs import interrupt
+from distmeta.versions import no_fixed_port, read_token_again, workers_without_uv_run
 
 CONNECT_S = 10.0
 
@@ -39,6 +39,7 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor for notices that nothing here acts on
     }.items():
         os.environ.setdefault(name, value)
+    workers_without_uv_run()
     import ray
 
     if ray.is_initialized():
@@ -48,7 +49,10 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         check_gpus(config)
-        workers, samplers = config.cluster.most, 4 if config.sampling.actors == "auto" else config.sampling.actors
+        workers, samplers = (
+            config.cluster.most + config.validates_beside,
+            4 if config.sampling.actors == "auto" else config.sampling.actors,
+        )
         need = workers * config.cluster.cpus_per_worker + samplers * config.cluster.cpus_per_sampler
         try:
             with interrupt.while_ray_starts(), no_fixed_port():
@@ -75,29 +79,6 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
         if address is None and mode is None:
             os.environ.pop("RAY_AUTH_MODE", None)  # which ray.init has set for its own cluster
             read_token_again()
-
-
-@contextlib.contextmanager
-def no_fixed_port() -> Iterator[None]:
-    """Within it ray.init, which has no option for it, lets its agent take any port: one that took 52365, the default of
-    `ray start`, would leave a head that is started meanwhile on this machine without the agent that runs its jobs."""
-    from ray._private import parameter
-
-    usual: Any = parameter.RayParams
-    parameter.RayParams = functools.partial(usual, dashboard_agent_listen_port=0)
-    try:
-        yield
-    finally:
-        parameter.RayParams = usual
-
-
-def read_token_again() -> None:
-    """Have Ray go by RAY_AUTH_MODE and the token as they are now: it keeps what it has first read in a process."""
-    import ray
-
-    raylet: Any = ray._raylet
-    raylet.Config.initialize("")
-    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def check_gpus(config: Config) -> None:
@@ -141,9 +122,10 @@ def resources(local: bool) -> Cluster:
 def check_room(config: Config, cluster: Cluster) -> float:
     """The GPUs of a rank. Raises InputError when the cluster is too small for the group and its samplers."""
     c = config.cluster
-    gpus = c.gpus_per_worker if c.gpus_per_worker is not None else float(cluster.gpus >= c.fewest)
+    processes = c.fewest + config.validates_beside
+    gpus = c.gpus_per_worker if c.gpus_per_worker is not None else float(cluster.gpus >= processes)
     samplers = first_actors(config) * c.cpus_per_sampler
-    need = {"CPU": c.fewest * c.cpus_per_worker + samplers, "GPU": c.fewest * gpus}
+    need = {"CPU": processes * c.cpus_per_worker + samplers, "GPU": processes * gpus}
     for kind, amount, available in (("CPU", need["CPU"], cluster.cpus), ("GPU", need["GPU"], cluster.gpus)):
         if amount > available:
             raise InputError(

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from distmeta.config import Config
-from distmeta.drive.cluster import read_token_again
 from distmeta.errors import InputError, cut
+from distmeta.versions import read_token_again
 
 EXCLUDED = (".git", ".venv", "venv", "runs", "checkpoints", "__pycache__")  # never of use to a job, often large
 START_S, POLL_S = 60.0, 1.0
@@ -244,9 +244,10 @@ def check_room(living: Sequence[Mapping[str, Any]], request: Request, config: Co
     if config is None or request.verb not in WRITERS:
         return
     c, have = config.cluster, {kind: sum(float(node.get(kind, 0)) for node in nodes) for kind in ("CPU", "GPU")}
+    processes = c.fewest + config.validates_beside
     need = {
-        "CPU": c.fewest * c.cpus_per_worker + _samplers(config) * c.cpus_per_sampler + entry["CPU"],
-        "GPU": c.fewest * (c.gpus_per_worker or 0) + entry["GPU"],
+        "CPU": processes * c.cpus_per_worker + _samplers(config) * c.cpus_per_sampler + entry["CPU"],
+        "GPU": processes * (c.gpus_per_worker or 0) + entry["GPU"],
     }
     for kind, amount in need.items():
         if amount > have[kind]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from distmeta import health
 from distmeta.algorithms.schedule import validation_every
 from distmeta.config import Config, ConfigSource, config_of
+from distmeta.config.consistency import check_beside
 from distmeta.config.paths import absolute
 from distmeta.drive.cluster import Cluster, TrainingError, check_room, first_actors, ray_cluster
 from distmeta.errors import InputError
@@ -28,6 +29,7 @@ from distmeta.runs import checkpoint as checkpoints
 from distmeta.runs import interrupt
 from distmeta.runs.directory import note, now, run_directory, write_setting
 from distmeta.runs.journal import records
+from distmeta.versions import trainer_class
 
 if TYPE_CHECKING:
     from distmeta.evaluation.evaluate import Evaluation
@@ -177,8 +179,13 @@ def prepare_store(config: Config, display: Display | None = None) -> Path:
         from distmeta.algorithms.privacy import spent
 
         spent(config, store, config.outer.steps)  # raises before anything is started where it cannot be counted
-    if validation_every(config, tasks := len(store.groups["validation"].ids)) and tasks == 0:
+    every = validation_every(config, tasks := len(store.groups["validation"].ids))
+    if every and tasks == 0:
         raise InputError("eval.every: the data has no meta-validation tasks; name some, or set eval.every=0")
+    try:
+        check_beside(config, every)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     return path
 
 
@@ -297,16 +304,11 @@ def run_group(
     """
     import ray.exceptions
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    class Trainer(TorchTrainer):  # type: ignore[misc]
-        def _create_default_callbacks(self) -> list[Any]:
-            """Without the one whose actor imports Ray Data, to divide data sets of which there are none here."""
-            return [c for c in super()._create_default_callbacks() if type(c).__name__ != "DatasetsCallback"]
+    from ray.train.torch import TorchConfig
 
     shutil.rmtree(run_dir / ".ray", ignore_errors=True)  # Ray's own record of an earlier attempt
     settings = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir)}
-    trainer = Trainer(
+    trainer = trainer_class()(
         worker,
         train_loop_config={**settings, "threads": config.cluster.cpus_per_worker, **more},
         torch_config=TorchConfig(timeout_s=int(config.run.timeout_s)),

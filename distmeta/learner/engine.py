@@ -136,11 +136,14 @@ class MetaEngine:
             self.seconds += time.perf_counter() - began
             self._engine.step()
             return norm
-        # Stage 3 takes gradients of whole parameters only; the reduction, as its block ends, needs the gradients alone.
-        with self._whole(), self._engine.coalesce_grad_reduction():
-            self._set_grads(grads)
+        # Stage 3 takes gradients of whole parameters only. DeepSpeed reduces what its own backward pass finds: that of
+        # the sum of p g, whose gradient is g.
+        with self._whole():
+            given = [self._flat(names, grads).to(dtype=p.dtype, device=p.device) for names, p in self._each()]
+            self._engine.backward(torch.stack([(p * g).sum() for p, g in zip(self._params, given)]).sum())
         self.seconds += time.perf_counter() - began
-        self._engine.step()
+        with torch.no_grad():  # DeepSpeed before 0.19 writes into views in it
+            self._engine.step()
         return float(self._engine.get_global_grad_norm())
 
     def _whole(self) -> AbstractContextManager[object]:

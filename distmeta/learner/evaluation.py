@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,26 +25,28 @@ from distmeta.tasks.store import TaskStore
 from distmeta.tasks.summary import read, signs
 
 Params = dict[str, Tensor]
+Validation = tuple[dict[str, float], dict[str, Any], dict[str, float]]  # means, curves, loss by data source
 
 
 def validate(
-    rank: Rank, model: TaskModel, meta: Params, store: TaskStore
-) -> tuple[dict[str, float], dict[str, Any], dict[str, float]]:
+    rank: Rank, model: TaskModel, meta: Params, store: TaskStore, numbers: Sequence[int] | None = None
+) -> Validation:
     """Mean metrics over the meta-validation episodes after adaptation, their curves, and the mean loss by data source.
 
-    The same on every rank.
+    The same on every rank. numbers: the ranks whose shares are scored here, one after another; None: this one's.
     """
     config = rank.config.of_evaluation()
     fast, shared, rates = split_meta(model, meta)
-    share = episodes_of_rank(config, config.eval.validation_episodes, rank.number, rank.world)
-    episodes = [sample_episode(store, config.task, config.run.seed, "validation", i) for i in share]
+    total, seed = config.eval.validation_episodes, config.run.seed
+    shares = [episodes_of_rank(config, total, number, rank.world) for number in numbers or [rank.number]]
+    parts = [[sample_episode(store, config.task, seed, "validation", i) for i in share] for share in shares]
     loop = inner_loop(config.inner, rates, config.eval.steps)
     scoring = Scoring(model, fast, shared, loop, config, store.pad_id, rank.device)
     with model.of_ways(config.ways):
         if model.fast_shards is None:
-            scored = gather(scorer(config, store)(scoring, episodes))
+            scored = gather([one for part in parts for one in scorer(config, store)(scoring, part)])
         else:
-            scored = score_in_group(scoring, episodes)
+            scored = score_in_group(scoring, parts[0])
     by_step = curves(scored)
     by_source: dict[str, list[float]] = {}
     for one in scored if config.data.sources else ():

@@ -68,15 +68,18 @@ class Saver:
 
     def save(
         self, step: int, write_part: Callable[[Path], None], write_rest: Callable[[Path], None],
-        best: dict[str, Any] | None = None,
+        best: dict[str, Any] | None = None, pending: int | None = None,
     ) -> None:  # fmt: skip
         """Begin to write the checkpoint of `step`: write_part on every rank, write_rest on rank 0.
 
         best: what best.json says once the checkpoint is there, its step being this one's or an earlier one's.
+        pending: a meta-step whose checkpoint is kept as well.
         """
         self.wait()
         path = self.run_dir / "checkpoints" / f"step-{step:06d}"
-        self._thread = threading.Thread(target=self._run, args=(path, write_part, write_rest, best), daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(path, write_part, write_rest, best, pending), daemon=True
+        )
         self._thread.start()
 
     def check(self) -> None:
@@ -94,7 +97,7 @@ class Saver:
 
     def _run(
         self, path: Path, write_part: Callable[[Path], None], write_rest: Callable[[Path], None],
-        best: dict[str, Any] | None,
+        best: dict[str, Any] | None, pending: int | None,
     ) -> None:  # fmt: skip
         draft = checkpoints.draft_of(path)
         try:
@@ -107,9 +110,9 @@ class Saver:
                 if self.rank == 0:
                     write_rest(draft)
                     checkpoints.publish(draft, path)
-                    if best is not None and best["step"] == checkpoints.step_of(path):
+                    if best is not None:
                         checkpoints.write_best(self.run_dir, best)
-                    checkpoints.prune(self.run_dir, self.keep, checkpoints.step_of(path))
+                    checkpoints.prune(self.run_dir, self.keep, checkpoints.step_of(path), pending)
         except BaseException as error:
             self._error = error if isinstance(error, WriteError) else WriteError(f"checkpoint {path}: {error}")
             self._error.__cause__ = error

@@ -35,7 +35,8 @@ class Reached:
 
     skipped: of the episodes seen, those whose loss or meta-gradient was not finite. stopped: by outer.until or
     outer.stop_after. record: the step's. validations: {step, loss, sources}, in order. subgroup_weights: q of
-    distmeta.algorithms.subgroups; {} without outer.worst_subgroup.
+    distmeta.algorithms.subgroups; {} without outer.worst_subgroup. pending: the meta-step whose meta-validation
+    is under way beside training.
     """
 
     step: int = 0
@@ -46,6 +47,7 @@ class Reached:
     validations: list[dict[str, Any]] = field(default_factory=list)
     best: Best | None = None
     subgroup_weights: dict[str, float] = field(default_factory=dict)
+    pending: int | None = None
 
     def counts(self, store: TaskStore) -> list[float]:
         """What a row of each subgroup counts in the next meta-step; [] without outer.worst_subgroup."""
@@ -79,7 +81,7 @@ def start(rank: Rank, model: TaskModel, has_best: bool, store: TaskStore) -> tup
     reached.best = reached.best if has_best else None
     if rank.number == 0:  # a group that died between writing a checkpoint and this left one too many
         checkpoints.write_best(rank.run_dir, reached.best)
-        checkpoints.prune(rank.run_dir, rank.config.run.keep, reached.step)
+        checkpoints.prune(rank.run_dir, rank.config.run.keep, reached.step, reached.pending)
     return engine, reached
 
 
@@ -145,5 +147,5 @@ def save(saver: Saver, config: Config, store: TaskStore, engine: MetaEngine, rea
 
     saver.save(
         reached.step, write_part, lambda draft: checkpoints.write_rest(draft, config, state, store.tokenizer_file),
-        reached.best,
+        reached.best, reached.pending,
     )  # fmt: skip

@@ -26,6 +26,7 @@ from distmeta.errors import InputError
 from distmeta.evaluation.scoring import split_meta
 from distmeta.inner import Diverged
 from distmeta.learner.arrivals import score_arrivals
+from distmeta.learner.beside import Ask, Beside, as_actor, in_process
 from distmeta.learner.clock import Clock
 from distmeta.learner.ending import Ending, is_asked_to_pause, requests
 from distmeta.learner.engine import MetaEngine
@@ -60,7 +61,7 @@ def train_worker(settings: dict[str, Any], leave: Callable[[Path, TaskModel], No
     def body(config: Config, run_dir: Path, rank: int, world: int, device: torch.device) -> None:
         model = learn(
             config, run_dir, Path(settings["store"]), settings["samplers"], rank, world, device,
-            report=ray.train.report, stream=settings["stream"],
+            report=ray.train.report, stream=settings["stream"], ask=as_actor,
         )  # fmt: skip
         if rank == 0 and model is not None and leave is not None:
             leave(run_dir, model)
@@ -78,11 +79,13 @@ def learn(
     device: torch.device,
     report: Any = lambda record: None,
     stream: Stream | None = None,
+    ask: Callable[..., Ask] = in_process,
 ) -> TaskModel | None:
     """Meta-train one rank of a torch.distributed group, from the newest whole checkpoint of `run_dir` if any; returns
     the model where the run has come to its end.
 
     stream: where the store's source grows. The run then waits for the tasks of a meta-step, and ends where it does.
+    ask: makes what meta-validates beside training (eval.beside), on rank 0.
     """
     this = Rank(rank, world, device, config, run_dir, Log(run_dir).say if rank == 0 else lambda line: None)
     source = Source(config, open_store(store_path), stream)
@@ -99,6 +102,8 @@ def learn(
     )  # fmt: skip
     window = episode_window(this, source, samplers, step, reached.validations)
     ending = Ending.DONE if is_done(config, reached, source, step) else None
+    runs_beside = every > 0 and (config.eval.beside > 0 or reached.pending is not None)
+    beside = Beside(this, reached, ask, store_path) if runs_beside and ending is None else None
     source.reach(step, cache)
     auto, clock = AutoSamplers(this, store_path, samplers), Clock(engine, base_shards, model.fast_shards)
     with Saver(run_dir, config.run.keep, rank, world, config.run.timeout_s) as saver:
@@ -128,17 +133,23 @@ def learn(
             mean_kl = kept_kl / config.outer.meta_batch_size if kept is not None else None
             record |= at_times(mean_kl, reached.subgroup_weights, int(skipped), arrivals)
 
-            is_best = False
-            if every and (step % every == 0 or step == config.outer.steps):
-                metrics, curves, by_source = validate(this, model, meta, store)
+            must_save, past = False, step if every and (step % every == 0 or step == config.outer.steps) else None
+            if beside is not None:
+                if past is not None:
+                    beside.begin(step, meta)
+                    must_save = True
+                past = beside.due(step)
+            if past is not None:
+                metrics, curves, by_source = beside.scores() if beside else validate(this, model, meta, store)
                 record |= {"validation": metrics, "validation_curves": curves}
-                is_best = reached.validated(config, step, metrics, by_source)
+                record |= {"validated": past} if past != step else {}
+                must_save |= reached.validated(config, past, metrics, by_source) and past == step
 
             with clock.phase("source_s", source.grows):
                 done = is_done(config, reached, source, step)
             ending = Ending.HALTED if halts else Ending.DONE if done else Ending.LEFT if leaves else None
             with clock.phase("checkpoint_s"):
-                if step % config.run.checkpoint_every == 0 or is_best or done or leaves:
+                if step % config.run.checkpoint_every == 0 or must_save or done or leaves:
                     recorder.sync()
                     record |= privacy.spent(config, store, step)
                     reached.step, reached.record = step, record | clock.seconds

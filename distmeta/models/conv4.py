@@ -16,16 +16,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from distmeta.models.layers import SetNorm, TaskLayerNorm, per_task
+from distmeta.versions import model_config
 
 
-@strict
-class Conv4Config(PreTrainedConfig):  # type: ignore[misc]
+@model_config
+class Conv4Config(PretrainedConfig):  # type: ignore[misc]
     model_type = "conv4"
 
     num_channels: int = 1

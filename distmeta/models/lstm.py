@@ -15,14 +15,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from distmeta.versions import model_config
 
-@strict
-class LSTMConfig(PreTrainedConfig):  # type: ignore[misc]
+
+@model_config
+class LSTMConfig(PretrainedConfig):  # type: ignore[misc]
     model_type = "lstm"
 
     vocab_size: int = 8000

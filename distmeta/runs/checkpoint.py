@@ -216,15 +216,15 @@ def write_best(run_dir: Path, best: dict[str, Any] | None) -> None:
         write_text(file, json.dumps(best, indent=1))
 
 
-def prune(run_dir: Path, keep: int, step: int) -> None:
+def prune(run_dir: Path, keep: int, step: int, pending: int | None = None) -> None:
     """Remove all but the `keep` newest checkpoints up to `step`, just written or read, and drafts that a crash left.
 
-    The best is left, whatever its step. Damaged ones of later steps, which the run went on before, are left until they
-    are written anew.
+    The best is left, whatever its step, and that of meta-step `pending`. Damaged ones of later steps, which the run
+    went on before, are left until they are written anew.
     """
     best = best_of(run_dir)
     for path in [p for p in checkpoints_of(run_dir) if step_of(p) <= step][keep:]:
-        if path == best:
+        if path == best or step_of(path) == pending:
             continue
         shutil.rmtree(path, ignore_errors=True)
     for draft in (run_dir / "checkpoints").glob(".tmp-*"):

@@ -261,7 +261,7 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def describe_validation(record: dict[str, Any]) -> str:
-    scores, prefix = record["validation"], f"validation at step {record['step']}: "
+    scores, prefix = record["validation"], f"validation at step {record.get('validated', record['step'])}: "
     if scores.keys() == {"loss"}:
         return f"meta-{prefix}loss {scores['loss']:.3f}"
     if "perplexity" in scores and "token_f1" not in scores:

@@ -54,6 +54,10 @@ def tune(config: ConfigSource | None = None, *, resume: bool = False, show: Show
     if config.run.trackers:
         raise InputError("run.trackers follows a run alone: set tune.trackers for a search, and leave run.trackers out")
     base = base_config(config)
+    if base.validates_beside:
+        raise InputError(
+            f"eval.beside = {base.eval.beside}: a search stops trials at their meta-validations; set it to 0"
+        )
     trials: list[tuple[str, Params]] = [(rates, {}) for rates in rivals(config)]
     for rates, params in trials:
         with_params(base, {**params, "inner.learn_lr": rates})

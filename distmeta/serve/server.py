@@ -25,6 +25,7 @@ from distmeta.runs import checkpoint as checkpoints
 from distmeta.runs import interrupt
 from distmeta.runs.checkpoint import read_config
 from distmeta.serve.metrics import SHARED
+from distmeta.versions import workers_without_uv_run
 
 TOKEN = "DISTMETA_TOKEN"
 SHORTEST_TOKEN = 16
@@ -76,6 +77,7 @@ def serve(
 
 def _run(options: Options, host: str, port: int, replicas: int, shared: str, say: Callable[[str], None]) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    workers_without_uv_run()
     import ray
     from ray import serve as ray_serve
 

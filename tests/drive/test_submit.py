@@ -102,17 +102,8 @@ def test_where_interpreters_differ_or_are_unknown_the_path_decides():
     assert submit.interpreter([NODE, other]) == submit.interpreter([{}, {"cmdline": []}]) == "python"
 
 
-def test_a_local_run_takes_no_fixed_port():
-    from ray._private import parameter
-
-    with cluster.no_fixed_port():
-        params = parameter.RayParams()
-        params.update_pre_selected_port()
-        assert params.dashboard_agent_listen_port == 0
-    assert parameter.RayParams().dashboard_agent_listen_port == 52365
-
-
-def test_a_cluster_of_another_version_is_one_line_that_names_both(monkeypatch):
+@pytest.mark.parametrize("address", ["auto", "ray://HEAD:10001"])
+def test_a_cluster_of_another_version_is_one_line_that_names_both(address, monkeypatch):
     import ray
     from ray._private.utils import check_version_info
 
@@ -121,11 +112,12 @@ def test_a_cluster_of_another_version_is_one_line_that_names_both(monkeypatch):
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    config = make_config({"cluster": {"address": "auto"}})
+    config = make_config({"cluster": {"address": address}})
+    monkeypatch.setattr(cluster, "check_reachable", lambda address: None)
     with pytest.raises(InputError) as refused, cluster.ray_cluster(config):
         pass
     line = str(refused.value)
-    assert line.startswith("cluster.address = auto: cannot connect to Ray: Version mismatch") and "\n" not in line
+    assert line.startswith(f"cluster.address = {address}: cannot connect to Ray: Version mismatch") and "\n" not in line
     assert all(f": {version} " in line + " " for version in ("2.59.1", "3.10.4", ray.__version__, PYTHON_VERSION))
 
 

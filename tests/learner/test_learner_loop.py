@@ -83,10 +83,10 @@ def plain(tmp_path_factory, words_csv, one_rank):
 def test_there_is_never_more_than_one_checkpoint_too_many(tmp_path, words_csv, monkeypatch):
     """Not even once a group has died before it could remove one."""
 
-    def dies(run_dir, keep, step):
+    def dies(run_dir, keep, step, pending):
         if step == 3:
             raise Stopped
-        prune(run_dir, keep, step)
+        prune(run_dir, keep, step, pending)
 
     def counted(draft, path):
         publish(draft, path)

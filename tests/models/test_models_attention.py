@@ -3,6 +3,7 @@
 import pytest
 import small
 import torch
+from transformers.models.t5 import modeling_t5
 
 from distmeta.models import attention as own
 from distmeta.models.build import build_model
@@ -82,7 +83,8 @@ def test_no_future_key_is_read_by_a_causal_block():
 ])  # fmt: skip
 def test_a_model_takes_it_for_exact_orders_where_its_states_are_the_same(kind, name):
     model = build_model(small.config(architecture=kind), 40, 0, 3)
-    assert getattr(model.backbone, "exact_attention", "eager") == name
+    if kind != "t5" or hasattr(modeling_t5, "eager_attention_forward"):  # which of old calls no kernel by its name
+        assert getattr(model.backbone, "exact_attention", "eager") == name
     assert model.backbone.config._attn_implementation == "eager"
 
 

@@ -57,8 +57,8 @@ def learning(records: Records) -> Any:
         scored = [r for r in records if metric in r.get("validation", {})]
         if scored:
             axes.plot(
-                [r["step"] for r in scored], [r["validation"][metric] for r in scored], "o-", color=SERIES[1], ms=4,
-                label="meta-validation",
+                [r.get("validated", r["step"]) for r in scored], [r["validation"][metric] for r in scored], "o-",
+                color=SERIES[1], ms=4, label="meta-validation",
             )  # fmt: skip
             axes.legend()
         axes.set(xlabel="meta-step", ylabel=CURVES[key])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from distmeta.config.base import refuse
+from distmeta.config.trees import section, with_defaults
 
 if TYPE_CHECKING:
     from distmeta.config import Config
@@ -17,25 +18,18 @@ def with_sizes(content: dict[str, Any]) -> dict[str, Any]:
 
     What it has of its own stays.
     """
-    task: Any = content.get("task")
-    task = task if isinstance(task, dict) else task.model_dump() if hasattr(task, "model_dump") else {}
+    task = section(content, "task") or {}
     if task.get("family") != "document":
         return content
-    numbers = {key: task.get(key, default) for key, default in (("chunks", 8), ("chunk_tokens", 64))}
-    numbers["context_tokens"] = task.get("context_tokens", 64)
+    sizes = {"chunks": 8, "chunk_tokens": 64, "context_tokens": 64}
+    numbers = {key: task.get(key, default) for key, default in sizes.items()}
     if not all(isinstance(value, int) for value in numbers.values()):
         return content  # refused where the section is read
-    out = dict(content)
-    for section, key, value in (
-        ("inner", "steps", numbers["chunks"] - 1),
-        ("model", "max_tokens", max(4, numbers["chunk_tokens"] + numbers["context_tokens"])),
-        ("tune", "metric", "loss"),
-        ("tune", "space", {"inner.lr": {"log_uniform": [0.01, 1.0]}}),
-    ):
-        current = out.get(section) or {}
-        if isinstance(current, dict) and current.get(key) is None:
-            out[section] = {**current, key: value}
-    return out
+    return with_defaults(content, {
+        "inner": {"steps": numbers["chunks"] - 1},
+        "model": {"max_tokens": max(4, numbers["chunk_tokens"] + numbers["context_tokens"])},
+        "tune": {"metric": "loss", "space": {"inner.lr": {"log_uniform": [0.01, 1.0]}}},
+    })  # fmt: skip
 
 
 def check_document(config: Config) -> None:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from distmeta.config.base import refuse
+from distmeta.config.trees import section, with_defaults
 
 if TYPE_CHECKING:
     from distmeta.config import Config
@@ -13,12 +14,10 @@ if TYPE_CHECKING:
 
 def with_image(content: dict[str, Any]) -> dict[str, Any]:
     """`content` with the model, the column and the length of rows that go with images. What it has of its own stays."""
-    model: Any = content.get("model")
-    model = model if isinstance(model, dict) else model.model_dump() if hasattr(model, "model_dump") else {}
+    model = section(content, "model") or {}
     size = model.get("image")
     if not (isinstance(size, list | tuple) and len(size) == 3 and all(isinstance(n, int) for n in size)):
         return content  # of texts, or refused where the section is read
-    out = dict(content)
     defaults: dict[str, dict[str, Any]] = {
         "model": {"max_tokens": max(4, math.prod(size))}, "data": {"text": "image"}, "task": {"family": "classes"},
     }  # fmt: skip
@@ -27,11 +26,7 @@ def with_image(content: dict[str, Any]) -> dict[str, Any]:
         if model.get("architecture", "conv4") == "conv4":
             conv4["config"] = {"hidden_size": 64, "num_hidden_layers": 4}
         defaults["model"] |= conv4
-    for section, values in defaults.items():
-        current = out.get(section) or {}
-        if isinstance(current, dict):
-            out[section] = values | {key: value for key, value in current.items() if value is not None}
-    return out
+    return with_defaults(content, defaults)
 
 
 def check_images(config: Config) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distmeta.config.trees import section, with_defaults
+
 # (outer, inner) by what the outer loop trains, from pretrained weights. Weights that know a language lose it at the
 # rates that random ones need; LoRA and a head begin at random, or at nothing. encoder: a whole one, under a linear head
 # on features of one length, which hold an inner loop steady at rates that learn in some forty meta-steps.
@@ -19,7 +21,7 @@ INNER_ADAM = {"whole": 1e-4, "encoder": 1e-4, "lora": 1e-3, "head": 1e-2}  # who
 
 def with_rates(content: dict[str, Any]) -> dict[str, Any]:
     """`content` with numbers for outer.lr and inner.lr where it has none, or null."""
-    model, inner, outer = (_section(content, name) for name in ("model", "inner", "outer"))
+    model, inner, outer = (section(content, name) or {} for name in ("model", "inner", "outer"))
     pretrained = model.get("pretrained") is not None
     kind = trained(str(inner.get("adapt", "all")), outer.get("base") == "train")
     if kind == "whole" and model.get("distance") == "cosine" and is_encoder_under_linear_head(model):
@@ -27,18 +29,14 @@ def with_rates(content: dict[str, Any]) -> dict[str, Any]:
     outer_lr, inner_lr = PRETRAINED[kind] if pretrained else RANDOM
     if pretrained and inner.get("optimizer") == "adam":
         inner_lr = INNER_ADAM[kind]
-    out = dict(content)
-    for name, section, rate in (("inner", inner, inner_lr), ("outer", outer, outer_lr)):
-        if section.get("lr") is None and isinstance(content.get(name, {}), dict):
-            out[name] = {**section, "lr": rate}
-    return out
+    return with_defaults(content, {"inner": {"lr": inner_lr}, "outer": {"lr": outer_lr}})
 
 
 def without_rates(content: dict[str, Any]) -> dict[str, Any]:
     """A recipe's content without its rates, which are for the weights that the recipe begins from."""
-    return {name: {k: v for k, v in section.items() if k not in ("lr", "rate_lr")}
-            if name in ("inner", "outer") and isinstance(section, dict) else section
-            for name, section in content.items()}  # fmt: skip
+    return {name: {k: v for k, v in values.items() if k not in ("lr", "rate_lr")}
+            if name in ("inner", "outer") and isinstance(values, dict) else values
+            for name, values in content.items()}  # fmt: skip
 
 
 def with_distance(content: dict[str, Any]) -> dict[str, Any]:
@@ -48,19 +46,16 @@ def with_distance(content: dict[str, Any]) -> dict[str, Any]:
     The last states of a decoder are so long that any rate is too high for a linear head on them; an encoder's are so
     short that a linear head moves little at the rates that its layers bear.
     """
-    model = _section(content, "model")
-    if not isinstance(content.get("model", {}), dict) or model.get("distance") is not None:
+    model, task, inner, outer = (section(content, name) or {} for name in ("model", "task", "inner", "outer"))
+    if model.get("distance") is not None:
         return content
-    task = _section(content, "task")
     reads_words = task.get("family") == "text_to_text" or task.get("labels", "head") != "head"
     reads_words = reads_words or model.get("head") == "context"
     pretrained = model.get("pretrained")
-    whole = trained(
-        str(_section(content, "inner").get("adapt", "all")), _section(content, "outer").get("base") == "train"
-    )
+    whole = trained(str(inner.get("adapt", "all")), outer.get("base") == "train")
     encoder = whole == "whole" and is_encoder_under_linear_head(model)
     cosine = not reads_words and pretrained is not None and (is_decoder(str(pretrained)) or encoder)
-    return {**content, "model": {**model, "distance": "cosine" if cosine else "euclidean"}}
+    return with_defaults(content, {"model": {"distance": "cosine" if cosine else "euclidean"}})
 
 
 def is_decoder(folder: str) -> bool:
@@ -87,8 +82,3 @@ def architectures(folder: str) -> list[str] | None:
 def trained(adapt: str, base: bool) -> str:
     """What of the model the outer loop changes: whole, lora or head. base: also what is not adapted."""
     return "whole" if base or adapt not in ("lora", "head") else adapt
-
-
-def _section(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    section: Any = content.get(name)
-    return section if isinstance(section, dict) else section.model_dump() if hasattr(section, "model_dump") else {}

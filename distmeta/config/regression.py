@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from distmeta.config.base import refuse
+from distmeta.config.trees import section, with_defaults
 
 if TYPE_CHECKING:
     from distmeta.config import Config
@@ -12,8 +13,7 @@ if TYPE_CHECKING:
 
 def with_dimensions(content: dict[str, Any]) -> dict[str, Any]:
     """`content` with the dimensions, the model and a search that go with functions. What it has of its own stays."""
-    sections = {name: _as_dict(content.get(name)) for name in ("task", "model", "tune")}
-    task, model = sections["task"], sections["model"]
+    task, model = section(content, "task"), section(content, "model")
     if task is None or model is None or task.get("family") != "regression":
         return content
     dimensions = model.get("dimensions") or [1, 1]
@@ -25,17 +25,7 @@ def with_dimensions(content: dict[str, Any]) -> dict[str, Any]:
     }
     if model.get("module") is None and model.get("architecture", "mlp") == "mlp":
         defaults["model"] |= {"architecture": "mlp", "config": {"hidden_size": 40, "num_hidden_layers": 2}}
-    out = dict(content)
-    for name, values in defaults.items():
-        if (current := sections[name]) is not None:
-            out[name] = values | {key: value for key, value in current.items() if value is not None}
-    return out
-
-
-def _as_dict(section: Any) -> dict[str, Any] | None:
-    if section is None:
-        return {}
-    return section if isinstance(section, dict) else section.model_dump() if hasattr(section, "model_dump") else None
+    return with_defaults(content, defaults)
 
 
 def check_regression(config: Config) -> None:

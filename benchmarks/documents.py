@@ -39,7 +39,7 @@ from distmeta.config.loading import parse_override
 from distmeta.config.trees import merge
 from distmeta.evaluation.evaluate import load_model
 from distmeta.evaluation.paired import difference
-from distmeta.evaluation.reading import score_documents, score_long_context, without_steps
+from distmeta.evaluation.reading import score_documents, score_long_context
 from distmeta.evaluation.scoring import Scoring, split_meta
 from distmeta.export.export import export
 from distmeta.models.backbone import set_attention
@@ -166,7 +166,7 @@ def main() -> None:
     rate, losses = best_rate(scoring, store, asked.rates, validation)
     naive = replace(scoring, loop=replace(scoring.loop, lr=rate))
     scored = {
-        "no_adaptation": score_documents(without_steps(scoring), test, store=store),
+        "no_adaptation": score_documents(scoring.without_steps, test, store=store),
         "naive": score_documents(naive, test, store=store),
         "long_context": score_long_context(scoring, test, store=store),
     }
@@ -201,7 +201,7 @@ def main() -> None:
                 best, _ = best_rate(of_run, store, asked.rates, validation)
                 of_run = replace(of_run, loop=replace(of_run.loop, lr=best))
             reading = score_documents(of_run, test, store=store)
-            still = score_documents(without_steps(of_run), test, store=store)
+            still = score_documents(of_run.without_steps, test, store=store)
             seconds = [r["inner_s"] for r in map(json.loads, (run / "metrics.jsonl").open())]
             record["runs"].append({
                 "algorithm": name, "seed": seed, "steps": steps, "meta_step_s": float(np.median(seconds)),

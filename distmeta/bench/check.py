@@ -14,6 +14,7 @@ The functions here only compare; what is compared is what a run uses.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ from distmeta.learner.gradients import (
 from distmeta.learner.state import initial_values
 from distmeta.models.attention import BLOCK, TRIAL_BLOCK, name_of
 from distmeta.models.backbone import set_attention
-from distmeta.models.build import build_model
+from distmeta.models.build import build_for
 from distmeta.models.footprint import Choice
 from distmeta.models.task_model import TaskModel
 from distmeta.tasks.rows import Episode
@@ -53,6 +54,7 @@ Params = dict[str, Tensor]
 MOST_SHOTS, MOST_STEPS, MOST_CHUNKS = 2, 5, 4  # of a class; of the inner loop; of a document
 SAME = 1e-9  # relative difference of two ways to the same number, in float64
 SHARDED = 1e-3  # difference in float32, as a part of how far the outer steps moved the meta-parameters
+ROLES = ("initial weights", "shared weights", "inner learning rates")  # of meta-parameters, as `split_meta` has them
 OUTER_EPS = 1e-2  # Adam with a small eps hides the scale of a gradient, and turns rounding of a zero into a step
 
 
@@ -143,15 +145,9 @@ def check_meta_gradient(config: Config, store: TaskStore) -> list[Finding]:
         order = algorithm.ORDER if adapts else "exact"  # one derivative is all there is
         return [
             derivative_finding(name, order, setting, meta, part, grads, first_grads, None if adapts else algorithm)
-            for name, part in zip(("initial weights", "shared weights", "inner learning rates"), roles(model, meta))
+            for name, part in zip(ROLES, split_meta(model, meta))
             if part
         ]
-
-
-def roles(model: TaskModel, meta: Params) -> tuple[list[str], list[str], list[str]]:
-    """Names of the meta-parameters: (initial fast weights, shared, learnt inner rates)."""
-    fast, shared, rates = split_meta(model, meta)
-    return list(fast), list(shared), list(rates)
 
 
 def double_model(config: Config, store: TaskStore) -> tuple[TaskModel, Params]:
@@ -160,9 +156,7 @@ def double_model(config: Config, store: TaskStore) -> tuple[TaskModel, Params]:
     As they begin, LoRA's B is zero and with it half of the derivatives.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    labels = len(store.labels)
-    model = build_model(config, store.vocab_size, store.pad_id, config.ways or labels, labels=labels)
-    model = model.to(device).double()
+    model = build_for(config, store).to(device).double()
     generator = torch.Generator().manual_seed(config.run.seed)
     moved = {}
     for name, value in initial_values(config, model).items():
@@ -183,17 +177,13 @@ class Setting:
 
     def meta_gradient(self, algorithm: Any, meta: Params) -> Params:
         """By the names of the meta-parameters, as the learner computes it: batched, with what is frozen run once."""
-        _, fast, support, query, loop = self._arguments(meta)
-        _, shared, rates = split_meta(self.model, meta)
-        parts, name = (support, query), self.episode.task
-        result, grads = group_gradient(self.model, fast, shared, algorithm, loop, parts, [name])
+        result, grads = self._gradient(algorithm, meta)
+        rates = split_meta(self.model, meta)[2]
         return {**grads, **log_rate_gradients(self.config.inner, rates, result.lr_grads)}
 
     def own_loss(self, algorithm: Any, meta: Params) -> float:
         """The loss of an algorithm that does not adapt."""
-        _, fast, support, query, loop = self._arguments(meta)
-        shared, name = split_meta(self.model, meta)[1], self.episode.task
-        return float(group_gradient(self.model, fast, shared, algorithm, loop, (support, query), [name])[0].loss)
+        return float(self._gradient(algorithm, meta)[0].loss)
 
     def query_loss(self, meta: Params) -> float:
         """The function that is differenced: adapt to the support set, loss on the query set.
@@ -213,6 +203,11 @@ class Setting:
         loss, fast, support, _, loop = self._arguments(meta)
         return adapt(lambda p, b: loss(p, b)[0], fast, support, loop, **self._options(meta)).params
 
+    def _gradient(self, algorithm: Any, meta: Params) -> Any:
+        _, fast, support, query, loop = self._arguments(meta)
+        shared = split_meta(self.model, meta)[1]
+        return group_gradient(self.model, fast, shared, algorithm, loop, (support, query), [self.episode.task])
+
     def _arguments(self, meta: Params) -> tuple[Any, Params, Any, Any, Any]:
         set_attention(self.model.backbone, self.order)
         fast, _, rates = split_meta(self.model, meta)
@@ -228,7 +223,7 @@ class Setting:
 
 
 def derivative_finding(
-    name: str, order: str, setting: Setting, meta: Params, part: Sequence[str], grads: Params, first: Params,
+    name: str, order: str, setting: Setting, meta: Params, part: Params, grads: Params, first: Params,
     algorithm: Any = None,
 ) -> Finding:  # fmt: skip
     """<g, v> against the difference along v, for random directions v within `part` of the meta-parameters.
@@ -241,7 +236,7 @@ def derivative_finding(
     if missing:
         return Finding(subject, f"no derivative of {missing[0]}", float("nan"), EXACT)
     differences, ours, theirs = [], [], []
-    for v in directions(meta, part, setting.config.run.seed):
+    for v in directions(meta, list(part), setting.config.run.seed):
         differences.append(derivative(f, meta, v))
         ours.append(dot(grads, v))
         theirs.append(dot(first, v))
@@ -353,7 +348,7 @@ def check_equivalents(config: Config, store: TaskStore) -> list[Finding]:
 def describe(config: Config, store: TaskStore) -> list[Finding]:
     """The attention kernel and the derivative mode, and why."""
     algorithm = load_algorithm(config.algorithm)
-    model = build_model(config, store.vocab_size, store.pad_id, config.ways or len(store.labels))
+    model = build_for(config, store)
     kernel = set_attention(model.backbone, algorithm.ORDER)
     scoring = set_attention(model.backbone, "first_order")
     twice = algorithm.ORDER in ("exact", "implicit")
@@ -376,9 +371,9 @@ def describe(config: Config, store: TaskStore) -> list[Finding]:
 
 def memory_finding(config: Config, store: TaskStore) -> Finding:
     """How the first group of tasks of a run is run: its whole episodes, once."""
-    labels, device = len(store.labels), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_model(config, store.vocab_size, store.pad_id, config.ways or labels, labels=labels)
-    meta = {name: value.detach().to(device) for name, value in initial_values(config, model.to(device)).items()}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_for(config, store).to(device)
+    meta = {name: value.detach().to(device) for name, value in initial_values(config, model).items()}
     algorithm, episodes = load_algorithm(config.algorithm), episodes_of(config, store, 1)
     first = episodes[: tasks_at_once(model, config, episodes, device, is_exact(config))]
     choices: list[Choice] = []
@@ -412,4 +407,4 @@ def report(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def _number(value: float | None) -> float | None:
-    return value if value is not None and value == value and abs(value) != float("inf") else None
+    return value if value is not None and math.isfinite(value) else None

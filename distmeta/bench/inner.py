@@ -24,7 +24,7 @@ from distmeta.errors import InputError
 from distmeta.evaluation.scoring import group_episodes, load_group, tasks_at_once
 from distmeta.learner.gradients import meta_gradients, state_cache
 from distmeta.models.backbone import set_attention
-from distmeta.models.build import build_model
+from distmeta.models.build import build_for
 from distmeta.models.footprint import Choice
 from distmeta.models.prefix import StateCache
 from distmeta.models.task_model import TaskModel
@@ -69,7 +69,7 @@ def load_subject(config: Config) -> Subject:
     store = open_store(build_store(config.data, config.task, config.model, seed=config.run.seed))
     check_feasible(store, config.task)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_model(config, store.vocab_size, store.pad_id, config.ways or len(store.labels)).to(device)
+    model = build_for(config, store).to(device)
     count = config.outer.meta_batch_size
     episodes = [sample_episode(store, config.task, config.run.seed, "train", i) for i in range(count)]
     return Subject(config, model, store, episodes, device)

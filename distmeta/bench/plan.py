@@ -26,7 +26,7 @@ from distmeta.evaluation.scoring import group_episodes, tasks_at_once, tokens_of
 from distmeta.learner.gradients import is_exact
 from distmeta.learner.ranks import episodes_of_rank
 from distmeta.models import backbone as backbones
-from distmeta.models.build import build_model
+from distmeta.models.build import build_for
 from distmeta.models.footprint import budget_bytes, token_bytes
 from distmeta.models.held import loading_dtype
 from distmeta.models.trial import LAYERS, rebuilt, with_layers
@@ -59,11 +59,8 @@ def plan(config: Config, say: Callable[[str], None] = lambda line: None) -> dict
     looks = []
     for layers in depths:
         say(f"a meta-gradient with {layers} of {depth} layers")
-        built, labels = as_built(config), len(store.labels)
-        model = build_model(
-            built, store.vocab_size, store.pad_id, config.ways or labels, labels=labels,
-            copy=with_depth(hf_config, layers),
-        )  # fmt: skip
+        built = as_built(config)
+        model = build_for(built, store, copy=with_depth(hf_config, layers))
         looks.append(Subject(built, model.to(device), store, drawn, device))
     token = line(depths, [bytes_a_token(look) for look in looks], depth)
     points = measured(looks, token, budget_bytes(config.inner, device))

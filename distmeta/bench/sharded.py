@@ -24,7 +24,7 @@ from distmeta.learner.engine import make_optimizer, set_lr
 from distmeta.learner.gradients import meta_gradients
 from distmeta.learner.ranks import episodes_of_rank
 from distmeta.learner.state import fast_shards, initial_values, make_engine
-from distmeta.models.build import build_model
+from distmeta.models.build import build_for
 from distmeta.models.sharding import frozen_shards
 from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.rows import Episode
@@ -89,9 +89,7 @@ def sharded_rank(rank: int, ranks: int, content: dict[str, Any], store_path: str
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", world_size=ranks, rank=rank)
     config, store = make_config(content), open_store(store_path)
     device = torch.device("cpu")
-    classes = config.ways or len(store.labels)
-    shards, labels = fast_shards(config, device) or frozen_shards(config, device), len(store.labels)
-    model = build_model(config, store.vocab_size, store.pad_id, classes, shards, labels)
+    model = build_for(config, store, fast_shards(config, device) or frozen_shards(config, device))
     engine = make_engine(initial_values(config, model), config, model, device)
     algorithm = load_algorithm(config.algorithm)
     total = config.outer.meta_batch_size
@@ -112,8 +110,7 @@ def sharded_rank(rank: int, ranks: int, content: dict[str, Any], store_path: str
 def plain_steps(config: Config, store: TaskStore) -> tuple[Params, Params, list[float]]:
     """(meta-parameters before, after, gradient norms) of the same steps in one process, with torch alone."""
     device = torch.device("cpu")
-    labels = len(store.labels)
-    model = build_model(config, store.vocab_size, store.pad_id, config.ways or labels, labels=labels)
+    model = build_for(config, store)
     algorithm = load_algorithm(config.algorithm)
     before = {name: value.detach().clone() for name, value in initial_values(config, model).items()}
     params = {name: torch.nn.Parameter(value.clone()) for name, value in before.items()}

@@ -103,6 +103,11 @@ class Setting:
         """Whether there is a pretrained model that is another than the main method's."""
         return self.config.model.pretrained is not None and (self.is_base or self.config.algorithm != "fine_tune")
 
+    @property
+    def other_split(self) -> str | None:
+        """Where choices are made; None: data that was given to `evaluate` may have no other tasks."""
+        return next((x for x in ("validation", "train") if x != self.split and self.can_draw(x, self.config)), None)
+
     def score_all(self, scoring: Scoring, episodes: Sequence[Episode], curve: bool = False, **how: Any) -> list[Any]:
         """Scores on all ranks' episodes. how: of `score_texts`, or in_context of `score_episodes`."""
         if self.reads_documents:
@@ -218,8 +223,7 @@ def main_of(s: Setting) -> str:
 def adapted(s: Setting, name: str, fast: Params, shared: Params, least: int) -> Row:
     """Adapt from other initial weights in the way that is best on tasks which are not those scored."""
     scoring = replace(s.scoring, fast=dict(fast), shared=dict(shared))
-    # data given to `evaluate` may have no other tasks
-    split = next((x for x in ("validation", "train") if x != s.split and s.can_draw(x, s.config)), None)
+    split = s.other_split
     effort = effort_of(s.in_training, s.steps)
 
     def curve_of(scoring: Scoring, first: int, count: int) -> list[Any]:
@@ -235,12 +239,7 @@ def adapted(s: Setting, name: str, fast: Params, shared: Params, least: int) -> 
 
 
 def zero_shot(s: Setting, scoring: Scoring) -> list[Any]:
-    return s.score_all(at_once(scoring), s.episodes, in_context=False)
-
-
-def at_once(scoring: Scoring) -> Scoring:
-    """The same without an inner step."""
-    return replace(scoring, loop=replace(scoring.loop, steps=0))
+    return s.score_all(scoring.without_steps, s.episodes, in_context=False)
 
 
 def read(s: Setting, scoring: Scoring) -> list[Any]:
@@ -248,7 +247,7 @@ def read(s: Setting, scoring: Scoring) -> list[Any]:
     model = scoring.model
     assert isinstance(model, LanguageModel)
     with model.reading():
-        return s.score_all(at_once(scoring), s.episodes, in_context=True)
+        return s.score_all(scoring.without_steps, s.episodes, in_context=True)
 
 
 def could_read(s: Setting) -> bool:

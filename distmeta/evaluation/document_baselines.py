@@ -15,7 +15,7 @@ import numpy as np
 
 from distmeta.evaluation.baselines import Row, Setting
 from distmeta.evaluation.fine_tuning import candidates
-from distmeta.evaluation.reading import can_read_whole, score_long_context, without_steps
+from distmeta.evaluation.reading import can_read_whole, score_long_context
 from distmeta.evaluation.scoring import WORST_LOSS
 
 MORE_FACTORS = (0.03, 0.1, 10.0)  # of inner.lr, beside those of distmeta.evaluation.fine_tuning
@@ -23,11 +23,11 @@ TRIED_ON = 8  # episodes
 
 
 def no_adaptation(s: Setting) -> Row | None:
-    return s.score_all(without_steps(s.untrained), s.episodes), {}
+    return s.score_all(s.untrained.without_steps, s.episodes), {}
 
 
 def naive(s: Setting) -> Row | None:
-    held = next((x for x in ("validation", "train") if x != s.split and s.can_draw(x, s.config)), None)
+    held = s.other_split
     loops = candidates(s.config, s.steps)
     of_recipe = next(loop for loop in loops if loop.lr == s.config.inner.lr)
     loops += [replace(of_recipe, lr=s.config.inner.lr * factor) for factor in MORE_FACTORS]
@@ -51,7 +51,7 @@ def long_context(s: Setting) -> Row | None:
 
 
 def meta_trained_no_steps(s: Setting) -> Row | None:
-    return None if s.is_base else (s.score_all(without_steps(s.scoring), s.episodes), {})
+    return None if s.is_base else (s.score_all(s.scoring.without_steps, s.episodes), {})
 
 
 BASELINES: dict[str, Callable[[Setting], Row | None]] = {

@@ -33,7 +33,7 @@ from distmeta.evaluation.regression import regression_details, score_regression
 from distmeta.evaluation.scoring import Scoring, curves, details, score_episodes, split_meta, summarise
 from distmeta.evaluation.subgroups import GAP, WORST, of_subgroups
 from distmeta.evaluation.texts import score_texts, text_details
-from distmeta.models.build import build_model, check_format
+from distmeta.models.build import build_for, build_model, check_format
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.runs import notebook, tables
@@ -240,8 +240,7 @@ def evaluate_base(
     check_tasks(store, config, split)
     check_model(config, cache_directory(config.data), len(store.labels))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    classes = config.ways or len(store.labels)
-    model = build_model(config, store.vocab_size, store.pad_id, classes, labels=len(store.labels)).to(device)
+    model = build_for(config, store).to(device)
     meta = {**model.fast, **model.shared}
     result = evaluate_methods(model, meta, store, config, device, split=split, is_base=True, say=say)
     result.details["settings"]["base"] = base

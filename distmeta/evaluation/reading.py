@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from torch import Tensor
 from distmeta.config import Config
 from distmeta.evaluation import metrics
 from distmeta.evaluation.scoring import WORST_LOSS, Scoring, stack
+from distmeta.evaluation.texts import read_tokenizer
 from distmeta.inner.adapt import follow
 from distmeta.models.backbone import positions, set_attention
 from distmeta.models.batch import TextBatch
@@ -31,7 +30,6 @@ from distmeta.models.sharding import all_together
 from distmeta.models.task_model import TaskModel
 from distmeta.tasks.episodes.collate import collate
 from distmeta.tasks.rows import Episode, Rows
-from distmeta.tasks.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -187,7 +185,7 @@ def _scores(
 def _scored(
     group: Sequence[Episode], scores: Sequence[tuple[NDArray[np.float64], NDArray[np.bool_]]], store: TaskStore
 ) -> list[DocumentScored]:
-    tokenizer = tokenizer_of(store.tokenizer_file)
+    tokenizer = read_tokenizer(store.tokenizer_file)
     author_of = dict(zip(store.tasks, store.authors, strict=False))  # empty where the data names no authors
     chunk = np.repeat(np.arange(len(scores)), [nll.shape[1] for nll, _ in scores])
     out = []
@@ -204,11 +202,6 @@ def scored_bytes(tokenizer: Tokenizer, passage: Sequence[int]) -> int:
     """Bytes in UTF-8 of the text of all tokens but the first, with the space that parts them from it."""
     whole, first = (tokenizer.decode(tokens, skip_special_tokens=False) for tokens in (passage, passage[:1]))
     return len(whole.encode()) - len(first.encode())
-
-
-@lru_cache(maxsize=4)
-def tokenizer_of(file: Path) -> Tokenizer:
-    return load_tokenizer(file)
 
 
 def unit_of(scored: Sequence[DocumentScored]) -> str:
@@ -236,8 +229,3 @@ def document_details(scored: Sequence[DocumentScored]) -> dict[str, Any]:
             unit_of(scored): len(names),
         }
     return out
-
-
-def without_steps(scoring: Scoring) -> Scoring:
-    """The same weights, which read without learning."""
-    return replace(scoring, loop=replace(scoring.loop, steps=0, lr=0.0))

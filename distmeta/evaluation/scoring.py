@@ -59,6 +59,11 @@ class Scoring:
         """All weights, as no episode has changed them."""
         return {**self.fast, **self.shared}
 
+    @property
+    def without_steps(self) -> Scoring:
+        """The same without an inner step."""
+        return replace(self, loop=replace(self.loop, steps=0, lr=0.0))
+
     def load(self, group: Sequence[Episode]) -> tuple[list[TextBatch], list[TextBatch]]:
         """Support and query sets of a group of episodes, as `load_group` gives them."""
         return load_group(group, self.model, self.config, self.pad_id, self.device, adapts=self.loop.steps > 0)

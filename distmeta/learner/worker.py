@@ -42,7 +42,7 @@ from distmeta.learner.saver import Saver
 from distmeta.learner.skipped import OuterDiverged, refuse_outer_divergence, refuse_skipped
 from distmeta.learner.source import Source
 from distmeta.learner.state import Reached, fast_shards, save, start
-from distmeta.models.build import build_model
+from distmeta.models.build import build_for
 from distmeta.models.sharding import Shards, frozen_shards
 from distmeta.models.task_model import TaskModel
 from distmeta.runs.interrupt import PAUSED
@@ -172,8 +172,8 @@ def learn(
 def make_model(rank: Rank, store: TaskStore) -> tuple[TaskModel, Any]:
     """The configured model on the rank's device, and what holds its frozen weights in shards, if anything does."""
     config, device = rank.config, rank.device
-    classes, shards = config.ways or len(store.labels), fast_shards(config, device) or frozen_shards(config, device)
-    model = build_model(config, store.vocab_size, store.pad_id, classes, shards, labels=len(store.labels))
+    shards = fast_shards(config, device) or frozen_shards(config, device)
+    model = build_for(config, store, shards)
     frozen = shards if isinstance(shards, Shards) and shards.weights else None
     if frozen is not None:
         rank.say(frozen.describe())

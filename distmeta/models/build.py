@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,17 @@ from distmeta.models.regression import build_regression_model
 from distmeta.models.sharding import Shards
 from distmeta.models.task_model import TaskModel
 from distmeta.tasks.prompts import LETTERS, LabelTokens, label_tokens_of
+
+if TYPE_CHECKING:
+    from distmeta.tasks.store import TaskStore
+
+
+def build_for(
+    config: Config, store: TaskStore, shards: FastShards | Shards | None = None, copy: Any = None
+) -> TaskModel:
+    """The model that a configuration describes, for the tasks of a store; arguments as of `build_model`."""
+    labels = len(store.labels)
+    return build_model(config, store.vocab_size, store.pad_id, config.ways or labels, shards, labels, copy)
 
 
 def build_model(

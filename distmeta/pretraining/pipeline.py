@@ -249,13 +249,11 @@ def with_changes(config: Config, **sections: dict[str, Any]) -> Config:
 def initialise(config: Config, tasks: Path, file: Path) -> Path:
     """Build the task model as meta-training begins with it, and write down how many numbers play which role."""
     from distmeta.learner.state import initial_values
-    from distmeta.models.build import build_model
+    from distmeta.models.build import build_for
     from distmeta.tasks.store import open_store
 
     store = open_store(tasks)
-    model = build_model(
-        config, store.vocab_size, store.pad_id, config.ways or len(store.labels), labels=len(store.labels)
-    )
+    model = build_for(config, store)
     rates = {name: w for name, w in initial_values(config, model).items() if name not in {**model.fast, **model.shared}}
     roles = {
         "adapted by the inner loop": sum(w.numel() for w in model.fast.values()),

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +156,12 @@ def is_resumable(key: str) -> bool:
     return moved is not None or any(key == r or key.startswith(r + ".") for r in RESUMABLE)
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
+def flatten(tree: Mapping[str, Any], prefix: str = "", mark: str = ".") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys, or keys joined by another mark."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        name = f"{prefix}{key}"
+        out |= flatten(value, f"{name}{mark}", mark) if isinstance(value, dict) and value else {name: value}
     return out
 
 

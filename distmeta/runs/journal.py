@@ -29,18 +29,10 @@ class Journal:
 
     def __init__(self, run_dir: Path, step: int, last: dict[str, Any] | None = None) -> None:
         self.path = run_dir / "metrics.jsonl"
-        kept: list[str] = []
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    break  # the last line of a process that was killed
-                if record["step"] <= step:
-                    kept.append(line)
+        kept = [record for record in records(run_dir) if record["step"] <= step]
         if last is not None and len(kept) == step - 1:
-            kept.append(json.dumps(last))
-        checkpoints.write_text(self.path, "".join(line + "\n" for line in kept))
+            kept.append(last)
+        checkpoints.write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write(self, record: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as stream:

@@ -76,11 +76,17 @@ class Display:
         self.phase(what)
         self._waits_for = what
         if self.show and sys.stderr.isatty():
-            from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+            from rich import progress
 
-            self._bar = Progress(SpinnerColumn(), TimeElapsedColumn(), console=self.console, transient=True)
-            self._bar.add_task("")
-            self._bar.start()
+            self._open(progress.SpinnerColumn(), progress.TimeElapsedColumn(), transient=True).add_task("")
+
+    def _open(self, *columns: Any, transient: bool = False) -> Any:
+        """A bar on the terminal."""
+        from rich.progress import Progress
+
+        self._bar = Progress(*columns, console=self.console, transient=transient)
+        self._bar.start()
+        return self._bar
 
     def _print(self, what: str) -> None:
         if self.show:
@@ -97,15 +103,13 @@ class Display:
             self._print(f"{what} {done:,}" + (f" of {total:,}" if total else ""))
 
     def _advance(self, what: str, done: int, total: int | None) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
         if self._waits_for:
             self._end_bar()
             self._waits_for = ""
         if self._bar is None:
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-            self._bar = Progress(*columns, console=self.console)
-            self._bar.start()
+            self._open(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         task = next((t.id for t in self._bar.tasks if t.description == what), None)
         self._bar.update(self._bar.add_task(what, total=None) if task is None else task, completed=done, total=total)
 
@@ -157,21 +161,12 @@ class Display:
         if notebook.is_running():
             self._bar = notebook.Bar(self._what, self._steps)
         elif sys.stderr.isatty():
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
+            from rich import progress
 
-            self._bar = Progress(
-                TextColumn(self._what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[line]}"),
-                TimeElapsedColumn(), TimeRemainingColumn(), console=self.console,
-            )  # fmt: skip
-            self._bar.start()
-            self._task = self._bar.add_task("", total=self._steps, line="")
+            text, line = progress.TextColumn(self._what), progress.TextColumn("{task.fields[line]}")
+            done, times = progress.MofNCompleteColumn(), (progress.TimeElapsedColumn(), progress.TimeRemainingColumn())
+            bar = self._open(text, progress.BarColumn(), done, line, *times)
+            self._task = bar.add_task("", total=self._steps, line="")
 
     def _move(self, step: int, line: str) -> None:
         if isinstance(self._bar, notebook.Bar):
@@ -266,7 +261,8 @@ def describe_validation(record: dict[str, Any]) -> str:
         return f"meta-{prefix}loss {scores['loss']:.3f}"
     if "perplexity" in scores and "token_f1" not in scores:
         return f"{prefix}loss {scores['loss']:.3f}  perplexity {scores['perplexity']:.2f}"
-    return f"meta-{prefix}{_main(scores)}  loss {scores['loss']:.3f}"
+    metric = "token_f1" if "token_f1" in scores else "accuracy"
+    return f"meta-{prefix}{_said(metric)} {scores[metric]:.3f}  loss {scores['loss']:.3f}"
 
 
 def evaluation_table(
@@ -417,11 +413,6 @@ def verdict(methods: dict[str, Any], details: dict[str, Any]) -> str:
 
 def against(ours: dict[str, float], others: dict[str, Any], name: str) -> str:
     return f"{ours['mean']:.3f} against {others[name]['mean']:.3f} ({name})"
-
-
-def _main(scores: dict[str, float]) -> str:
-    metric = "token_f1" if "token_f1" in scores else "accuracy"
-    return f"{_said(metric)} {scores[metric]:.3f}"
 
 
 def _said(metric: str) -> str:

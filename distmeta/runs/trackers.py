@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from distmeta.config import Config
 from distmeta.errors import InputError, cut
 from distmeta.runs import checkpoint as checkpoints
+from distmeta.runs.directory import flatten
 from distmeta.runs.progress import Tail
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
@@ -88,7 +89,7 @@ class Mlflow:
             there = self._client.get_experiment_by_name(config.run.name)
             experiment = there.experiment_id if there else self._client.create_experiment(config.run.name)
             identity = self._client.create_run(experiment, run_name=run_dir.name).info.run_id
-            for name, value in keys(config.model_dump(mode="json")):
+            for name, value in flatten(config.model_dump(mode="json"), mark="/").items():
                 self._client.log_param(identity, name, cut(str(value), 500))
         self._client.update_run(identity, status="RUNNING")
         self.identity = identity
@@ -163,7 +164,7 @@ class Follower:
         for line in lines:
             with contextlib.suppress(ValueError):  # half a line of a process that was killed
                 record = json.loads(line)
-                self._log(record["step"], dict(keys({name: record[name] for name in record if name != "step"})))
+                self._log(record["step"], flatten({name: record[name] for name in record if name != "step"}, mark="/"))
         if lines:
             self._keep()
 
@@ -174,7 +175,7 @@ class Follower:
         if evaluation.is_file():
             scores = json.loads(evaluation.read_text(encoding="utf-8"))
             means = {m: {metric: one["mean"] for metric, one in by.items()} for m, by in scores.items()}
-            values = dict(keys({"evaluation": means}))
+            values = flatten({"evaluation": means}, mark="/")
             for name, tracker in list(self._trackers.items()):
                 self._try(name, partial(tracker.log, self._steps[name], values))
         self._keep()
@@ -208,12 +209,3 @@ def read(run_dir: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     return known
-
-
-def keys(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """(names joined by /, value) of what is no mapping in nested mappings."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from keys(value, f"{before}{name}/")
-        else:
-            yield f"{before}{name}", value

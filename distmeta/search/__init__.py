@@ -2,7 +2,7 @@
 
     space.py    what is tried          runs.py     what a trial has reached, from its files
     trial.py    one run, told to Tune  search.py   Tune's searchers and schedulers
-    results.py  the table, best.yaml   figures.py  the plots    report.py  report.html
+    results.py  the table, best.yaml   report.py  report.html and its figures
 
 A trial's number and parameters are its own (trial.json in its run directory), so that a search whose driver was
 killed goes on from the run directories: trials that had ended tell Tune their scores again, the others continue from

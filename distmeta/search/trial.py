@@ -155,11 +155,6 @@ def learn(config: dict[str, Any], run_dir: str, store: str, shared: str) -> None
         run_learners(made, path, store_path, resources(local=False))
 
 
-def step_in(checkpoint: Path) -> int:
-    """The meta-step of a checkpoint, whatever its directory is called."""
-    return int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"])
-
-
 def adopt(source: Path, run_dir: Path, before: Params, now: Params) -> int:
     """The step that a checkpoint of Tune's is of; a checkpoint of another trial becomes this run's only one.
 
@@ -167,7 +162,7 @@ def adopt(source: Path, run_dir: Path, before: Params, now: Params) -> int:
     they came to be; the run's log says so.
     """
     donor = checkpoints.read_config(source / "config.yaml").run.dir
-    step = step_in(source)
+    step = int(json.loads((source / "state.json").read_text(encoding="utf-8"))["step"])  # whatever it is called
     if donor == str(run_dir):
         return step
     release(run_dir)

@@ -16,8 +16,6 @@ from distmeta.evaluation.reading import (
     score_documents,
     score_long_context,
     scored_bytes,
-    tokenizer_of,
-    without_steps,
 )
 from distmeta.evaluation.scoring import Scoring
 from distmeta.learner.gradients import meta_gradients
@@ -26,6 +24,7 @@ from distmeta.models.build import build_model
 from distmeta.tasks.build import build_store
 from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.store import open_store
+from distmeta.tasks.tokenizer import load_tokenizer
 
 TASK = {"family": "document", "chunks": 4, "chunk_tokens": 6, "context_tokens": 5, "shots": 5, "queries": 10}
 
@@ -97,7 +96,7 @@ def test_without_steps_and_with_a_long_context(made):
     config, store, episodes = made
     model = build_model(config, store.vocab_size, store.pad_id, 1)  # torch's fused kernel: float64 and a float32 mask
     scoring = scoring_of(model, config, store)
-    still = score_documents(without_steps(scoring), episodes, store=store)
+    still = score_documents(scoring.without_steps, episodes, store=store)
     whole = score_long_context(scoring, episodes, store=store)
     tokens = torch.as_tensor(passage_of(episodes[0]), dtype=torch.int64)
     states = model.backbone(tokens[None]).last_hidden_state[0]
@@ -115,7 +114,7 @@ def test_bits_are_per_byte_of_what_is_scored(made):
     assert scored_bytes(pieces, [0, 1, 2]) == len(" éd".encode())
     config, store, episodes = made
     scored = score_documents(scoring_of(model_of(config, store), config, store), episodes[:1], store=store)[0]
-    words = tokenizer_of(store.tokenizer_file).decode(passage_of(episodes[0]).tolist())
+    words = load_tokenizer(store.tokenizer_file).decode(passage_of(episodes[0]).tolist())
     assert scored.bytes == len(words.partition(" ")[2]) + 1
     assert scored.metrics()["bits_per_byte"] == pytest.approx(scored.nll.sum() / np.log(2) / scored.bytes)
 

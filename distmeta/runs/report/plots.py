@@ -45,13 +45,6 @@ def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def new_axes(title: str, x: str, y: str) -> Any:
-    """The axes of a figure with one plot."""
-    axes = new_figure()[1][0, 0]
-    axes.set(title=title, xlabel=x, ylabel=y)
-    return axes
-
-
 def save(path: Path, figure: Any) -> None:
     """A PNG on white; a reader sees the old file or the new."""
     draft = path.with_name(f".tmp-{path.name}")

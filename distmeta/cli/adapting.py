@@ -50,7 +50,10 @@ def adapt(
 
 def check_lora(source: str, checkpoint: str | int) -> None:
     """Raises InputError for a run that adapts something else, before anything is loaded."""
-    adapts = checkpoints.read_config(checkpoints.resolve(source, checkpoint) / "config.yaml").inner.adapt
+    config = checkpoints.read_config(checkpoints.resolve(source, checkpoint) / "config.yaml")
+    adapts = config.inner.adapt
+    if config.model.is_array:
+        raise InputError(f"--peft writes adapters of models of texts, which {source} is not; leave --peft out")
     if adapts != "lora":
         raise InputError(f"--peft writes LoRA adapters, and inner.adapt of {source} is {adapts}; leave --peft out")
 

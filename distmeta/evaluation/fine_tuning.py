@@ -112,7 +112,9 @@ def merit(scored: Sequence[Any]) -> list[tuple[float, float]]:
     if not scored:
         return []
     losses = np.stack([one.loss for one in scored])
-    loss = np.where(np.isfinite(losses), losses, WORST_LOSS).mean(0)
+    finite = np.isfinite(losses)
+    worst = max(WORST_LOSS, losses[finite].max(initial=0.0))  # an error may be larger than any cross-entropy
+    loss = np.where(finite, losses, worst).mean(0)
     if not isinstance(scored[0], Scored):
         return [(0.0, -x) for x in loss.tolist()]
     accuracy = np.stack([(one.predicted == one.labels).mean(1) for one in scored]).mean(0)

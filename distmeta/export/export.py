@@ -145,6 +145,11 @@ def read(
             f"export: the base was rounded in training (model.quantise={saved.config.model.quantise}), so that LoRA "
             "fits that base and leaves as an adapter alone; leave --merge, --prune and --quantise out"
         )
+    if saved.config.model.is_array and quantise:
+        raise InputError(
+            f"export: --quantise {quantise} is for models of texts; leave it out (distmeta compress --quantise writes "
+            "a smaller checkpoint)"
+        )
     if merge:
         saved = merged(saved)
     if wanted or quantise:

@@ -1,6 +1,7 @@
 """Models of functions: the network, the loss, the inner loop, and every verb that takes a checkpoint."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -11,10 +12,13 @@ import torch.nn.functional as F
 from serving import Server
 from torch import nn
 
+from distmeta.cli.adapting import check_lora
 from distmeta.errors import InputError
 from distmeta.evaluation.adapt import adapt, load_adapted
 from distmeta.evaluation.evaluate import evaluate, store_of
+from distmeta.evaluation.fine_tuning import merit
 from distmeta.evaluation.many import adapt_each
+from distmeta.evaluation.regression import RegressionScored
 from distmeta.export.export import export
 from distmeta.inner import InnerLoop, meta_gradient
 from distmeta.models.build import build_model
@@ -179,7 +183,16 @@ def test_an_export_of_a_function_is_the_network(saved, tmp_path):
     np.testing.assert_allclose(namespace["scores"].tolist(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_what_functions_cannot_do_says_so(saved):
+def test_a_way_to_fine_tune_that_diverges_is_worse_than_any_error():
+    found = merit([RegressionScored("f", ("target",), np.array([500.0, 900.0, math.nan]))])
+    assert found[0] > found[1] >= found[2]
+
+
+def test_what_functions_cannot_do_says_so(saved, tmp_path):
     folder, _ = saved
+    with pytest.raises(InputError, match="export: --quantise int8 is for models of texts"):
+        export(folder, tmp_path / "out", quantise="int8")
+    with pytest.raises(InputError, match="--peft writes adapters of models of texts"):
+        check_lora(str(folder), "best")
     with pytest.raises(InputError, match="support, example 0: 'target'"):
         adapt(folder, [{"input": [1, 2]}])

@@ -95,6 +95,21 @@ def test_a_finished_run_can_be_resumed(undisturbed, setting, ray, tmp_path):
     assert found.evaluation == json.loads((undisturbed.run / "evaluation.json").read_text())
 
 
+@pytest.mark.long
+def test_meta_validations_beside_two_ranks_find_what_the_ranks_do(ray, words_csv, tmp_path):
+    found = []
+    for beside in (0, 1):
+        done = distmeta.train(
+            small.config(
+                words_csv, cluster={"workers": 2}, outer={"steps": 5}, run={"dir": str(tmp_path / str(beside))},
+                eval={"every": 2, "beside": beside, "validation_episodes": 5, "baselines": False},
+            )
+        )  # fmt: skip
+        scores = {r.get("validated", r["step"]): r["validation"] for r in done.metrics if "validation" in r}
+        found.append((scores, small.weights(done.path)))
+    assert found[0] == found[1] and list(found[0][0]) == [2, 4, 5]
+
+
 def test_an_error_of_a_learner_is_one_line_and_leaves_nothing(setting, ray, tmp_path):
     with pytest.raises(InputError, match="model.config.hidden_sise"):
         run(setting, tmp_path / "runs" / "bad", model={"config": {"hidden_sise": 16}}, cluster={"workers": 1})

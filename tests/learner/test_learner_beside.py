@@ -1,10 +1,12 @@
 """Meta-validation beside training: the ranks' own scores, some meta-steps later; cut off and resumed; the best kept."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import small
 import test_learner_loop as loop
+from ray import cloudpickle
 
 from distmeta.algorithms.schedule import plateaus
 from distmeta.config import make_config
@@ -46,6 +48,31 @@ def test_several_ranks_shares_are_scored_one_after_another(tmp_path, words_csv, 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, words_csv, one_rank):
     return loop.train(tmp_path_factory.mktemp("undisturbed") / "run", words_csv, **PLATEAU)
+
+
+def test_an_actor_has_the_resources_of_a_rank_and_gets_what_the_process_gets(tmp_path, words_csv, monkeypatch):
+    class Actor:
+        def options(self, **options):
+            self.asked = options
+            return self
+
+        def remote(self, *arguments):
+            made = self.kind(*arguments)
+            self.scores = SimpleNamespace(remote=made.scores)
+            return self
+
+    def remote(kind):
+        actor.kind = cloudpickle.loads(cloudpickle.dumps(kind))
+        return actor
+
+    actor, config = Actor(), small.config(words_csv, cluster={"cpus_per_worker": 1})
+    store = loop.build_store(config.data, config.task, config.model)
+    monkeypatch.setattr("ray.remote", remote)
+    monkeypatch.setattr("ray.get", lambda found, timeout: found)
+    model = beside.Validator(config, tmp_path, store, 1)._model
+    meta = {**model.fast, **model.shared}
+    ways = [way(config, tmp_path, store, 1)(meta)() for way in (beside.in_process, beside.as_actor)]
+    assert ways[0] == ways[1] and actor.asked["num_cpus"] == 1 and actor.asked["max_restarts"] == -1
 
 
 def test_the_outer_rate_follows_scores_as_they_take_effect(undisturbed):

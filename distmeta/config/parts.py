@@ -46,6 +46,11 @@ class AugmentConfig(Section):
     def changes_tokens(self) -> bool:
         return max(self.token_dropout, self.word_swap, self.mix) > 0
 
+    @property
+    def changes_rows(self) -> bool:
+        """Whether a row that is learnt from may be another one than the task store's."""
+        return self.changes_tokens or len(self.turns) > 1 or self.flips is not None
+
 
 class DataWeightsConfig(Section):
     """Learnt weights of the support examples (distmeta.algorithms.data_weights)."""

@@ -259,7 +259,7 @@ def dropout_seed(config: Config, step: int, episode: Episode) -> int | None:
 
 def state_cache(model: TaskModel, config: Config, store: TaskStore) -> StateCache | None:
     """Where the states of a prefix that is frozen for the whole run are kept by row; None where they may change."""
-    if config.task.augment.changes_tokens or config.task.family == "document":
+    if config.task.augment.changes_rows or config.task.family == "document":
         return None
     if not is_frozen(model) or config.model.dropout > 0 or config.inner.prefix_mb == 0:
         return None

@@ -8,10 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from distmeta.config import make_config
+from distmeta.config.algorithms import load_algorithm
 from distmeta.errors import InputError
+from distmeta.learner.gradients import meta_gradients, state_cache
+from distmeta.models.build import build_model
 from distmeta.tasks import images
 from distmeta.tasks.build import build_store
 from distmeta.tasks.episodes.episode import sample_episode
@@ -190,6 +194,24 @@ def test_a_mirrored_class_is_another_class_and_a_mirrored_image_another_image(st
     mirrored = [(a == b[..., ::-1]).all() for a, b in zip(before, after, strict=True)]
     assert 0 < sum(mirrored) < len(mirrored)
     assert all(m or (a == b).all() for m, a, b in zip(mirrored, before, after, strict=True))
+
+
+@pytest.mark.parametrize("augment", [{"rotations": True}, {"flips": "classes"}, {"flips": "images"}, {}])
+def test_what_a_frozen_base_makes_of_an_image_is_not_kept_for_its_turned_one(store, augment):
+    c = config(task={"augment": augment}, inner={"adapt": "head", "steps": 1}, outer={"base": "freeze"})
+    model = build_model(c, store.vocab_size, store.pad_id, 4)
+    episodes = [sample_episode(store, c.task, 0, "train", i, augment=True) for i in range(12)]
+    meta, algorithm = {**model.fast, **model.shared}, load_algorithm("maml")
+
+    def gradients(cache):
+        made = [
+            meta_gradients(model, meta, algorithm, c, store, [e], 1, torch.device("cpu"), cache)[0] for e in episodes
+        ]
+        return torch.cat([g.flatten() for one in made for g in one.values()])
+
+    cache = state_cache(model, c, store)
+    assert (cache is None) == bool(augment)
+    torch.testing.assert_close(gradients(cache), gradients(None))
 
 
 @pytest.mark.parametrize(("sections", "why"), [

@@ -21,7 +21,7 @@ from distmeta.algorithms.rates import initial_log_rates
 from distmeta.bench import measure
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError
-from distmeta.evaluation.scoring import group_episodes, load_group, tasks_at_once
+from distmeta.evaluation.scoring import group_episodes, load_group, tasks_at_once, tokens_of
 from distmeta.learner.gradients import meta_gradients, state_cache
 from distmeta.models.backbone import set_attention
 from distmeta.models.build import build_for
@@ -192,7 +192,6 @@ def _choices(subject: Subject) -> dict[str, Any]:
     support, query = load_group(group, model, config, subject.store.pad_id, subject.device, training=True, exact=True)
     choices: list[Choice] = []
     gradients(dataclasses.replace(automatic, episodes=group), maml, see=choices.append)
-    tokens = [len(e.support.tokens) + len(e.query.tokens) for e in group]
     return {
         "steps_kept": choices[0].steps_kept,
         "steps": config.inner.steps,
@@ -202,7 +201,7 @@ def _choices(subject: Subject) -> dict[str, Any]:
         "layers": choices[0].layers,
         "support_micro_batches": len(support),
         "query_micro_batches": len(query),
-        "padded_over_real_tokens": sum(b.tokens for b in [*support, *query]) / sum(tokens),
+        "padded_over_real_tokens": sum(b.tokens for b in [*support, *query]) / sum(map(tokens_of, group)),
         "attention": {order: set_attention(model.backbone, order) for order in ("exact", "first_order")},
         "layers_run_once": model.entry,
     }

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from distmeta.bench import measure
 from distmeta.config import Config, make_config
 from distmeta.errors import InputError
-from distmeta.evaluation.scoring import group_episodes, tasks_at_once
+from distmeta.evaluation.scoring import group_episodes, tasks_at_once, tokens_of
 from distmeta.tasks import TaskStore, build_store, check_feasible, open_store
 from distmeta.tasks.episodes import Episode, EpisodeWindow, Rows, Sampler, collate, start_samplers
 from distmeta.versions import workers_without_uv_run
@@ -208,10 +208,6 @@ def copied(episode: Episode) -> Episode:
 
 def bytes_of(episode: Episode) -> int:
     return sum(array.nbytes for array in arrays_of(episode))
-
-
-def tokens_of(episode: Episode) -> int:
-    return len(episode.support.tokens) + len(episode.query.tokens)
 
 
 def table(result: dict[str, Any]) -> Any:

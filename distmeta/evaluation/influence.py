@@ -70,8 +70,8 @@ def explained(adapted: AdaptedModel, learner: Learner, texts: Sequence[str]) -> 
     for text, prediction, label in zip(texts, predictions, said, strict=True):
         query = query_of(adapted, learner, text, label)
         slopes = slopes_of(learner, query)
-        ranked = np.argsort(-influences(slopes), kind="stable")
-        changes, pushes = left_out(slopes), influences(slopes)
+        pushes, changes = influences(slopes), left_out(slopes)
+        ranked = np.argsort(-pushes, kind="stable")
         out.append({
             "text": text, "prediction": prediction,
             "influences": [

@@ -6,6 +6,7 @@ Letters: E episodes, n query rows, C classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -133,3 +134,15 @@ def over_clusters(
     means = (drawn @ totals) / (drawn @ counts)
     half = student(groups - 1) * float(means.std()) * np.sqrt(groups / (groups - 1))
     return bounds(float(totals.sum() / counts.sum()), half, within)
+
+
+def over_groups(
+    values: NDArray[np.floating], names: Sequence[str], unit: str, within: tuple[float, float] = SHARE
+) -> dict[str, Any]:
+    """As `over_clusters`, of episodes' values [E] in groups by their names, and how many groups there are under `unit`;
+    {} where there is one alone."""
+    group = np.unique(names, return_inverse=True)[1]
+    counts = np.bincount(group).astype(np.int64)
+    if len(counts) < 2:
+        return {}
+    return {**over_clusters(np.bincount(group, values).astype(np.float64), counts, within), unit: len(counts)}

@@ -23,7 +23,6 @@ def difference(
     """
     pairs = [(one.metrics(), other.metrics()) for one, other in zip(ours, theirs, strict=True)]
     tasks = np.array([one.task for one in ours])
-    totals: NDArray[np.float64]
     out: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(name for one, other in pairs for name in one if name in other):
         least, most = metrics.limits(name)
@@ -32,17 +31,13 @@ def difference(
         each = np.array(
             [float(one[name][-1] - other[name][-1]) for one, other in pairs if name in one and name in other]
         )
-        if by_class and name == "accuracy":
-            of, (totals, counts) = "classes", of_classes(ours, theirs)
-        else:
-            group = np.unique(tasks[has], return_inverse=True)[1]
-            totals, counts = np.bincount(group, each).astype(np.float64), np.bincount(group).astype(np.int64)
-            of = unit
-        if (by_class and name != "accuracy") or len(counts) < 2:
+        if not by_class:
+            out[name] = metrics.over_groups(each, tasks[has].tolist(), unit, within)
+        elif name == "accuracy" and len((of := of_classes(ours, theirs))[1]) > 1:
+            out[name] = {**metrics.over_clusters(*of, within), "classes": len(of[1])}
+        if not out.get(name):
             interval = metrics.interval(each, within)
             out[name] = {key: interval[key] for key in ("mean", "low", "high", "episodes")}
-        else:
-            out[name] = {**metrics.over_clusters(totals, counts, within), of: len(counts)}
     return out
 
 

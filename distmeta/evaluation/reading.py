@@ -216,16 +216,12 @@ def document_details(scored: Sequence[DocumentScored]) -> dict[str, Any]:
     over_tasks: the loss with its interval over authors, or documents, by a cluster bootstrap.
     """
     losses = np.stack([np.where(np.isfinite(s.nll), s.nll, WORST_LOSS) for s in scored])
-    names, at = np.unique([s.task for s in scored], return_inverse=True)
     out: dict[str, Any] = {
         "diverged": sum(not bool(np.isfinite(s.nll).all()) for s in scored),
         "documents": len({s.document for s in scored}),
         "by_position": losses.mean(0).tolist(),
     }
-    if len(names) > 1:
-        totals, counts = np.bincount(at, losses.mean(1)).astype(np.float64), np.bincount(at).astype(np.int64)
-        out["over_tasks"] = {
-            **metrics.over_clusters(totals, counts, metrics.limits("loss")),
-            unit_of(scored): len(names),
-        }
+    tasks, within = [s.task for s in scored], metrics.limits("loss")
+    if over := metrics.over_groups(losses.mean(1), tasks, unit_of(scored), within):
+        out["over_tasks"] = over
     return out

@@ -61,9 +61,7 @@ def regression_details(scored: Sequence[RegressionScored]) -> dict[str, Any]:
     """What the means over episodes hide: how many diverged, and the loss with its interval over tasks, by a cluster
     bootstrap."""
     out: dict[str, Any] = {"diverged": sum(not np.isfinite(s.loss[-1]) for s in scored)}
-    at = np.unique([s.task for s in scored], return_inverse=True)[1]
-    if at.max(initial=0) > 0:
-        losses = np.array([s.metrics()["loss"][-1] for s in scored])
-        totals, counts = np.bincount(at, losses).astype(np.float64), np.bincount(at).astype(np.int64)
-        out["over_tasks"] = {**metrics.over_clusters(totals, counts, metrics.limits("loss")), "tasks": len(counts)}
+    losses = np.array([s.metrics()["loss"][-1] for s in scored])
+    if over := metrics.over_groups(losses, [s.task for s in scored], "tasks", metrics.limits("loss")):
+        out["over_tasks"] = over
     return out

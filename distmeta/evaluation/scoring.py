@@ -373,23 +373,23 @@ def details(scored: Sequence[Scored], fixed_labels: bool, from_sources: bool = F
     """
     confidence = np.concatenate([s.confidence[-1] for s in scored])
     right = np.concatenate([s.predicted[-1] == s.labels for s in scored])
+    last = by_episode([replace(s, predicted=s.predicted[-1:], loss=s.loss[-1:], confidence=s.confidence[-1:])
+                       for s in scored])  # fmt: skip
     out: dict[str, Any] = {
         "diverged": sum(not np.isfinite(s.loss[-1]) for s in scored),
         "ece_pooled": float(metrics.calibration_error(confidence, right)),
         "per_class": per_class(scored),
-        "per_domain": by_name(scored, [domain_of(s, fixed_labels, from_sources) for s in scored]),
+        "per_domain": by_name(last, [domain_of(s, fixed_labels, from_sources) for s in scored], TABLED),
     }
+    each = [(of["recall"], of["rows"]) for of in out["per_class"].values() if of["rows"]]
     if fixed_labels:
-        out["per_task"] = by_name(scored, [s.task for s in scored])
-        out["confusion"] = confusion_by_name(scored)
-    if fixed_labels:
-        each = [(of["accuracy"]["mean"], of["accuracy"]["episodes"]) for of in out["per_task"].values()]
-    else:
-        each = [(of["recall"], of["rows"]) for of in out["per_class"].values() if of["rows"]]
-    if len(each) > 1:
+        tasks = [s.task for s in scored]
+        out |= {"per_task": by_name(last, tasks, TABLED), "confusion": confusion_by_name(scored)}
+        if over := metrics.over_groups(last["accuracy"][:, 0], tasks, "tasks"):
+            out["over_tasks"] = over
+    elif len(each) > 1:
         means, counts = np.array(each).T
-        unit = "tasks" if fixed_labels else "classes"
-        out["over_tasks"] = {**metrics.over_clusters(means * counts, counts.astype(np.int64)), unit: len(each)}
+        out["over_tasks"] = {**metrics.over_clusters(means * counts, counts.astype(np.int64)), "classes": len(each)}
     if fixed_labels or from_sources:
         accuracy = {name: of["accuracy"] for name, of in out.get("per_task", out["per_domain"]).items()}
         over = metrics.interval(np.array([interval["mean"] for interval in accuracy.values()]))
@@ -408,13 +408,13 @@ def domain_of(scored: Scored, fixed_labels: bool, from_sources: bool) -> str:
     return (scored.task if fixed_labels else scored.label_names[0]).split("/")[0]
 
 
-def by_name(scored: Sequence[Scored], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Accuracy, precision, recall and F1 with their intervals, of the episodes of each name, after the last step."""
-    values = by_episode([replace(s, predicted=s.predicted[-1:], loss=s.loss[-1:], confidence=s.confidence[-1:])
-                         for s in scored])  # fmt: skip
+def by_name(
+    values: Mapping[str, NDArray[np.float64]], names: Sequence[str], shown: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The metrics `shown`, with their intervals, of the episodes of each name after the last step."""
     where = np.array(names)
     return {
-        name: {metric: metrics.interval(values[metric][where == name, -1]) for metric in TABLED}
+        name: {metric: metrics.interval(values[metric][where == name, -1], metrics.limits(metric)) for metric in shown}
         for name in sorted(set(names))
     }
 

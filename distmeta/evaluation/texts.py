@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distmeta.config import Config
 from distmeta.evaluation import metrics
-from distmeta.evaluation.scoring import WORST_LOSS, Scoring, adaptation
+from distmeta.evaluation.scoring import WORST_LOSS, Scoring, adaptation, by_episode, by_name
 from distmeta.evaluation.text_metrics import corpus_scores, text_scores
 from distmeta.models import context
 from distmeta.models.backbone import positions, set_attention
@@ -315,16 +315,8 @@ def read_tokenizer(file: Path) -> Tokenizer:
 
 def text_details(scored: Sequence[TextScored], shown: int = 10) -> dict[str, Any]:
     """How many episodes diverged, scores by task with the worst, BLEU and chrF of all answers together, and some."""
-    by_task: dict[str, list[dict[str, NDArray[np.float64]]]] = {}
-    for s in scored:
-        by_task.setdefault(s.task, []).append(s.metrics())
-    per_task = {
-        task: {
-            name: metrics.interval(np.array([found[name][-1] for found in each]), metrics.limits(name))
-            for name in PER_TASK
-        }
-        for task, each in sorted(by_task.items())
-    }
+    values, tasks = by_episode(scored), [s.task for s in scored]
+    per_task = by_name(values, tasks, PER_TASK)
     worst = min(per_task, key=lambda task: float(per_task[task]["token_f1"]["mean"]))
     answered = [answer for s in scored for answer in s.said[-1]]
     accepted = [record.answers for s in scored for record in s.records]
@@ -344,9 +336,8 @@ def text_details(scored: Sequence[TextScored], shown: int = 10) -> dict[str, Any
                                 for s in optional])  # fmt: skip
         error = metrics.calibration_error(np.concatenate([s.confidence[-1] for s in optional]), right)
         over["options"] = {"rows": len(right), "accuracy": float(right.mean()), "ece_pooled": float(error)}
-    if len(per_task) > 1:
-        means, counts = np.array([(of["token_f1"]["mean"], of["token_f1"]["episodes"]) for of in per_task.values()]).T
-        over["over_tasks"] = {**metrics.over_clusters(means * counts, counts.astype(np.int64)), "tasks": len(per_task)}
+    if over_tasks := metrics.over_groups(values["token_f1"][:, -1], tasks, "tasks"):
+        over["over_tasks"] = over_tasks
     return {
         **over,
         "diverged": sum(not np.isfinite(s.loss[-1]) for s in scored),

@@ -1,6 +1,8 @@
 """Releases of Ray and transformers that have what distmeta would like to use, and those that do not."""
 
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -60,3 +62,9 @@ def test_a_model_s_settings_are_taken_by_a_configuration_that_is_no_dataclass():
 
     assert vars(Config()) == {"width": 8, "pad_token_id": 0}
     assert vars(Config(width=2, name="x")) == {"width": 2, "pad_token_id": 0, "name": "x"}
+
+
+def test_what_some_releases_have_not_got_is_used_in_one_place():
+    root = Path(versions.__file__).parent
+    used = re.compile(r"huggingface_hub\.dataclasses|\bPreTrainedConfig\b|from ray\._private|ray\.train\.v2")
+    assert [p.name for p in root.rglob("*.py") if used.search(p.read_text())] == ["versions.py"]

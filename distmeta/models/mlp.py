@@ -11,14 +11,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from distmeta.versions import model_config
 
-@strict
-class MLPConfig(PreTrainedConfig):  # type: ignore[misc]
+
+@model_config
+class MLPConfig(PretrainedConfig):  # type: ignore[misc]
     model_type = "mlp"
 
     input_size: int = 1

@@ -1,8 +1,8 @@
 """Does `distmeta predict --reject` tell texts that fit none of a task's labels?
 
-    python benchmarks/rejection.py --data DIR/clinc150 --pretrained MODEL_DIR --run-dir DIR
+    python benchmarks/rejection.py --data DIR/clinc150 --pretrained MODEL_DIR
 
-CLINC150, class split 01: the recipe `intents` with class means, trained as in benchmarks/intents.py. Meta-test episodes
+CLINC150, class split 01: the recipe `intents` with class means by cosine, trained in this process. Meta-test episodes
 of unseen intents, each with as many queries of its own intents as out-of-scope queries (published beside the data set,
 and of no intent), and queries of other unseen intents. Area: the chance that a query of the task is more typical than
 one that is not, by the highest class score, or by the highest probability. Then at each rate: which share of each kind
@@ -14,27 +14,43 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from intents import trained
-from real_text import RESULTS
+import torch.distributed as dist
+from intents import SETTINGS
+from real_text import RESULTS, overrides
 from sklearn.metrics import roc_auc_score
 
 from distmeta.bench.measure import setting
+from distmeta.config import load_config
 from distmeta.evaluation.adapt import AdaptedModel, adapted_model
 from distmeta.evaluation.adaptable import Adaptable, fit, on_device
 from distmeta.evaluation.rejection import judged, scores_left_out
 from distmeta.evaluation.support import read_support
+from distmeta.learner.worker import learn
 from distmeta.runs import checkpoint as checkpoints
 from distmeta.runs.checkpoint import write_text
+from distmeta.tasks.build import build_store
+from distmeta.tasks.store import open_store
 
 KINDS = [(5, 5), (5, 2), (20, 5)]  # ways, shots
 QUERIES = 25
 RATES = (0.05, 0.1, 0.2)
+
+
+def trained(options: argparse.Namespace, run: Path) -> Adaptable:
+    words = overrides("intents", options.data, options.pretrained)
+    config = load_config("intents", [*words, *SETTINGS, f"run.seed={options.seed}", *options.more])
+    store = open_store(build_store(config.data, config.task, config.model))
+    run.mkdir()
+    learn(config, run, store.path, [], 0, 1, torch.device("cpu"))
+    return on_device(checkpoints.load(run))
 
 
 def adapted_to(start: Adaptable, rows: list[dict[str, str]]) -> AdaptedModel:
@@ -82,13 +98,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--pretrained", required=True)
-    parser.add_argument("--run-dir", required=True, type=Path)
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("more", nargs="*", metavar="key=value")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    start = on_device(checkpoints.load(trained(options, "01")))
+    os.environ.setdefault("LOCAL_RANK", "0")  # which DeepSpeed asks for
+    folder = Path(tempfile.mkdtemp())
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
+    start = trained(options, folder / "run")
     split = json.loads((options.data / "splits.json").read_text())["01"]["test"]
     by_label: dict[str, list[str]] = {name: [] for name in split}
     for row in pq.read_table(options.data / "data.parquet").to_pylist():
@@ -96,7 +114,7 @@ def main() -> None:
             by_label[row["label"]].append(row["text"])
     outside = [row["text"] for row in pq.read_table(options.data / "oos.parquet").to_pylist() if row["split"] == "test"]
     about = {key: value for key, value in setting({"seed": options.seed}).items() if key != "command"}
-    command = "python benchmarks/rejection.py --data DIR/clinc150 --pretrained MODEL_DIR --run-dir DIR"
+    command = "python benchmarks/rejection.py --data DIR/clinc150 --pretrained MODEL_DIR"
     command = " ".join([command, "--episodes", str(options.episodes), *options.more])
     record: dict[str, Any] = {"command": command, "setting": about, "kinds": {}}
     for ways, shots in KINDS:

@@ -77,7 +77,7 @@ def scored(start: Adaptable, drawn: dict[str, Any]) -> dict[str, float]:
     model = adapted_to(start, [{data.text: text, data.label: label} for text, label in drawn["support"]])
     left_out = scores_left_out(start, model)
     out: dict[str, float] = {}
-    highest = {kind: model.scores(drawn[kind]).max(1) for kind in ("task", "out_of_scope", "other_intents")}
+    highest = {kind: model.scores(drawn[kind])[1] for kind in ("task", "out_of_scope", "other_intents")}
     sure = {kind: [one["confidence"] for one in model.predict(drawn[kind])] for kind in highest}
     for kind in ("out_of_scope", "other_intents"):
         right = [1] * len(drawn["task"]) + [0] * QUERIES

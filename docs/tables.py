@@ -422,6 +422,41 @@ def influence() -> str:
     return table(["inner rates", "mean correlation", "the least of an episode", "pairs"], rows)
 
 
+DATA_SUITES = {
+    "reviews": "built-in reviews, small encoder, by example",
+    "tasks": "the same, 30% of the domains, by task",
+    "intents": "CLINC150, frozen encoder, by example",
+}
+
+
+def data_weights() -> str:
+    rows = []
+    for name, of in record("data_weights").items():
+        suite, _, seed = name.partition(", seed ")
+        if suite not in DATA_SUITES:
+            continue
+        ways = of["ways"]
+        scores = [half(ways[way]) for way in ("clean", "noisy", "trusted", "weights", "filtered")]
+        rows.append([DATA_SUITES[suite], seed or "0", str(of["steps"]), f"{ways['weights']['area']:.3f}", *scores])
+    rows.sort(key=lambda row: (list(DATA_SUITES.values()).index(row[0]), row[1]))
+    header = ["", "seed", "meta-steps", "area", "right labels", "wrong labels", "trusted queries", "learnt weights"]
+    return table([*header, "filtered"], rows)
+
+
+def rejection() -> str:
+    rows = []
+    for kind, of in record("rejection")["kinds"].items():
+        ways, shots = kind.split("x")
+        score = {name: f"{value['mean']:.3f} ± {value['half_width']:.3f}" for name, value in of.items()}
+        at = [score.get(f"rejected_{who}_at_0.1", "") for who in ("out_of_scope", "other_intents", "task")]
+        rows.append([
+            f"{ways}, {shots}", score["area_out_of_scope"], score["area_other_intents"], *at, score["accuracy"],
+            score.get("accuracy_of_accepted_at_0.1", ""),
+        ])  # fmt: skip
+    header = ["ways, shots", "area, out of scope", "area, other intents", "out of scope", "other intents", "the task's own"]
+    return table([*header, "accuracy of all", "of what is kept"], rows)
+
+
 def documents_builtin() -> str:
     scores = record("documents_builtin")["evaluation"]
     rows = [
@@ -464,12 +499,59 @@ def images() -> str:
     return table(["5 ways, 1 shot", "meta-steps", "`maml`", "`prototypes`", "paired, over classes"], rows)
 
 
+def pays() -> str:
+    """Where meta-training paid and where not: the best without it beside it, by record."""
+    built_in = {name: scores["accuracy"] for name, scores in record("default")["evaluation"].items()}
+    zh = record("real_text_sentiment_60")["meta_test"]
+    letters_of = record("letters")
+    ledgers = record("documents_builtin")["evaluation"]
+    texts = record("documents")
+    drawn = record("images")["built_in"]
+    sinusoid = record("classics_sinusoid")["methods"]
+
+    def texts_of(name: str) -> float:
+        return mean(run["reading"]["loss"] for run in texts["runs"] if run["algorithm"] == name)
+
+    def named(shots: int) -> str:
+        return f"{mean(run['by_shots'][shots]['mean'] for run in letters_of['runs'].values()):.3f}"
+
+    rows = [
+        ["reviews whose words change meaning by domain (built in)", "encoder from random weights", "5 of each label",
+         f"pooled training {number(built_in['multi_task'])}", f"`maml` {number(built_in['meta_trained'])}", "yes"],
+        ["intents under letters that mean nothing (CLINC150)", "SmolLM2-135M", "1 of each of 5",
+         f"the model as it comes {number(letters_of['base'][0])}", f"`in_context` {named(0)}", "yes"],
+        ["the same", "the same", "5 of each of 5", f"the model as it comes {number(letters_of['base'][4])}",
+         f"`in_context` {named(4)}", "yes"],
+        ["intents (CLINC150, five splits)", "MiniLM", "1 of each of 5",
+         f"frozen class means {mean(intents_of('5x1', 'frozen')):.3f}",
+         f"`prototypes` {mean(intents_of('5x1', 'meta_trained')):.3f}", "a little"],
+        ["the same", "the same", "1 of each of 20", f"frozen class means {mean(intents_of('20x1', 'frozen')):.3f}",
+         f"`prototypes` {mean(intents_of('20x1', 'meta_trained')):.3f}", "yes"],
+        ["sentiment, labels mean the same everywhere (Chinese reviews)", "encoder from random weights",
+         "5 of each label", f"`maml` without adapting {number(zh['no_adaptation']['accuracy'])}",
+         f"`maml` {number(zh['meta_trained']['accuracy'])}", "adapting does not"],
+        ["texts that define their own words (built-in ledgers), loss", "decoder from random weights", "8 chunks",
+         f"steps from pooled weights {number(ledgers['naive']['loss'])}",
+         f"`maml` {number(ledgers['meta_trained']['loss'])}", "yes"],
+        ["books and articles, loss", "decoder of 2 million", "8 chunks",
+         f"ordinary training, then steps {texts_of('multi_task'):.3f}", f"`fomaml` {texts_of('fomaml'):.3f}",
+         "hardly"],
+        ["characters drawn by the program", "four convolutions", "1 of each of 5",
+         f"`prototypes` {number(drawn['prototypes']['accuracy'])}", f"`maml` {number(drawn['maml']['accuracy'])}",
+         "class means more"],
+        ["sinusoids, squared error after 1 step", "two layers of 40", "5 points",
+         f"first order {number(sinusoid['first_order']['mse_after_1'])}",
+         f"`maml` {number(sinusoid['exact']['mse_after_1'])}", "exact order too"],
+    ]  # fmt: skip
+    return table(["tasks", "model", "examples", "without, or the simpler way", "meta-trained", "pays"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
         default, default_short, peers, exact_walk, depth, paper, scaling, time_to_quality, classics, orders, algorithms,
         algorithms_short, algorithms_real, padding, compression, answers, sentiment, sentiment_rows,
         sentiment_train_whole, sentiment_whole, images, intents, letters, letters_methods, documents_builtin,
-        documents_runs, documents_memory, influence,
+        documents_runs, documents_memory, influence, data_weights, rejection, pays,
     )
 }  # fmt: skip

@@ -28,6 +28,7 @@ from distmeta.evaluation.scoring import split_meta
 from distmeta.evaluation.support import Support, read_support, tokenise
 from distmeta.evaluation.texts import choose, write
 from distmeta.models.backbone import set_attention
+from distmeta.models.batch import TextBatch
 from distmeta.models.build import build_model, check_format
 from distmeta.models.compression import restore
 from distmeta.models.language import LanguageModel
@@ -98,9 +99,7 @@ class AdaptedModel:
         """
         if self.config.model.dimensions is not None:
             return self._regress(texts, *self.config.model.dimensions)
-        for number, text in enumerate(texts if self.config.model.image is None else ()):
-            if reason := fault(text):
-                raise InputError(f"text {number} {reason}")
+        self.check(texts)
         if self.config.task.family == "text_to_text":
             assert isinstance(self.model, LanguageModel)
             return self._answer(self.model, texts)
@@ -109,22 +108,40 @@ class AdaptedModel:
             place, pad_id = documents.place_of(self.state), int(self.state["pad_id"])
             each = [documents.tokens_of(self.tokenizer, text) for text in texts]
             return [documents.score(self.model, self.params, place, t, self.config, pad_id) for t in each]
-        probabilities = torch.from_numpy(self.scores(texts)).float().softmax(-1).double().numpy()
-        return [likeliest(p, self.labels) for p in probabilities]
+        return predictions(self.scores(texts)[0], self.labels)
 
-    def scores(self, texts: Sequence[Any]) -> NDArray[np.float64]:
-        """The logits of the task's labels, [n, C]."""
-        out = np.zeros((len(texts), len(self.labels)))
+    def check(self, texts: Sequence[Any]) -> None:
+        """Raises InputError for what is no text, or empty."""
+        for number, text in enumerate(texts if self.config.model.image is None else ()):
+            if reason := fault(text):
+                raise InputError(f"text {number} {reason}")
+
+    def scores(self, texts: Sequence[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The logits of the task's labels, [n, C]; and the highest score of each text, [n].
+
+        It is the largest logit; of a prototype head the distance to the nearest class, squared, scaled and negated.
+        """
+        logits = np.zeros((len(texts), len(self.labels)), np.float32)
+        highest = np.zeros(len(texts), np.float32)
         device = next(iter(self.params.values())).device
         for start in range(0, len(texts), BATCH_ROWS):
             part = texts[start : start + BATCH_ROWS]
             rows = tokenise(self.tokenizer, part, [0] * len(part), self.config)
             batches = collate([rows], 0, int(self.state["pad_id"]))
-            with torch.no_grad():
-                for numbers, batch in zip(batches, self.model.batches(batches, device), strict=True):
-                    logits = self.model.logits(self.params, batch)[0, :, : len(self.labels)]
-                    out[start + numbers["rows"][0]] = logits.double().cpu().numpy()
-        return out
+            for numbers, batch in zip(batches, self.model.batches(batches, device), strict=True):
+                place, of_batch = start + numbers["rows"][0], self._scores(batch)
+                logits[place], highest[place] = (value.float().cpu().numpy() for value in of_batch)
+        return logits, highest
+
+    @torch.no_grad()
+    def _scores(self, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        if not self.model.prototype_head:
+            logits = self.model.logits(self.params, batch)[0, :, : len(self.labels)]
+            return logits, logits.amax(-1)
+        x = self.model.features(self.params, batch)
+        logits = self.model.head_scores(self.params, x)[0, :, : len(self.labels)]
+        # A prototype head leaves the length of the features out, which is the same for all classes.
+        return logits, logits.amax(-1) - self.params["head_log_scale"].exp() * x[0].pow(2).sum(-1)
 
     def continue_text(self, text: str, most: int) -> str:
         """What comes after the text that was read and `text`, at most `most` tokens. Raises InputError."""
@@ -185,6 +202,12 @@ def losses_in_words(losses: Sequence[float], before: str) -> str:
     """The support loss after 0..K inner steps; nothing of a support set that is read alone."""
     path = " -> ".join(f"{loss:.3f}" for loss in losses)
     return f"{before}support loss {path}" if losses else ""
+
+
+def predictions(logits: NDArray[np.float32], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """What `AdaptedModel.predict` says of the logits [n, C] of a task's labels."""
+    probabilities = torch.from_numpy(logits).softmax(-1).double().numpy()
+    return [likeliest(p, labels) for p in probabilities]
 
 
 def likeliest(probabilities: NDArray[np.float64], labels: Sequence[str]) -> dict[str, Any]:

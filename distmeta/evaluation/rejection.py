@@ -20,15 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from distmeta.algorithms.rates import inner_loop
 from distmeta.config import Config
 from distmeta.errors import InputError
-from distmeta.evaluation.adapt import AdaptedModel, adapted_model
+from distmeta.evaluation.adapt import AdaptedModel, adapted_model, predictions
 from distmeta.evaluation.adaptable import Adaptable, source_of
 from distmeta.evaluation.many import fit_each
-from distmeta.evaluation.scoring import tasks_at_once
-from distmeta.evaluation.support import read_support, tokenise
+from distmeta.evaluation.scoring import Scoring, row_features, tasks_at_once
+from distmeta.evaluation.support import Support, read_support, tokenise
 from distmeta.inner import Diverged
 from distmeta.tasks.rows import Episode
 
@@ -74,29 +77,51 @@ def scores_left_out(start: Adaptable, adapted: AdaptedModel) -> NDArray[np.float
     config, examples = adapted.config, adapted.state["examples"]
     rows = [{config.data.text: one["text"], config.data.label: one["label"]} for one in examples]
     whole, n = read_support(rows, config, start.state, start.tokenizer), len(rows)
+    steps = max(len(adapted.inner_losses) - 1, 0)
+    if start.model.prototype_head and steps == 0:
+        return np.sort(class_means_left_out(start, whole))
     supports = []
     for i in range(n):
-        others = [examples[j]["text"] for j in range(n) if j != i]
-        others_rows = tokenise(start.tokenizer, others, np.delete(whole.rows.labels, i).tolist(), config)
-        supports.append(replace(whole, rows=others_rows))
+        texts = [examples[j]["text"] for j in range(n) if j != i]
+        others = tokenise(start.tokenizer, texts, np.delete(whole.rows.labels, i).tolist(), config)
+        supports.append(replace(whole, rows=others))
     episodes = [Episode(0, "", tuple(whole.labels), one.rows, one.rows) for one in supports]
     most = 1 if start.model.in_context is not None else tasks_at_once(start.model, config, episodes, start.device)
-    steps = [max(len(adapted.inner_losses) - 1, 0)] * n
     scores = np.zeros(n)
-    for i, fitted in fit_each(start, supports, steps, most):
+    for i, fitted in fit_each(start, supports, [steps] * n, most):
         if isinstance(fitted, Diverged):
             raise InputError(f"reject: the inner loop diverges without example {i}: {fitted}")
-        scores[i] = adapted_model(start, supports[i], *fitted).scores([examples[i]["text"]]).max()
+        scores[i] = adapted_model(start, supports[i], *fitted).scores([examples[i]["text"]])[1][0]
     return np.sort(scores)
+
+
+def class_means_left_out(start: Adaptable, support: Support) -> NDArray[np.float64]:
+    """As `scores_left_out`, in the support set's order, of a model that does nothing but take class means."""
+    config, rows = start.config, support.rows
+    episode = Episode(0, "", tuple(support.labels), rows, rows)
+    loop = inner_loop(config.inner, start.rates, 0)
+    _, x = row_features(
+        Scoring(start.model, start.fast, start.shared, loop, config, start.pad_id, start.device), [episode]
+    )
+    labels = torch.as_tensor(rows.labels, device=x.device)
+    chosen = F.one_hot(labels, len(support.labels)).to(x.dtype)
+    sums, counts = chosen.mT @ x, chosen.sum(0)
+    without_it = (sums[labels] - x) / (counts[labels] - 1).unsqueeze(1)
+    distances = torch.cdist(x, sums / counts.unsqueeze(1)).scatter(
+        1, labels.unsqueeze(1), (x - without_it).norm(dim=1, keepdim=True)
+    )
+    nearest = distances.amin(1).pow(2) * start.shared["head_log_scale"].exp()
+    return -nearest.double().cpu().numpy()
 
 
 def judged(
     adapted: AdaptedModel, texts: Sequence[str], left_out: NDArray[np.float64], rate: float
 ) -> list[dict[str, Any]]:
     """Predictions with their typicality, of scores that rise."""
-    predictions, highest = adapted.predict(texts), adapted.scores(texts).max(1)
+    adapted.check(texts)
+    logits, highest = adapted.scores(texts)
     typical = (1 + np.searchsorted(left_out, highest, side="right")) / (len(left_out) + 1)
     return [
         {**one, "label": None if p <= rate else one["label"], "typicality": round(float(p), 6)}
-        for one, p in zip(predictions, typical, strict=True)
+        for one, p in zip(predictions(logits, adapted.labels), typical, strict=True)
     ]

@@ -318,10 +318,9 @@ class TaskModel(nn.Module):
     def features(self, params: Mapping[str, Tensor], batch: TextBatch) -> Tensor:
         """Pooled features by task, [T, n, D]; at a fixed length where the distance is the cosine's."""
         states = params[batch.states] if isinstance(batch.states, str) else batch.states
-        if states is not None and self.entry_is_pooled:
-            pooled = states
-        else:
-            pooled = self.under(params, lambda: self._pooled(batch, states))
+        at_hand = states is not None and self.entry_is_pooled
+        pooled = states if at_hand else self.under(params, lambda: self._pooled(batch, states))
+        assert pooled is not None
         pooled = pooled.view(*batch.labels.shape, -1)
         return self.length * F.normalize(pooled, dim=-1) if self.unit_length else pooled
 
@@ -347,9 +346,13 @@ class TaskModel(nn.Module):
             ))  # fmt: skip
         else:
             x = self.features(params, batch)
+        return self.head_scores(params, x)
+
+    def head_scores(self, params: Params, x: Tensor) -> Tensor:
+        """Class scores of features [T, n, D], [T, n, C]."""
         weight = params.get("head_weight", getattr(self, "head_weight", None))
         bias = params.get("head_bias", getattr(self, "head_bias", None))
-        assert weight is not None and bias is not None, "a prototype head is set by start()"
+        assert weight is not None and bias is not None, "start() sets a prototype head"
         return x @ weight.mT + (bias if bias.dim() == 1 else bias.unsqueeze(1))
 
     def loss(self, params: Params, batch: TextBatch) -> Tensor:

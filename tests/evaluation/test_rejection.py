@@ -35,16 +35,16 @@ def test_a_text_is_as_typical_as_its_place_among_the_examples_left_out(checkpoin
     left_out = []
     for i, row in enumerate(ROWS):
         others = adapt(checkpoint, [*ROWS[:i], *ROWS[i + 1 :]])
-        left_out.append(others.scores([row["text"]]).max())
+        left_out.append(others.scores([row["text"]])[1][0])
     adapted = adapt(checkpoint, ROWS)
-    said = predict_or_reject(adapted, TEXTS, rate=0.4)
+    said = predict_or_reject(adapted, TEXTS, rate=0.8)
     plain = adapted.predict(TEXTS)
-    for one, expected, scores in zip(said, plain, adapted.scores(TEXTS), strict=True):
-        below = sum(score <= scores.max() + 1e-6 for score in left_out)
+    for one, expected, highest in zip(said, plain, adapted.scores(TEXTS)[1], strict=True):
+        below = sum(score <= highest + 1e-6 for score in left_out)
         assert one["typicality"] == pytest.approx((1 + below) / (len(ROWS) + 1), abs=1e-6)
-        assert one["label"] == (None if one["typicality"] <= 0.4 else expected["label"])
+        assert one["label"] == (None if one["typicality"] <= 0.8 else expected["label"])
         assert one["probabilities"] == expected["probabilities"]
-    assert {one["label"] is None for one in said} == {True, False} or len({o["typicality"] for o in said}) == 1
+    assert adapted.model.prototype_head <= (len({one["typicality"] for one in said}) > 1)  # a linear one hardly differs
 
 
 def test_a_higher_rate_rejects_what_a_lower_one_does_and_more(checkpoint):

@@ -170,7 +170,9 @@ def main() -> None:
     part = options.part if not options.seed else f"{options.part}, seed {options.seed}"
     table: list[dict[str, Any]] = []
     for way in options.ways:
-        ours = record.setdefault(part, {"steps": options.steps, "setting": about, "ways": {}})
+        if record.get(part, {}).get("steps") != options.steps:
+            record[part] = {"steps": options.steps, "setting": about, "ways": {}}
+        ours = record[part]
         of_way = kept(rows, table, LEAST) if way == "filtered" else rows
         ours["ways"][way], weights = trained(way, of_way, words, options)
         table = weights or table

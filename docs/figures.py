@@ -391,16 +391,6 @@ def documents(t: Tools) -> Iterator[Sentence]:
     yield "docs/documents.md", f"{seconds['maml'] / seconds['multi_task']:.1f} times as long as an ordinary step"
     share = t.record("influence")["cpu_of_a_meta_gradient"]
     yield "docs/explain.md", f"it costs {share:.2f} of one exact meta-gradient"
-    weights = {part: of["ways"] for part, of in t.record("data_weights").items() if part != "command"}
-    for part, unit in (("intents", "of right rows"), ("tasks", "of right domains")):
-        right, wrong = weights[part]["weights"]["mean_weight"]
-        yield "docs/data-weights.md", f"{weights[part]['weights']['area']:.3f}; the mean weight is {right:.2f} {unit}"
-        yield "docs/data-weights.md", f"{unit} and {wrong:.2f} of wrong ones"
-    with_weights, without = (t.interval(weights["tasks"][way]) for way in ("weights", "trusted"))
-    yield (
-        "docs/data-weights.md",
-        f"it has {with_weights}, and the same run without weights, also with trusted queries, {without}.",
-    )
     whole = t.record("llm_train")
     accuracy = {name: t.interval(of["accuracy"]) for name, of in whole["evaluation"].items()}
     yield (

@@ -394,8 +394,8 @@ def intents() -> str:
     return table(["", "meta-trained", "frozen encoder", "better in"], rows)
 
 
-def documents_runs() -> str:
-    found = record("documents")
+def documents_runs(name: str = "documents") -> str:
+    found = record(name)
     rows = [[f"`{name}`", "", "", f"{of['loss']:.3f}", ""] for name, of in found["base"].items()]
     for name in dict.fromkeys(run["algorithm"] for run in found["runs"]):
         runs = [run for run in found["runs"] if run["algorithm"] == name]
@@ -403,6 +403,10 @@ def documents_runs() -> str:
         words = name.replace("_", " ") if name == "fomaml_as_many_steps" else f"`{name}`"
         rows.append([words, str(runs[0]["steps"]), str(len(runs)), f"{reading:.3f}", f"{still:.3f}"])
     return table(["initial model, or algorithm", "meta-steps", "seeds", "loss as it reads", "without steps"], rows)
+
+
+def documents_pretrained() -> str:
+    return documents_runs("documents_pretrained")
 
 
 def documents_memory() -> str:
@@ -552,6 +556,6 @@ TABLES: dict[str, Callable[[], str]] = {
         default, default_short, peers, exact_walk, depth, paper, scaling, time_to_quality, classics, orders, algorithms,
         algorithms_short, algorithms_real, padding, compression, answers, sentiment, sentiment_rows,
         sentiment_train_whole, sentiment_whole, images, intents, letters, letters_methods, documents_builtin,
-        documents_runs, documents_memory, influence, data_weights, rejection, pays,
+        documents_runs, documents_pretrained, documents_memory, influence, data_weights, rejection, pays,
     )
 }  # fmt: skip

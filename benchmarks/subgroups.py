@@ -1,6 +1,6 @@
 """What does `outer.worst_subgroup` do for a subgroup that is rare?
 
-    python benchmarks/subgroups.py [--seeds 0 1 2] [--share 0.1] [--steps 400]
+    python benchmarks/subgroups.py [--seeds 0 1 2] [--share 0.1] [--steps 1000]
 
 The built-in reviews without the names of the products; a share of the rows of every label and domain is in a dialect:
 each word is another one. A small encoder from random weights meets those words seldom. Two ways to train on the same
@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--share", type=float, default=0.1, help="of the rows that are in the dialect")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=1000)
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("LOCAL_RANK", "0")  # which DeepSpeed asks for

@@ -389,6 +389,14 @@ def documents(t: Tools) -> Iterator[Sentence]:
     yield "docs/documents.md", f"and exact has {apart['maml less fomaml']} a token"
     yield "docs/documents.md", f"by {apart['fomaml less multi_task']}."
     yield "docs/documents.md", f"{seconds['maml'] / seconds['multi_task']:.1f} times as long as an ordinary step"
+    large = t.record("documents_pretrained")
+    less = next(run["less_naive"] for run in large["runs"] if run["algorithm"] == "maml")
+    yield "docs/documents.md", f"less `naive` is {less['mean']:+.3f} [{less['low']:+.3f}, {less['high']:+.3f}]"
+    orders = large["differences"]["maml less fomaml_as_many_steps"]
+    yield (
+        "docs/documents.md",
+        f"first order is {orders['mean']:+.4f} [{orders['low']:+.4f}, {orders['high']:+.4f}]",
+    )
     share = t.record("influence")["cpu_of_a_meta_gradient"]
     yield "docs/explain.md", f"it costs {share:.2f} of one exact meta-gradient"
     whole = t.record("llm_train")
@@ -459,6 +467,12 @@ def search(t: Tools) -> Iterator[Sentence]:
 
 
 def features(t: Tools) -> Iterator[Sentence]:
+    runs = t.record("subgroups")["runs"]
+    with_it, without = (
+        t.listed(run["accuracy:dialect"]["mean"] for run in runs if run["way"] == way)
+        for way in ("worst_subgroup", "plain")
+    )
+    yield "docs/features.md", f"accuracy is {with_it} with it and {without} without"
     gains = t.record("augmentation")["compared"]
     change = {name: f"{g['gain']:+.3f} [{g['low']:.3f}, {g['high']:.3f}]" for name, g in gains.items()}
     yield (

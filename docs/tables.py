@@ -457,7 +457,14 @@ def rejection() -> str:
             f"{ways}, {shots}", score["area_out_of_scope"], score["area_other_intents"], *at, score["accuracy"],
             score.get("accuracy_of_accepted_at_0.1", ""),
         ])  # fmt: skip
-    header = ["ways, shots", "area, out of scope", "area, other intents", "out of scope", "other intents", "the task's own"]
+    header = [
+        "ways, shots",
+        "area, out of scope",
+        "area, other intents",
+        "out of scope",
+        "other intents",
+        "the task's own",
+    ]
     return table([*header, "accuracy of all", "of what is kept"], rows)
 
 

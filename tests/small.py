@@ -32,8 +32,8 @@ BACKBONES = {
               "intermediate_size": 32},
     "t5": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2},
     "lstm": {"embedding_size": 12, "hidden_size": 16, "num_hidden_layers": 1},
-    "mlp": {"hidden_size": 6, "num_hidden_layers": 2},
 }  # fmt: skip
+ARRAYS = {"mlp": {"hidden_size": 6, "num_hidden_layers": 2}}  # models of numbers
 
 # As ChatML, without a system line.
 CHAT = (
@@ -59,7 +59,8 @@ def write_domains(path: Path, tasks: int = 10, rows: int = 14) -> Path:
 def config(path: Path | None = None, architecture: str = "bert", **sections) -> Config:
     """A tiny configuration: one layer, 16 wide, family domain; sections as dictionaries, laid over it."""
     base = {
-        "model": {"architecture": architecture, "config": BACKBONES[architecture], "max_tokens": 16, "vocab_size": 100,
+        "model": {"architecture": architecture, "config": (BACKBONES | ARRAYS)[architecture],
+                  "max_tokens": 16, "vocab_size": 100,
                   "lora_targets": "hidden$" if architecture == "lstm" else "auto"},
         "data": {"path": None if path is None else str(path)},
         "task": {"shots": 3, "queries": 4},

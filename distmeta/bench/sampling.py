@@ -116,7 +116,7 @@ def collated(group: Sequence[Episode], config: Config, pad_id: int, buckets: int
 
 def grouped(episodes: list[Episode], config: Config) -> list[list[Episode]]:
     """As the learner groups them for a model that takes a task axis, and so little memory that it sets no limit."""
-    model: Any = SimpleNamespace(takes_task_axis=True, fast={}, fast_shards=True, work_unit=1)
+    model: Any = SimpleNamespace(takes_task_axis=True, reads_sets=False, fast={}, fast_shards=True, work_unit=1)
     return group_episodes(episodes, tasks_at_once(model, config, episodes, torch.device("cpu")))
 
 

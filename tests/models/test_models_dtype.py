@@ -16,7 +16,7 @@ from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.store import open_store
 
 
-@pytest.mark.parametrize("architecture", [kind for kind in small.BACKBONES if kind != "mlp"])
+@pytest.mark.parametrize("architecture", small.BACKBONES)
 @pytest.mark.parametrize("algorithm", ["maml", "fomaml"])
 def test_bfloat16_is_float32_to_its_precision(architecture, algorithm, words_csv):
     found = []

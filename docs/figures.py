@@ -210,13 +210,20 @@ def time_to_quality(t: Tools) -> Iterator[Sentence]:
 
 
 def classics(t: Tools) -> Iterator[Sentence]:
+    def after(scores: Mapping[str, Any], steps: int) -> str:
+        return t.interval({key: values[steps] for key, values in scores.items()})
+
+    trained = t.record("trained_classics")
+    loss, accuracy = trained["sinusoid"]["loss"], trained["omniglot"]["accuracy"]
+    yield "docs/beyond-text.md", f"error of {after(loss, 1)} after one step and {after(loss, 10)} after ten"
+    yield "docs/images.md", f"accuracy is {after(accuracy, 3)} after three inner steps"
     record = t.record("classics_navigation")
-    after = {name: t.interval(one["return_after_1"], 2) for name, one in record["methods"].items()}
+    returns = {name: t.interval(one["return_after_1"], 2) for name, one in record["methods"].items()}
     yield (
         "docs/results.md",
         (
-            f"Return after the step: exact MAML {after['exact']}, first order {after['first_order']}, a policy pretrained on all goals "
-            f"and fine-tuned with the best of seven rates {after['pretrained']}; of the same goals exact is better than pretrained by "
+            f"Return after the step: exact MAML {returns['exact']}, first order {returns['first_order']}, a policy pretrained on all goals "
+            f"and fine-tuned with the best of seven rates {returns['pretrained']}; of the same goals exact is better than pretrained by "
             f"{t.interval(record['exact_less_pretrained_after_1'], 2)}. Before the step all are at "
             f"{record['methods']['exact']['return_after_0']['mean']:.1f}, and who knows the goal gets "
             f"{record['knows_the_goal']['mean']:.2f}."

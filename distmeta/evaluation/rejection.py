@@ -13,6 +13,7 @@ example more than those that the s_i come from), whatever the model. Texts of at
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -53,8 +54,9 @@ def check_rejects(config: Config, state: Mapping[str, Any], rate: float) -> None
     """Raises InputError where a rate, a kind of model or a support set does not allow it."""
     if not 0 < rate < 1:
         raise InputError(f"reject = {rate:g}: give a share of the task's own texts that may be rejected, such as 0.05")
-    if config.task.family not in ("domain", "classes") or config.model.is_array:
-        what = "model.image" if config.model.is_array else f"task.family={config.task.family}"
+    has_labels = config.task.family in ("domain", "classes")
+    if not has_labels or config.model.is_array:
+        what = "model.image" if has_labels else f"task.family={config.task.family}"
         raise InputError(f"reject does not work with {what}; it needs texts with labels (domain or classes)")
     if "examples" not in state:
         raise InputError("this model was adapted by an earlier distmeta, which kept no examples; adapt it again")
@@ -89,8 +91,8 @@ def scores_left_out(start: Adaptable, adapted: AdaptedModel) -> NDArray[np.float
     most = 1 if start.model.in_context is not None else tasks_at_once(start.model, config, episodes, start.device)
     scores = np.zeros(n)
     for i, fitted in fit_each(start, supports, [steps] * n, most):
-        if isinstance(fitted, Diverged):
-            raise InputError(f"reject: the inner loop diverges without example {i}: {fitted}")
+        if isinstance(fitted, Diverged) or not all(map(math.isfinite, fitted[1])):
+            raise InputError(f"reject: without example {i} the inner loop diverges; adapt with fewer --steps")
         scores[i] = adapted_model(start, supports[i], *fitted).scores([examples[i]["text"]])[1][0]
     return np.sort(scores)
 

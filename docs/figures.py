@@ -210,9 +210,13 @@ def time_to_quality(t: Tools) -> Iterator[Sentence]:
 
 
 def classics(t: Tools) -> Iterator[Sentence]:
-    loss = t.record("trained_classics")["sinusoid"]["loss"]
-    one, ten = (t.interval({key: values[steps] for key, values in loss.items()}) for steps in (1, 10))
-    yield "docs/beyond-text.md", f"error of {one} after one step and {ten} after ten"
+    def after(scores: Mapping[str, Any], steps: int) -> str:
+        return t.interval({key: values[steps] for key, values in scores.items()})
+
+    trained = t.record("trained_classics")
+    loss, accuracy = trained["sinusoid"]["loss"], trained["omniglot"]["accuracy"]
+    yield "docs/beyond-text.md", f"error of {after(loss, 1)} after one step and {after(loss, 10)} after ten"
+    yield "docs/images.md", f"accuracy is {after(accuracy, 3)} after three inner steps, {after(accuracy, 1)} after one"
     record = t.record("classics_navigation")
     returns = {name: t.interval(one["return_after_1"], 2) for name, one in record["methods"].items()}
     yield (

@@ -13,6 +13,7 @@ from distmeta.drive.train import prepare_store
 from distmeta.errors import InputError
 from distmeta.evaluation.adapt import adapt, load_adapted
 from distmeta.evaluation.evaluate import evaluate
+from distmeta.evaluation.rejection import predict_or_reject
 from distmeta.export.export import export
 from distmeta.learner.worker import learn
 from distmeta.serve.batches import Base
@@ -78,6 +79,13 @@ def test_a_run_trains_evaluates_adapts_predicts_and_exports_by_names(case, folde
     again = load_adapted(adapted.save(tmp_path / "adapted")).predict(TEXTS)
     assert [of["label"] for of in again] == [of["label"] for of in first]
     assert [of["confidence"] for of in again] == pytest.approx([of["confidence"] for of in first], abs=1e-5)
+
+    rows = [*SUPPORT[:3], {"text": "cold", "label": "cool"}]
+    left_out = [adapt(tmp_path, rows[:i] + rows[i + 1 :]).scores([rows[i]["text"]])[1][0] for i in range(len(rows))]
+    whole = adapt(tmp_path, rows)
+    below = [sum(score <= highest + 1e-5 for score in left_out) for highest in whole.scores(TEXTS)[1]]
+    typical = [of["typicality"] for of in predict_or_reject(whole, TEXTS, 0.3)]
+    assert typical == pytest.approx([(1 + count) / (len(rows) + 1) for count in below], abs=1e-5)
 
     # Served, two tasks at once.
     base = Base(tmp_path)

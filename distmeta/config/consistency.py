@@ -162,8 +162,11 @@ def check_family(config: Config) -> None:
 def check_arrivals(config: Config) -> None:
     """Raises ValueError where tasks that arrive, or files that are added, have no meaning."""
     data, task = config.data, config.task
-    if task.arrive_every and (task.family != "domain" or data.sources is not None):
-        raise ValueError("task.arrive_every is for the tasks of task.family=domain, and one data source; set it to 0")
+    if task.arrive_every and (task.family == "classes" or data.sources is not None):
+        raise ValueError(
+            "task.arrive_every is for data with tasks, of one source: task.family=classes makes tasks of classes, and "
+            "data.sources mixes several; set it to 0"
+        )
     for fits, what in (
         (data.path is not None, "data.path, a directory or glob"),
         (task.arrive_every > 0, "task.arrive_every above 0: tasks arrive with their files"),

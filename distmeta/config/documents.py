@@ -53,7 +53,6 @@ def check_document(config: Config) -> None:
         ("task.labels", task.labels == "head", "there are no labels; leave it out"),
         ("task.prompt", task.prompt == "plain", "leave it out"),
         ("task.augment", not any(value for _, value in task.augment), "a text is read as it is; leave it out"),
-        ("task.arrive_every", task.arrive_every == 0, "set 0"),
         ("cluster.episode", config.cluster.episode == "rank", "set rank"),
         ("model.context", config.model.context == "direct", "set direct"),
     ])  # fmt: skip

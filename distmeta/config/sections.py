@@ -116,6 +116,11 @@ class SourceConfig(Section):
     text: str | None = None
     label: str | None = None
     task: str | None = None
+    author: str | None = None
+    input: str | None = None
+    target: str | None = None
+    options: str | None = None
+    instruction: str | None = None
     split: str | None = None
     splits: dict[str, list[str]] | str | None = None
     fractions: tuple[float, float, float] | None = None

@@ -63,8 +63,8 @@ class TaskConfig(Section):
     arrive_every: int = Field(
         0,
         ge=0,
-        description="family domain: number of training episodes between the arrivals of two tasks; 0: all tasks are "
-        "available from the start",
+        description="number of training episodes between the arrivals of two tasks (documents, functions), each of "
+        "them there from then on; 0: all are available from the start; not with family classes",
     )
     mixture: Mixture = Field(
         "uniform", description="how often episodes come from each of data.sources: uniform: equally; proportional: by "

@@ -20,14 +20,12 @@ def check_text(config: Config) -> None:
         ("task.labels", config.task.labels == "head", "there are no labels; leave it out"),
         ("task.augment", not any(value for name, value in config.task.augment if name != "resplit"),
          "it would change answers along with the texts; set task.augment.resplit alone"),
-        ("task.arrive_every", config.task.arrive_every == 0, "set 0"),
         ("cluster.episode", config.cluster.episode == "rank", "set rank"),
         ("model.context", config.model.context == "direct", "set direct"),
         ("algorithm", config.algorithm not in ("proto_maml", "prototypes", "anil", "boil", "online"),
-         "it needs a classifier's head, or tasks that arrive; set maml, fomaml, reptile, in_context, ..."),
+         "it needs a classifier's head; set maml, fomaml, reptile, in_context, ..."),
         ("model.answer_tokens", config.model.answer_tokens < config.model.max_tokens,
          f"the input needs room in model.max_tokens={config.model.max_tokens}"),
-        ("data.sources", config.data.sources is None, "data.path may name several files"),
     ])  # fmt: skip
 
 

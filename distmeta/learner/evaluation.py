@@ -12,7 +12,7 @@ from distmeta import health
 from distmeta.algorithms import data_weights, privacy
 from distmeta.algorithms.rates import inner_loop
 from distmeta.evaluation.evaluate import evaluate_methods, scorer
-from distmeta.evaluation.scoring import Scoring, curves, domain_of, split_meta
+from distmeta.evaluation.scoring import Scoring, curves, split_meta
 from distmeta.learner.arrivals import regret, sentence
 from distmeta.learner.best import Best
 from distmeta.learner.group import score_in_group
@@ -50,10 +50,16 @@ def validate(
     by_step = curves(scored)
     by_source: dict[str, list[float]] = {}
     for one in scored if config.data.sources else ():
-        source = domain_of(one, config.task.family == "domain", from_sources=True)
-        by_source.setdefault(source, []).append(float(one.loss[-1]))
+        by_source.setdefault(source_of(one, config.task.family), []).append(float(one.loss[-1]))
     means = {name: curve["mean"][-1] for name, curve in by_step.items()}
     return means, by_step, {name: float(np.mean(losses)) for name, losses in sorted(by_source.items())}
+
+
+def source_of(scored: Any, family: str) -> str:
+    """The data source that an episode is from: names of tasks, of documents and of classes begin with it."""
+    name = {"classes": "label_names", "document": "document"}.get(family, "task")
+    of: str | tuple[str, ...] = getattr(scored, name)
+    return (of if isinstance(of, str) else of[0]).split("/")[0]
 
 
 def finish(

@@ -26,28 +26,24 @@ if TYPE_CHECKING:
 def sample_passage(
     store: TaskStore, groups: Groups, task: TaskConfig, seed: int, split: str, index: int, draws: Draws
 ) -> Episode:
-    """Episode `index` of `groups`: training draws a document and a passage of it.
+    """Episode `index` of `groups`, of `readable` ones: training draws a document and a passage of it.
 
     The other splits go through the first passages of all documents in an order of the seed's, then through the second
     ones, and so on, so that no passage is scored twice before all have been scored once.
     """
-    sizes = document_tokens(store, groups)
-    readable = np.flatnonzero(sizes >= task.passage_tokens)
-    counts = sizes[readable] // task.passage_tokens
+    counts = document_tokens(store, groups) // task.passage_tokens
     if split == "train":
-        place = int(draws.below(np.array([len(readable)]))[0])
+        place = int(draws.below(np.array([len(counts)]))[0])
         number = int(draws.below(counts[place : place + 1])[0])
     else:
-        order = Draws(seed, SPLITS.index(split), 0).permutation(len(readable))
+        order = Draws(seed, SPLITS.index(split), 0).permutation(len(counts))
         place, number = in_turn(counts[order], index)
         place = int(order[place])
-    group = int(readable[place])
-    row = int(groups.start[group, 0])
+    row = int(groups.start[place, 0])
     begin = int(store.offsets[row]) + number * task.passage_tokens
-    tokens = store.tokens[begin : begin + task.passage_tokens]
-    rows = chunks_of(np.asarray(tokens), task, row)
+    rows = chunks_of(np.asarray(store.span(begin, begin + task.passage_tokens)), task, row)
     support, query = rows.part(0, task.chunks - 1), rows.part(task.chunks - 1, task.chunks)
-    return Episode(index, store.tasks[groups.ids[group]], tuple(store.labels), support, query)
+    return Episode(index, store.tasks[groups.ids[place]], tuple(store.labels), support, query)
 
 
 def in_turn(counts: NDArray[np.int64], index: int) -> tuple[int, int]:
@@ -76,6 +72,13 @@ def document_tokens(store: TaskStore, groups: Groups) -> NDArray[np.int64]:
     first = groups.start[:, 0]
     sizes: NDArray[np.int64] = store.offsets[first + groups.count[:, 0]] - store.offsets[first]
     return sizes
+
+
+def readable(store: TaskStore, groups: Groups, task: TaskConfig) -> Groups:
+    """The groups that an episode may be of: all, but for documents that are shorter than a passage."""
+    if task.family != "document":
+        return groups
+    return groups[document_tokens(store, groups) >= task.passage_tokens]
 
 
 def check_passages(store: TaskStore, task: TaskConfig, splits: Sequence[str]) -> None:

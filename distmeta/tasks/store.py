@@ -47,9 +47,11 @@ class Groups:
 
     def part(self, first: int, end: int) -> Groups:
         """The groups first..end-1 alone; no copy is made."""
-        part = slice(first, end)
-        trusted = None if self.trusted is None else self.trusted[part]
-        return Groups(self.ids[part], self.start[part], self.count[part], trusted)
+        return self[slice(first, end)]
+
+    def __getitem__(self, which: slice | NDArray[np.bool_]) -> Groups:
+        trusted = None if self.trusted is None else self.trusted[which]
+        return Groups(self.ids[which], self.start[which], self.count[which], trusted)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,10 @@ class TaskStore:
     def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """The tokens of these rows one after another, and where each row's begin [n + 1]."""
         return gather(self.tokens, self.offsets, rows)
+
+    def span(self, begin: int, end: int) -> NDArray[np.int32]:
+        """Tokens begin..end-1 of all that `offsets` count, where they lie: of one task."""
+        return self.tokens[begin:end]
 
     def text(self, row: int) -> str:
         return str(self._texts[row].as_py())

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from distmeta.config import TaskConfig
 from distmeta.errors import InputError
 from distmeta.tasks.arrivals import arrived
+from distmeta.tasks.passages import readable
 from distmeta.tasks.store import Groups, TaskStore, open_store
 
 POLL_S = 0.5
@@ -34,11 +35,17 @@ class JoinedStore(TaskStore):
 
     stores: tuple[TaskStore, ...] = field(repr=False)
     begins: NDArray[np.int64] = field(repr=False)  # [stores + 1]: where the rows of each begin
+    token_begins: NDArray[np.int64] = field(repr=False)  # [stores + 1]: where its tokens do
 
     def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """As `TaskStore.read`; the rows are of one task, and so of one store."""
         part = int(np.searchsorted(self.begins, rows[0], "right")) - 1
         return self.stores[part].read(rows - self.begins[part])
+
+    def span(self, begin: int, end: int) -> NDArray[np.int32]:
+        part = int(np.searchsorted(self.token_begins, begin, "right")) - 1
+        first = int(self.token_begins[part])
+        return self.stores[part].span(begin - first, end - first)
 
     def text(self, row: int) -> str:
         part = int(np.searchsorted(self.begins, row, "right")) - 1
@@ -52,9 +59,14 @@ def join(stores: Sequence[TaskStore]) -> JoinedStore:
     """Tokens and texts stay where they are; what is copied is a number or two of each row and task."""
     first, train = stores[0], [store.groups["train"] for store in stores]
     begins = np.cumsum([0, *(store.rows for store in stores)])
+    token_begins = np.cumsum([0, *(int(store.offsets[-1]) for store in stores)])
     tasks = np.cumsum([0, *(len(store.tasks) for store in stores)])
     values: dict[str, Any] = {f.name: getattr(first, f.name) for f in fields(TaskStore)}
     values["tasks"] = [name for store in stores for name in store.tasks]
+    ends = [store.offsets[1:] + n for store, n in zip(stores, token_begins)]
+    values["offsets"] = np.concatenate([first.offsets[:1], *ends])
+    if first.heads is not None:
+        values["heads"] = np.concatenate([store.heads for store in stores if store.heads is not None])
     values["label_ids"] = np.concatenate([store.label_ids for store in stores])
     values["task_ids"] = np.concatenate([store.task_ids + n for store, n in zip(stores, tasks)]).astype(np.int32)
     values["groups"] = first.groups | {
@@ -64,7 +76,7 @@ def join(stores: Sequence[TaskStore]) -> JoinedStore:
             np.concatenate([groups.count for groups in train]),
         )
     }
-    return JoinedStore(**values, stores=tuple(stores), begins=begins)
+    return JoinedStore(**values, stores=tuple(stores), begins=begins, token_begins=token_begins)
 
 
 class Stream:
@@ -77,6 +89,7 @@ class Stream:
         self.file, self.task, self.timeout_s = file, task, timeout_s
         self._ended = False
         self._stores: list[TaskStore] = []
+        self._tasks: list[int] = []  # of each store: how many an episode may be of
         self._joined: JoinedStore | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -89,7 +102,9 @@ class Stream:
             if state["failed"]:
                 raise InputError(state["failed"])
             self._ended = state["ended"]
-            self._stores += [open_store(path) for path in state["stores"][len(self._stores) :]]
+            for path in state["stores"][len(self._stores) :]:
+                self._stores.append(store := open_store(path))
+                self._tasks.append(len(readable(store, store.groups["train"], self.task).ids))
         return not self._is_short(index)
 
     def wait(self, index: int) -> bool:
@@ -108,14 +123,14 @@ class Stream:
     def at(self, index: int) -> TaskStore:
         """Of the files that the tasks up to episode `index` need, and of no more: the same in every process."""
         self.wait(index)
-        ends = np.cumsum([len(store.groups["train"].ids) for store in self._stores])
+        ends = np.cumsum(self._tasks)
         count = min(int(np.searchsorted(ends, arrived(self.task, index))) + 1, len(self._stores))
         if self._joined is None or len(self._joined.stores) != count:
             self._joined = join(self._stores[:count])
         return self._joined
 
     def _is_short(self, index: int) -> bool:
-        return arrived(self.task, index) > sum(len(store.groups["train"].ids) for store in self._stores)
+        return arrived(self.task, index) > sum(self._tasks)
 
 
 def read(file: Path) -> dict[str, Any]:

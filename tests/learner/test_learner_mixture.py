@@ -110,3 +110,30 @@ def test_the_lag_of_a_curriculum_covers_the_rank_that_looks_furthest_ahead(batch
     small.config(None, **sections, task={"mixture": "curriculum", "lag": ahead})
     with pytest.raises(InputError, match=f"task.lag = {ahead - 1}: episodes are asked for up to {ahead} meta-steps"):
         small.config(None, **sections, task={"mixture": "curriculum", "lag": ahead - 1})
+
+
+FAMILIES = {
+    "document": ({"model": {"max_tokens": 16}, "task": {"chunks": 2, "chunk_tokens": 4, "context_tokens": 4},
+                  "inner": {"steps": 1}}, ["{0} {1} thing is here", "anyone"]),
+    "text_to_text": ({"model": {"answer_tokens": 4}, "task": {"shots": 2, "queries": 2}}, ["{0} {1} thing", "{0}"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tasks_without_classes_are_mixed_and_a_curriculum_goes_by_their_sources(family, tmp_path):
+    """Each source with columns of its own; author: what documents of both sources share says nothing of theirs."""
+    sections, (first, second) = FAMILIES[family]
+    words, sources = small.PLENTY, {}
+    for name, (one, other) in {"a": ("text", "author"), "b": ("body", "who")}.items():
+        lines = [{one: first.format(words[t], words[i]), other: second.format(words[t]), "task": f"task{t}"}
+                 for t in range(9) for i in range(6)]  # fmt: skip
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        columns = ("text", "author") if family == "document" else ("input", "target")
+        sources[name] = {"path": str(tmp_path / f"{name}.jsonl"), **dict(zip(columns, (one, other), strict=True))}
+    config = small.config(None, "gpt2", **small.merge({
+        "algorithm": "fomaml", "data": {"sources": sources, "split": "hash"}, "task": {"family": family, "mixture": "curriculum", "lag": 20},
+        "outer": {"steps": 3}, "eval": {"every": 1, "episodes": 4, "baselines": False},
+    }, sections))  # fmt: skip
+    run = train(tmp_path / "run", config)
+    saved = checkpoint.load(run, which="last").state["validations"]
+    assert [set(validation["sources"]) for validation in saved] == 3 * [{"a", "b"}]

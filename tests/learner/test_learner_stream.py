@@ -11,6 +11,7 @@ import small
 import torch
 
 from distmeta.config import TaskConfig, make_config
+from distmeta.config.trees import merge
 from distmeta.drive.collect import collecting
 from distmeta.errors import InputError
 from distmeta.learner.worker import learn
@@ -149,6 +150,66 @@ def test_a_run_that_ended_goes_on_when_there_is_more(files, complete, tmp_path, 
         assert len(small.records(run)) == steps
     assert weights(run) == weights(complete)
     assert small.records(run) == small.records(complete)
+
+
+FAMILIES = {
+    "document": ({"model": {"max_tokens": 16}, "task": {"chunks": 2, "chunk_tokens": 4, "context_tokens": 4},
+                  "inner": {"steps": 1}}, "gpt2"),
+    "text_to_text": ({"task": {"shots": 2, "queries": 2}, "model": {"answer_tokens": 4}}, "gpt2"),
+    "regression": ({"task": {"shots": 2, "queries": 2}, "model": {"dimensions": [1, 1], "max_tokens": 4}}, "mlp"),
+}  # fmt: skip
+
+
+def rows_of(family, task, rows=8):
+    """Rows of a task of its own: one text, questions with their answers, or points of a line."""
+    for i in range(rows):
+        text = f"{small.PLENTY[task]} {small.PLENTY[(task + i) % 7]} thing"
+        yield {
+            "document": {"text": f"{text} is here"},
+            "text_to_text": {"input": text, "target": small.PLENTY[task]},
+            "regression": {"input": [float(i)], "target": [float(i * task)]},
+        }[family] | {"task": f"task{task}"}
+
+
+def write_tasks(file, family, tasks, splits=("train",), rows=8):
+    chosen = {task: splits[i % len(splits)] for i, task in enumerate(tasks)}
+    lines = [row | ({"split": chosen[task]} if len(splits) > 1 else {})
+             for task in tasks for row in rows_of(family, task, rows)]  # fmt: skip
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_with_tasks_can_be_streamed(family, tmp_path, one_rank):
+    """In pieces, each as its file comes, and undisturbed: the same bytes; no task is drawn before it is there."""
+    files, growing, run = (tmp_path / name for name in ("files", "growing", "run"))
+    files.mkdir()
+    growing.mkdir()
+    write_tasks(files / "1.jsonl", family, range(4), ("train", "validation", "train", "test"))
+    write_tasks(files / "2.jsonl", family, [4, 5])
+    write_tasks(files / "3.jsonl", family, [6])
+    if family == "document":  # too short for a passage: it is never drawn, and no time passes for it
+        short = "".join(json.dumps({"text": "a", "task": f"short{i}"}) + "\n" for i in range(2))
+        (files / "2.jsonl").write_text(short + (files / "2.jsonl").read_text())
+    sections, architecture = FAMILIES[family]
+
+    def configured(path):
+        return small.config(path, architecture, **merge({
+            "algorithm": "maml", "data": {"follow": 0.6}, "task": {"family": family, "arrive_every": 4}, "outer": {"steps": 9},
+            "run": {"checkpoint_every": 1}, "eval": {"episodes": 2, "baselines": False},
+        }, sections))  # fmt: skip
+
+    follow(configured(files), tmp_path / "whole")
+    steps = []
+    for name in ("1.jsonl", "2.jsonl", "3.jsonl"):
+        shutil.copy(files / name, growing)
+        follow(configured(growing), run)
+        steps.append(len(small.records(run)))
+    assert steps == [2, 4, 5]  # two tasks, two more, one more, four episodes apart, in meta-steps of four
+    assert weights(run) == weights(tmp_path / "whole")
+    assert small.records(run) == small.records(tmp_path / "whole")
+    stream = Stream(run / "stream.json", configured(growing).task, 1.0)
+    met = [sample_episode(stream.at(i), configured(growing).task, 0, "train", i).task for i in range(60)]
+    assert all(int(task[-1]) <= [0, 2, 4, 5, 6][min(4, i // 4)] for i, task in enumerate(met)) and len(set(met)) == 5
 
 
 def test_what_cannot_be_used_is_named_and_left_out(files, complete, tmp_path, one_rank):

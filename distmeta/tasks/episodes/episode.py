@@ -11,7 +11,7 @@ from distmeta.tasks.draws import Draws
 from distmeta.tasks.families import FAMILIES
 from distmeta.tasks.images import turned
 from distmeta.tasks.mixture import drawn_groups
-from distmeta.tasks.passages import sample_passage
+from distmeta.tasks.passages import readable, sample_passage
 from distmeta.tasks.rows import Episode, Rows
 from distmeta.tasks.splits import SPLITS
 from distmeta.tasks.store import TaskStore
@@ -28,7 +28,7 @@ def sample_episode(
 ) -> Episode:
     """Episode `index` of a split: the same in every process, whatever was drawn before.
 
-    only: of this task of the split, by its number in the store's order. augment: by `task.augment`, as the episodes
+    only: of this task of the split, by its number among those that are drawn, in the store's order. augment: by `task.augment`, as the episodes
     that are learnt from. The data must have passed `check_feasible`.
     """
     by = task.augment if augment else AugmentConfig()
@@ -37,11 +37,12 @@ def sample_episode(
         task = task.model_copy(update={"augment": by})
     task = sized(task, Draws(seed, STREAMS["size"], drawn))
     draws = Draws(seed, SPLITS.index(split), drawn)
-    groups = drawn_groups(store, task, split, draws)
     if only is not None:
-        groups = store.groups[split].part(only, only + 1)
-    elif split == "train":
-        groups = arrived_tasks(task, groups, drawn)
+        groups = readable(store, store.groups[split], task).part(only, only + 1)
+    else:
+        groups = readable(store, drawn_groups(store, task, split, draws), task)
+        if split == "train":
+            groups = arrived_tasks(task, groups, drawn)
     if task.family == "document":
         return sample_passage(store, groups, task, seed, split, index, draws)
     choice = FAMILIES[task.family](store, groups, task, draws)

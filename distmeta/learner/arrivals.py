@@ -28,7 +28,7 @@ def score_arrivals(rank: Rank, model: TaskModel, meta: Params, store: TaskStore,
     """Each task that arrives with this meta-step, scored before it is learnt from; the same on every rank.
 
     online: adapted from the meta-parameters as they are. from_scratch: from the initial weights, in LENGTH times the
-    steps, but where a document is read in as many as it has chunks. Means over `eval.validation_episodes` episodes of the task.
+    steps; a document is read in as many as it has chunks. Means over `eval.validation_episodes` episodes of the task.
     """
     config = rank.config
     size, out = config.outer.meta_batch_size, []

@@ -131,7 +131,8 @@ def test_tasks_without_classes_are_mixed_and_a_curriculum_goes_by_their_sources(
         columns = ("text", "author") if family == "document" else ("input", "target")
         sources[name] = {"path": str(tmp_path / f"{name}.jsonl"), **dict(zip(columns, (one, other), strict=True))}
     config = small.config(None, "gpt2", **small.merge({
-        "algorithm": "fomaml", "data": {"sources": sources, "split": "hash"}, "task": {"family": family, "mixture": "curriculum", "lag": 20},
+        "algorithm": "fomaml", "data": {"sources": sources, "split": "hash"},
+        "task": {"family": family, "mixture": "curriculum", "lag": 20},
         "outer": {"steps": 3}, "eval": {"every": 1, "episodes": 4, "baselines": False},
     }, sections))  # fmt: skip
     run = train(tmp_path / "run", config)

@@ -194,8 +194,8 @@ def test_every_family_with_tasks_can_be_streamed(family, tmp_path, one_rank):
 
     def configured(path):
         return small.config(path, architecture, **merge({
-            "algorithm": "maml", "data": {"follow": 0.6}, "task": {"family": family, "arrive_every": 4}, "outer": {"steps": 9},
-            "run": {"checkpoint_every": 1}, "eval": {"episodes": 2, "baselines": False},
+            "algorithm": "maml", "data": {"follow": 0.6}, "task": {"family": family, "arrive_every": 4},
+            "outer": {"steps": 9}, "run": {"checkpoint_every": 1}, "eval": {"episodes": 2, "baselines": False},
         }, sections))  # fmt: skip
 
     follow(configured(files), tmp_path / "whole")

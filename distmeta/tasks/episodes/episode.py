@@ -28,8 +28,8 @@ def sample_episode(
 ) -> Episode:
     """Episode `index` of a split: the same in every process, whatever was drawn before.
 
-    only: of this task of the split, by its number among those that are drawn, in the store's order. augment: by `task.augment`, as the episodes
-    that are learnt from. The data must have passed `check_feasible`.
+    only: of this task of the split, by its number among those that are drawn, in the store's order.
+    augment: by `task.augment`, as the episodes that are learnt from. The data must have passed `check_feasible`.
     """
     by = task.augment if augment else AugmentConfig()
     drawn = index - index % 2 if by.resplit else index  # the episode whose rows these are

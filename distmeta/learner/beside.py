@@ -24,8 +24,9 @@ from distmeta.learner.evaluation import Validation, validate
 from distmeta.learner.ranks import Rank, gather
 from distmeta.learner.state import Reached
 from distmeta.models.build import build_model
+from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
-from distmeta.tasks.store import open_store
+from distmeta.tasks.store import TaskStore, open_store
 
 Params = dict[str, Tensor]
 Ask = Callable[
@@ -105,3 +106,32 @@ class Beside:
         found: list[Validation] = gather([self._wait()] if self._rank.number == 0 else [])
         self._reached.pending = None
         return found[0]
+
+
+class Validations:
+    """The run's meta-validations, in line or beside training; all ranks call `at` together.
+
+    every: meta-steps between two of them; 0: none.
+    """
+
+    def __init__(self, rank: Rank, reached: Reached, ask: Callable[..., Ask], store_path: Path, every: int) -> None:
+        self._rank, self._reached, self._every = rank, reached, every
+        beside = every > 0 and (rank.config.eval.beside > 0 or reached.pending is not None)
+        self._beside = Beside(rank, reached, ask, store_path) if beside else None
+
+    def at(self, step: int, model: TaskModel, meta: Params, store: TaskStore) -> tuple[dict[str, Any], bool]:
+        """What the record of `step` has of the scores that take effect with it, and whether it has to be saved."""
+        config, must_save = self._rank.config, False
+        past = step if self._every and (step % self._every == 0 or step == config.outer.steps) else None
+        if self._beside is not None:
+            if past is not None:
+                self._beside.begin(step, meta)
+                must_save = True
+            past = self._beside.due(step)
+        if past is None:
+            return {}, must_save
+        scores = self._beside.scores() if self._beside else validate(self._rank, model, meta, store)
+        metrics, curves, by_source = scores
+        is_best = self._reached.validated(config, past, metrics, by_source)
+        about = {"validated": past} if past != step else {}
+        return {"validation": metrics, "validation_curves": curves} | about, must_save or (is_best and past == step)

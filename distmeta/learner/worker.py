@@ -26,11 +26,11 @@ from distmeta.errors import InputError
 from distmeta.evaluation.scoring import split_meta
 from distmeta.inner import Diverged
 from distmeta.learner.arrivals import score_arrivals
-from distmeta.learner.beside import Ask, Beside, as_actor, in_process
+from distmeta.learner.beside import Ask, Validations, as_actor, in_process
 from distmeta.learner.clock import Clock
 from distmeta.learner.ending import Ending, is_asked_to_pause, requests
 from distmeta.learner.engine import MetaEngine
-from distmeta.learner.evaluation import finish, validate
+from distmeta.learner.evaluation import finish
 from distmeta.learner.flow import AutoSamplers, episode_window
 from distmeta.learner.gradients import meta_gradients, state_cache
 from distmeta.learner.group import mean_rate_in_group
@@ -102,8 +102,7 @@ def learn(
     )  # fmt: skip
     window = episode_window(this, source, samplers, step, reached.validations)
     ending = Ending.DONE if is_done(config, reached, source, step) else None
-    runs_beside = every > 0 and (config.eval.beside > 0 or reached.pending is not None)
-    beside = Beside(this, reached, ask, store_path) if runs_beside and ending is None else None
+    validations = Validations(this, reached, ask, store_path, every if ending is None else 0)
     source.reach(step, cache)
     auto, clock = AutoSamplers(this, store_path, samplers), Clock(engine, base_shards, model.fast_shards)
     with Saver(run_dir, config.run.keep, rank, world, config.run.timeout_s) as saver:
@@ -133,17 +132,8 @@ def learn(
             mean_kl = kept_kl / config.outer.meta_batch_size if kept is not None else None
             record |= at_times(mean_kl, reached.subgroup_weights, int(skipped), arrivals)
 
-            must_save, past = False, step if every and (step % every == 0 or step == config.outer.steps) else None
-            if beside is not None:
-                if past is not None:
-                    beside.begin(step, meta)
-                    must_save = True
-                past = beside.due(step)
-            if past is not None:
-                metrics, curves, by_source = beside.scores() if beside else validate(this, model, meta, store)
-                record |= {"validation": metrics, "validation_curves": curves}
-                record |= {"validated": past} if past != step else {}
-                must_save |= reached.validated(config, past, metrics, by_source) and past == step
+            validation, must_save = validations.at(step, model, meta, store)
+            record |= validation
 
             with clock.phase("source_s", source.grows):
                 done = is_done(config, reached, source, step)

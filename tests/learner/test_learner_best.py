@@ -9,7 +9,7 @@ import torch
 from distmeta.algorithms.schedule import outer_lr, schedule_of, validation_every
 from distmeta.errors import InputError
 from distmeta.evaluation.evaluate import evaluate
-from distmeta.learner import worker
+from distmeta.learner import beside, worker
 from distmeta.learner.best import better, comparable, is_over, rule
 from distmeta.runs import checkpoint
 from distmeta.tasks.build import build_store
@@ -26,14 +26,14 @@ class Stopped(Exception):
 @pytest.fixture
 def scored(monkeypatch):
     """Meta-validations that go up, and then down."""
-    measure, steps = worker.validate, []
+    measure, steps = beside.validate, []
 
     def validate(*arguments):
         found, by_step, by_source = measure(*arguments)
         at = steps.pop(0)
         return {**found, "accuracy": SCORES[at - 1], "loss": float(at)}, by_step, by_source
 
-    monkeypatch.setattr(worker, "validate", validate)
+    monkeypatch.setattr(beside, "validate", validate)
     return steps
 
 

@@ -99,12 +99,21 @@ def test_a_job_is_stopped_and_continued(cluster, reference, tmp_path):
     assert sent.returncode == 0, sent.stderr
     job = sent.stdout.strip()
     await_step(run, 3)
-    assert "ray_distmeta_outer_loss" in scraped(cluster, "ray_distmeta_outer_loss")
     assert submit(cluster, "stop", job, cwd=tmp_path).stdout == f"{job}: stopped\n"
     assert len(records(run)) < 20
     done = submit(cluster, "train", *SMALL, "--run-dir", run, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-1000:]
     assert records(run) == records(reference)
+
+
+@pytest.mark.long
+def test_a_job_can_be_watched_by_prometheus(cluster, reference, tmp_path):
+    long = ["outer.steps=3000", "eval.baselines=false"]
+    sent = submit(cluster, "train", *SMALL, *long, "--run-dir", tmp_path / "run", "--no-wait", cwd=tmp_path)
+    assert sent.returncode == 0, sent.stderr
+    await_step(tmp_path / "run", 3)
+    assert "ray_distmeta_outer_loss" in scraped(cluster, "ray_distmeta_outer_loss")
+    assert submit(cluster, "stop", sent.stdout.strip(), cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.long

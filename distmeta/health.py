@@ -80,12 +80,12 @@ def of_records(records: list[Mapping[str, Any]], classes: int | None, first_loss
 
 def inner_signs(before: float, after: float) -> list[Sign]:
     """Of the support loss before the first inner step and at the last."""
-    if before < 1e-6 and after < 1e-6:
+    if max(abs(before), abs(after)) < 1e-6:
         return [sign("the support loss is 0 before any inner step: there is nothing to adapt by",
                      "model.distance (cosine)")]  # fmt: skip
-    if after > 1.05 * before:
+    if after - before > 0.05 * abs(before):
         return [sign(f"the inner loop raises the support loss: {before:.3g} to {after:.3g}", "inner.lr (lower)")]
-    if after > 0.999 * before:
+    if after - before > -0.001 * abs(before):
         return [sign(f"the inner loop does nothing: support loss {before:.4g} to {after:.4g}", "inner.lr (raise)")]
     return []
 
@@ -118,7 +118,7 @@ def of_evaluation(
             f"be matched; without them: exact match {fit['exact_match'] or 0:.3f}", "model.answer_tokens (raise)",
         ))  # fmt: skip
     curve = loss.get("curve", [])
-    if len(curve) > 1 and curve[-1] > 1.2 * curve[0]:
+    if len(curve) > 1 and curve[-1] - curve[0] > 0.2 * abs(curve[0]):
         out.append(sign(
             f"adaptation makes it worse: loss {curve[0]:.3g} before and {curve[-1]:.3g} after the inner steps",
             "inner.lr (lower), or inner.steps",

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ from distmeta.config.algorithms import load_algorithm
 from distmeta.errors import InputError
 from distmeta.evaluation.scoring import split_meta, tasks_at_once
 from distmeta.inner import adapt
+from distmeta.inner.problem import seeded
 from distmeta.learner.gradients import (
     dropout_seed,
     group_gradient,
@@ -45,6 +47,7 @@ from distmeta.models.attention import BLOCK, TRIAL_BLOCK, name_of
 from distmeta.models.backbone import set_attention
 from distmeta.models.build import build_for
 from distmeta.models.footprint import Choice
+from distmeta.models.policy import PolicyModel
 from distmeta.models.task_model import TaskModel
 from distmeta.tasks.rows import Episode
 from distmeta.tasks.store import TaskStore, open_store
@@ -135,7 +138,8 @@ def check_meta_gradient(config: Config, store: TaskStore) -> list[Finding]:
     algorithm = load_algorithm(config.algorithm)
     model, meta = double_model(config, store)
     setting = Setting(model, algorithm.ORDER, config, store, episodes_of(config, store, 1)[0])
-    with InDouble():
+    held = model.held() if isinstance(model, PolicyModel) else nullcontext()  # what differences cannot draw anew
+    with held, InDouble():
         grads, first_grads = setting.meta_gradient(algorithm, meta), setting.meta_gradient(fomaml, meta)
         if config.algorithm == "reptile":
             return [reptile_finding(setting, meta, grads)]
@@ -194,7 +198,10 @@ class Setting:
         options = self._options(meta)
         adapted = adapt(lambda p, b: loss(p, b)[0], fast, support, loop, **options)
         with torch.no_grad():
-            last = sum(float(loss({**options["shared"], **adapted.params}, part)[0]) for part in query)
+            last = 0.0
+            for j, part in enumerate(query):
+                with seeded(loop.seed, ("query", j), part.labels.device):
+                    last += float(loss({**options["shared"], **adapted.params}, part)[0])
         if not options["by_step"]:
             return last
         return (float(adapted.inner_losses.sum()) + last) / (len(support) + 1)

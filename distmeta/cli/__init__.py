@@ -59,7 +59,9 @@ def about(
     ] = False,
     module: Annotated[
         list[str] | None,
-        typer.Option(metavar="PACKAGE.MODULE:FUNCTION", help="code that a model.module in a checkpoint may run"),
+        typer.Option(
+            metavar="PACKAGE.MODULE:NAME", help="code that a model.module or task.environment in a checkpoint may run"
+        ),
     ] = None,
 ) -> None:
     """Meta-train language models that learn a new task from a few examples."""

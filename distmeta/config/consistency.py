@@ -430,7 +430,7 @@ def check_quantise(config: Config) -> None:
 METRICS = ("accuracy", "precision", "recall", "f1", "loss")
 TEXT_METRICS = ("exact_match", "token_f1", "rouge_l", "loss")
 DOCUMENT_METRICS = ("loss", "perplexity", "bits_per_byte", "token_accuracy")
-_METRIC = "|".join(dict.fromkeys(METRICS + TEXT_METRICS + DOCUMENT_METRICS))
+_METRIC = "|".join(dict.fromkeys((*METRICS, *TEXT_METRICS, *DOCUMENT_METRICS, "return")))
 _KNOWN = (
     f"{', '.join(METRICS)}; with task.family=text_to_text {', '.join(TEXT_METRICS)}; with document "
     f"{', '.join(DOCUMENT_METRICS)}"
@@ -440,7 +440,7 @@ _KNOWN = (
 def check_metric(config: Config, key: str, value: str, metric: str) -> None:
     """Raises ValueError for a metric that meta-validations of the task family do not have."""
     of_family = {"text_to_text": TEXT_METRICS, "document": DOCUMENT_METRICS, "regression": ("loss",)}
-    known = of_family.get(config.task.family, METRICS)
+    known = of_family.get(config.task.family, METRICS) if config.task.family != "policy" else ("return", "loss")
     if metric not in known:
         raise ValueError(
             f"{key} = {value}: task.family = {config.task.family} is not measured by {metric}; set one of "

@@ -42,7 +42,8 @@ class ModelConfig(Section):
     )  # fmt: skip
     dimensions: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
         None, description="family regression: how many numbers an input (data.input) and a target (data.target) have; "
-        "null: 1 and 1"
+        "family policy: an observation and an action, or how many actions there are; null: 1 and 1, or of point "
+        "navigation 2 and 2"
     )  # fmt: skip
     config: dict[str, Any] = Field(
         {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128},
@@ -419,6 +420,11 @@ class Config(Section):
     def freezes_base(self) -> bool:
         """Whether any weight of the base is neither adapted nor learnt."""
         return self.inner.adapt != "all" and not self.trains_base
+
+    @property
+    def noise_seed(self) -> int | None:
+        """The key of what rollouts draw in an inner step; None where a loss draws nothing, or only dropout."""
+        return self.run.seed if self.task.family == "policy" else None
 
     @property
     def validates_beside(self) -> bool:

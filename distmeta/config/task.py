@@ -16,14 +16,21 @@ Mixture = Literal["uniform", "proportional", "temperature", "curriculum"] | dict
 class TaskConfig(Section):
     """What an episode is."""
 
-    family: Literal["domain", "classes", "text_to_text", "document", "regression"] = Field(
+    family: Literal["domain", "classes", "text_to_text", "document", "regression", "policy"] = Field(
         "domain", description="domain: a task per domain, fixed labels; classes: N ways over disjoint classes; "
         "text_to_text: an answer to an input, in words; document: a text that is read chunk by chunk, with an inner "
-        "step on each chunk after it has been scored; regression: a function per task, from vectors to vectors"
+        "step on each chunk after it has been scored; regression: a function per task, from vectors to vectors; "
+        "policy: a goal per task, which a policy learns to reach by acting in task.environment"
     )  # fmt: skip
     ways: int | None = Field(None, ge=2, description="family classes: classes in an episode")
-    shots: int = Field(5, ge=1, description="support examples of each class (text_to_text and regression: of a task)")
-    queries: int = Field(10, ge=1, description="query examples of each class (text_to_text and regression: of a task)")
+    shots: int = Field(
+        5, ge=1, description="support examples of each class (text_to_text and regression: of a task; policy: rollouts "
+        "for an inner step)"
+    )  # fmt: skip
+    queries: int = Field(
+        10, ge=1, description="query examples of each class (text_to_text and regression: of a task; policy: rollouts "
+        "of the adapted policy)"
+    )  # fmt: skip
     least_ways: int | None = Field(
         None, ge=2, description="task.labels=letters or words: fewest classes in a training episode, which draws a "
         "number between this and task.ways; null: always task.ways"
@@ -60,6 +67,11 @@ class TaskConfig(Section):
         False, description="family domain: each episode of every split draws a new order of the label ids"
     )
     augment: AugmentConfig = AugmentConfig()
+    environment: str | None = Field(
+        None, description="family policy: package.module:Class of your own that is an environment, or gymnasium:ID of "
+        "one that gymnasium makes; null: point navigation in the plane"
+    )  # fmt: skip
+    horizon: int = Field(20, ge=1, description="family policy: steps of a rollout")
     arrive_every: int = Field(
         0,
         ge=0,
@@ -97,6 +109,11 @@ class TaskConfig(Section):
     def has_classes(self) -> bool:
         """Whether what is asked is one of an episode's classes."""
         return self.family in ("domain", "classes")
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether what is learnt are numbers of numbers, so that the loss is all that is measured."""
+        return self.family in ("regression", "policy")
 
     @property
     def passage_tokens(self) -> int:

@@ -32,6 +32,7 @@ from distmeta.models.batch import TextBatch
 from distmeta.models.build import build_model, check_format
 from distmeta.models.compression import restore
 from distmeta.models.language import LanguageModel
+from distmeta.models.policy import PolicyModel
 from distmeta.models.regression import RegressionModel
 from distmeta.models.task_model import TaskModel
 from distmeta.runs import checkpoint as checkpoints
@@ -72,7 +73,7 @@ class AdaptedModel:
     def text_column(self) -> str:
         """The column that inputs to predict are in."""
         data = self.config.data
-        return data.input if self.config.task.family in ("text_to_text", "regression") else data.text
+        return data.input if self.config.task.family in ("text_to_text", "regression", "policy") else data.text
 
     @property
     def reads_documents(self) -> bool:
@@ -95,7 +96,8 @@ class AdaptedModel:
         it has none the geometric mean of its tokens' probabilities. Family document: {"loss": nats per token,
         "perplexity": ..., "tokens": how many} of a text that follows what was read. Raises InputError for what is no
         text, or empty. Images (model.image) may be data URIs, bytes of a PNG or JPEG file, pathlib.Path or arrays.
-        Family regression: {"target": [numbers]} of inputs that are numbers, lists of numbers, or JSON of these.
+        Family regression: {"target": [numbers]} of inputs that are numbers, lists of numbers, or JSON of these; family
+        policy: {"action": [numbers]}, the mean action at an observation, or {"action": the likeliest one's number}.
         """
         if self.config.model.dimensions is not None:
             return self._regress(texts, *self.config.model.dimensions)
@@ -162,7 +164,9 @@ class AdaptedModel:
             (batch,) = self.model.batches(collate([rows], 1, 0), device)
             assert isinstance(self.model, RegressionModel)
             numbers = self.model.answers(self.params, batch)[0].tolist()
-        return [{"target": row} for row in numbers]
+        if not isinstance(self.model, PolicyModel):
+            return [{"target": row} for row in numbers]
+        return [{"action": row[0] if self.model.environment.discrete else row} for row in numbers]
 
     def _answer(self, model: LanguageModel, texts: Sequence[str]) -> list[dict[str, Any]]:
         tokenizer, config, task = self.tokenizer, self.config, self.state["answers"]

@@ -183,8 +183,9 @@ def fit(start: Adaptable, supports: Sequence[Support], steps: int | None = None)
         return model.loss(params, batch).sum()
 
     fast = start.fast if tasks == 1 else stack(start.fast, tasks)
+    loop = inner_loop(config.inner, start.rates, steps, config.noise_seed)
     result = adapt(
-        loss if tasks == 1 else model.loss, fast, batches, inner_loop(config.inner, start.rates, steps),
+        loss if tasks == 1 else model.loss, fast, batches, loop,
         shared=start.shared,
         start=model.start if model.starts and not reads else None, task_axis=False if tasks == 1 else "native",
         check=tasks == 1, last_inner_loss=steps > 0 or not reads,

@@ -114,7 +114,7 @@ class Setting:
             return self.gather(score_documents(scoring, episodes, curve, store=self.store))
         if self.text:
             return self.gather(score_texts(scoring, episodes, curve, store=self.store, **how))
-        if self.config.task.family == "regression":
+        if self.config.task.has_numbers:
             return self.gather(score_regression(scoring, episodes, curve))
         if self.score is not None:
             return self.gather(self.score(scoring, episodes, curve))

@@ -106,7 +106,8 @@ def evaluate_methods(
     evaluated = config.of_evaluation()
     fast, shared, rates = split_meta(model, meta)
     steps = config.inner.steps if config.eval.steps is None else config.eval.steps
-    scoring = Scoring(model, fast, shared, inner_loop(config.inner, rates, steps), evaluated, store.pad_id, device)
+    loop = inner_loop(config.inner, rates, steps, config.noise_seed)
+    scoring = Scoring(model, fast, shared, loop, evaluated, store.pad_id, device)
     setting = Setting(scoring, [], store, split, config, rank, world, gather, score, say, is_base=is_base)
     setting = replace(setting, episodes=setting.draw(split, 0, config.eval.episodes))
     with model.of_ways(evaluated.ways):
@@ -122,7 +123,7 @@ def _methods(setting: Setting) -> Evaluation:
         else text_details
         if text
         else regression_details
-        if config.task.family == "regression"
+        if config.task.has_numbers
         else partial(details, fixed_labels=config.task.family == "domain", from_sources=config.data.sources is not None)
     )
     setting.say(f"evaluating on {count} episodes ({split})")
@@ -163,6 +164,7 @@ def scorer(config: Config, store: TaskStore) -> Callable[..., list[Any]]:
     """`score_episodes`, or of a family without classes its own."""
     of_family: dict[str, Callable[..., list[Any]]] = {
         "text_to_text": score_texts, "document": score_documents, "regression": score_regression,
+        "policy": score_regression,
     }  # fmt: skip
     score = of_family.get(config.task.family)
     return score_episodes if score is None else partial(score, store=store)
@@ -291,6 +293,7 @@ def store_of(saved: checkpoints.Checkpoint, config: Config, only: str | None = N
     from distmeta.tasks.sources import MissingData
     from distmeta.tasks.store import open_store
 
+    check_trusted(saved.config, saved.path)
     labels = saved.state["labels"] if config.task.family == "domain" else None
     # The run's own task: other ways could divide the classes among splits otherwise.
     task = saved.config.task

@@ -58,7 +58,8 @@ def effort_of(config: Config, steps: int) -> Effort:
 
 def candidates(config: Config, steps: int) -> list[InnerLoop]:
     """The recipe's inner optimizer and Adam, each at some rates."""
-    constant = inner_loop(config.inner.model_copy(update={"learn_lr": "none", "schedule": "constant"}), {}, steps)
+    inner = config.inner.model_copy(update={"learn_lr": "none", "schedule": "constant"})
+    constant = inner_loop(inner, {}, steps, config.noise_seed)
     adam = ADAM_RANDOM
     if config.model.pretrained is not None:
         adam = INNER_ADAM[trained(config.inner.adapt, base=False)]

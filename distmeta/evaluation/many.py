@@ -63,6 +63,8 @@ def adapt_each(
     saved = checkpoints.load(source, which=checkpoint)
     if saved.config.task.family == "document":
         raise InputError("--each is for tasks with examples; a document is read with `distmeta adapt` for each")
+    if saved.config.task.family == "policy":
+        raise InputError("--each is for tasks with examples; a policy adapts to one task with each `distmeta adapt`")
     tokenizer = load_tokenizer(saved.tokenizer_file)
     sets = support_sets(support, each, saved.config)
     for name in sets:

@@ -18,6 +18,7 @@ SHARE = (0.0, 1.0)
 UNBOUNDED = (0.0, math.inf)
 LIMITS = {
     "loss": UNBOUNDED,
+    "return": (-math.inf, math.inf),
     "loss_by_chunk": UNBOUNDED,
     "bits_per_byte": UNBOUNDED,
     "perplexity": (1.0, math.inf),

@@ -12,6 +12,7 @@ from torch import Tensor
 from distmeta.algorithms.schedule import outer_lr
 from distmeta.config import Config
 from distmeta.evaluation.scoring import group_episodes, load_group, with_ways
+from distmeta.inner.problem import seeded
 from distmeta.models.backbone import set_attention
 from distmeta.models.prefix import StateCache, fixed_prefix, is_frozen
 from distmeta.models.sharding import all_together
@@ -51,7 +52,9 @@ def train_pooled(model: TaskModel, store: TaskStore, config: Config, device: tor
             if model.classes_differ:
                 batches = with_ways(batches, group, store.label_ids)
             for batch in fixed_prefix(model, {}, batches, cache) if is_frozen(model) else batches:
-                (loss(leaves, batch)[0].sum() / (2 * size)).backward()  # type: ignore[no-untyped-call]
+                with seeded(config.noise_seed, ("pooled",), device):
+                    value = loss(leaves, batch)[0].sum() / (2 * size)
+                value.backward()  # type: ignore[no-untyped-call]
         optimizer.param_groups[0]["lr"] = outer_lr(config, step + 1)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

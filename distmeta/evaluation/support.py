@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distmeta.config import Config, DataConfig
+from distmeta.config.modules import check_trusted
 from distmeta.errors import InputError
 from distmeta.evaluation.texts import support_rows
-from distmeta.tasks import images, prompts, regression
+from distmeta.tasks import environments, images, prompts, regression
 from distmeta.tasks.prompts import LETTERS
 from distmeta.tasks.records import Record, make, parse
 from distmeta.tasks.rows import Rows
@@ -42,6 +44,8 @@ def read_support(
     if config.task.family == "text_to_text":
         records = list(_records(support, config))
         return Support(support_rows(records, tokenizer, config), [], {"answers": common(records)})
+    if config.task.family == "policy":
+        return Support(_rollouts(support, config), [], {})
     if config.model.dimensions is not None:
         texts = _examples(support, config)
         return Support(tokenise(tokenizer, texts, [0] * len(texts), config), [], {})
@@ -159,6 +163,29 @@ def _examples(support: Sequence[Mapping[str, Any]] | str | Path, config: Config)
         except InputError as error:
             raise InputError(f"support, example {number}: {error}") from None
     return out
+
+
+def _rollouts(support: Sequence[Mapping[str, Any]] | str | Path, config: Config) -> Rows:
+    """Of the one task {"task": numbers}, or a file of it: as many rollouts as an episode has, with seeds 0, 1, ..."""
+    rows: Sequence[Any]
+    if isinstance(support, str | Path):
+        try:
+            rows = [json.loads(line) for line in Path(support).read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise InputError(f'{support}: must be a line of JSON such as {{"task": [0.3, -0.2]}}: {error}') from None
+    else:
+        rows = support
+    if len(rows) != 1 or not isinstance(rows[0], Mapping):
+        raise InputError(f'support: {len(rows)} rows; a policy adapts to one, {{"task": numbers}}, by acting')
+    check_trusted(config, "the checkpoint")
+    try:
+        text = environments.example(rows[0], environments.load_environment(config.task.environment))
+    except InputError as error:
+        raise InputError(f"support: {error}") from None
+    tokens, lengths = next(environments.encode(iter([[text] * config.of_evaluation().task.shots])))
+    offsets, number = np.concatenate([[0], np.cumsum(lengths)]), np.arange(len(lengths))
+    tokens[offsets[1:] - 1] = number
+    return Rows(tokens, offsets, 0 * number, number)
 
 
 def common(records: Sequence[Record]) -> dict[str, Any]:

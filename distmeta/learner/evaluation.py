@@ -40,7 +40,7 @@ def validate(
     total, seed = config.eval.validation_episodes, config.run.seed
     shares = [episodes_of_rank(config, total, number, rank.world) for number in numbers or [rank.number]]
     parts = [[sample_episode(store, config.task, seed, "validation", i) for i in share] for share in shares]
-    loop = inner_loop(config.inner, rates, config.eval.steps)
+    loop = inner_loop(config.inner, rates, config.eval.steps, config.noise_seed)
     scoring = Scoring(model, fast, shared, loop, config, store.pad_id, rank.device)
     with model.of_ways(config.ways):
         if model.fast_shards is None:

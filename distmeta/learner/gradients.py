@@ -251,9 +251,10 @@ def one_task(loss: Any) -> Any:
 
 
 def dropout_seed(config: Config, step: int, episode: Episode) -> int | None:
-    """The key of an episode's dropout masks in a meta-step, whatever rank it is on; None without dropout."""
+    """The key of an episode's dropout masks in a meta-step, whatever rank it is on; without dropout that of rollouts,
+    whose rows have seeds of their own, or None."""
     if config.model.dropout == 0:
-        return None
+        return config.noise_seed
     return int(np.random.SeedSequence([config.run.seed, step, episode.index]).generate_state(1)[0])
 
 

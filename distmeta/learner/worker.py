@@ -216,7 +216,7 @@ def outer_step(
         refuse_skipped(config, step, gather(lost[-1:]), reached.skipped, reached.tasks_seen, rank.say)
     loss, accuracy, *inner_losses = (value / counted for value in sums)
     refuse_outer_divergence(step, loss, norm)
-    right = {} if config.task.family == "regression" else {"query_accuracy": accuracy}
+    right = {} if config.task.has_numbers else {"query_accuracy": accuracy}
     return {
         "step": step, "tasks_seen": reached.tasks_seen, "outer_loss": loss, **right, "inner_loss": inner_losses,
         "grad_norm": norm, "outer_lr": lr,

@@ -31,7 +31,8 @@ class ArrayModel(TaskModel):
 
     def __init__(self, backbone: Any, classes: int, config: Config, labels: int = 0) -> None:
         super().__init__(backbone, classes, config, labels)
-        if self.reads_sets and "tasks" not in self._inputs:  # it could not tell the sets of several tasks apart
+        # It could not tell the sets of several tasks apart.
+        if has_set_norm(self.backbone) and "tasks" not in self._inputs:
             self.takes_task_axis = False
 
     @property

@@ -16,8 +16,9 @@ from distmeta.models.held import hold, loading_dtype, narrow_held
 from distmeta.models.images import ImageModel, build_image_backbone
 from distmeta.models.labels import LabelModel, check_room
 from distmeta.models.language import LanguageModel, build_language_model
+from distmeta.models.policy import PolicyModel
 from distmeta.models.quantised import quantise_base
-from distmeta.models.regression import build_regression_model
+from distmeta.models.regression import RegressionModel, build_regression_model
 from distmeta.models.sharding import Shards
 from distmeta.models.task_model import TaskModel
 from distmeta.tasks.prompts import LETTERS, LabelTokens, label_tokens_of
@@ -67,8 +68,9 @@ def build_model(
             images = ImageModel(build_image_backbone(config.model, config.run.seed, copy), classes, config, labels)
             settle(images, config, base)
             return images
-        if config.task.family == "regression":
-            functions = build_regression_model(config, copy)
+        if config.task.has_numbers:
+            kind = PolicyModel if config.task.family == "policy" else RegressionModel
+            functions = build_regression_model(config, kind, copy)
             settle(functions, config, base)
             return functions
         return build_classifier(config, vocab_size, pad_id, classes, shards, labels, copy)

@@ -99,8 +99,8 @@ def numbers_of(batch: TextBatch) -> Tensor:
     return batch.input_ids.to(torch.int32).view(torch.float32)
 
 
-def build_regression_model(config: Config, copy: Any = None) -> RegressionModel:
-    """The model that a configuration describes. Raises InputError."""
+def build_regression_model(config: Config, kind: type[RegressionModel], copy: Any = None) -> RegressionModel:
+    """The model of this kind that a configuration describes. Raises InputError."""
     if config.model.module is not None:
-        return RegressionModel(build_own(config.model, config.run.seed), config)
-    return RegressionModel(backbones.build(AutoModel, config.model, 0, 0, config.run.seed, copy), config)
+        return kind(build_own(config.model, config.run.seed), config)
+    return kind(backbones.build(AutoModel, config.model, 0, 0, config.run.seed, copy), config)

@@ -242,10 +242,12 @@ class Tail:
 CLASS_COLUMNS = ("accuracy", "precision", "recall", "f1", "accuracy")
 TEXT_COLUMNS = ("token_f1", "exact_match", "rouge_l", "bleu", "perplexity", "loss")
 LOSS_COLUMNS = ("loss", "loss")  # of functions
+RETURN_COLUMNS = ("return", "return")  # of policies
 DOCUMENT_COLUMNS = ("loss", "perplexity", "bits_per_byte", "token_accuracy", "loss_by_chunk")
 OPTION_COLUMNS = ("option_accuracy", "option_ece")  # where some tasks have options
 
 
+HEADLINES = ("token_f1", "accuracy", "return", "loss")  # the first that methods have is what they are compared by
 LESS = ("recall", "precision", "loss", "BLEU", "ROUGE-L", "worst task", "F1")  # left out first where it is narrow
 
 
@@ -257,8 +259,9 @@ def describe(record: dict[str, Any]) -> str:
 
 def describe_validation(record: dict[str, Any]) -> str:
     scores, prefix = record["validation"], f"validation at step {record.get('validated', record['step'])}: "
-    if scores.keys() == {"loss"}:
-        return f"meta-{prefix}loss {scores['loss']:.3f}"
+    if scores.keys() <= {"loss", "return"}:
+        name = next(iter(scores))
+        return f"meta-{prefix}{name} {scores[name]:.3f}"
     if "perplexity" in scores and "token_f1" not in scores:
         return f"{prefix}loss {scores['loss']:.3f}  perplexity {scores['perplexity']:.2f}"
     metric = "token_f1" if "token_f1" in scores else "accuracy"
@@ -272,7 +275,7 @@ def evaluation_table(
 ) -> Any:
     """A rich table of evaluation.json; with evaluation_details.json also the accuracy of each method's worst task."""
     of_loss = DOCUMENT_COLUMNS if all("perplexity" in scores for scores in methods.values()) else LOSS_COLUMNS
-    columns: dict[str, tuple[str, ...]] = {"token_f1": TEXT_COLUMNS, "loss": of_loss}
+    columns: dict[str, tuple[str, ...]] = {"token_f1": TEXT_COLUMNS, "return": RETURN_COLUMNS, "loss": of_loss}
     first, *others, by_steps = columns.get(headline(methods), CLASS_COLUMNS)
     others += [name for name in OPTION_COLUMNS if all(name in scores for scores in methods.values())]
     curved = "by inner steps" if by_steps == first else f"{by_steps} by inner steps"
@@ -328,7 +331,7 @@ def subgroups(details: dict[str, Any]) -> str:
 def headline(methods: dict[str, Any]) -> str:
     """The metric that methods are compared by."""
     scores = next(iter(methods.values()))
-    return next(name for name in ("token_f1", "accuracy", "loss") if name in scores)
+    return next(name for name in HEADLINES if name in scores)
 
 
 def main_method(details: dict[str, Any]) -> str:
@@ -364,9 +367,7 @@ def class_table(details: dict[str, Any], most: int = 20) -> Any:
 def paired(details: dict[str, Any]) -> str:
     """One sentence: the meta-trained model less each other method on the same episodes; empty where there is none."""
     each = details.get("differences", {})
-    metric = next(
-        (name for name in ("token_f1", "accuracy", "loss") if all(name in one for one in each.values())), None
-    )
+    metric = next((name for name in HEADLINES if all(name in one for one in each.values())), None)
     if not each or metric is None:
         return ""
     parts = [

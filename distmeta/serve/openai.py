@@ -112,8 +112,8 @@ class OpenAI:
 
     def _labels(self, task: Task, inputs: Sequence[Any], settings: Settings, most: int) -> tuple[Pieces, int]:
         """As `_words`, of a task that classifies: a label is one token."""
-        if self.base.family == "regression":
-            raise Refused(400, "this task is a function of numbers, which are no text; POST /tasks/HANDLE/predict")
+        if self.base.config.task.has_numbers:
+            raise Refused(400, "this task is of numbers, which are no text; POST /tasks/HANDLE/predict")
         if any(not isinstance(asked, str) and len(asked) > 1 for asked in inputs):
             raise Refused(400, "messages: this task classifies a text; give that alone, as one user turn")
         texts = [asked if isinstance(asked, str) else asked[0]["content"] for asked in inputs]

@@ -20,8 +20,9 @@ TEXT_TO_TEXT = {"input": (True, "text"), "target": (True, "texts"), "options": (
                 "instruction": (False, "text")}  # fmt: skip
 DOCUMENT = {"text": (True, "text")}
 REGRESSION = {"input": (True, "numbers"), "target": (True, "numbers")}
+POLICY = {"task": (True, "numbers")}
 # Of a task family; CLASSES of the others
-COLUMNS = {"text_to_text": TEXT_TO_TEXT, "document": DOCUMENT, "regression": REGRESSION}
+COLUMNS = {"text_to_text": TEXT_TO_TEXT, "document": DOCUMENT, "regression": REGRESSION, "policy": POLICY}
 MOST_LISTED = 100  # answers or options of one example
 MOST_NUMBERS = 10_000  # of one input or target
 
@@ -88,11 +89,11 @@ def rate_of(body: dict[str, Any]) -> float | None:
 
 
 def inputs_of(body: dict[str, Any], limits: ServeConfig, family: str) -> list[Any]:
-    """The inputs of POST /tasks/{handle}/predict: texts, or of family regression numbers and lists of them."""
+    """The inputs of POST /tasks/{handle}/predict: texts, or of families regression and policy numbers and lists."""
     _known("the body", body, ("inputs",))
     texts = _list("inputs", body.get("inputs"), limits.inputs, "texts (serve.inputs)")
     for number, text in enumerate(texts):
-        if family == "regression":
+        if family in ("regression", "policy"):
             check_numbers(f"inputs, {number}", text)
         else:
             check_text(f"inputs, text {number}", text, limits)

@@ -25,6 +25,7 @@ from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError
 from distmeta.tasks import (
     documents,
+    environments,
     glyphs,
     images,
     ledgers,
@@ -71,7 +72,7 @@ def build_store(
 
     def fill(work: Path) -> None:
         spool = spool_examples(
-            _batches(sources, data, task.family, seed, model, settable=tokenizer_file is None), work, progress
+            _batches(sources, data, task, seed, model, settable=tokenizer_file is None), work, progress
         )
         write_store(spool, work, key, data, task, model, ready, labels, only, progress)
 
@@ -174,8 +175,10 @@ def _key(
     only: str | None,
 ) -> str:
     text = task.family == "text_to_text"
-    name, module, _ = suite(task.family, model)
+    name, module, make = suite(task, model)
     made = [name, module.VERSION, seed]
+    if task.family == "policy":  # whose environment may be other code the next time
+        made.append(hashlib.blake2b("".join(make(seed).column("text").to_pylist()).encode()).hexdigest())
     document = task.family == "document"
 
     def of(data: DataConfig, files: list[Source]) -> dict[str, Any]:
@@ -204,8 +207,9 @@ def _key(
 
 
 def _batches(
-    sources: Sources, data: DataConfig, family: str, seed: int, model: ModelConfig, settable: bool
+    sources: Sources, data: DataConfig, task: TaskConfig, seed: int, model: ModelConfig, settable: bool
 ) -> Iterator[Any]:
+    family = task.family
     if data.sources is not None:
         role = "label" if family == "classes" else "task"
         each = (
@@ -217,20 +221,23 @@ def _batches(
         section, files = sources[""]
         return read_examples(files, section, family, settable, image=model.image, dimensions=model.dimensions)
     columns = ["text", "label", *(["task"] if family != "classes" else []), *([] if data.splits else ["split"])]
-    _, _, make = suite(family, model)
+    _, _, make = suite(task, model)
     return iter(make(seed).select(columns).to_batches())
 
 
-def suite(family: str, model: ModelConfig) -> tuple[str, Any, Callable[[int], Any]]:
+def suite(task: TaskConfig, model: ModelConfig) -> tuple[str, Any, Callable[[int], Any]]:
     """The built-in tasks: their name, and the module and function (seed) -> table that make them."""
     if model.image is not None:
         return "glyphs", glyphs, partial(glyphs.make_glyphs, size=model.image)
+    if task.family == "policy":
+        environment = environments.load_environment(task.environment)
+        return "environment", environments, partial(environments.make_tasks, environment=environment)
     suites: dict[str, tuple[str, Any, Callable[[int], Any]]] = {
         "text_to_text": ("questions", questions, questions.make_questions),
         "document": ("ledgers", ledgers, ledgers.make_ledgers),
         "regression": ("sinusoids", regression, regression.make_sinusoids),
     }
-    return suites.get(family, ("reviews", reviews, reviews.make_reviews))
+    return suites.get(task.family, ("reviews", reviews, reviews.make_reviews))
 
 
 def _remove_abandoned(root: Path, after_s: float = 86400) -> None:

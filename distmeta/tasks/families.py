@@ -24,7 +24,8 @@ from distmeta.tasks.store import Groups, TaskStore
 
 @dataclass(frozen=True)
 class Choice:
-    """rows [ways, shots + queries]: row numbers in the store, all different; rows[w] have label_names[w]."""
+    """rows [ways, shots + queries]: row numbers in the store, all different but in family policy; rows[w] have
+    label_names[w]."""
 
     task: str
     label_names: tuple[str, ...]
@@ -65,11 +66,19 @@ def choose_task(store: TaskStore, groups: Groups, task: TaskConfig, draws: Draws
     return Choice(store.tasks[groups.ids[int(index[0])]], tuple(store.labels), rows)
 
 
+def choose_rollouts(store: TaskStore, groups: Groups, task: TaskConfig, draws: Draws) -> Choice:
+    """A task of the split, whose one row stands for as many rollouts as are asked for."""
+    index = int(draws.below(np.array([len(groups.ids)]))[0])
+    rows = np.full((1, task.shots + task.queries), groups.start[index, 0])
+    return Choice(store.tasks[groups.ids[index]], tuple(store.labels), rows)
+
+
 FAMILIES: dict[str, Callable[[TaskStore, Groups, TaskConfig, Draws], Choice]] = {
     "domain": choose_domain,
     "classes": choose_classes,
     "text_to_text": choose_task,
     "regression": choose_task,
+    "policy": choose_rollouts,
 }
 
 
@@ -95,7 +104,7 @@ def check_feasible(store: TaskStore, task: TaskConfig, splits: Sequence[str] = S
     """Raises InputError if some episode of some split that is not empty could not be drawn."""
     if store.family != task.family:
         raise InputError(f"{store.path}: was built for task.family={store.family}, not {task.family}")
-    need = task.shots + task.queries
+    need = 1 if task.family == "policy" else task.shots + task.queries
     check_mixture(store, task, splits)
     if task.family == "document":
         check_passages(store, task, splits)

@@ -57,9 +57,9 @@ def parse(text: str) -> list[float]:
     return [*row["input"], *row["target"]]
 
 
-def vector(value: Any, size: int, where: str) -> list[float]:
+def vector(value: Any, size: int, where: str, says: str = "model.dimensions says") -> list[float]:
     """A number or a list of numbers, or JSON of either, as a list of `size`. Raises InputError that begins with
-    `where`."""
+    `where`; says: what wants it so."""
     try:
         values = json.loads(value) if isinstance(value, str) else value
         values = [float(x) for x in (values if isinstance(values, list | tuple | np.ndarray) else [values])]
@@ -70,7 +70,7 @@ def vector(value: Any, size: int, where: str) -> list[float]:
     if not finite:
         raise InputError(f"{where} is {cut(str(value), 40)}; numbers must be finite as float32")
     if len(values) != size:
-        raise InputError(f"{where} has {len(values)} numbers, and model.dimensions says {size}")
+        raise InputError(f"{where} has {len(values)} numbers, and {says} {size}")
     return values
 
 

@@ -21,7 +21,7 @@ def shown(store: TaskStore, config: Config) -> str:
     """
     episode = sample_episode(store, config.task, config.run.seed, "train", 0)
     if config.model.dimensions is not None:
-        return "\n".join(store.text(int(row)) for row in episode.support.rows[:ROWS])
+        return "\n".join(dict.fromkeys(store.text(int(row)) for row in episode.support.rows[:ROWS]))
     tokenizer = load_tokenizer(store.tokenizer_file)
     rows = [tokens_of(episode.support, i) for i in range(min(ROWS, len(episode.support.labels)))]
 

@@ -107,5 +107,7 @@ def headline(content: dict[str, Any]) -> str:
 
 def built_in(config: Config) -> str:
     """What a run without data of its own learns from."""
-    suites = {"text_to_text": "questions", "document": "ledgers", "regression": "sinusoids"}
+    suites = {"text_to_text": "questions", "document": "ledgers", "regression": "sinusoids", "policy": "goals"}
+    if config.task.environment is not None:
+        return f"tasks of {config.task.environment}"
     return f"built-in {'glyphs' if config.model.image else suites.get(config.task.family, 'product reviews')}"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError, cut
-from distmeta.tasks import documents, images, prompts, records, regression, splits, tokenizer, written
+from distmeta.tasks import documents, environments, images, prompts, records, regression, splits, tokenizer, written
 from distmeta.tasks.counts import MOST_UNKNOWN, Counts, unknown_words
 from distmeta.tasks.splits import SPLITS
 from distmeta.tasks.spool import Progress, Spool, gather, ordered_names, parts_of, sort_by_cell, spooled_texts
@@ -170,6 +170,8 @@ def encoded(plan: Plan, order: Order, ready: Any, lost: Counts) -> Iterator[tupl
     lines, task, model = spooled_texts(plan.spool, order.rows), plan.task, plan.model
     if model.image is not None:
         return images.encode(lines, model.image)
+    if task.family == "policy":
+        return environments.encode(lines)
     if model.dimensions is not None:
         return regression.encode(lines, model.dimensions)
     if plan.of_documents:

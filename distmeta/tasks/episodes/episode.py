@@ -8,6 +8,7 @@ from distmeta.config import AugmentConfig, TaskConfig
 from distmeta.tasks.arrivals import arrived_tasks
 from distmeta.tasks.augment import STREAMS, augment_tokens, permute_labels, resplit
 from distmeta.tasks.draws import Draws
+from distmeta.tasks.environments import with_seeds
 from distmeta.tasks.families import FAMILIES
 from distmeta.tasks.images import turned
 from distmeta.tasks.mixture import drawn_groups
@@ -61,6 +62,8 @@ def sample_episode(
     if by.permute_labels:
         names, label = permute_labels(names, label, Draws(seed, STREAMS["permute_labels"], index))
     tokens, offsets = store.read(rows)
+    if task.family == "policy":
+        tokens = with_seeds(tokens, offsets, draws)
     if choice.turns is not None:
         assert store.image is not None, "only images are turned"
         tokens = turned(tokens, choice.turns[label], store.image)

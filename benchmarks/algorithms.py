@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-from real_text import RESULTS, overrides
+from real_text import overrides
+from records import RESULTS
 
 from distmeta.algorithms.maml_pp import FIRST_ORDER
 from distmeta.config import Config, load_config

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from real_text import RESULTS
+from records import RESULTS
 
 import distmeta
 from distmeta.config import load_config

@@ -23,12 +23,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("LOCAL_RANK", "0")
 
 import numpy as np
+from records import RESULTS
 from scipy.stats import t as student
 
 from distmeta.bench.measure import setting, write_json
 from distmeta.config import Config, load_config
 
-RESULTS = Path(__file__).parent / "results"
 VARIANTS = {
     "none": [],
     "token_dropout": ["task.augment.token_dropout=0.1"],

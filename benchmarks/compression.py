@@ -24,6 +24,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from records import RESULTS
 
 from distmeta.bench.measure import interleave, seconds, setting, spread, write_json
 from distmeta.evaluation.evaluate import evaluate
@@ -54,7 +55,7 @@ def main() -> None:
         runs = options.runs or trained(Path(place), options.steps)
         found = {kind: forms_of(runs / kind, Path(place) / kind, options) for kind in ("full", "lora")}
         found["bert-base, random weights"] = at_base_size(Path(place) / "base", options.rounds)
-    write_json(Path(__file__).parent / "results" / "compression.json", {
+    write_json(RESULTS / "compression.json", {
         **setting({"run": 0}), "steps": options.steps, "episodes": options.episodes,
         "tokens": TOKENS, "rounds": options.rounds, "models": found,
     })  # fmt: skip

@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
+from records import RESULTS
 
 from distmeta.algorithms import data_weights
 from distmeta.bench.measure import setting
@@ -39,7 +40,7 @@ from distmeta.tasks.build import build_store
 from distmeta.tasks.reviews import make_reviews
 from distmeta.tasks.store import open_store
 
-RESULT = Path(__file__).parent / "results" / "data_weights.json"
+RESULT = RESULTS / "data_weights.json"
 NOISE, TRUSTED = 0.3, 0.2
 LEAST = 20  # rows of a label that an episode draws at most
 COMMON = ["eval.baselines=false", "eval.every=0", "eval.episodes=300", "run.checkpoint_every=1000000",

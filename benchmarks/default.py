@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from real_text import RESULTS
+from records import RESULTS
 
 from distmeta import Run
 from distmeta.runs.checkpoint import write_text

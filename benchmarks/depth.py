@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from records import RESULTS
 
 WAYS = {
     "eager": ("maml", "eager", False), "walk": ("maml", "blocks", False), "layers": ("maml", "blocks", True),
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=CASES)
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/depth.json"))
+    parser.add_argument("--json", type=Path, default=RESULTS / "depth.json")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.one:

@@ -16,11 +16,11 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from records import RESULTS
 
 CASES = [(8, 0), (256, 0), (256, 40), (256, 16)]  # steps, snapshots
 SHAPE = {
@@ -88,7 +88,7 @@ def main() -> None:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], flush=True)
-    file = Path(__file__).parent / "results" / "documents_memory.json"
+    file = RESULTS / "documents_memory.json"
     about = {"command": "python benchmarks/documents_memory.py", "setting": setting({}), "cases": rows}
     file.write_text(json.dumps(about, indent=1) + "\n")
 

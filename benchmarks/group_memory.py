@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from ranks import about, run_group
+from records import RESULTS
 from safetensors.torch import load_file, save_file
 from zero3_memory import resident
 
@@ -132,7 +133,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "group_memory.json")
+    parser.add_argument("--json", type=Path, default=RESULTS / "group_memory.json")
     arguments = parser.parse_args()
     result = measure(arguments.layers, arguments.width, arguments.ranks)
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")

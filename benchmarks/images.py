@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from real_text import RESULTS
+from records import RESULTS
 
 import distmeta
 from distmeta.algorithms.rates import inner_loop

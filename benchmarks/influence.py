@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from records import RESULTS
 from scipy.stats import spearmanr
 
 import distmeta
@@ -113,7 +114,7 @@ def main() -> None:
         "cpu_of_a_meta_gradient": round(float(np.median(cost)), 3),
     }  # fmt: skip
     print(record["cpu_of_a_meta_gradient"])
-    (Path(__file__).parent / "results" / "influence.json").write_text(json.dumps(record, indent=1) + "\n")
+    (RESULTS / "influence.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from real_text import RESULTS, overrides
+from real_text import overrides
+from records import RESULTS
 
 import distmeta
 from distmeta.config import load_config

@@ -26,7 +26,7 @@ os.environ["LOCAL_RANK"] = "0"
 import torch
 import torch.distributed as dist
 from algorithms import train_here
-from real_text import RESULTS
+from records import RESULTS
 
 from distmeta.algorithms.rates import inner_loop
 from distmeta.bench.measure import setting

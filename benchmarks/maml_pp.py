@@ -23,7 +23,7 @@ os.environ["LOCAL_RANK"] = "0"
 import torch
 import torch.distributed as dist
 from algorithms import scored, train_here
-from real_text import RESULTS
+from records import RESULTS
 
 from distmeta.bench.measure import setting
 from distmeta.config import load_config

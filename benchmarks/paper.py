@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from gpu import ANSWER, GB, SHAPES, WAYS, Decoder
+from records import RESULTS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -128,7 +129,7 @@ def reckon(tokens: int, way: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/paper.json"))
+    parser.add_argument("--json", type=Path, default=RESULTS / "paper.json")
     parser.add_argument("--check", action="store_true", help="SmolLM2-135M's shape, beside benchmarks/depth.py's")
     words = parser.parse_args()
     if words.check:

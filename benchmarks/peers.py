@@ -28,6 +28,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch
 import torch  # noqa: E402
 import workloads  # noqa: E402
 from peer_loops import importable  # noqa: E402
+from records import RESULTS  # noqa: E402
 from workloads import Row, Unavailable, Workload, agreement  # noqa: E402
 
 from distmeta.bench.measure import (  # noqa: E402
@@ -296,7 +297,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), metavar="ROW", help=f"default: all of {names}")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds; short rows take more")
     parser.add_argument("--data", type=Path, default=workloads.DATA, help="folder of the data sets")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "peers.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "peers.json")
     parser.add_argument("--quick", action="store_true", help="once, tiny, memory of one row: does all run?")
     parser.add_argument("--no-memory", action="store_true", help="leave the fresh processes out")
     return parser.parse_args()

@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from augmentation import RESULTS, accuracies, configured
+from augmentation import accuracies, configured
+from records import RESULTS
 
 from distmeta.algorithms import privacy
 from distmeta.bench.measure import setting, write_json

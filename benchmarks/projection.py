@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from projection_model import LIMITS, Given, compare, numbers, project
+from records import RESULTS
 
 from distmeta.errors import InputError
 
-RESULTS = Path(__file__).parent / "results"
 WORLDS = (8, 16, 32, 64, 128, 256, 512, 1024)
 TASKS = 4  # of a rank, in weak scaling
 META_BATCH = 256  # in strong scaling

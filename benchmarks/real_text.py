@@ -25,6 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from records import RESULTS
 
 import distmeta
 from distmeta.config import load_config
@@ -39,7 +40,6 @@ HELD_OUT = {
     },
     "validation": {"antonyms", "informal_to_formal", "sum", "ropes", "essential"},
 }  # fmt: skip
-RESULTS = Path(__file__).parent / "results"
 LABELS = ("neg", "neu", "pos")
 
 

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from intents import SETTINGS
-from real_text import RESULTS, overrides
+from real_text import overrides
+from records import RESULTS
 from sklearn.metrics import roc_auc_score
 
 from distmeta.bench.measure import setting

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import small  # noqa: E402
+from records import RESULTS  # noqa: E402
 
 WARM_UP = 5  # steps
 SECONDS = ("wait_s", "inner_s", "aggregate_s", "checkpoint_s")
@@ -121,7 +122,7 @@ def main() -> None:
         **setting({"run": 0}), "every_s": options.every, "steps": options.steps, "runs": found, "identical": same,
         "cost": 1 - found["killed"]["tasks_per_s"] / peace,
     }  # fmt: skip
-    write_json(ROOT / "benchmarks" / "results" / "sampler_kills.json", result)
+    write_json(RESULTS / "sampler_kills.json", result)
     print(f"{found['killed']['kills']} kills cost {result['cost']:.1%} of throughput; the same numbers: {same}")
     if not same:
         sys.exit(1)

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from real_text import RESULTS, overrides
+from real_text import overrides
+from records import RESULTS
 
 import distmeta
 from distmeta.config import load_config

@@ -31,10 +31,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import aiohttp
 import numpy as np
+from records import RESULTS
 
 from distmeta.bench.measure import setting, write_json
 
-RESULTS = Path(__file__).parent / "results"
 ADAPT_EVERY = 20
 
 

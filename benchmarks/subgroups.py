@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from data_weights import REVIEWS
+from records import RESULTS
 
 from distmeta.bench.measure import setting
 from distmeta.config import load_config
@@ -32,7 +33,7 @@ from distmeta.tasks.build import build_store
 from distmeta.tasks.reviews import make_reviews
 from distmeta.tasks.store import open_store
 
-RESULT = Path(__file__).parent / "results" / "subgroups.json"
+RESULT = RESULTS / "subgroups.json"
 WAYS = {"plain": False, "worst_subgroup": True}
 KEYS = ("accuracy", "accuracy:common", "accuracy:dialect", "worst_subgroup", "subgroup_gap")
 

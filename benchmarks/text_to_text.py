@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from real_text import RESULTS
+from records import RESULTS
 
 import distmeta
 from distmeta.config import load_config

@@ -28,7 +28,8 @@ from typing import Any
 
 import numpy as np
 import psutil
-from real_text import RESULTS, overrides
+from real_text import overrides
+from records import RESULTS
 
 import distmeta
 from distmeta.bench.measure import setting, write_json

@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from records import RESULTS
+
 os.environ["OMP_NUM_THREADS"] = "1"
 STEPS, WARM_UP, ROUNDS = 60, 10, 3
 
@@ -62,7 +64,7 @@ def main() -> None:
         **setting({"run": 0}), "alone_tasks_per_s": one, "of_two_at_once_tasks_per_s": two, "ratio": ratios,
         "median_ratio": statistics.median(ratios),
     }  # fmt: skip
-    write_json(Path(__file__).parent / "results" / "two_alone.json", result)
+    write_json(RESULTS / "two_alone.json", result)
     print(f"two at once go at {statistics.median(ratios):.3f} of one alone ({', '.join(f'{r:.3f}' for r in ratios)})")
 
 

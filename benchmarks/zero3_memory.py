@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from ranks import about, run_group
+from records import RESULTS
 from safetensors.torch import load_file, save_file
 
 from distmeta.config import Config, make_config
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--order", choices=list(ALGORITHM), default="exact")
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "zero3_memory.json")
+    parser.add_argument("--json", type=Path, default=RESULTS / "zero3_memory.json")
     arguments = parser.parse_args()
     result = measure(arguments.layers, arguments.width, arguments.ranks, arguments.order)
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from ranks import about, run_group
+from records import RESULTS
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -178,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--worlds", type=int, nargs="+", default=list(WORLDS))
     parser.add_argument("--stages", type=int, nargs="+", default=list(STAGES))
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "zero_table.json")
+    parser.add_argument("--json", type=Path, default=RESULTS / "zero_table.json")
     arguments = parser.parse_args()
     result = measure(arguments.worlds, arguments.stages)
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")

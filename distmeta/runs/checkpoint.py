@@ -24,6 +24,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -134,7 +135,7 @@ def write_text(path: Path, text: str) -> None:
 def only_holder(file: Path, timeout_s: float) -> Iterator[None]:
     """Hold the lock `file` of a run, so that two processes never write into one run; the system frees it at their end.
 
-    Raises InputError when another process has it for `timeout_s` more seconds.
+    It says who holds it. Raises InputError when another process has it for `timeout_s` more seconds.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -147,9 +148,13 @@ def only_holder(file: Path, timeout_s: float) -> Iterator[None]:
             pass
         lock.close()
         if time.monotonic() > deadline:
-            raise InputError(f"{file.parent}: another process is training this run (it holds {file})")
+            holder = file.read_text(encoding="utf-8") if file.exists() else ""
+            raise InputError(f"{file.parent}: {holder or 'another process'} is training this run (it holds {file})")
         time.sleep(0.2)
     with lock:
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
         yield
 
 

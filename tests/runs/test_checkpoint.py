@@ -2,6 +2,7 @@
 
 import json
 import os
+import os
 
 import pytest
 import small
@@ -148,7 +149,7 @@ def test_a_configuration_that_does_not_parse_is_one_line(tmp_path):
 def test_one_process_holds_a_run(tmp_path):
     with (
         checkpoint.only_holder(tmp_path / ".lock", 0),
-        pytest.raises(InputError, match="another process is training"),
+        pytest.raises(InputError, match=rf"process {os.getpid()} on .+ is training this run"),
         checkpoint.only_holder(tmp_path / ".lock", 0.3),
     ):
         raise AssertionError

@@ -4,6 +4,10 @@ The driver runs one group after another, each of a fixed size, each from the new
 lost a rank is followed by one of as many ranks as there is room for. While a group is smaller than it might be, a
 thread here watches for room, and asks it, by a file in the run's directory, to end at its next checkpoint.
 
+Ray Train has a range of its own (`ScalingConfig(num_workers=(least, most))`). It ends a group at once to resize it, and
+the steps since the last checkpoint are lost; and it counts whole nodes, samplers' CPUs included, as free for ranks
+(tests/cluster/test_cluster_elastic.py). Here a group ends at a checkpoint, and a placement is tried before it does.
+
 Which episodes a meta-step has does not depend on the ranks, so that a run's order of episodes stays the same.
 """
 

@@ -307,6 +307,8 @@ def run_group(
     from ray.train.torch import TorchConfig
 
     shutil.rmtree(run_dir / ".ray", ignore_errors=True)  # Ray's own record of an earlier attempt
+    if gpus:  # Ray says which ranks stand still in a collective; it only watches, unless RAY_TRAIN_NCCL_RAS_ACTION=fail
+        os.environ.setdefault("RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "1")
     settings = {"config": config.model_dump(mode="json"), "run_dir": str(run_dir)}
     trainer = trainer_class()(
         worker,

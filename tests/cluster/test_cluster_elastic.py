@@ -29,6 +29,19 @@ def test_a_number_or_a_range(given, kept, ends, tmp_path):
     assert load_config("default", ["cluster.workers=1-3"]).cluster.shown == "1-3"
 
 
+def test_why_the_range_is_not_rays_own():
+    """Ray reserves whole nodes for a range of ranks, whatever samplers and other jobs hold of them, and would start a
+    group that has no room. When this fails, `ScalingConfig(num_workers=(least, most))` may take the place of
+    distmeta.drive.elastic."""
+    coordinator = pytest.importorskip("ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator")
+    node = {"NodeID": "a", "Alive": True, "Resources": {"CPU": 3.0}, "Labels": {}}  # of which samplers hold 2
+    ray_s_own = coordinator._AutoscalingCoordinatorActor(
+        send_resources_request=lambda *args: None, get_cluster_nodes=lambda: [node]
+    )
+    ray_s_own.request_resources("ranks", [{"CPU": 1.0}] * 3, expire_after_s=60)
+    assert ray_s_own.get_reserved_resources("ranks") == {"a": {"CPU": 3.0}}
+
+
 @pytest.mark.parametrize("given", [0, "3-1", "0-2", [1, 2, 3], "many", 1.5, True, None])
 def test_what_is_no_range_is_one_line(given):
     with pytest.raises(InputError, match=r"cluster.workers = .*a number of ranks from 1, or a range"):

@@ -1,6 +1,7 @@
 """`distmeta train` through Ray: the same numbers for any samplers, nearly so for any ranks; what it leaves."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -141,6 +142,26 @@ def test_a_lost_cluster_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr("ray.train.torch.TorchTrainer", Trainer)
     with pytest.raises(TrainingError, match=f"controller has gone.* in {tmp_path}; --resume"):
         run_group(print, small.config(), tmp_path, {}, size=1, gpus=0, restarts=0)
+
+
+@pytest.mark.parametrize(("gpus", "before", "after"), [(0, None, None), (1, None, "1"), (1, "0", "0")])
+def test_ranks_on_gpus_are_watched_unless_told_otherwise(monkeypatch, tmp_path, gpus, before, after):
+    name = "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR"
+    monkeypatch.setenv(name, before or "")  # so that it is put back
+    if before is None:
+        monkeypatch.delenv(name)
+    seen = []
+
+    class Trainer:
+        def __init__(self, *_, **__):
+            seen.append(os.environ.get(name))
+
+        def fit(self):
+            pass
+
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", Trainer)
+    run_group(print, small.config(), tmp_path, {}, size=1, gpus=gpus, restarts=0)
+    assert seen == [after]
 
 
 def test_a_cluster_too_small_is_refused(setting, ray, tmp_path):

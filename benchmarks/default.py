@@ -1,8 +1,9 @@
-"""The record of the default run, as `distmeta train` leaves it.
+"""The record of a recipe's run, as `distmeta train` leaves it.
 
     distmeta train && python benchmarks/default.py runs/default
+    distmeta train captions && python benchmarks/default.py runs/captions
 
-Writes benchmarks/results/default.json: scores of the meta-test tasks, the checkpoint that was kept, and what share of
+Writes benchmarks/results/NAME.json: scores of the meta-test tasks, the checkpoint that was kept, and what share of
 a meta-step the ranks spent on handing gradients over.
 """
 
@@ -15,16 +16,17 @@ from pathlib import Path
 from records import RESULTS
 
 from distmeta import Run
-from distmeta.runs.checkpoint import write_text
+from distmeta.runs.checkpoint import read_config, write_text
 
 
 def main() -> None:
     run = Run(Path(sys.argv[1]))
     environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    name = read_config(run.path / "config.yaml").run.name
     steps = [record for record in run.metrics if "inner_s" in record]
     parts = ("wait_s", "inner_s", "peers_s", "aggregate_s", "checkpoint_s")
     record = {
-        "command": "distmeta train",
+        "command": f"distmeta train {name}".removesuffix(" default"),
         "hardware": {key: environment[key] for key in ("platform", "cores")},
         "versions": environment["versions"],
         "date": environment["started"][:10],
@@ -33,7 +35,7 @@ def main() -> None:
         "comm_share": sum(step["comm_s"] for step in steps) / sum(step[part] for step in steps for part in parts),
         "evaluation": run.evaluation,
     }
-    write_text(RESULTS / "default.json", json.dumps(record, indent=1) + "\n")
+    write_text(RESULTS / f"{name}.json", json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -510,6 +510,22 @@ def images() -> str:
     return table(["5 ways, 1 shot", "meta-steps", "`maml`", "`prototypes`", "paired, over classes"], rows)
 
 
+def captions() -> str:
+    scores = record("captions")["evaluation"]
+    rows = [
+        [about, interval(scores[method]["accuracy"])] for method, about in CAPTIONS_ROWS.items() if method in scores
+    ]
+    return table(["unseen combinations of words, 5 ways, 600 episodes", "accuracy [95% interval]"], rows)
+
+
+CAPTIONS_ROWS = {
+    "no_adaptation": "meta-trained, by the descriptions alone",
+    "meta_trained": "the same checkpoint, after 3 inner steps on 5 images of each class",
+    "fine_tuned": "not meta-trained, fine-tuned as is best on validation tasks",
+    "prototypes": "not meta-trained, class means",
+}
+
+
 def pays() -> str:
     """Where meta-training paid and where not: the best without it beside it, by record."""
     built_in = {name: scores["accuracy"] for name, scores in record("default")["evaluation"].items()}
@@ -562,7 +578,7 @@ TABLES: dict[str, Callable[[], str]] = {
     for made in (
         default, default_short, peers, exact_walk, depth, paper, scaling, time_to_quality, classics, orders, algorithms,
         algorithms_short, algorithms_real, padding, compression, answers, sentiment, sentiment_rows,
-        sentiment_train_whole, sentiment_whole, images, intents, letters, letters_methods, documents_builtin,
+        sentiment_train_whole, sentiment_whole, images, captions, intents, letters, letters_methods, documents_builtin,
         documents_runs, documents_pretrained, documents_memory, influence, data_weights, rejection, pays,
     )
 }  # fmt: skip

@@ -33,7 +33,11 @@ BACKBONES = {
     "t5": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2},
     "lstm": {"embedding_size": 12, "hidden_size": 16, "num_hidden_layers": 1},
 }  # fmt: skip
-ARRAYS = {"mlp": {"hidden_size": 6, "num_hidden_layers": 2}}  # models of numbers
+TOWER = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+ARRAYS = {  # models of numbers, and of images with words
+    "mlp": {"hidden_size": 6, "num_hidden_layers": 2},
+    "clip": {"text_config": TOWER, "vision_config": TOWER, "projection_dim": 8},
+}
 
 # As ChatML, without a system line.
 CHAT = (

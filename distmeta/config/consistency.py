@@ -210,7 +210,7 @@ def check_ways(key: str, ways: int | None, config: Config) -> None:
         raise ValueError(f"{key} = {ways}: there are {MOST_LETTERS} letters to name classes by: lower it")
     if config.task.labels != "head":
         return
-    if ways != config.ways and config.model.head != "prototype":
+    if ways != config.ways and config.model.head not in ("prototype", "words"):
         raise ValueError(
             f"{key} = {ways}: the head of this model has {config.ways} outputs; leave {key} out, or meta-train with "
             "model.head=prototype, or task.labels=letters or words, which take any number"
@@ -253,8 +253,8 @@ def check_augment(config: Config) -> None:
          "needs other support rows of a class (task.shots above 1)"),
         ("task.augment.permute_labels", not anew,
          "changes nothing where labels are in a new order in every episode (family classes, task.permute_labels)"),
-        ("task.augment.permute_labels", not augment.permute_labels or config.model.head != "prototype",
-         "changes nothing where the head is made of class means (model.head=prototype)"),
+        ("task.augment.permute_labels", not augment.permute_labels or config.model.head not in ("prototype", "words"),
+         "changes nothing where the head is made of class means or descriptions (model.head=prototype or words)"),
         ("task.augment.permute_labels", not augment.permute_labels or config.algorithm != "multi_task",
          "leaves nothing to learn for algorithm=multi_task, whose tasks share a head"),
         ("task.augment.resplit", not augment.resplit or task.mixture != "curriculum",

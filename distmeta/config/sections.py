@@ -57,13 +57,14 @@ class ModelConfig(Section):
     answer_tokens: int = Field(
         16,
         ge=2,
-        description="most tokens of an answer (family text_to_text; part of max_tokens) or of a label "
-        "(task.labels=words), the end token included",
+        description="most tokens of an answer (family text_to_text; part of max_tokens), of a label "
+        "(task.labels=words) or of a description (model.head=words), the end token included",
     )
-    head: Literal["linear", "prototype", "context"] = Field(
+    head: Literal["linear", "prototype", "context", "words"] = Field(
         "linear",
         description="linear: a meta-learnt layer (text_to_text: the model's own output layer); prototype: the means "
-        "of the support set; context: the model reads the support set",
+        "of the support set; context: the model reads the support set; words (model.image, a CLIP): the descriptions "
+        "of an episode's classes in words (data.descriptions)",
     )
     distance: Literal["euclidean", "cosine"] = Field(
         "euclidean",
@@ -161,6 +162,11 @@ class DataConfig(Section):
     instruction: str = Field(
         "instruction", description="family text_to_text: column that holds the task's instruction, if any"
     )
+    descriptions: dict[str, str] | str | None = Field(
+        None, description="model.head=words: what is read of a class: a template such as 'a photo of a {label}', a "
+        "table of descriptions by label, or a JSON file with one, which is kept in the run; null, and where a table "
+        "has none: the label's own words"
+    )  # fmt: skip
     subgroup: str | None = Field(
         None, description="families domain and classes: column that names a row's subgroup, to score subgroups apart "
         "and tell the largest gap between two; null: none"
@@ -225,6 +231,11 @@ class DataConfig(Section):
         source = self.sources[name].model_dump(exclude_none=True)
         shared = {key: getattr(self, key) for key in self.model_fields_set - {"sources"}}
         return DataConfig(**{**shared, **source})
+
+    @field_validator("descriptions")
+    @classmethod
+    def _reads_table(cls, value: Any) -> Any:
+        return images.read_descriptions(value)
 
     @field_validator("fractions")
     @classmethod

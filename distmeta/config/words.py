@@ -62,7 +62,7 @@ def check_sizes(config: Config) -> None:
     for setting, mend in unfit(config, [
         ("task.least_ways", least is None or task.family == "classes",
          f"task.family = {task.family} has no number of ways to set; leave it out"),
-        ("task.least_ways", least is None or task.labels != "head",
+        ("task.least_ways", least is None or task.labels != "head" or config.model.head == "words",
          "the head of this model has one number of outputs; set task.labels=letters or words, or leave it out"),
         ("task.least_ways", (least or 0) <= (task.ways or 5), f"more than task.ways = {task.ways or 5}; lower it"),
         ("task.least_shots", (task.least_shots or 0) <= task.shots, f"more than task.shots = {task.shots}; lower it"),

@@ -157,8 +157,8 @@ def prepare_store(config: Config, display: Display | None = None) -> Path:
     """The token cache of the run's tasks, built if need be, and checked against what episodes ask of it."""
     from distmeta.models.trial import check_model
     from distmeta.tasks.build import build_store, cache_directory, check_data
+    from distmeta.tasks.descriptions import check_words
     from distmeta.tasks.families import check_feasible
-    from distmeta.tasks.prompts import check_labels
     from distmeta.tasks.store import open_store
 
     data = config.data
@@ -169,7 +169,7 @@ def prepare_store(config: Config, display: Display | None = None) -> Path:
     store = open_store(path)
     check_feasible(store, config.task, ["train"])
     check_feasible(store, config.of_evaluation().task, ["validation", "test"])
-    check_labels(store.labels, config)
+    check_words(store.labels, config)
     check_model(config, cache_directory(data), len(store.labels))  # refused here, and not once all is started
     if config.outer.keep_base is not None:
         from distmeta.learner.kept import check

@@ -25,7 +25,7 @@ from distmeta.errors import InputError
 from distmeta.evaluation import documents
 from distmeta.evaluation.adaptable import Adaptable, fit, name_any, newest, on_device, read_tokens, without_pooled
 from distmeta.evaluation.scoring import split_meta
-from distmeta.evaluation.support import Support, read_support, tokenise
+from distmeta.evaluation.support import Support, of_words, read_support, tokenise
 from distmeta.evaluation.texts import choose, write
 from distmeta.models.backbone import set_attention
 from distmeta.models.batch import TextBatch
@@ -234,8 +234,9 @@ def adapt(
     """Adapt a checkpoint, or one of a run's, to the task of `support`.
 
     support: rows with the run's text and label (or input and target) columns, or a file of them in any format that
-    training reads. steps: inner steps; None: as the run evaluates. checkpoint: of a run, best (by eval.best; the newest
-    where there is none), last, or a meta-step. Raises InputError.
+    training reads; with model.head=words also the words of classes alone, a list or a text file of one a line, which
+    are read without a step. steps: inner steps; None: as the run evaluates. checkpoint: of a run, best (by eval.best;
+    the newest where there is none), last, or a meta-step. Raises InputError.
 
     Family document: the support is a text, in order, that is read chunk by chunk; source may also be the directory of
     a model that has read something, which then reads on.
@@ -249,10 +250,16 @@ def adapt(
     if saved.config.task.family == "document":
         return read_first(saved, support, steps)
     where = "support" if not isinstance(support, str | Path) else str(support)
+    words = of_words(support, saved.config)
+    if words is not None:
+        if steps:
+            raise InputError(f"steps = {steps}: {where} has no images to adapt to; leave steps out, or give examples")
+        support, steps = words, 0
     examples = read_support(support, saved.config, saved.state, load_tokenizer(saved.tokenizer_file), where)
     start = on_device(saved)
     examples = newest(examples, start)
-    return adapted_model(start, examples, *fit(start, [examples], steps)[0])
+    params, losses = fit(start, [examples], steps)[0]
+    return adapted_model(start, examples, params, losses if words is None else [])
 
 
 def read_first(

@@ -90,8 +90,8 @@ class Setting:
 
     @property
     def knows(self) -> bool:
-        """Whether a language model could answer without the support set."""
-        return self.text or self.config.task.labels == "words"
+        """Whether the model could answer without the support set, by the words of the task."""
+        return self.text or "words" in (self.config.task.labels, self.config.model.head)
 
     @property
     def reads(self) -> bool:
@@ -176,6 +176,8 @@ def fine_tuned(s: Setting) -> Row | None:
 
 def multi_task(s: Setting) -> Row | None:
     if s.is_base or s.score is not None or (s.says_labels and not s.config.inner.steps):
+        return None
+    if s.config.model.head == "words":  # pooled labels would teach the text tower nothing
         return None
     if not s.can_draw("train", s.in_training):
         return None

@@ -35,7 +35,7 @@ def fit_each(
     model, config = start.model, start.config
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, support in enumerate(supports):
-        ways = len(support.labels) if model.prototype_head or config.task.labels == "words" else 0
+        ways = len(support.labels) if model.starts or config.task.labels == "words" else 0
         groups.setdefault((len(support.rows.labels), steps[i], ways), []).append(i)
     for (_, count, _), group in groups.items():
         episodes = [Episode(0, "", tuple(supports[i].labels), supports[i].rows, supports[i].rows) for i in group]

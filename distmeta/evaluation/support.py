@@ -15,6 +15,7 @@ from distmeta.config.modules import check_trusted
 from distmeta.errors import InputError
 from distmeta.evaluation.texts import support_rows
 from distmeta.tasks import environments, images, prompts, regression
+from distmeta.tasks.descriptions import check_words
 from distmeta.tasks.prompts import LETTERS
 from distmeta.tasks.records import Record, make, parse
 from distmeta.tasks.rows import Rows
@@ -57,20 +58,39 @@ def read_support(
     return Support(rows, labels, {"examples": examples})
 
 
+def of_words(support: Sequence[Any] | str | Path, config: Config) -> list[dict[str, Any]] | None:
+    """Rows for classes that are given by their words alone, as a list or a text file with one on each line: each has a
+    blank image, which no inner step may see. None where examples are given. Raises InputError."""
+    if config.model.head != "words" or config.model.image is None:
+        return None
+    if isinstance(support, str | Path):
+        if Path(support).suffix != ".txt":
+            return None
+        try:
+            support = Path(support).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise InputError(f"{support}: {error.strerror or error}") from None
+    if not all(isinstance(name, str) for name in support):
+        return None
+    blank = images.letters(np.zeros(config.model.image, np.uint8))
+    return [{config.data.text: blank, config.data.label: name.strip()} for name in support if name.strip()]
+
+
 def task_labels(labels: Sequence[str], config: Config, state: Mapping[str, Any], where: str) -> list[str]:
     """The label names of the new task, in the order of the head's classes. Raises InputError."""
     names = list(dict.fromkeys(labels))
     if len(names) < 2:
         raise InputError(f"{where}: one label only ('{names[0]}'); a task needs examples of at least two")
-    if config.task.family == "domain" and not config.task.permute_labels and config.task.labels == "head":
+    in_words = config.task.labels != "head" or config.model.head == "words"
+    if config.task.family == "domain" and not config.task.permute_labels and not in_words:
         unknown = [label for label in names if label not in state["labels"]]
         if unknown:
             raise InputError(f"{where}: label '{unknown[0]}' is not one the model knows: {', '.join(state['labels'])}")
         return list(state["labels"])
     if config.task.labels == "letters" and len(names) > len(LETTERS):
         raise InputError(f"{where}: {len(names)} labels, and there are {len(LETTERS)} letters to name them by")
-    if config.task.labels != "head":
-        prompts.check_labels(names, config)
+    if in_words:
+        check_words(names, config)
         return names
     if len(names) > state["classes"] and config.model.head != "prototype":
         raise InputError(

@@ -21,6 +21,7 @@ from distmeta.errors import InputError
 from distmeta.models.arrays import ArrayModel, has_set_norm
 from distmeta.models.images import ImageModel
 from distmeta.models.layers import merge_lora
+from distmeta.models.two_towers import TwoTowerModel
 
 OWN = ("conv4", "mlp")  # model types that transformers has from distmeta
 
@@ -40,7 +41,7 @@ from transformers import AutoModel
 model, head = AutoModel.from_pretrained(folder).eval(), load_file(f"{{folder}}/head.safetensors")
 rows = {rows}
 with torch.no_grad():
-    features = model({argument}=rows).last_hidden_state
+    features = model{states}
 features = {pooled}
 {last}
 ```
@@ -75,6 +76,8 @@ def stock(model: ArrayModel, values: Mapping[str, Tensor], config: Config) -> An
         )
     weights = {n: v.detach() for n, v in model.backbone.state_dict().items()}
     weights |= {n.removeprefix("backbone."): v for n, v in values.items() if n.startswith("backbone.")}
+    if isinstance(model, TwoTowerModel):
+        weights["logit_scale"] = values["head_log_scale"]
     with torch.random.fork_rng(devices=[]):  # parts that the task model dropped, as ViT's pooler, at the run's seed
         torch.manual_seed(config.run.seed)
         plain = AutoModel.from_config(model.backbone.config, trust_remote_code=False)
@@ -113,18 +116,31 @@ def card(model: ArrayModel, plain: nn.Module, config: Config, head: Mapping[str,
         mean, deviation = (f"torch.tensor({list(v)}).view(-1, 1, 1)" for v in model.scale)
         rows += f"\nrows = (rows - {mean}) / {deviation}"
         places = f"{places} if features.dim() == 3 else features.mean((2, 3))"
-    linear = "head_weight" in head
+    states, linear = f"({argument}=rows).last_hidden_state", "head_weight" in head
     said = "the linear layer over it" if linear else "the scale of a head that is made of class means"
+    if isinstance(model, TwoTowerModel):
+        states = ".get_image_features(pixel_values=rows).pooler_output"
+        places = f"{model.length} * features / features.norm(dim=-1, keepdim=True)"
+        said = said if linear else "the scale of scores, which is its logit_scale too"
     last = 'print(features @ head["head_weight"].T + head["head_bias"])' if linear else "print(features)"
     labels = about.get("labels")
     note = f"\nThe scores are of {', '.join(labels)}.\n" if labels else ""
+    if isinstance(model, TwoTowerModel) and not linear:
+        reads = (
+            f"the tokenizer of {config.model.pretrained}"
+            if config.model.pretrained
+            else (
+                f"`distmeta.tasks.descriptions.hashed(text, {plain.config.text_config.vocab_size})`"  # type: ignore[union-attr]
+            )
+        )
+        note += f"\nIts text tower reads descriptions of classes by {reads}.\n"
     if has_set_norm(model.backbone):
         note += (
             "\nIts batch norms take the statistics of the batch at hand: it is transductive, and reads sets whole.\n"
         )
         places += "  # plain transformers keeps running statistics, which this model never had" * (kind not in OWN)
     return CARD.format(
-        algorithm=config.algorithm, name=config.run.name, kind=kind, head=said, rows=rows, argument=argument,
+        algorithm=config.algorithm, name=config.run.name, kind=kind, head=said, rows=rows, states=states,
         what="Adapted to a new task" if "adapted" in about else "Meta-trained to adapt from a few examples",
         pooled=places, last=last, note=note,
         register=f"\nfrom distmeta.models import {kind}\n\n{kind}.register()" if kind in OWN else "",

@@ -5,6 +5,7 @@ Letters: N rows, L tokens, P places, D width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -100,8 +101,12 @@ class ArrayModel(TaskModel):
             inputs["tasks"] = len(batch.labels)
         device = batch.keep.device.type
         with torch.autocast(device, self.autocast or torch.bfloat16, self.autocast is not None, cache_enabled=False):
-            states: Tensor = self.backbone(**inputs).last_hidden_state
+            states = self._states(inputs)
         return (states.flatten(2).mT if states.dim() == 4 else states).to(dtype)  # convolutions give [N, D, h, w]
+
+    def _states(self, inputs: Mapping[str, Any]) -> Tensor:
+        states: Tensor = self.backbone(**inputs).last_hidden_state
+        return states
 
     def _pooled(self, batch: TextBatch, states: Tensor | None = None) -> Tensor:
         out = self.layers.from_states(lambda: self._last_states(batch), self.entry, states, None)

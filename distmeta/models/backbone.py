@@ -175,6 +175,13 @@ def _fresh_config(config: ModelConfig, vocab_size: int, pad_id: int) -> Any:
     if config.image is not None:
         channels, height, width = config.image
         settings = {"num_channels": channels, "image_size": height if height == width else (height, width)}
+        if "vision_config" in known:  # of images and text
+            words = (sizes.get("text_config") or {}).get("vocab_size", default.text_config.vocab_size)
+            ends = {"pad_token_id": words - 1, "bos_token_id": words - 1, "eos_token_id": words - 1}
+            sizes |= {
+                "vision_config": {**settings, **(sizes.get("vision_config") or {})},
+                "text_config": {**ends, **(sizes.get("text_config") or {})},
+            }
         settings = {key: value for key, value in settings.items() if key in known}
     if config.dimensions is not None:
         settings = {"input_size": config.dimensions[0]}

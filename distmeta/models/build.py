@@ -21,6 +21,7 @@ from distmeta.models.quantised import quantise_base
 from distmeta.models.regression import RegressionModel, build_regression_model
 from distmeta.models.sharding import Shards
 from distmeta.models.task_model import TaskModel
+from distmeta.models.two_towers import TwoTowerModel
 from distmeta.tasks.prompts import LETTERS, LabelTokens, label_tokens_of
 
 if TYPE_CHECKING:
@@ -65,7 +66,11 @@ def build_model(
                 )
             return language
         if config.model.image is not None:
-            images = ImageModel(build_image_backbone(config.model, config.run.seed, copy), classes, config, labels)
+            backbone = build_image_backbone(config.model, config.run.seed, copy)
+            if config.model.head == "words":
+                images: ImageModel = TwoTowerModel(backbone, classes, config)
+            else:
+                images = ImageModel(backbone, classes, config, labels)
             settle(images, config, base)
             return images
         if config.task.has_numbers:

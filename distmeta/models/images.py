@@ -65,6 +65,15 @@ def build_image_backbone(config: ModelConfig, seed: int, copy: Any = None) -> An
         return build_own(config, seed)
     model = backbones.build(AutoModel, config, 0, 0, seed, copy)
     kind = model.config.model_type
+    if config.head == "words":
+        if kind != "clip":
+            raise InputError(
+                f"model: {kind} is no model of images and text that distmeta knows; set model.architecture=clip, or "
+                "model.pretrained to the directory of a CLIP"
+            )
+        return model
+    if kind == "clip":
+        raise InputError("model: clip reads images and the words of their classes; set model.head=words")
     if getattr(model, "main_input_name", "") != "pixel_values" or model.config.is_encoder_decoder:
         raise InputError(
             f"model: {kind} takes no images; give one such as conv4, vit or convnext, or unset model.image"

@@ -32,8 +32,8 @@ Run = Callable[[], Tensor]  # one forward pass of the model, returning its last 
 class Layers:
     """The layers of a Hugging Face model, each of which asks here what to do when the model calls it."""
 
-    def __init__(self, backbone: nn.Module) -> None:
-        self.path, self.layers = find_layers(backbone)
+    def __init__(self, backbone: nn.Module, tower: str = "") -> None:
+        self.path, self.layers = find_layers(backbone, tower)
         self._states: Tensor | None = None  # given at the entry of layer `_entry`
         self._entry = 0
         self._stop = False  # at layer `_entry`, and hand over what comes in
@@ -193,10 +193,13 @@ def at(tensor: Tensor, rows: Tensor, dim: int) -> Tensor:
     return tensor.expand(len(rows), *tensor.shape[1:]).gather(dim, index.expand(shape))
 
 
-def find_layers(backbone: nn.Module) -> tuple[str, list[nn.Module]]:
-    """The path and the modules of the longest list of layers of one kind; ("", []) where there is none."""
+def find_layers(backbone: nn.Module, tower: str = "") -> tuple[str, list[nn.Module]]:
+    """The path and the modules of the longest list of layers of one kind, below the path `tower`; ("", []) where there
+    is none."""
     best: tuple[str, list[nn.Module]] = ("", [])
     for path, module in backbone.named_modules():
+        if not path.startswith(tower):
+            continue
         if isinstance(module, nn.ModuleList) and len(module) > len(best[1]) and len({type(m) for m in module}) == 1:
             best = (path, list(module))
     return best

@@ -47,9 +47,10 @@ class TaskModel(nn.Module):
     entry: the layer that a batch's states are given to, since nothing below it adapts: 0 (run from the text on), or
     the number of layers (the states are pooled features). prefix_shared: names in `shared` that are below it.
     reads_sets: whether a row's states depend on the other rows of its set, which then is never taken apart.
+    tower: the path of the part of the backbone that reads rows, where another part reads something else.
     """
 
-    reads_sets = False
+    reads_sets, tower = False, ""
 
     def __init__(self, backbone: nn.Module, classes: int, config: Config, labels: int = 0) -> None:
         super().__init__()
@@ -84,9 +85,8 @@ class TaskModel(nn.Module):
         # Whether a class means something else in each episode, so that tasks could not share the head.
         self.classes_differ = config.task.family == "classes" or config.task.permute_labels or self.starts
         self.pooled = labels > 0 and config.algorithm == "multi_task" and self.classes_differ
-        if self.pooled:
-            for name, value in self.pooled_head(labels, config.run.seed).items():
-                self.register_parameter(name, nn.Parameter(value))
+        for name, value in self.pooled_head(labels, config.run.seed).items() if self.pooled else ():
+            self.register_parameter(name, nn.Parameter(value))
         self.to(next(backbone.parameters()).device).requires_grad_(False)
         self.fast, self.shared = self._roles(config)
         computed = ("head_weight", "head_bias") if self.prototype_head else ()
@@ -96,7 +96,7 @@ class TaskModel(nn.Module):
         self.fast_shards: FastShards | None = None  # where all parameters are parts, for a group that adapts together
         if self.takes_task_axis and "positions" not in self.way and self.fast.keys() - {"head_weight", "head_bias"}:
             self.takes_task_axis = self._try_task_axis()
-        self.layers = Layers(backbone)
+        self.layers = Layers(backbone, self.tower)
         self.entry = 0 if self.in_context or self.reads_sets else self._lowest(self.fast)
         with calls.shaken(backbone, self._fresh):
             self._choose_attention()

@@ -24,6 +24,7 @@ from typing import Any
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
 from distmeta.errors import InputError
 from distmeta.tasks import (
+    captions,
     documents,
     environments,
     glyphs,
@@ -227,6 +228,8 @@ def _batches(
 
 def suite(task: TaskConfig, model: ModelConfig) -> tuple[str, Any, Callable[[int], Any]]:
     """The built-in tasks: their name, and the module and function (seed) -> table that make them."""
+    if model.head == "words" and model.image is not None:
+        return "captions", captions, partial(captions.make_captions, size=model.image)
     if model.image is not None:
         return "glyphs", glyphs, partial(glyphs.make_glyphs, size=model.image)
     if task.family == "policy":

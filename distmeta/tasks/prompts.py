@@ -73,9 +73,7 @@ class LabelTokens:
         if len(set(tokens)) < len(tokens):
             twice = next(name for i, name in enumerate(names) if tokens[i] in tokens[:i])
             other = names[tokens.index(self.words(twice))]
-            raise InputError(
-                f"task.labels = words: the labels '{other}' and '{twice}' have the same tokens; rename one"
-            )
+            raise InputError(f"the labels '{other}' and '{twice}' have the same tokens; rename one")
         return tokens
 
 

@@ -110,4 +110,5 @@ def built_in(config: Config) -> str:
     suites = {"text_to_text": "questions", "document": "ledgers", "regression": "sinusoids", "policy": "goals"}
     if config.task.environment is not None:
         return f"tasks of {config.task.environment}"
-    return f"built-in {'glyphs' if config.model.image else suites.get(config.task.family, 'product reviews')}"
+    of_images = "images with words" if config.model.head == "words" else "glyphs"
+    return f"built-in {of_images if config.model.image else suites.get(config.task.family, 'product reviews')}"

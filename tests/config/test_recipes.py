@@ -47,7 +47,7 @@ def shortened(name, words_csv, classes_csv):
     }
     if name == "documents":
         return load_config(name, [*(s for s in SHORT if "tokens" not in s), "task.chunk_tokens=8", "task.chunks=3"])
-    if name == "omniglot":  # of small images, quicker to draw
+    if name in ("omniglot", "captions"):  # of small images, quicker to draw
         return load_config(name, [*(s for s in SHORT if "tokens" not in s), "model.image=[1,12,12]", "task.queries=2"])
     decoder = [f"model.pretrained={small.decoder(classes_csv.parent / 'decoder')}"] if name == "llm" else []
     room = ["model.max_tokens=30"] if name == "llm" else []  # a prompt is written around the text

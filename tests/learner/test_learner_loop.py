@@ -59,7 +59,8 @@ def test_how_memory_is_used_is_said_once(words_csv, tmp_path):
 VARIANTS = {
     "numbers": {"inner": {"learn_lr": "scalar"}, "model": {"head": "prototype"}},
     "dropout": {"model": {"dropout": 0.3}, "inner": {"adapt": "lora", "learn_lr": "per_layer"}},
-    "stage 0": {
+    "stage 0, functions": {
+        "architecture": "mlp", "data": {"path": None}, "task": {"family": "regression"},
         "deepspeed": {"zero_optimization": {"stage": 0}}, "inner": {"learn_lr": "per_parameter"},
         "outer": {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine", "warmup_steps": 2},
     },
@@ -71,7 +72,12 @@ VARIANTS = {
         "outer": {"optimizer": "rmsprop", "schedule": "plateau", "patience": 0, "lr": 1.0},
         "eval": {"every": 1},
     },
-    "stage 2": {"deepspeed": {"zero_optimization": {"stage": 2}}, "outer": {"optimizer": "radam"}},
+    "stage 2, images with words": {
+        "deepspeed": {"zero_optimization": {"stage": 2}}, "outer": {"optimizer": "radam"},
+        "architecture": "clip", "data": {"path": None}, "task": {"family": "classes", "ways": 3},
+        "model": {"image": [1, 8, 8], "head": "words", "distance": "cosine", "max_tokens": 64},
+        "inner": {"adapt": "head", "learn_lr": "per_layer"},
+    },
 }  # fmt: skip
 
 

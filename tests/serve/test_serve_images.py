@@ -4,8 +4,10 @@ import json
 import re
 
 import pytest
+import small
 import torch
 from serving import Server
+from transformers import CLIPModel
 
 from distmeta.algorithms.rates import initial_log_rates
 from distmeta.config import make_config
@@ -18,22 +20,29 @@ from distmeta.runs import checkpoint
 from distmeta.serve.batches import Base
 from distmeta.tasks import images
 from distmeta.tasks.build import build_store
+from distmeta.tasks.descriptions import hashed
 from distmeta.tasks.glyphs import make_glyphs
 from distmeta.tasks.store import open_store
 
 SIZE = (1, 8, 8)
+MODELS = {
+    "images": {"config": {"hidden_size": 12, "num_hidden_layers": 2}},
+    "images with words": {"head": "words", "config": small.ARRAYS["clip"]},
+}
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A checkpoint over the built-in glyphs, and images of three classes."""
+@pytest.fixture(scope="module", params=MODELS)
+def saved(request, tmp_path_factory):
+    """A checkpoint over the built-in images, and images of three classes."""
     given = make_config({
-        "model": {"image": list(SIZE), "config": {"hidden_size": 12, "num_hidden_layers": 2}},
+        "model": {"image": list(SIZE), **MODELS[request.param]},
         "task": {"ways": 3, "shots": 1, "queries": 2}, "inner": {"lr": 0.3, "steps": 2},
         "eval": {"episodes": 4}, "data": {"cache": str(tmp_path_factory.mktemp("cache"))},
     })  # fmt: skip
     store = open_store(build_store(given.data, given.task, given.model))
     model = build_model(given, store.vocab_size, store.pad_id, 3)
+    if request.param == "images with words":
+        model.head_log_scale.data += 0.1
     meta = {**model.fast, **model.shared, **initial_log_rates(given.inner, model.adapted)}
     state = {"step": 1, "labels": store.labels, "classes": 3, "vocab_size": store.vocab_size, "pad_id": store.pad_id}
     folder = tmp_path_factory.mktemp("run") / "step-000001"
@@ -80,6 +89,25 @@ def test_an_export_gives_the_scores_of_the_adapted_model(saved, tmp_path):
     about = json.loads((out / "distmeta.json").read_text())
     assert about["labels"] == adapted.labels and about["image"] == list(SIZE)
     assert json.loads((out / "preprocessor_config.json").read_text())["size"] == {"height": 8, "width": 8}
+
+
+@pytest.mark.parametrize("saved", ["images with words"], indirect=True)
+def test_classes_are_given_by_their_words_alone_and_scores_are_then_the_exported_clip_s(saved, tmp_path):
+    folder, rows = saved
+    names = ["a red ring above a blue cross", "a cross", "a ring"]
+    (tmp_path / "classes.txt").write_text("\n".join(names) + "\n")
+    adapted = adapt(folder, tmp_path / "classes.txt")
+    assert adapted.inner_losses == [] and adapted.labels == names
+    found = adapted.predict([row["image"] for row in rows[:4]])
+    whole = CLIPModel.from_pretrained(export(folder, tmp_path / "out")).eval()
+    ids = [hashed(name, 4096) for name in names]
+    ids = torch.tensor([[*tokens, *[4095] * (9 - len(tokens))] for tokens in ids])
+    pixels = torch.tensor(images.pixels([row["image"] for row in rows[:4]])).view(-1, *SIZE) / 127.5 - 1
+    scores = whole(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels).logits_per_image
+    for one, other in zip(scores.softmax(-1).tolist(), found, strict=True):
+        assert one == pytest.approx(list(other["probabilities"].values()), abs=1e-4)
+    with pytest.raises(InputError, match="has no images to adapt to"):
+        adapt(folder, names, steps=2)
 
 
 def test_what_images_cannot_do_says_so(saved):

@@ -217,9 +217,14 @@ def classic(name: str, method: str, metric: str, steps: int) -> str:
 
 
 def classics() -> str:
-    rows = (
+    rows = [
         [about, *(classic(name, method, metric, n) for n in steps)] for name, method, metric, steps, about in CLASSICS
-    )
+    ]
+    recipes = ("sinusoid", "loss", 10, "squared error"), ("omniglot", "accuracy", 3, "5-way 1-shot")
+    for name, metric, last, about in recipes:
+        trained = record("trained_classics")[name]
+        ends = [{end: trained[metric][end][k] for end in ("mean", "low", "high")} for k in (1, last)]
+        rows.append([f"`distmeta train {name}`, {about}, {trained['meta_steps']:,} meta-steps", *map(interval, ends)])
     return table(["", "after 1 step", "after 10 (sinusoid), 3 (Omniglot)"], rows)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from distmeta.errors import InputError, cut
 from distmeta.evaluation.adapt import load_adapted
+from distmeta.evaluation.influence import check_explained
 from distmeta.evaluation.influence import explain as explain_texts
 from distmeta.runs import tables
 from distmeta.runs.checkpoint import write_text
@@ -26,6 +27,7 @@ def explain(adapted: str, source: str, most: int, html: Path | None, checkpoint:
     if html is not None and html.exists():
         raise InputError(f"{html}: exists already; give a new file for the page")
     model = load_adapted(adapted)
+    check_explained(model.config, model.state)
     texts = [text for text in read_inputs(source, model.text_column) if text is not None]
     found = explain_texts(model, texts, checkpoint)
     if html is not None:

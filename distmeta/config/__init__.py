@@ -1,6 +1,7 @@
 """The configuration of a run: its sections with their defaults, what does not go together, and how it is read."""
 
 from distmeta.config.cluster import ClusterConfig
+from distmeta.config.data import DataConfig, SourceConfig
 from distmeta.config.eval import EvalConfig
 from distmeta.config.inner import InnerConfig
 from distmeta.config.loading import (
@@ -17,12 +18,10 @@ from distmeta.config.loading import (
 from distmeta.config.parts import AugmentConfig, PrivacyConfig
 from distmeta.config.sections import (
     Config,
-    DataConfig,
     ModelConfig,
     OuterConfig,
     RunConfig,
     SamplingConfig,
-    SourceConfig,
 )
 from distmeta.config.task import TaskConfig
 from distmeta.config.verbs import PretrainConfig, ServeConfig, TuneConfig

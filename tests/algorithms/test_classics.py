@@ -4,22 +4,20 @@ import functools
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from distmeta.config import load_config
 from distmeta.inner import InnerLoop, adapt, meta_gradient
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import classics
 import classics_navigation as navigation
-import classics_omniglot as omniglot
-import classics_sinusoid as sinusoid
-from classics_shared import parameters, stack
+from classics_shared import parameters, stack, train
 
 F64 = torch.float64
 
@@ -38,109 +36,28 @@ def central(function, at, step=1e-5):
     return out
 
 
-def test_sinusoid_tasks_depend_on_their_key_alone():
-    state = torch.get_rng_state()
-    x, y = sinusoid.tasks(500, 40, "train", 0, 7)
-    again, other = sinusoid.tasks(500, 40, "train", 0, 7), sinusoid.tasks(500, 40, "train", 0, 8)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(x, again[0]) and torch.equal(y, again[1]) and not torch.equal(x, other[0])
-    assert x.shape == y.shape == (500, 40, 1) and -5 <= x.min() < -4.9 and 4.9 < x.max() <= 5
-    # y = a sin x + b cos x with a = A cos p, b = -A sin p: the task is known from its points.
-    basis = torch.cat([x.sin(), x.cos()], -1).double()
-    a, b = torch.linalg.lstsq(basis, y.double()).solution.squeeze(-1).unbind(-1)
-    amplitude, phase = (a**2 + b**2).sqrt(), torch.atan2(-b, a)
-    assert 0.1 <= amplitude.min() < 0.2 and 4.9 < amplitude.max() <= 5
-    assert -1e-3 <= phase.min() < 0.1 and 3.0 < phase.max() <= torch.pi + 1e-3
-    torch.testing.assert_close(basis @ torch.stack([a, b], -1).unsqueeze(-1), y.double(), rtol=0, atol=1e-4)
-
-
-def test_the_exact_gradient_of_the_sinusoid_is_that_of_the_loss_after_adaptation():
-    module, start = parameters(sinusoid.network, 0)
-    start = double(start)
-    one = functools.partial(sinusoid.loss, module)
-    support, query = (tuple(t.double() for t in b) for b in sinusoid.split(sinusoid.tasks(3, 12, "t"), 5))
-    loop = InnerLoop(steps=2, lr=0.01)
-    found = {o: meta_gradient(one, stack(start, 3), support, query, loop, o, task_axis=True)
-             for o in ("exact", "first_order")}  # fmt: skip
-
-    def after(bias):
-        fast = adapt(one, stack({**start, "4.bias": bias}, 3), support, loop, task_axis=True).params
-        return torch.vmap(one)(fast, query).sum()
-
-    expected = central(after, start["4.bias"])
-    torch.testing.assert_close(found["exact"].grads["4.bias"].sum(0), expected, rtol=1e-6, atol=1e-9)
-    assert (found["first_order"].grads["4.bias"].sum(0) - expected).abs().max() > 0.01 * expected.abs().max()
-
-
 def test_training_continues_from_its_file_as_if_it_had_not_stopped(tmp_path):
-    options = SimpleNamespace(meta_batch=4, points=5, steps=6)
-    function = functools.partial(
-        meta_gradient, functools.partial(sinusoid.loss, sinusoid.network()), order="exact", task_axis=True
-    )
-    whole = sinusoid.meta_train("exact", 0, options, function, tmp_path / "whole.safetensors")
-    options.steps = 3
-    sinusoid.meta_train("exact", 0, options, function, tmp_path / "cut.safetensors")
-    options.steps = 6
-    resumed = sinusoid.meta_train("exact", 0, options, function, tmp_path / "cut.safetensors")
-    assert resumed.losses == whole.losses and len(whole.losses) == 6
-    assert all(torch.equal(p, resumed.params[name]) for name, p in whole.params.items())
-    _, start = parameters(sinusoid.network, 0)
-    assert not torch.equal(whole.params["0.weight"], start["0.weight"])
+    def trained(steps, name):
+        return train(
+            {"w": torch.ones(3)},
+            lambda params, step: ({"w": params["w"] - step}, float(step)),
+            steps,
+            0.1,
+            tmp_path / name,
+        )
+
+    whole = trained(6, "whole.safetensors")
+    trained(3, "cut.safetensors")
+    resumed = trained(6, "cut.safetensors")
+    assert resumed.losses == whole.losses == [0, 1, 2, 3, 4, 5]
+    assert torch.equal(whole.params["w"], resumed.params["w"]) and not torch.equal(whole.params["w"], torch.ones(3))
 
 
-def drawings(classes):
-    """Drawing d of class c is everywhere 20 c + d, but for its corner, which is -1."""
-    out = torch.arange(classes * 20.0).view(classes, 20, 1, 1).repeat(1, 1, 28, 28)
-    out[..., 0, 0] = -1
-    return out
-
-
-def test_omniglot_episodes():
-    support, query = omniglot.episodes(drawings(9), 3, 5, 4, "train", 1)
-    again, _ = omniglot.episodes(drawings(9), 3, 5, 4, "train", 1)
-    assert torch.equal(support[0], again[0])
-    assert support[0].shape == (3, 5, 1, 28, 28) and query[0].shape == (3, 20, 1, 28, 28)
-    for t in range(3):
-        ids, seen = query[0][t, :, 0, 5, 5], support[0][t, :, 0, 5, 5]
-        assert len({*ids.tolist(), *seen.tolist()}) == 25  # no drawing twice
-        for way in range(5):
-            classes = {int(i) // 20 for i in ids[query[1][t] == way]}
-            assert classes == {int(seen[support[1][t] == way]) // 20}
-        assert len({int(i) // 20 for i in seen}) == 5
-
-
-def test_a_rotation_is_a_class_of_its_own():
-    four = omniglot.with_rotations(drawings(3))
-    assert four.shape == (12, 20, 28, 28)
-    corners = [(0, 0), (27, 0), (27, 27), (0, 27)]
-    for quarter, (row, column) in enumerate(corners):
-        part = four[3 * quarter : 3 * quarter + 3]
-        assert (part[..., row, column] == -1).all() and torch.equal(part[..., 5, 5], drawings(3)[..., 5, 5])
-
-
-def test_omniglot_s_alphabets_are_apart():
-    data = Path(__file__).parents[3] / "shared" / "data"
-    if not (data / "omniglot_small").exists():
-        pytest.skip(f"{data} is not there")
-    sets = omniglot.read(data)
-    alphabets = {split: {name.split("/")[0] for name in names} for split, (_, names) in sets.items()}
-    assert len(alphabets["train"]) == 5 and len(alphabets["test"]) == 3 and not alphabets["train"] & alphabets["test"]
-    assert [len(sets[split][0]) for split in ("train", "test")] == [136, 106]
-    assert all(set(images.unique().tolist()) == {0.0, 1.0} for images, _ in sets.values())
-
-
-def test_the_four_blocks_with_a_task_axis_are_those_of_each_task():
-    module, start = parameters(functools.partial(omniglot.network, 3, 4), 0)
-    start, one = double(start), functools.partial(omniglot.loss, module)
-    images = torch.rand(6, 20, 28, 28, generator=torch.Generator().manual_seed(0), dtype=F64)
-    support, query = omniglot.episodes(images, 2, 3, 2, "t")
-    settings = {"inner": InnerLoop(steps=2, lr=0.4), "has_aux": True}
-    found = meta_gradient(one, stack(start, 2), support, query, task_axis=True, **settings)
-    for t in range(2):
-        alone = meta_gradient(one, start, *((x[t], y[t]) for x, y in (support, query)), **settings)
-        torch.testing.assert_close(found.loss[t], alone.loss, rtol=1e-9, atol=1e-12)
-        for name, g in alone.grads.items():
-            torch.testing.assert_close(found.grads[name][t], g, rtol=1e-6, atol=1e-9)
+@pytest.mark.parametrize("name", classics.WORDS)
+def test_a_classic_is_a_recipe_with_its_protocol_s_words(name):
+    config = load_config(name, classics.WORDS[name])
+    assert config.algorithm == "maml" and config.inner.steps == 1 and config.run.name == name
+    assert config.of_evaluation().task.shots == {"sinusoid": 5, "omniglot": 1}[name]
 
 
 def test_navigation_is_a_function_of_its_keys_and_obeys_its_rules():
@@ -247,14 +164,11 @@ def test_the_term_of_how_the_support_was_drawn_is_unbiased():
     torch.testing.assert_close(found["log_std"], -2 * (2 * params["log_std"]).exp(), rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize("words", [
-    ["sinusoid", "--no-compile", "--steps", "3", "--tasks", "8", "--meta-batch", "4"],
-    ["navigation", "--steps", "2", "--tasks", "6", "--meta-batch", "3", "--trajectories", "4", "--horizon", "4"],
-])  # fmt: skip
-def test_a_classic_runs_and_writes_its_figures(words, tmp_path, monkeypatch, capsys):
+def test_navigation_runs_and_writes_its_figures(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out.json"
+    sizes = ["--steps", "2", "--tasks", "6", "--meta-batch", "3", "--trajectories", "4", "--horizon", "4"]
     more = ["--seeds", "0", "1", "--run-dir", str(tmp_path), "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["classics.py", *words, *more])
+    monkeypatch.setattr(sys, "argv", ["classics.py", "navigation", *sizes, *more])
     classics.main()
     found = json.loads(out.read_text())
     assert found["seeds"] == {"0": 0, "1": 1} and found["versions"]["torch"] and found["hardware"]["threads"] == 1

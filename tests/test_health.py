@@ -70,3 +70,12 @@ def test_an_evaluation_at_chance_or_of_one_class_is_said():
     ]
     assert "makes it worse" in health.of_evaluation(scores(0.9, 0.8, 1.0, (0.9, 61.0)), even, 2)[0]["what"]
     assert health.of_evaluation({"loss": {"mean": 1.0, "curve": [1.0]}}, {}, None) == []
+
+
+def test_losses_below_zero_as_of_rewards_are_read_as_others_are():
+    assert health.inner_signs(-10.0, -12.0) == []
+    assert "raises the support loss" in health.inner_signs(-10.0, -9.0)[0]["what"]
+    assert "does nothing" in health.inner_signs(-10.0, -10.0)[0]["what"]
+    worse, better = ({"loss": {"mean": b, "curve": [a, b]}} for a, b in ((-10.0, -7.0), (-10.0, -13.0)))
+    assert "makes it worse" in health.of_evaluation(worse, {}, None)[0]["what"]
+    assert health.of_evaluation(better, {}, None) == []

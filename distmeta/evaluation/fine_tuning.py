@@ -44,7 +44,8 @@ def effort_of(config: Config, steps: int) -> Effort:
     """What fine-tuning may take, so that two baselines, each with its choice, cost no more than the training.
 
     Counted in examples whose gradient is taken; a second derivative counts as two more. steps: inner steps of the
-    evaluation, fewer than which, or than FEWEST, are never allowed.
+    evaluation, fewer than which, or than FEWEST, are never allowed; of a policy as many, each of which draws rollouts
+    that count as its data.
     """
     name, task, outer = config.algorithm, config.task, config.outer
     order = 3 if name in ALGORITHMS and load_algorithm(name).ORDER == "exact" else 1
@@ -53,6 +54,8 @@ def effort_of(config: Config, steps: int) -> Effort:
     least = max(steps, FEWEST)
     budget = training // config.of_evaluation().task.shots  # steps of one episode
     longest = max(least, min(LENGTH * least, budget // (3 * config.eval.episodes)))
+    if task.family == "policy":
+        longest = max(1, steps)
     return Effort(longest, max(2, min(FIRST, budget // (6 * RUNS * longest))))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from distmeta.tasks.descriptions import check_words
 from distmeta.tasks.prompts import LETTERS
 from distmeta.tasks.records import Record, make, parse
 from distmeta.tasks.rows import Rows
-from distmeta.tasks.texts import fault
+from distmeta.tasks.texts import fault, read_inputs
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -187,22 +186,16 @@ def _examples(support: Sequence[Mapping[str, Any]] | str | Path, config: Config)
 
 def _rollouts(support: Sequence[Mapping[str, Any]] | str | Path, config: Config) -> Rows:
     """Of the one task {"task": numbers}, or a file of it: as many rollouts as an episode has, with seeds 0, 1, ..."""
-    rows: Sequence[Any]
     if isinstance(support, str | Path):
-        try:
-            rows = [json.loads(line) for line in Path(support).read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, ValueError) as error:
-            raise InputError(f'{support}: must be a line of JSON such as {{"task": [0.3, -0.2]}}: {error}') from None
+        values: list[Any] = list(read_inputs(str(support), "task", numbers=True))
     else:
-        rows = support
-    if len(rows) != 1 or not isinstance(rows[0], Mapping):
-        raise InputError(f'support: {len(rows)} rows; a policy adapts to one, {{"task": numbers}}, by acting')
+        values = [row.get("task") for row in support]
+    if len(values) != 1:
+        raise InputError(f'support: {len(values)} rows; a policy adapts to one, {{"task": numbers}}, by acting')
     check_trusted(config, "the checkpoint")
-    try:
-        text = environments.example(rows[0], environments.load_environment(config.task.environment))
-    except InputError as error:
-        raise InputError(f"support: {error}") from None
-    tokens, lengths = next(environments.encode(iter([[text] * config.of_evaluation().task.shots])))
+    size = environments.drawn_tasks(environments.load_environment(config.task.environment), 0, 0, 1).shape[1]
+    task = environments.line(regression.vector(values[0], size, "support: 'task'", "a task of the environment has"))
+    tokens, lengths = next(environments.encode(iter([[task] * config.of_evaluation().task.shots])))
     offsets, number = np.concatenate([[0], np.cumsum(lengths)]), np.arange(len(lengths))
     tokens[offsets[1:] - 1] = number
     return Rows(tokens, offsets, 0 * number, number)

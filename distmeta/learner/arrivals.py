@@ -43,7 +43,7 @@ def score_arrivals(rank: Rank, model: TaskModel, meta: Params, store: TaskStore,
             ("online", split_meta(model, meta), steps),
             ("from_scratch", (model.fast, model.shared, {}), max(1, steps) * longer),
         ):
-            loop = inner_loop(config.inner, rates, count)
+            loop = inner_loop(config.inner, rates, count, config.noise_seed)
             scoring = Scoring(model, fast, shared, loop, config, store.pad_id, rank.device)
             if model.fast_shards is None:
                 scored = gather(scorer(config, store)(scoring, episodes))

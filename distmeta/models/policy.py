@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,13 +35,6 @@ from distmeta.tasks.environments import SEEDS, drawn_tasks, load_environment, no
 from distmeta.tasks.regression import tokens
 
 RIDGE = 1e-3  # of the baseline's fit
-
-
-@dataclass(frozen=True)
-class Observed(TextBatch):
-    """Rows that are observations, [N, O], in the place of tokens."""
-
-    observations: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -90,11 +83,6 @@ class PolicyModel(RegressionModel):
         seeds = np.arange(rows, dtype=np.int32)[:, None]
         ids = np.concatenate([tokens(self.trial_tasks[:rows].tolist()).reshape(rows, -1), seeds], 1)
         return np.pad(ids, ((0, 0), (0, max(0, self.inputs - ids.shape[1]))))
-
-    def _inputs_of(self, batch: TextBatch, dtype: torch.dtype) -> dict[str, Tensor]:
-        if isinstance(batch, Observed) and batch.observations is not None:
-            return {"inputs": batch.observations.to(dtype)}
-        return super()._inputs_of(batch, dtype)
 
     def row_scores(self, params: Mapping[str, Tensor], batch: TextBatch) -> tuple[Tensor, Tensor]:
         """Each rollout's part of L, [T, n]; and zeros: no rollout is right."""
@@ -152,8 +140,7 @@ class PolicyModel(RegressionModel):
         """Of observations [T, n, H, O]: [T, n, H, A]."""
         shape = observations.shape
         labels = batch.labels.new_zeros(shape[0], shape[1] * shape[2])
-        rows = Observed(**{**vars(batch), "labels": labels, "observations": observations.flatten(0, 2)})
-        outputs = self.logits(dict(params), rows)
+        outputs = self.logits(dict(params), replace(batch, input_ids=observations.flatten(0, 2), labels=labels))
         return outputs.view(*shape[:3], -1)
 
     def _log_std(self, params: Mapping[str, Tensor]) -> Tensor:

@@ -95,7 +95,9 @@ class RegressionModel(ArrayModel):
 
 
 def numbers_of(batch: TextBatch) -> Tensor:
-    """The numbers that tokens stand for, float32 [N, I + O]."""
+    """The numbers that tokens stand for, float32 [N, I + O]; of numbers in their place these."""
+    if batch.input_ids.is_floating_point():
+        return batch.input_ids
     return batch.input_ids.to(torch.int32).view(torch.float32)
 
 

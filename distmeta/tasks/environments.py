@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from distmeta.config.modules import GYMNASIUM, load_builder
 from distmeta.errors import InputError
 from distmeta.tasks.draws import Draws
-from distmeta.tasks.regression import tokens, vector
+from distmeta.tasks.regression import tokens
 
 LABEL = "return"  # the one label of the family
 VERSION = 1
@@ -84,39 +84,34 @@ class Gymnasium:
     task's numbers in reset(seed=..., options={"task": numbers})."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
-        self._make, self._all = make, [make()]
-        spaces = self._all[0].observation_space, self._all[0].action_space
-        if not hasattr(self._all[0].unwrapped, "tasks"):
+        first = make()
+        self._make, self._all, action = make, [first], first.action_space
+        if not hasattr(first.unwrapped, "tasks"):
             raise InputError("it has no method tasks(rng, count), which draws tasks as numbers [count, G]")
-        self.observations = int(np.prod(spaces[0].shape))
-        self.discrete = hasattr(spaces[1], "n")
-        self.actions = int(spaces[1].n if self.discrete else np.prod(spaces[1].shape))
-
-    def tasks(self, rng: np.random.Generator, count: int) -> Any:
-        return self._all[0].unwrapped.tasks(rng, count)
+        self.tasks = first.unwrapped.tasks
+        self.discrete = hasattr(action, "n")
+        self.observations = int(np.prod(first.observation_space.shape))
+        self.actions = int(action.n if self.discrete else np.prod(action.shape))
 
     def reset(self, tasks: Numbers, seeds: NDArray[np.int64]) -> Numbers:
         self._all += [self._make() for _ in range(len(tasks) - len(self._all))]
         self._over = np.zeros(len(tasks), bool)
         each = zip(self._all, tasks, seeds.tolist(), strict=False)
-        self._seen = [one.reset(seed=seed, options={"task": task})[0] for one, task, seed in each]
-        return self._observed()
+        seen = [one.reset(seed=seed, options={"task": task})[0] for one, task, seed in each]
+        self._seen = np.array(seen, np.float64).reshape(len(tasks), -1)
+        return self._seen
 
     def step(self, actions: NDArray[Any]) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
-        rewards, before = np.zeros(len(actions)), self._over.copy()
-        for i in np.flatnonzero(~before):
-            space = self._all[i].action_space
-            action = int(actions[i]) + int(space.start) if self.discrete else self._cut(space, actions[i])
-            self._seen[i], rewards[i], over, cut_off, _ = self._all[i].step(action)
-            self._over[i] = over or cut_off
-        return self._observed(), rewards, self._over.copy()
-
-    @staticmethod
-    def _cut(space: Any, action: NDArray[Any]) -> Any:
-        return action.reshape(space.shape).astype(space.dtype).clip(space.low, space.high)
-
-    def _observed(self) -> Numbers:
-        return np.stack([np.asarray(seen, np.float64).ravel() for seen in self._seen])
+        rewards, self._seen, self._over = np.zeros(len(actions)), self._seen.copy(), self._over.copy()
+        space = self._all[0].action_space
+        for i in np.flatnonzero(~self._over):
+            if self.discrete:
+                action = int(space.start) + int(actions[i])
+            else:
+                action = actions[i].reshape(space.shape).clip(space.low, space.high).astype(space.dtype)
+            seen, rewards[i], over, cut_off, _ = self._all[i].step(action)
+            self._seen[i], self._over[i] = np.ravel(seen), over or cut_off
+        return self._seen, rewards, self._over
 
 
 def load_environment(path: str | None) -> Environment:
@@ -145,14 +140,11 @@ def load_environment(path: str | None) -> Environment:
 
 def _try(environment: Environment) -> None:
     """Raises InputError where shapes are not those of `Environment`."""
-    tasks = drawn_tasks(environment, 0, 0, 2)
     wide = 2, environment.observations
-    seen: list[tuple[str, Any, tuple[int, ...]]] = [("reset", environment.reset(tasks, np.arange(2)), wide)]
+    seen: list[tuple[Any, Any]] = [(environment.reset(drawn_tasks(environment, 0, 0, 2), np.arange(2)), wide)]
     actions = np.zeros(2, np.int64) if environment.discrete else np.zeros((2, environment.actions))
-    observations, rewards, over = environment.step(actions)
-    seen += [("step", observations, wide), ("step's rewards", rewards, (2,)),
-             ("step's ends", over, (2,))]  # fmt: skip
-    for what, value, shape in seen:
+    seen += zip(environment.step(actions), (wide, (2,), (2,)), strict=True)
+    for what, (value, shape) in zip(("reset", "step", "step's rewards", "step's ends"), seen, strict=True):
         if np.shape(value) != shape:
             raise InputError(f"{what} gives {list(np.shape(value))} for 2 rollouts; it must give {list(shape)}")
 
@@ -181,22 +173,11 @@ def line(task: Sequence[float]) -> str:
     return json.dumps({"task": task})
 
 
-def parse(text: str) -> list[float]:
-    """A task's numbers, and after them the place of a seed."""
-    return [*json.loads(text)["task"], 0.0]
-
-
 def encode(batches: Iterator[list[str]]) -> Iterator[tuple[NDArray[np.int32], Any]]:
-    """As `distmeta.tasks.tokenizer.encode`, of tasks."""
+    """As `distmeta.tasks.tokenizer.encode`, of tasks: their numbers, and after them the place of a seed."""
     for texts in batches:
-        rows = [parse(text) for text in texts]
+        rows = [[*json.loads(text)["task"], 0.0] for text in texts]
         yield tokens(rows), np.full(len(rows), len(rows[0]), np.int64)
-
-
-def example(row: Any, environment: Environment) -> str:
-    """The text of {"task": numbers}. Raises InputError, without the place."""
-    size = drawn_tasks(environment, 0, 0, 1).shape[1]
-    return line(vector(row.get("task"), size, "'task'", "a task of the environment has"))
 
 
 def with_seeds(rows: NDArray[np.int32], offsets: NDArray[np.int64], draws: Draws) -> NDArray[np.int32]:

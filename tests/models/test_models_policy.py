@@ -176,7 +176,7 @@ def batch_of(model, c, store, index, part="support"):
 def test_the_model_s_meta_gradient_on_many_rollouts_is_that_of_the_closed_form():
     """Of a bandit: J = -(mean - target)^2 - deviation^2, of the two numbers that the policy is."""
     c = config("their_environments:Target", [1, 1], task={
-        "family": "policy", "shots": 20000, "queries": 20000, "horizon": 1, "environment": "their_environments:Target",
+        "family": "policy", "shots": 6000, "queries": 6000, "horizon": 1, "environment": "their_environments:Target",
     }, inner={"steps": 1, "lr": 0.1, "adapt": "^head_(bias|log_std)$"})  # fmt: skip
     store = opened(c)
     model = build_for(c, store)
@@ -194,7 +194,7 @@ def test_the_model_s_meta_gradient_on_many_rollouts_is_that_of_the_closed_form()
     right = torch.cat(torch.autograd.grad(before, leaf))
     torch.testing.assert_close(found.loss, before.detach(), rtol=0.03, atol=0)
     got = torch.cat([found.grads["head_bias"], found.grads["head_log_std"]])
-    assert (got - right).norm() < 0.05 * right.norm()
+    assert (got - right).norm() < 0.1 * right.norm()  # without that theta chose the rollouts: 0.3
 
 
 def test_a_rollout_is_a_function_of_its_row_the_policy_and_the_inner_step():

@@ -36,7 +36,7 @@ BACKBONES = {
 TOWER = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 ARRAYS = {  # models of numbers, and of images with words
     "mlp": {"hidden_size": 6, "num_hidden_layers": 2},
-    "clip": {"text_config": TOWER, "vision_config": TOWER, "projection_dim": 8},
+    "clip": {"text_config": TOWER, "vision_config": TOWER, "projection_dim": 6},
 }
 
 # As ChatML, without a system line.

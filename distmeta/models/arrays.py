@@ -5,7 +5,7 @@ Letters: N rows, L tokens, P places, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -99,10 +99,15 @@ class ArrayModel(TaskModel):
         inputs: dict[str, Any] = self._inputs_of(batch, dtype)
         if "tasks" in self._inputs:
             inputs["tasks"] = len(batch.labels)
-        device = batch.keep.device.type
+        states = self.cast(lambda: self._states(inputs))
+        return states.flatten(2).mT if states.dim() == 4 else states  # convolutions give [N, D, h, w]
+
+    def cast(self, function: Callable[[], Tensor]) -> Tensor:
+        """function() with matrix products in model.dtype, in float32 at least."""
+        device = next(self.backbone.parameters()).device.type
         with torch.autocast(device, self.autocast or torch.bfloat16, self.autocast is not None, cache_enabled=False):
-            states = self._states(inputs)
-        return (states.flatten(2).mT if states.dim() == 4 else states).to(dtype)  # convolutions give [N, D, h, w]
+            out = function()
+        return out.to(torch.promote_types(out.dtype, torch.float32))
 
     def _states(self, inputs: Mapping[str, Any]) -> Tensor:
         states: Tensor = self.backbone(**inputs).last_hidden_state

@@ -46,7 +46,10 @@ class TwoTowerModel(ImageModel):
         self.tokens = description_tokens(config, text.vocab_size)
         backbone.config.hidden_size = backbone.config.vision_config.hidden_size
         super().__init__(backbone, classes, config)
+        self.width = int(backbone.config.projection_dim)  # of features
         self.adapted |= {name: torch.zeros(()) for name in ("head_weight", "head_bias")}
+        if "backbone.text_model.embeddings.position_embedding.weight" in self.fast:  # CLIP counts the rows of the table
+            self.takes_task_axis = False
         self.prefix_shared = tuple(name for name in self.prefix_shared if not name.startswith(ABOVE))
 
     def _add_head(self, generator: torch.Generator) -> None:
@@ -59,7 +62,9 @@ class TwoTowerModel(ImageModel):
             inner = config.inner.model_copy(update={"adapt": PROJECTION})
             config = config.model_copy(update={"inner": inner})
         fast, shared = super()._roles(config)
-        return fast, {name: value for name, value in shared.items() if name != "backbone.logit_scale"}
+        for part in (fast, shared):
+            part.pop("backbone.logit_scale", None)  # head_log_scale is in its place
+        return fast, shared
 
     def _lowest(self, names: Any) -> int:
         return super()._lowest(name for name in names if not name.startswith(ABOVE))
@@ -86,7 +91,7 @@ class TwoTowerModel(ImageModel):
         states = params[batch.states] if isinstance(batch.states, str) else batch.states
         if states is None or not self.entry_is_pooled:
             states = self.under(params, lambda: self._pooled(batch, states))
-        projected = self.under(params, lambda: projection(states.unsqueeze(1)))
+        projected = self.cast(lambda: self.under(params, lambda: projection(states.unsqueeze(1))))
         return self.length * F.normalize(projected.view(*batch.labels.shape, -1), dim=-1)
 
     def start(self, params: Params, support: list[TextBatch]) -> Params:
@@ -95,19 +100,16 @@ class TwoTowerModel(ImageModel):
         words = support[0].words
         if words is None:  # a trial's
             words = torch.as_tensor(name_tokens([["a"] * 1], self.tokens), device=support[0].labels.device)
-        embedded = self.under(params, lambda: self._read(words)).view(*words.shape[:2], -1)
+        embedded = self.cast(lambda: self.under(params, lambda: self._read(words))).view(*words.shape[:2], -1)
         scale = params["head_log_scale"].exp() / self.length
         weight = scale * F.normalize(embedded, dim=-1)
         return {"head_weight": weight, "head_bias": torch.zeros_like(weight[..., 0])}
 
     def _read(self, words: Tensor) -> Tensor:
         """What the text tower makes of descriptions [T, C, W], [T C, D]."""
-        text: Any = self.backbone
+        both: Any = self.backbone
         ids, keep = words.flatten(0, 1), words.flatten(0, 1) >= 0
-        end = text.config.text_config.pad_token_id
-        device = words.device.type
-        with torch.autocast(device, self.autocast or torch.bfloat16, self.autocast is not None, cache_enabled=False):
-            states = text.text_model(input_ids=ids.where(keep, end), attention_mask=keep.long()).pooler_output
-            # a place for the task axis
-            embedded: Tensor = text.text_projection(states.unsqueeze(1))[:, 0]
-        return embedded.to(text.text_projection.weight.dtype)
+        ids = ids.where(keep, both.config.text_config.pad_token_id)
+        states = both.text_model(input_ids=ids, attention_mask=keep.long()).pooler_output
+        embedded: Tensor = both.text_projection(states.unsqueeze(1))[:, 0]  # a layer takes rows of places
+        return embedded

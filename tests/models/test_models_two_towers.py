@@ -13,7 +13,7 @@ from distmeta.config import make_config
 from distmeta.config.algorithms import load_algorithm
 from distmeta.config.trees import merge
 from distmeta.errors import InputError
-from distmeta.evaluation.scoring import Scoring, load_group, score_episodes
+from distmeta.evaluation.scoring import Scoring, load_group, row_features, score_episodes
 from distmeta.inner import InnerLoop
 from distmeta.learner.gradients import group_gradient
 from distmeta.models.build import build_model
@@ -80,6 +80,19 @@ def test_before_a_step_scores_are_the_clip_s_own(folder):
     pixels = torch.tensor(one.query.tokens).view(-1, *SIZE) / 127.5 - 1
     inputs = {name: asked[name] for name in ("input_ids", "attention_mask")}
     torch.testing.assert_close(found, whole(pixel_values=pixels, **inputs).logits_per_image, rtol=1e-4, atol=1e-4)
+    _, features = row_features(scoring, [one])
+    assert features.shape == (6, 12)
+
+
+def test_in_bfloat16_the_scores_are_about_those_of_float32(folder):
+    scores = []
+    for dtype in ("float32", "bfloat16"):
+        c = config(model={"pretrained": str(folder), "dtype": dtype}, inner={"adapt": "head"})
+        model = build_model(c, 257, 256, 3)
+        scoring = Scoring(model, model.fast, model.shared, InnerLoop(steps=1, lr=0.01), c, 256, CPU)
+        scores.append(score_episodes(scoring, [episode(0)])[0].confidence)
+    np.testing.assert_allclose(scores[1], scores[0], atol=0.05)
+    assert not np.array_equal(*scores)
 
 
 @pytest.mark.parametrize("adapt", ["head", "vision_model.encoder", "lora", "all"])
@@ -106,11 +119,11 @@ def test_the_exact_meta_gradient_reaches_both_towers_through_where_the_head_begi
         torch.testing.assert_close(along, (ends[0] - ends[1]).sum() / 2e-6, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("adapt", ["head", "vision_model.encoder"])
+@pytest.mark.parametrize("adapt", ["head", "vision_model.encoder", "text_|projection"])
 def test_tasks_that_run_together_have_the_scores_that_they_have_alone(adapt):
     c = config(inner={"adapt": adapt})
     model = build_model(c, 257, 256, 3)
-    assert model.takes_task_axis
+    assert model.takes_task_axis == ("text" not in adapt)
     scoring = Scoring(model, model.fast, model.shared, InnerLoop(steps=2, lr=0.1), c, 256, CPU)
     episodes = [episode(0), episode(1, ("a b c d", "e", "f g")), episode(2)]
     for one, alone in zip(score_episodes(scoring, episodes), episodes, strict=True):

@@ -213,6 +213,13 @@ def classics(t: Tools) -> Iterator[Sentence]:
     def after(scores: Mapping[str, Any], steps: int) -> str:
         return t.interval({key: values[steps] for key, values in scores.items()})
 
+    captions = {method: t.number(scored["accuracy"]) for method, scored in t.record("captions")["evaluation"].items()}
+    yield "docs/images.md", f"the words alone tell {captions['no_adaptation']} of the images right"
+    yield (
+        "docs/images.md",
+        f"raise that to {captions['meta_trained']}, after {t.record('captions')['meta_steps']} meta-steps",
+    )
+    yield "docs/images.md", f"Class means of the untrained image tower get {captions['prototypes']}."
     trained = t.record("trained_classics")
     loss, accuracy = trained["sinusoid"]["loss"], trained["omniglot"]["accuracy"]
     yield "docs/beyond-text.md", f"error of {after(loss, 1)} after one step and {after(loss, 10)} after ten"

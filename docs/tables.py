@@ -525,7 +525,7 @@ def captions() -> str:
 
 CAPTIONS_ROWS = {
     "no_adaptation": "meta-trained, by the descriptions alone",
-    "meta_trained": "the same checkpoint, after 3 inner steps on 5 images of each class",
+    "meta_trained": "the same checkpoint, after 2 inner steps on 5 images of each class",
     "fine_tuned": "not meta-trained, fine-tuned as is best on validation tasks",
     "prototypes": "not meta-trained, class means",
 }

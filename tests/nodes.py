@@ -116,6 +116,10 @@ class Nodes:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
 
+    def cable(self, name: str, plugged: bool) -> None:
+        """Pull a node's network cable, or plug it in again; nodes have to be apart."""
+        sh(f"ip link set {self.tag}v{list(self.cpus).index(name)} {'up' if plugged else 'down'}")
+
     def __enter__(self) -> Nodes:
         try:
             if self.apart:

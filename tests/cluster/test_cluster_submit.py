@@ -117,6 +117,31 @@ def test_a_job_can_be_watched_by_prometheus(cluster, reference, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("seconds", [3, None])
+def test_a_node_without_its_network_changes_nothing_but_the_clock(cluster, reference, tmp_path, seconds):
+    """Cut off for seconds, or (None) until the run has ended without it."""
+    if len(cluster.cpus) == 1:
+        pytest.skip("no network namespaces here: the cluster has one node")
+    run = tmp_path / "run"
+    job = submit(cluster, "train", *SMALL, "--run-dir", run, "--no-wait", cwd=tmp_path).stdout.strip()
+    await_step(run, 3)
+    cluster.cable("a", plugged=False)
+    try:
+        if seconds is not None:
+            time.sleep(seconds)
+            cluster.cable("a", plugged=True)
+        done = wait_for(cluster, job, tmp_path)
+    finally:
+        cluster.cable("a", plugged=True)
+    assert done["status"] == "SUCCEEDED", submit(cluster, "logs", job, cwd=tmp_path).stdout[-3000:]
+    assert records(run) == records(reference)
+    if seconds is None:  # Ray has given it up
+        cluster.kill("a")
+        cluster.start("a")
+        cluster.wait(len(cluster.cpus))
+
+
+@pytest.mark.long
 def test_a_lost_node_changes_nothing_but_the_clock(cluster, reference, tmp_path):
     if len(cluster.cpus) == 1:
         pytest.skip("no network namespaces here: the cluster has one node")

@@ -204,8 +204,8 @@ def scraped(cluster, name, timeout_s=20):
 
 
 PORTS = """
-import sys; from distmeta.drive.submit import _nodes, connect
-for node in _nodes(connect(sys.argv[1])):
+import sys; from distmeta.drive.submit import connect, living
+for node in living(connect(sys.argv[1])):
     print(f"{node['nodeManagerAddress']}:{node['metricsExportPort']}")
 """
 

@@ -146,13 +146,13 @@ def install() -> None:
         write_tensors(draft, *parts)
         firing.kill("kill learner in its checkpoint", step)
 
-    def published(run_dir: Path, keep: int, step: int) -> None:
+    def published(run_dir: Path, keep: int, step: int, pending: int | None = None) -> None:
         for kind, damage in (("truncate checkpoint", truncate), ("flip a bit of the checkpoint", flip)):
             if firing.claim(kind, step):  # before the next kind: a damaged checkpoint is written anew, a whole one not
                 damage(run_dir / "checkpoints" / f"step-{step:06d}")
                 os.kill(os.getpid(), signal.SIGKILL)
         firing.kill("kill learner after its checkpoint", step)
-        prune(run_dir, keep, step)
+        prune(run_dir, keep, step, pending)
 
     sampler.sample_episode = sample_episode
     window.EpisodeWindow.__iter__ = groups_with_rank  # type: ignore[method-assign]

@@ -210,7 +210,7 @@ for node in living(connect(sys.argv[1])):
 """
 
 
-def await_step(run, step, timeout_s=120):
+def await_step(run, step, timeout_s=300):
     """Until a meta-step is in the journal, and a checkpoint on the disk."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

@@ -18,12 +18,13 @@ from distmeta.search import Search
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_lost_node_ends_in_a_complete_table(words_csv, tmp_path):
     if not can_make_namespaces():
         pytest.skip("no network namespaces here: the cluster has one node")
     tiny = small.config(
         words_csv, cluster={"workers": 1}, sampling={"actors": 0}, run={"name": "tiny", "checkpoint_every": 20},
-        outer={"steps": 400}, eval={"every": 40},
+        outer={"steps": 1000}, eval={"every": 100},
         tune={"space": searches.SPACE, "searcher": "grid", "scheduler": "none", "retries": 2},
     )  # fmt: skip
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny.model_dump(mode="json")))
@@ -37,15 +38,15 @@ def test_a_lost_node_ends_in_a_complete_table(words_csv, tmp_path):
             began = time.monotonic()
             while len(at_work(search.path)) < 2:  # one on each node
                 assert driver.poll() is None, (tmp_path / "stderr").read_text()[-3000:]
-                assert time.monotonic() - began < 150, "no progress"
+                assert time.monotonic() - began < 300, "no progress"
                 time.sleep(0.1)
             nodes.kill("a")
-            assert driver.wait(280) == 0, (tmp_path / "stderr").read_text()[-3000:]
+            assert driver.wait(500) == 0, (tmp_path / "stderr").read_text()[-3000:]
         finally:
             driver.kill()
     assert [row["status"] for row in search.trials] == ["completed"] * 3 + ["failed"]
     assert "nothing_of_that_name" in search.trials[3]["reason"]
-    assert [row["meta_steps"] for row in search.trials[:3]] == [400] * 3
+    assert [row["meta_steps"] for row in search.trials[:3]] == [1000] * 3
     logs = [Path(row["run"]) / "log.txt" for row in search.trials[:3]]
     assert any("continuing from step-" in log.read_text() for log in logs)
 

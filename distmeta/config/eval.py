@@ -31,8 +31,8 @@ class EvalConfig(Section):
     )  # fmt: skip
     validation_episodes: int = Field(50, ge=2, description="number of episodes of a meta-validation")
     ways: int | None = Field(
-        None, ge=2, description="family classes, model.head=prototype: classes in an episode of a meta-validation or "
-        "an evaluation; null: task.ways"
+        None, ge=2, description="family classes, model.head=prototype or words: classes in an episode of a "
+        "meta-validation or an evaluation; null: task.ways"
     )  # fmt: skip
     shots: int | None = Field(
         None, ge=1, description="support examples of each class in a meta-validation or an evaluation; null: task.shots"

@@ -32,8 +32,8 @@ class TaskConfig(Section):
         "of the adapted policy)"
     )  # fmt: skip
     least_ways: int | None = Field(
-        None, ge=2, description="task.labels=letters or words: fewest classes in a training episode, which draws a "
-        "number between this and task.ways; null: always task.ways"
+        None, ge=2, description="task.labels=letters or words, or model.head=words: fewest classes in a training "
+        "episode, which draws a number between this and task.ways; null: always task.ways"
     )  # fmt: skip
     least_shots: int | None = Field(
         None,

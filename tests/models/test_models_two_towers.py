@@ -132,6 +132,14 @@ def test_tasks_that_run_together_have_the_scores_that_they_have_alone(adapt):
         assert one.confidence.shape == (3, 6)
 
 
+def test_episodes_may_have_any_number_of_classes():
+    c = config(task={"least_ways": 2}, eval={"ways": 5})
+    model = build_model(c, 257, 256, 3)
+    scoring = Scoring(model, model.fast, model.shared, InnerLoop(steps=1, lr=0.1), c, 256, CPU)
+    few, many = score_episodes(scoring, [episode(0), episode(0, (*NAMES, "cross", "photo"))])
+    assert (few.predicted < 3).all() and many.confidence[0].sum() < few.confidence[0].sum()
+
+
 def test_what_is_read_of_a_class_is_its_description_and_else_its_own_words(tmp_path):
     (tmp_path / "words.json").write_text(json.dumps({"r": "a red ring"}))
     by_table, plain = config(data={"descriptions": str(tmp_path / "words.json")}), config()

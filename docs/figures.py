@@ -224,6 +224,16 @@ def classics(t: Tools) -> Iterator[Sentence]:
     loss, accuracy = trained["sinusoid"]["loss"], trained["omniglot"]["accuracy"]
     yield "docs/beyond-text.md", f"error of {after(loss, 1)} after one step and {after(loss, 10)} after ten"
     yield "docs/images.md", f"accuracy is {after(accuracy, 3)} after three inner steps, {after(accuracy, 1)} after one"
+    policies = trained["navigation"]
+    yield (
+        "docs/beyond-text.md",
+        (
+            f"a return of {policies['return']['mean'][0]:.2f} before and {t.interval({k: v[1] for k, v in policies['return'].items()}, 2)} after "
+            f"one step, at {policies['meta_steps']} meta-steps."
+        ),
+    )
+    yield "docs/beyond-text.md", f"is at {t.interval(policies['pretrained'], 2)};"
+    yield "docs/beyond-text.md", f"better by {t.interval(policies['less_pretrained'], 2)}"
     record = t.record("classics_navigation")
     returns = {name: t.interval(one["return_after_1"], 2) for name, one in record["methods"].items()}
     yield (

@@ -24,6 +24,9 @@ LENGTH = 4  # times the inner steps: how many are tried at most
 FEWEST = 3  # steps are tried at least, and inner steps are taken to be where there are fewer
 FACTORS = (0.3, 1.0, 3.0)  # of inner.lr
 ADAM_FACTORS = (1.0, 5.0)  # of the rate that suits Adam for what is adapted
+# Of a policy, which takes few steps: a rate that is half as good is not made up for by more of them.
+FINE = tuple(2 ** (k / 2) for k in range(-3, 4))
+ADAM_FINE = tuple(2 ** (k / 2) for k in range(5))
 ADAM_RANDOM = 1e-2  # where nothing is pretrained
 FIRST = 8  # episodes that every candidate is tried on, at most
 FINALISTS, MORE = 2, 2  # how many are tried on how many times as many more
@@ -66,8 +69,11 @@ def candidates(config: Config, steps: int) -> list[InnerLoop]:
     adam = ADAM_RANDOM
     if config.model.pretrained is not None:
         adam = INNER_ADAM[trained(config.inner.adapt, base=False)]
-    of_recipe = [replace(constant, lr=config.inner.lr * factor) for factor in FACTORS]
-    of_adam = [replace(constant, optimizer="adam", lr=adam * factor) for factor in ADAM_FACTORS]
+    fine = config.task.family == "policy"
+    of_recipe = [replace(constant, lr=config.inner.lr * factor) for factor in (FINE if fine else FACTORS)]
+    of_adam = [
+        replace(constant, optimizer="adam", lr=adam * factor) for factor in (ADAM_FINE if fine else ADAM_FACTORS)
+    ]
     unlike = {(loop.optimizer, f"{loop.lr:.3g}"): loop for loop in of_recipe + of_adam}
     return list(unlike.values())
 

@@ -109,6 +109,13 @@ def test_inputs_to_predict_are_numbers_of_lines_and_tables(tmp_path):
         assert [regression.vector(text, 2, "x") for text in found if text] == [[1, 2], [3.5, 4]]
 
 
+def test_a_search_is_over_rates_at_which_squared_errors_do_not_diverge():
+    space = make_config({"task": {"family": "regression"}}).tune.space
+    assert space["inner.lr"] == {"log_uniform": [0.001, 0.1]} and "inner.steps" in space
+    own = {"inner.lr": {"choice": [0.3]}}
+    assert make_config({"task": {"family": "regression"}, "tune": {"space": own}}).tune.space == own
+
+
 @pytest.mark.parametrize(("sections", "why"), [
     ({"algorithm": "prototypes"}, "model.head = prototype: there are no classes"),
     ({"algorithm": "online", "task": {"family": "regression"}}, "online"),

@@ -13,6 +13,7 @@ from distmeta.config.algorithms import ALGORITHMS, load_algorithm
 from distmeta.config.base import Rule, refuse, shown, unfit
 from distmeta.config.documents import check_document
 from distmeta.config.images import check_images
+from distmeta.config.mixing import check_arrivals, check_mixture
 from distmeta.config.modules import check_module
 from distmeta.config.regression import check_regression
 from distmeta.config.weighting import check_rows
@@ -157,45 +158,6 @@ def check_family(config: Config) -> None:
         )
     if task.family != "text_to_text" and config.data.layout != "table":
         raise ValueError(f"data.layout = {config.data.layout} belongs to task.family=text_to_text")
-
-
-def check_arrivals(config: Config) -> None:
-    """Raises ValueError where tasks that arrive, or files that are added, have no meaning."""
-    data, task = config.data, config.task
-    if task.arrive_every and (task.family == "classes" or data.sources is not None):
-        raise ValueError(
-            "task.arrive_every is for data with tasks, of one source: task.family=classes makes tasks of classes, and "
-            "data.sources mixes several; set it to 0"
-        )
-    for fits, what in (
-        (data.path is not None, "data.path, a directory or glob"),
-        (task.arrive_every > 0, "task.arrive_every above 0: tasks arrive with their files"),
-        (config.sampling.actors != "auto", "a number for sampling.actors: `auto` measures with tasks to come"),
-    ):
-        if data.follow is not None and not fits:
-            raise ValueError(f"data.follow needs {what}")
-
-
-def check_mixture(config: Config) -> None:
-    """Raises ValueError where several data sources cannot be mixed as task.mixture says."""
-    task = config.task
-    if task.mixture != "uniform" and config.data.sources is None:
-        raise ValueError("task.mixture needs several data.sources; without them there is nothing to mix")
-    if task.temperature != 1.0 and task.mixture not in ("temperature", "curriculum"):
-        raise ValueError("task.temperature belongs to task.mixture=temperature or curriculum")
-    if task.mixture == "curriculum":
-        if config.eval.every == 0:
-            raise ValueError("task.mixture = curriculum goes by meta-validations: set eval.every")
-        # An episode is asked for that many meta-steps ahead, at most, and what it is drawn by must be known by then.
-        # The rank with the least share of a meta-batch looks furthest ahead.
-        size = config.outer.meta_batch_size
-        least = size if config.cluster.episode == "group" else size // config.cluster.most
-        ahead = -(-config.sampling.window // least) + 2 + config.eval.beside
-        if task.lag < ahead:
-            raise ValueError(
-                f"task.lag = {task.lag}: episodes are asked for up to {ahead} meta-steps ahead (sampling.window "
-                f"over a rank's share of outer.meta_batch_size); set at least {ahead}, or lower sampling.window"
-            )
 
 
 def check_ways(key: str, ways: int | None, config: Config) -> None:

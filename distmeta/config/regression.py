@@ -27,9 +27,9 @@ def with_dimensions(content: dict[str, Any]) -> dict[str, Any]:
         "model": {"dimensions": dimensions, "max_tokens": max(4, sum(dimensions))},
         "tune": {"metric": "loss"},
     }
-    if not acts:  # a squared error has no bound, and diverges at the rates of a search over classes
-        space = {"inner.lr": {"log_uniform": [0.001, 0.1]}, "inner.steps": {"integer": [1, 5]}}
-        defaults["tune"]["space"] = space
+    # A squared error has no bound, and diverges at the rates of a search over classes; so do policies.
+    low, high = (0.01, 0.2) if acts else (0.001, 0.1)
+    defaults["tune"]["space"] = {"inner.lr": {"log_uniform": [low, high]}, "inner.steps": {"integer": [1, 5]}}
     if model.get("module") is None and model.get("architecture", "mlp") == "mlp":
         width = 64 if acts else 40
         defaults["model"] |= {"architecture": "mlp", "config": {"hidden_size": width, "num_hidden_layers": 2}}

@@ -95,8 +95,12 @@ def limits(metric: str) -> tuple[float, float]:
 
 
 def bounds(mean: float, half: float, within: tuple[float, float] = SHARE) -> dict[str, float]:
-    """mean, low and high, within the least and the most that any mean can be."""
+    """mean, low and high, within the least and the most that any mean can be.
+
+    A mean below the least has none: a loss is at least 0, but for that of a policy, minus a return, or of a density.
+    """
     least, most = within
+    least = least if mean >= least else -math.inf
     return {"mean": mean, "low": min(mean, max(least, mean - half)), "high": max(mean, min(most, mean + half))}
 
 

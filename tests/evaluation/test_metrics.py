@@ -112,3 +112,13 @@ def test_intervals_cover():
     draws = np.random.default_rng(1).binomial(20, 0.7, (2000, 100)) / 20
     inside = [found["low"] <= 0.7 <= found["high"] for found in map(metrics.interval, draws)]
     assert 0.93 < np.mean(inside) < 0.97
+
+
+def test_a_loss_below_zero_has_an_interval_on_both_sides():
+    """That of a policy is minus a return."""
+    values = np.array([-3.0, -2.0, -4.0, -3.5])
+    of_loss = metrics.interval(values, metrics.limits("loss"))
+    of_return = metrics.interval(-values, metrics.limits("return"))
+    assert of_loss["low"] < of_loss["mean"] < of_loss["high"]
+    assert of_loss["low"] == pytest.approx(-of_return["high"]) and of_loss["high"] == pytest.approx(-of_return["low"])
+    assert metrics.interval(np.array([0.0, 0.1]), metrics.limits("loss"))["low"] == 0.0

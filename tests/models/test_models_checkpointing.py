@@ -143,7 +143,7 @@ def test_what_is_kept_grows_by_a_layer_s_input_alone():
 
 
 def test_a_model_whose_layers_cannot_be_told_apart_is_refused(monkeypatch):
-    monkeypatch.setattr("distmeta.models.partial.find_layers", lambda backbone: ("", []))
+    monkeypatch.setattr("distmeta.models.partial.find_layers", lambda backbone, tower: ("", []))
     config = small.config(architecture="bert", inner={"memory": "layers"})
     with pytest.raises(InputError, match="bert cannot run its layers again .*cannot be told apart.*inner.memory=walk"):
         build_model(config, VOCABULARY, PAD, CLASSES)

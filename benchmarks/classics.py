@@ -17,12 +17,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from records import RESULTS
+
 import distmeta
 from distmeta.bench.measure import setting, write_json
 from distmeta.config import load_config
 from distmeta.runs import checkpoint as checkpoints
 
-RESULTS = Path(__file__).parent / "results"
 WORDS = {  # of the protocols of Finn et al. 2017, with more steps of the same rates at test
     "sinusoid": ["outer.steps=15000", "eval.every=3000", "eval.baselines=false"],
     "omniglot": [

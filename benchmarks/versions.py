@@ -21,8 +21,10 @@ import venv
 from pathlib import Path
 from typing import Any
 
+from records import RESULTS
+
 ROOT = Path(__file__).parents[1]
-OUT = ROOT / "benchmarks" / "results" / "versions.json"
+OUT = RESULTS / "versions.json"
 PACKAGES = ("ray", "deepspeed", "transformers", "torch")
 TESTS = {  # where each is called
     "ray": ("test_versions.py", "drive/test_train.py", "drive/test_submit.py", "search/test_tune_run.py",

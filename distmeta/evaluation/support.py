@@ -69,6 +69,8 @@ def of_words(support: Sequence[Any] | str | Path, config: Config) -> list[dict[s
             support = Path(support).read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise InputError(f"{support}: {error.strerror or error}") from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"{support}: not UTF-8 ({error.reason}); save the descriptions in UTF-8") from None
     if not all(isinstance(name, str) for name in support):
         return None
     blank = images.letters(np.zeros(config.model.image, np.uint8))

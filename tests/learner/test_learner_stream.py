@@ -208,8 +208,15 @@ def test_every_family_with_tasks_can_be_streamed(family, tmp_path, one_rank):
     assert weights(run) == weights(tmp_path / "whole")
     assert small.records(run) == small.records(tmp_path / "whole")
     stream = Stream(run / "stream.json", configured(growing).task, 1.0)
-    met = [sample_episode(stream.at(i), configured(growing).task, 0, "train", i).task for i in range(60)]
-    assert all(int(task[-1]) <= [0, 2, 4, 5, 6][min(4, i // 4)] for i, task in enumerate(met)) and len(set(met)) == 5
+    episodes = [sample_episode(stream.at(i), configured(growing).task, 0, "train", i) for i in range(60)]
+    numbers = [int(episode.task[-1]) for episode in episodes]
+    assert all(number <= [0, 2, 4, 5, 6][min(4, i // 4)] for i, number in enumerate(numbers))
+    assert len(set(numbers)) == 5
+    if family == "document":  # each passage is of its own document's words
+        words = load_tokenizer(stream.at(0).tokenizer_file)
+        for number, episode in zip(numbers, episodes, strict=True):
+            text = " ".join(row["text"] for row in rows_of(family, number))
+            assert words.decode(episode.query.tokens.tolist()) in text
 
 
 def test_what_cannot_be_used_is_named_and_left_out(files, complete, tmp_path, one_rank):

@@ -95,6 +95,9 @@ def test_an_export_gives_the_scores_of_the_adapted_model(saved, tmp_path):
 def test_classes_are_given_by_their_words_alone_and_scores_are_then_the_exported_clip_s(saved, tmp_path):
     folder, rows = saved
     names = ["a red ring above a blue cross", "a cross", "a ring"]
+    (tmp_path / "classes.txt").write_bytes("ein grüner Ring".encode("latin-1"))
+    with pytest.raises(InputError, match="classes.txt: not UTF-8"):
+        adapt(folder, tmp_path / "classes.txt")
     (tmp_path / "classes.txt").write_text("\n".join(names) + "\n")
     adapted = adapt(folder, tmp_path / "classes.txt")
     assert adapted.inner_losses == [] and adapted.labels == names

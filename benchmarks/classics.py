@@ -66,7 +66,7 @@ def trained(name: str, run: Path, which: str, more: list[str]) -> dict[str, Any]
         of_pretrained = {"pretrained": methods["multi_task"][METRIC[name]], "less_pretrained": less}
     print(name, [f"{x:.3f}" for x in curve["mean"]])
     return {
-        "command": f"distmeta train {name} {' '.join(word for word in words if not word.startswith('data.path'))}",
+        "command": " ".join(["distmeta train", name, *(word for word in words if not word.startswith("data.path"))]),
         "meta_steps": details["settings"]["meta_step"], "asked": config.outer.steps,
         "ranks": config.cluster.workers, "samplers": config.sampling.actors, "episodes": config.eval.episodes,
         METRIC[name]: curve, **of_pretrained,

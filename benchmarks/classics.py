@@ -25,7 +25,7 @@ from distmeta.config import load_config
 from distmeta.runs import checkpoint as checkpoints
 
 WORDS = {  # of the protocols of Finn et al. 2017, with more steps of the same rates at test
-    "sinusoid": ["outer.steps=15000", "eval.every=3000", "eval.baselines=false"],
+    "sinusoid": ["outer.steps=30000", "outer.lr=6e-3", "eval.every=5000", "eval.baselines=false"],
     "omniglot": [
         "outer.steps=1500", "outer.meta_batch_size=16", "inner.steps=1", "inner.lr=0.4", "task.augment.flips=classes",
         "model.config={hidden_size: 32, num_hidden_layers: 4, norm: batch}", "eval.steps=3", "eval.queries=15",

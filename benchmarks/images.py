@@ -2,10 +2,13 @@
 
     python benchmarks/images.py --run-dir DIR                          # drawn by the program
     python benchmarks/images.py --run-dir DIR --data OMNIGLOT_SMALL    # data.parquet with columns bits, label, split
+    python benchmarks/images.py --run-dir DIR --data OMNIGLOT_SMALL --published    # by the published network
 
 Each algorithm trains by the recipe `omniglot`, with as many meta-steps, and is scored on the same meta-test episodes
-(5 ways, 1 shot, 15 queries a class); the paired difference has its interval over classes. One rank. Goes on from what
---run-dir holds. Writes benchmarks/results/images.json; no image of the data is kept.
+(5 ways, 1 shot, 15 queries a class); the paired difference has its interval over classes. One rank. --published: four
+blocks of 64 filters with batch norm, so that the query images of an episode are classified together, and 1,500
+meta-steps of 16 tasks by the settings of Finn et al. 2017. Goes on from what --run-dir holds. Writes
+benchmarks/results/images.json; no image of the data is kept.
 """
 
 from __future__ import annotations
@@ -33,6 +36,11 @@ from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.store import open_store
 
 ALGORITHMS = {"maml": ["algorithm=maml"], "prototypes": ["algorithm=prototypes"]}
+PUBLISHED = [
+    "model.config={hidden_size: 64, num_hidden_layers: 4, norm: batch}", "outer.steps=1500",
+    "outer.meta_batch_size=16", "outer.lr=1e-3",
+]  # fmt: skip
+PUBLISHED_LOOP = ["inner.steps=1", "inner.lr=0.4", "inner.learn_lr=null", "eval.steps=3"]
 
 
 def as_images(folder: Path, out: Path) -> Path:
@@ -67,19 +75,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--published", action="store_true")
     parser.add_argument("--episodes", type=int, default=300)
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
     options = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     options.run_dir.mkdir(parents=True, exist_ok=True)
-    name = "omniglot_small" if options.data else "built_in"
+    name = ("omniglot_small" if options.data else "built_in") + ("_published" if options.published else "")
     words = [f"data.path={as_images(options.data, options.run_dir / 'omniglot.parquet')}"] if options.data else []
-    words += ["eval.queries=15", "eval.episodes=2", "eval.baselines=false", "cluster.workers=1", *options.more]
+    words += ["eval.queries=15", "eval.episodes=2", "eval.baselines=false", "cluster.workers=1"]
     out = RESULTS / "images.json"
     record: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
-    result: dict[str, Any] = {"episodes": options.episodes, "settings": options.more}
+    shared = [*(PUBLISHED if options.published else []), *options.more]
+    loop = PUBLISHED_LOOP if options.published else []
+    result: dict[str, Any] = {"episodes": options.episodes, "settings": [*loop, *shared]}
     by_name = {}
-    for algorithm, more in ALGORITHMS.items():
+    for algorithm, own in ALGORITHMS.items():
+        more = [*own, *(loop if algorithm == "maml" else []), *shared]
         place = options.run_dir / f"{name}-{algorithm}"
         if not (place / "evaluation.json").is_file():
             distmeta.train(load_config("omniglot", [*words, *more, f"run.dir={place}"]), resume=place.exists())

@@ -181,6 +181,9 @@ def evaluate(
     ] = None,
     shots: Annotated[int | None, typer.Option(min=1, help="examples of each class; default: as trained")] = None,
     steps: Annotated[int | None, typer.Option(min=0, help="inner steps; default: as the run evaluates")] = None,
+    refine: Annotated[
+        int | None, typer.Option(min=0, help="class means: rounds in which they move to a query set, as a whole")
+    ] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="also what was not meta-trained")
     ] = False,
@@ -195,7 +198,8 @@ def evaluate(
     paths: Any = data[0] if data and len(data) == 1 else data
     result = score(
         of_base(source, base) if base else one_run(source), paths, episodes, split=split, ways=ways, shots=shots,
-        steps=steps, baselines=baselines, checkpoint=checkpoint, base=base, say=silent if quiet else note,
+        steps=steps, refine=refine, baselines=baselines, checkpoint=checkpoint, base=base,
+        say=silent if quiet else note,
     )  # fmt: skip
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -247,16 +251,22 @@ def predict(
     checkpoint: Annotated[
         str | None, typer.Option(help="--reject: what it was adapted from, where that has moved")
     ] = None,
+    refine: Annotated[
+        int | None, typer.Option(metavar="ROUNDS", min=1, help="class means move to the texts, as a whole")
+    ] = None,
 ) -> None:
     """Labels, or answers, of texts by an adapted model: one JSON line each, null for a blank line.
 
     --reject 0.05 gives no label to texts that are less typical of the task than 95% of its own examples.
 
+    --refine 4 lets class means (algorithm=prototypes) move to the texts for four rounds, which are then labelled as a
+    whole: what a text is called depends on the others.
+
     A model that has read a document gives the loss per token of each text, or with --continue what comes after it.
     """
     from distmeta.cli.adapting import predict as run
 
-    run(adapted, source, more, reject, checkpoint)
+    run(adapted, source, more, reject, checkpoint, refine or 0)
 
 
 @app.command()

@@ -81,12 +81,16 @@ def line(report: dict[str, Any], reads: bool = False) -> str:
     return f"adapted to {what}{losses_in_words(losses, ': ')}\nsaved in {report['out']}"
 
 
-def predict(adapted: str, source: str, more: int | None, reject: float | None, checkpoint: str | None) -> None:
+def predict(
+    adapted: str, source: str, more: int | None, reject: float | None, checkpoint: str | None, refine: int
+) -> None:
     """Print a line for each text. Raises InputError."""
     if more and reject is not None:
         raise InputError("--continue and --reject are of different models; leave one of them out")
     if checkpoint is not None and reject is None:
         raise InputError(f"--checkpoint {checkpoint} is used by --reject alone; leave it out")
+    if refine and (more or reject is not None):
+        raise InputError(f"--refine {refine} gives labels alone; leave it out, or --continue and --reject")
     model = load_adapted(adapted)
     reads = model.config.model
     texts = list(read_inputs(source, model.text_column, reads.image, reads.dimensions is not None))
@@ -96,7 +100,11 @@ def predict(adapted: str, source: str, more: int | None, reject: float | None, c
     if more:
         said = [{"text": model.continue_text(text, more)} for text in nonempty]
     else:
-        said = model.predict(nonempty) if reject is None else predict_or_reject(model, nonempty, reject, checkpoint)
+        said = (
+            model.predict(nonempty, refine)
+            if reject is None
+            else predict_or_reject(model, nonempty, reject, checkpoint)
+        )
     predictions = iter(said)
     for text in texts:
         print(json.dumps(None if text is None else next(predictions), ensure_ascii=False))

@@ -112,6 +112,7 @@ def check_validations(config: Config) -> None:
     if config.eval.best != "auto":
         check_metric(config, "eval.best", config.eval.best, parse_best(config.eval.best)[0])
     check_ways("eval.ways", config.eval.ways, config)
+    check_refine(config)
     if config.outer.schedule == "plateau" and config.eval.every == 0:
         raise ValueError("outer.schedule = plateau needs meta-validations: set eval.every")
 
@@ -158,6 +159,18 @@ def check_family(config: Config) -> None:
         )
     if task.family != "text_to_text" and config.data.layout != "table":
         raise ValueError(f"data.layout = {config.data.layout} belongs to task.family=text_to_text")
+
+
+def check_refine(config: Config) -> None:
+    """Raises ValueError unless class means, and nothing else, are what eval.refine can move."""
+    steps = config.inner.steps if config.eval.steps is None else config.eval.steps
+    has_means = config.model.head == "prototype" and config.task.family in ("classes", "domain")
+    if config.eval.refine and (steps or not has_means):
+        why = f"inner steps are {steps}" if has_means else f"model.head is {config.model.head}"
+        raise ValueError(
+            f"eval.refine = {config.eval.refine} moves the class means of a prototype head that takes no inner steps, "
+            f"and {why}: set algorithm=prototypes, or leave eval.refine out"
+        )
 
 
 def check_ways(key: str, ways: int | None, config: Config) -> None:

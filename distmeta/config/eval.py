@@ -40,6 +40,11 @@ class EvalConfig(Section):
     queries: int | None = Field(
         None, ge=1, description="query examples of each class in a meta-validation or an evaluation; null: task.queries"
     )
+    refine: int = Field(
+        0, ge=0, le=1000, description="rounds of soft k-means, in which the class means of algorithm=prototypes move "
+        "to the texts of a query set, each weighed by its probability of the class; the texts of a query set are then "
+        "classified together (transductively); 0: each alone"
+    )  # fmt: skip
     normalise: Literal["none", "length", "unconditional"] | None = Field(
         None, description="how a label (task.labels=words) or an option (family text_to_text) is scored: none: by the "
         "sum of its tokens' log-likelihoods; length: by their mean; unconditional: by their sum less the sum after "

@@ -25,6 +25,7 @@ from distmeta.errors import InputError
 from distmeta.evaluation import documents
 from distmeta.evaluation.adaptable import Adaptable, fit, name_any, newest, on_device, read_tokens, without_pooled
 from distmeta.evaluation.scoring import split_meta
+from distmeta.evaluation.soft_means import soft_k_means
 from distmeta.evaluation.support import Support, of_words, read_support, tokenise
 from distmeta.evaluation.texts import choose, write
 from distmeta.models.backbone import set_attention
@@ -89,7 +90,7 @@ class AdaptedModel:
         many = lost.unknown > counts.WORTH_SAYING * lost.tokens
         return counts.unknown_words(asdict(lost)) + ", and count as one word" if many else ""
 
-    def predict(self, texts: Sequence[Any]) -> list[dict[str, Any]]:
+    def predict(self, texts: Sequence[Any], refine: int = 0) -> list[dict[str, Any]]:
         """For each text {"label": ..., "confidence": p, "probabilities": {label: p}}, in order.
 
         Family text_to_text: {"text": the answer, "confidence": p}, p of the answer among the task's options, or where
@@ -98,7 +99,12 @@ class AdaptedModel:
         text, or empty. Images (model.image) may be data URIs, bytes of a PNG or JPEG file, pathlib.Path or arrays.
         Family regression: {"target": [numbers]} of inputs that are numbers, lists of numbers, or JSON of these; family
         policy: {"action": [numbers]}, the mean action at an observation, or {"action": the likeliest one's number}.
+
+        refine: rounds of soft k-means, in which class means (algorithm=prototypes) move to the texts; what a text is
+        called then depends on the others.
         """
+        if refine:
+            return predictions(self._refined(texts, refine), self.labels)
         if self.config.model.dimensions is not None:
             return self._regress(texts, *self.config.model.dimensions)
         self.check(texts)
@@ -125,15 +131,38 @@ class AdaptedModel:
         """
         logits = np.zeros((len(texts), len(self.labels)), np.float32)
         highest = np.zeros(len(texts), np.float32)
+        for place, batch in self._batches(texts):
+            logits[place], highest[place] = (value.float().cpu().numpy() for value in self._scores(batch))
+        return logits, highest
+
+    @torch.no_grad()
+    def _refined(self, texts: Sequence[Any], rounds: int) -> NDArray[np.float32]:
+        """As the first of `scores`, by class means that have moved to the texts. Raises InputError."""
+        check_refined(self)
+        if not len(texts):
+            return np.zeros((0, len(self.labels)), np.float32)
+        self.check(texts)
+        head, scale = self.params["head_weight"], self.params["head_log_scale"].exp()
+        x = torch.empty(len(texts), head.shape[-1], device=head.device)
+        for place, batch in self._batches(texts):
+            x[place] = self.model.features(self.params, batch)[0]
+        count = len(self.labels)
+        number = {label: i for i, label in enumerate(self.labels)}
+        labels = torch.tensor([number[example["label"]] for example in self.state["examples"]], device=x.device)
+        counts = labels.bincount(minlength=count).to(x.dtype)
+        sums = head.view(-1, head.shape[-1])[:count] / (2 * scale) * counts.unsqueeze(1)
+        *_, scores = soft_k_means(x, sums, counts, float(scale), rounds)
+        return scores.cpu().numpy()
+
+    def _batches(self, texts: Sequence[Any]) -> Iterator[tuple[Any, TextBatch]]:
+        """The texts in batches, and the places [n] in `texts` that the rows of each are of."""
         device = next(iter(self.params.values())).device
         for start in range(0, len(texts), BATCH_ROWS):
             part = texts[start : start + BATCH_ROWS]
             rows = tokenise(self.tokenizer, part, [0] * len(part), self.config)
             batches = collate([rows], 0, int(self.state["pad_id"]))
             for numbers, batch in zip(batches, self.model.batches(batches, device), strict=True):
-                place, of_batch = start + numbers["rows"][0], self._scores(batch)
-                logits[place], highest[place] = (value.float().cpu().numpy() for value in of_batch)
-        return logits, highest
+                yield start + numbers["rows"][0], batch
 
     @torch.no_grad()
     def _scores(self, batch: TextBatch) -> tuple[Tensor, Tensor]:
@@ -200,6 +229,18 @@ class AdaptedModel:
 
         checkpoints.write_directory(path, fill)
         return path
+
+
+def check_refined(adapted: AdaptedModel) -> None:
+    """Raises InputError unless the model does nothing but take class means of examples that it has kept."""
+    steps = max(len(adapted.inner_losses) - 1, 0)
+    if not adapted.model.prototype_head or steps or adapted.model.reads_sets:
+        raise InputError(
+            "refine moves class means, and this model has other parts that adapt or look at all texts together: leave "
+            "it out, or adapt a run of algorithm=prototypes"
+        )
+    if "examples" not in adapted.state:
+        raise InputError("this model was adapted by an earlier distmeta, which kept no examples; adapt it again")
 
 
 def losses_in_words(losses: Sequence[float], before: str) -> str:

@@ -19,18 +19,19 @@ from torch import Tensor
 from distmeta import health
 from distmeta.algorithms.rates import inner_loop
 from distmeta.config import Config, ConfigSource, config_of, with_changes
-from distmeta.config.consistency import check_used, check_ways
+from distmeta.config.consistency import check_refine, check_used, check_ways
 from distmeta.config.documents import check_document
 from distmeta.config.modules import check_trusted
 from distmeta.config.paths import absolute
 from distmeta.errors import InputError, nearest
 from distmeta.evaluation import baselines, document_baselines
 from distmeta.evaluation.baselines import Gather, Setting, main_of
+from distmeta.evaluation.details import details
 from distmeta.evaluation.examples import examples
 from distmeta.evaluation.paired import difference
 from distmeta.evaluation.reading import document_details, score_documents, unit_of
 from distmeta.evaluation.regression import regression_details, score_regression
-from distmeta.evaluation.scoring import Scoring, curves, details, score_episodes, split_meta, summarise
+from distmeta.evaluation.scoring import Scoring, curves, score_episodes, split_meta, summarise
 from distmeta.evaluation.subgroups import GAP, WORST, of_subgroups
 from distmeta.evaluation.texts import score_texts, text_details
 from distmeta.models.build import build_for, build_model, check_format
@@ -180,6 +181,7 @@ def evaluate(
     steps: int | None = None,
     ways: int | None = None,
     shots: int | None = None,
+    refine: int | None = None,
     checkpoint: str | int = "best",
     base: str | Path | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -189,15 +191,17 @@ def evaluate(
     checkpoint: of a run, best (by eval.best; the newest where there is none), last, or a meta-step.
 
     split: train, validation or test tasks. steps: inner steps; None: as the run evaluates. ways, shots: of an episode;
-    None: as the run trained. Other ways need a prototype head. `data` is read with the run's columns and tokenizer; all
-    of its tasks count as `split` unless it has a split column.
+    None: as the run trained. Other ways need a prototype head. refine: rounds of soft k-means on each query set, which
+    is then classified together (eval.refine); None: as the run evaluates. `data` is read with the run's columns and
+    tokenizer; all of its tasks count as `split` unless it has a split column.
 
     base: the directory or hub id of a pretrained model that was never meta-trained, which is then what is scored, on
     the episodes of a run of the recipe, file or configuration `source` (None: the recipe `default`). There is no
     meta_trained then: base_adapted is the model after the recipe's inner steps, base_in_context and base_zero_shot are
     a language model with the support set before its eyes and without. Raises InputError.
     """
-    asked = {"episodes": episodes, "baselines": baselines, "steps": steps, "ways": ways, "shots": shots}
+    asked = {"episodes": episodes, "baselines": baselines, "steps": steps, "ways": ways, "shots": shots,
+             "refine": refine}  # fmt: skip
     check_split(split)
     if base is not None:
         if data is not None:
@@ -214,7 +218,7 @@ def evaluate(
     store = store_of(saved, config, only=split if data is not None else None)
     check_tasks(store, config, split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(saved).to(device)
+    model = load_model(replace(saved, config=config)).to(device)
     meta = {name: value.to(device) for name, value in saved.meta.items()}
     result = evaluate_methods(model, meta, store, config, device, split=split, say=say)
     result.details["settings"]["meta_step"] = saved.step
@@ -256,6 +260,7 @@ def with_asked(config: Config, asked: Mapping[str, Any]) -> Config:
         config = with_changes(config, "eval", **asked)
         if config.task.family == "document":
             check_document(config)
+        check_refine(config)
     except ValueError as error:
         raise InputError(str(error)) from None
     return config

@@ -19,6 +19,7 @@ from torch import Tensor
 from distmeta.algorithms.rates import PREFIX
 from distmeta.config import Config
 from distmeta.evaluation import metrics
+from distmeta.evaluation.soft_means import soft_k_means
 from distmeta.inner import InnerLoop, adapt
 from distmeta.inner.adapt import follow
 from distmeta.models.backbone import set_attention
@@ -36,7 +37,6 @@ from distmeta.tasks.spool import gather
 # a softmax can give to the right class.
 WORST_LOSS = 103.28
 WEIGHT_COPIES = 8  # of a task's fast weights that a step holds at once: leaves, gradients, states, products
-TABLED = ("accuracy", "precision", "recall", "f1")  # of each task and domain
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,10 @@ class Scored:
     def at_start(self) -> Scored:
         """The same before the first inner step."""
         return replace(self, predicted=self.predicted[:1], loss=self.loss[:1], confidence=self.confidence[:1])
+
+    def at_end(self) -> Scored:
+        """The same after the last inner step."""
+        return replace(self, predicted=self.predicted[-1:], loss=self.loss[-1:], confidence=self.confidence[-1:])
 
     def metrics(self) -> dict[str, NDArray[np.float64]]:
         """Each metric after 0..K inner steps, [K+1] or [1]."""
@@ -234,7 +238,7 @@ def score_episodes(
     model = scoring.model
     set_attention(model.backbone, "first_order")
     if model.prototype_head and not scoring.loop.steps and not model.reads_sets:
-        return score_prototypes(scoring, episodes, float(scoring.shared["head_log_scale"].exp()))
+        return score_prototypes(scoring, episodes, curve)
     out: list[Scored] = []
     for group in scoring.groups(episodes):
         support, query = (fixed_prefix(model, scoring.values, part) for part in scoring.load(group))
@@ -285,36 +289,41 @@ def confidences(logits: Tensor) -> Tensor:
 
 
 @all_together
-def score_prototypes(scoring: Scoring, episodes: Sequence[Episode], scale: float = 1.0) -> list[Scored]:
+def score_prototypes(scoring: Scoring, episodes: Sequence[Episode], curve: bool = True) -> list[Scored]:
     """Nearest class mean of the features (Snell et al. 2017, arXiv 1703.05175), without any gradient step.
 
-    scale: of the squared distances; it changes losses and confidences, not predictions. Since no episode changes the
-    model, the features of a row are computed once, however many episodes it is in.
+    Distances are scaled as by the model's own prototype head, or not at all. Since no episode changes the model, the
+    features of a row are computed once, however many episodes it is in. With eval.refine the curve is that after 0 and
+    more rounds of `soft_k_means`; curve=False: after the last one only.
     """
     set_attention(scoring.model.backbone, "first_order")
-    return score_means(*row_features(scoring, episodes), episodes, scale)
+    scale = scoring.shared["head_log_scale"].exp() if "head_log_scale" in scoring.shared else 1.0
+    scored = score_means(*row_features(scoring, episodes), episodes, float(scale), scoring.config.eval.refine)
+    return scored if curve else [one.at_end() for one in scored]
 
 
 def score_means(
-    ids: NDArray[np.int64], features: Tensor, episodes: Sequence[Episode], scale: float = 1.0
+    ids: NDArray[np.int64], features: Tensor, episodes: Sequence[Episode], scale: float = 1.0, rounds: int = 0
 ) -> list[Scored]:
-    """Nearest class mean of `features` [n, D], which are of the store's rows `ids` [n], ascending."""
+    """Nearest class mean of `features` [n, D], which are of the store's rows `ids` [n], ascending; after 0..rounds of
+    `soft_k_means` on each query set."""
     device = features.device
     out: list[Scored] = []
     for episode in episodes:
         x, q = (features[np.searchsorted(ids, part.rows)] for part in (episode.support, episode.query))
         target = torch.as_tensor(episode.query.labels, device=device)
         chosen = F.one_hot(torch.as_tensor(episode.support.labels, device=device), len(episode.label_names)).to(x.dtype)
-        centres = (chosen.mT @ x) / chosen.sum(0).unsqueeze(1)
-        scores = -scale * torch.cdist(q, centres).pow(2)
+        scores = torch.stack(list(soft_k_means(q, chosen.mT @ x, chosen.sum(0), scale, rounds)))  # [K+1, n, C]
+        targets = target.expand(len(scores), -1)
+        losses = F.cross_entropy(scores.double().mT, targets, reduction="none").mean(1)
         out.append(
             Scored(
                 task=episode.task,
                 label_names=episode.label_names,
                 labels=episode.query.labels,
-                predicted=predictions(scores, target)[None].cpu().numpy(),
-                loss=np.array([float(F.cross_entropy(scores.double(), target))]),
-                confidence=confidences(scores)[None].cpu().numpy(),
+                predicted=predictions(scores, targets).cpu().numpy(),
+                loss=losses.cpu().numpy(),
+                confidence=confidences(scores).cpu().numpy(),
                 rows=episode.query.rows,
             )
         )
@@ -359,86 +368,6 @@ def by_episode(scored: Sequence[Any]) -> dict[str, NDArray[np.float64]]:
     each = [s.metrics() for s in scored]
     names = dict.fromkeys(name for scores in each for name in scores)
     return {name: np.stack([scores[name] for scores in each if name in scores]) for name in names}
-
-
-def details(scored: Sequence[Scored], fixed_labels: bool, from_sources: bool = False) -> dict[str, Any]:
-    """What the means over episodes hide, after the last step.
-
-    diverged: episodes. ece_pooled: the calibration error of all query rows as one. per_class: scores of each class over
-    all episodes that it was in, and its rows. per_domain: accuracy, precision, recall and F1 of each data source, or of
-    each task. Where all episodes share their labels (fixed_labels) the same per_task, and the confusion matrix. Where
-    there are several tasks or sources: the mean over them, each counting once, and the worst_task (or source) by
-    accuracy, which as the lowest of many is lower than it would be on new episodes. over_tasks: accuracy with its
-    interval over tasks (classes, where these are an episode's own), by a cluster bootstrap; where there are several.
-    """
-    confidence = np.concatenate([s.confidence[-1] for s in scored])
-    right = np.concatenate([s.predicted[-1] == s.labels for s in scored])
-    last = by_episode([replace(s, predicted=s.predicted[-1:], loss=s.loss[-1:], confidence=s.confidence[-1:])
-                       for s in scored])  # fmt: skip
-    out: dict[str, Any] = {
-        "diverged": sum(not np.isfinite(s.loss[-1]) for s in scored),
-        "ece_pooled": float(metrics.calibration_error(confidence, right)),
-        "per_class": per_class(scored),
-        "per_domain": by_name(last, [domain_of(s, fixed_labels, from_sources) for s in scored], TABLED),
-    }
-    each = [(of["recall"], of["rows"]) for of in out["per_class"].values() if of["rows"]]
-    if fixed_labels:
-        tasks = [s.task for s in scored]
-        out |= {"per_task": by_name(last, tasks, TABLED), "confusion": confusion_by_name(scored)}
-        if over := metrics.over_groups(last["accuracy"][:, 0], tasks, "tasks"):
-            out["over_tasks"] = over
-    elif len(each) > 1:
-        means, counts = np.array(each).T
-        out["over_tasks"] = {**metrics.over_clusters(means * counts, counts.astype(np.int64)), "classes": len(each)}
-    if fixed_labels or from_sources:
-        accuracy = {name: of["accuracy"] for name, of in out.get("per_task", out["per_domain"]).items()}
-        over = metrics.interval(np.array([interval["mean"] for interval in accuracy.values()]))
-        out["mean_over_tasks"] = {**{end: over[end] for end in ("mean", "low", "high")}, "tasks": len(accuracy)}
-        worst = min(accuracy, key=lambda name: accuracy[name]["mean"])
-        out["worst_task"] = {"task": worst, **accuracy[worst]}
-    return out
-
-
-def domain_of(scored: Scored, fixed_labels: bool, from_sources: bool) -> str:
-    """The data source that an episode is from, which its task's name, or those of its classes, begin with; without
-    sources its task.
-    """
-    if not from_sources:
-        return scored.task
-    return (scored.task if fixed_labels else scored.label_names[0]).split("/")[0]
-
-
-def by_name(
-    values: Mapping[str, NDArray[np.float64]], names: Sequence[str], shown: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """The metrics `shown`, with their intervals, of the episodes of each name after the last step."""
-    where = np.array(names)
-    return {
-        name: {metric: metrics.interval(values[metric][where == name, -1], metrics.limits(metric)) for metric in shown}
-        for name in sorted(set(names))
-    }
-
-
-def per_class(scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
-    """Precision, recall and F1 of each class over all episodes that it was in, and its rows, after the last step."""
-    names = sorted({name for s in scored for name in s.label_names})
-    number = {name: i for i, name in enumerate(names)}
-    counts = np.zeros((3, len(names)), np.int64)  # hits, rows, predictions
-    for s in scored:
-        matrix = metrics.confusion(s.labels, s.predicted[-1], len(s.label_names))
-        counts[:, [number[name] for name in s.label_names]] += [np.diagonal(matrix), matrix.sum(1), matrix.sum(0)]
-    scores = {**metrics.count_scores(*counts), "rows": counts[1]}
-    return {name: {metric: value[i].item() for metric, value in scores.items()} for i, name in enumerate(names)}
-
-
-def confusion_by_name(scored: Sequence[Scored]) -> dict[str, Any]:
-    """The confusion matrix over all episodes, after the last step."""
-    names = sorted({name for s in scored for name in s.label_names})
-    total = np.zeros((len(names), len(names)), np.int64)
-    for s in scored:
-        ids = np.array([names.index(name) for name in s.label_names])
-        total += metrics.confusion(ids[s.labels], ids[s.predicted[-1]], len(names))
-    return {"labels": names, "rows_are_labels": total.tolist()}
 
 
 def split_meta(

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from distmeta.config import Config
 from distmeta.evaluation import metrics
-from distmeta.evaluation.scoring import WORST_LOSS, Scoring, adaptation, by_episode, by_name
+from distmeta.evaluation.details import by_name
+from distmeta.evaluation.scoring import WORST_LOSS, Scoring, adaptation, by_episode
 from distmeta.evaluation.text_metrics import corpus_scores, text_scores
 from distmeta.models import context
 from distmeta.models.backbone import positions, set_attention

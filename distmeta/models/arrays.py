@@ -35,6 +35,11 @@ class ArrayModel(TaskModel):
         # It could not tell the sets of several tasks apart.
         if has_set_norm(self.backbone) and "tasks" not in self._inputs:
             self.takes_task_axis = False
+        if config.eval.refine and self.reads_sets:
+            raise InputError(
+                f"eval.refine = {config.eval.refine}: batch norm makes a row's features depend on the rows beside it; "
+                "leave it out, or take a model without batch norm (conv4: model.config.norm=layer)"
+            )
 
     @property
     def reads_sets(self) -> bool:  # type: ignore[override]

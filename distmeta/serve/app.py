@@ -41,7 +41,8 @@ class Service:
         self.base, self.limits, self.metrics = base, limits, Metrics()
         self.store = TaskStore(directory, base.checkpoint, limits.memory_mb * 2**20, limits.tasks, base.device)
         self.worker = Worker(
-            {"adapt": self._adapt, "predict": base.predict, "reject": base.reject, "explain": base.explain},
+            {"adapt": self._adapt, "predict": base.predict, "reject": base.reject, "refine": base.refine,
+             "explain": base.explain},
             4 * limits.batch_tasks,
             limits.wait_ms / 1000,
             limits.waiting, lambda kind, size: self.metrics.batch.labels(kind).observe(size), limits.answers,
@@ -100,10 +101,14 @@ class Service:
 
     async def predict(self, request: Request) -> Response:
         body = requests.parse(await requests.read_body(request, self.limits))
-        rate = requests.rate_of(body)
+        rate, rounds = requests.rate_of(body), requests.rounds_of(body, self.limits)
+        if rate is not None and rounds:
+            raise Refused(400, "refine and reject are different questions; leave one of them out")
         texts = requests.inputs_of(body, self.limits, self.base.family)
         task = await asyncio.to_thread(self.store.get, request.path_params["handle"])
         asked = ("predict", (task, texts)) if rate is None else ("reject", (task, texts, rate))
+        if rounds:
+            asked = ("refine", (task, texts, rounds))
         return JSONResponse({"predictions": await self.worker.do(*asked)})
 
     async def explain(self, request: Request) -> Response:

@@ -171,6 +171,16 @@ class Base:
         except InputError as error:
             return error
 
+    def refine(self, several: Sequence[tuple[Task, Sequence[str], int]]) -> list[list[dict[str, Any]] | Exception]:
+        """For each (task, texts, rounds) predictions by class means that move to the texts, or why there are none."""
+        return [self._refined(*one) for one in several]
+
+    def _refined(self, task: Task, texts: Sequence[str], rounds: int) -> list[dict[str, Any]] | Exception:
+        try:
+            return self._adapted(task).predict(texts, rounds)
+        except InputError as error:
+            return error
+
     def tokens_of(self, texts: Sequence[str]) -> int:
         """How many tokens of the texts the model reads."""
         return len(tokenise(self.tokenizer, texts, [0] * len(texts), self.config).tokens)

@@ -88,6 +88,14 @@ def rate_of(body: dict[str, Any]) -> float | None:
     return rate
 
 
+def rounds_of(body: dict[str, Any], limits: ServeConfig) -> int:
+    """`refine` of POST /tasks/{handle}/predict, taken out of the body; 0 where it is not asked for."""
+    rounds = body.pop("refine", 0)
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or not 0 <= rounds <= limits.steps:
+        raise Refused(400, f"refine is {shown(rounds)}; a whole number of rounds, 0 to {limits.steps} (serve.steps)")
+    return rounds
+
+
 def inputs_of(body: dict[str, Any], limits: ServeConfig, family: str) -> list[Any]:
     """The inputs of POST /tasks/{handle}/predict: texts, or of families regression and policy numbers and lists."""
     _known("the body", body, ("inputs",))

@@ -413,6 +413,16 @@ def test_a_task_rejects_as_predict_or_reject_does(server, source):
         assert (answer.status, reason in answer.error) == (400, True), answer.body
 
 
+def test_a_task_without_class_means_is_not_refined(server):
+    handle = server.ask("POST", "/tasks", {"support": support(0)}).json["task"]
+    for more, reason in (
+        ({"refine": 2}, "refine moves class means"), ({"refine": -1}, "refine is -1"), ({"refine": True}, "refine is"),
+        ({"refine": 2, "reject": 0.5}, "leave one of them out"),
+    ):  # fmt: skip
+        answer = server.ask("POST", f"/tasks/{handle}/predict", {"inputs": TEXTS, **more})
+        assert (answer.status, reason in answer.error) == (400, True), answer.body
+
+
 def test_more_is_for_documents_alone(server):
     handle = server.ask("POST", "/tasks", {"support": support(0)}).json["task"]
     answer = server.ask("POST", f"/tasks/{handle}/more", {"support": support(1)})

@@ -1,6 +1,6 @@
 """The classics of meta-learning: do they come out?
 
-    python benchmarks/classics.py sinusoid --run-dir DIR
+    python benchmarks/classics.py sinusoid --run-dir DIR --checkpoint last
     python benchmarks/classics.py omniglot --run-dir DIR data.path=TABLE.parquet      columns image, label, split
     python benchmarks/classics.py navigation --run-dir DIR
 
@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
 def trained(name: str, run: Path, which: str, more: list[str]) -> dict[str, Any]:
     """The scores of a recipe's run after each inner step, on its meta-test episodes."""
     words = [*WORDS[name], *more]
-    if which == "best" and not (run / "evaluation.json").is_file():
+    if not (run / "evaluation.json").is_file():
         distmeta.train(load_config(name, [*words, f"run.dir={run}"]), resume=run.exists())
     config = checkpoints.read_config(run / "config.yaml")
     if which == "best":

@@ -9,12 +9,12 @@ import torch
 from evaluated import Setting
 
 from distmeta.evaluation import metrics
+from distmeta.evaluation.details import details
 from distmeta.evaluation.examples import examples
 from distmeta.evaluation.scoring import (
     Scored,
     Scoring,
     confidences,
-    details,
     group_episodes,
     predictions,
     score_episodes,

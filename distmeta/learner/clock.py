@@ -21,6 +21,7 @@ class Clock:
         comm_s        of aggregate_s: gradients and gathered meta-parameters
         base_comm_s   of inner_s: frozen weights on their way, waiting for other ranks included
         fast_comm_s   of inner_s: fast weights on their way, and their gradients
+        validation_s  a meta-validation, where there are any; of one beside training the hand-over and the wait for it
         source_s      until the tasks of the next meta-step have come, where the source grows
 
     engine, base, fast: count their own seconds of communication; base and fast are None where nothing of theirs is
@@ -39,7 +40,7 @@ class Clock:
 
     @contextlib.contextmanager
     def phase(self, name: str, timed: bool = True) -> Iterator[None]:
-        """Within it the seconds of a phase; of none where `there` is False."""
+        """Within it the seconds of a phase; of none where `timed` is False."""
         began = time.perf_counter()
         yield
         if timed:

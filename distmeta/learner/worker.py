@@ -132,7 +132,8 @@ def learn(
             mean_kl = kept_kl / config.outer.meta_batch_size if kept is not None else None
             record |= at_times(mean_kl, reached.subgroup_weights, int(skipped), arrivals)
 
-            validation, must_save = validations.at(step, model, meta, store)
+            with clock.phase("validation_s", every > 0):
+                validation, must_save = validations.at(step, model, meta, store)
             record |= validation
 
             with clock.phase("source_s", source.grows):

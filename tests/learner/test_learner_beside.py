@@ -28,6 +28,8 @@ def test_scores_are_those_of_the_ranks_themselves(tmp_path, words_csv):
     at_once = loop.train(tmp_path / "at_once", words_csv, **small.merge(OFTEN, {"eval": {"beside": 0}}))
     assert validations(later) == validations(at_once) and list(validations(later)) == [3, 6, 8]
     assert [r["step"] for r in small.records(later) if "validation" in r] == [5, 7, 8]
+    journal = (at_once / "metrics.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["validation_s"] for line in journal) > 0
     assert loop.final(later)[:2] == loop.final(at_once)[:2]
 
 

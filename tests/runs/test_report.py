@@ -163,7 +163,7 @@ def test_a_report_says_when_how_long_of_what_commit_and_with_how_much_memory(tmp
     rows = Outline(report.write(run).read_text()).rows
     assert ["started", "2026-11-29 10:00:00+00:00; it took 1 h 2 min"] in rows and ["commit", "0123abcd+"] in rows
     assert ["peak memory", "812 MB of the first rank"] in rows and ["meta-learnt numbers", "4"] in rows
-    assert ["starting, meta-validations, evaluation, export", "", "3713.0", "", ""] in rows  # all of the time
+    assert ["starting, evaluation, export", "", "3713.0", "", ""] in rows  # all of the time
     (run / "environment.json").write_text(json.dumps({**about, "continued": 1}))
     rows = Outline(report.write(run).read_text()).rows
     assert ["started", "2026-11-29 10:00:00+00:00"] in rows  # a run that lay still in between took nobody knows what

@@ -23,6 +23,7 @@ PHASES = {
     "inner_s": "inner loops and meta-gradients",
     "peers_s": "waiting for other ranks",
     "aggregate_s": "reduction and outer step",
+    "validation_s": "meta-validations",
     "checkpoint_s": "checkpoints",
     "source_s": "waiting for tasks to come",
 }

@@ -313,7 +313,7 @@ def time(run: RunFiles) -> Section:
     ]  # fmt: skip
     rows.append(["together", "", f"{whole:.1f}", "100.0%", f"{1000 * whole / len(records):.1f}"])
     if run.took is not None and (rest := run.took - whole) > 0:
-        rows.append(["starting, meta-validations, evaluation, export", "", f"{rest:.1f}", "", ""])
+        rows.append(["starting, evaluation, export", "", f"{rest:.1f}", "", ""])
         rows.append(["the whole run", "", f"{run.took:.1f}", "", ""])
     bar = [(label, totals[key]) for key, label in PHASES.items() if key in measured]
     alt = ", ".join(f"{label} {100 * value / whole:.0f}%" for label, value in bar)

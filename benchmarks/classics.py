@@ -1,13 +1,12 @@
 """The classics of meta-learning: do they come out?
 
     python benchmarks/classics.py sinusoid --run-dir DIR --checkpoint last
-    python benchmarks/classics.py omniglot --run-dir DIR data.path=TABLE.parquet      columns image, label, split
     python benchmarks/classics.py navigation --run-dir DIR
 
 They are recipes with the words below, and train as a command would: ranks, samplers, checkpoints. A run directory that
 is there is gone on with, and one that has ended is only read. Writes their part of
-benchmarks/results/trained_classics.json. TABLE: as benchmarks/images.py makes it of Omniglot's small set. Of navigation
-also the policy pretrained on all goals, which adapts by as many rollouts, and the paired difference.
+benchmarks/results/trained_classics.json. (Of Omniglot: benchmarks/images.py.) Of navigation also the policy pretrained
+on all goals, which adapts by as many rollouts, and the paired difference.
 """
 
 from __future__ import annotations
@@ -26,14 +25,9 @@ from distmeta.runs import checkpoint as checkpoints
 
 WORDS = {  # of the protocols of Finn et al. 2017, with more steps of the same rates at test
     "sinusoid": ["outer.steps=30000", "outer.lr=6e-3", "eval.every=5000", "eval.baselines=false"],
-    "omniglot": [
-        "outer.steps=1500", "outer.meta_batch_size=16", "inner.steps=1", "inner.lr=0.4", "task.augment.flips=classes",
-        "model.config={hidden_size: 32, num_hidden_layers: 4, norm: batch}", "eval.steps=3", "eval.queries=15",
-        "eval.episodes=600", "eval.baselines=false", "cluster.workers=1", "sampling.actors=1",
-    ],
     "navigation": [],
 }  # fmt: skip
-METRIC = {"sinusoid": "loss", "omniglot": "accuracy", "navigation": "return"}
+METRIC = {"sinusoid": "loss", "navigation": "return"}
 
 
 def arguments() -> argparse.Namespace:

@@ -4,11 +4,11 @@
     python benchmarks/images.py --run-dir DIR --data OMNIGLOT_SMALL    # data.parquet with columns bits, label, split
     python benchmarks/images.py --run-dir DIR --data OMNIGLOT_SMALL --published    # by the published network
 
-Each algorithm trains by the recipe `omniglot`, with as many meta-steps, and is scored on the same meta-test episodes
-(5 ways, 1 shot, 15 queries a class); the paired difference has its interval over classes. One rank. --published: four
-blocks of 64 filters with batch norm, so that the query images of an episode are classified together, and 1,500
-meta-steps of 16 tasks by the settings of Finn et al. 2017. Goes on from what --run-dir holds. Writes
-benchmarks/results/images.json; no image of the data is kept.
+Each algorithm trains by the recipe `omniglot`, with as many meta-steps, and is scored on the same meta-test episodes (5
+ways, 1 shot, 15 queries a class); the paired difference has its interval over classes. One rank. --published: four
+blocks of 64 filters with batch norm, so that the query images of an episode are classified together, and 1,500 meta-
+steps of 16 tasks by the settings of Finn et al. 2017; mirrored classes are classes too, as turned ones are. Goes on
+from what --run-dir holds. Writes benchmarks/results/images.json; no image of the data is kept.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from distmeta.tasks.store import open_store
 ALGORITHMS = {"maml": ["algorithm=maml"], "prototypes": ["algorithm=prototypes"]}
 PUBLISHED = [
     "model.config={hidden_size: 64, num_hidden_layers: 4, norm: batch}", "outer.steps=1500",
-    "outer.meta_batch_size=16", "outer.lr=1e-3",
+    "outer.meta_batch_size=16", "outer.lr=1e-3", "task.augment.flips=classes",
 ]  # fmt: skip
 PUBLISHED_LOOP = ["inner.steps=1", "inner.lr=0.4", "inner.learn_lr=null", "eval.steps=3"]
 
@@ -61,13 +61,13 @@ def as_images(folder: Path, out: Path) -> Path:
 
 
 def scored(run: Path, count: int) -> list[Scored]:
-    """The first `count` meta-test episodes, after the run's inner steps."""
+    """The first `count` meta-test episodes, after the inner steps of the run's evaluations."""
     saved = checkpoints.load(run)
     model, store = load_model(saved), open_store(json.loads((run / "environment.json").read_text())["store"])
     fast, shared, rates = split_meta(model, saved.meta)
     config = saved.config.of_evaluation()
     episodes = [sample_episode(store, config.task, 0, "test", i) for i in range(count)]
-    loop = inner_loop(config.inner, rates)
+    loop = inner_loop(config.inner, rates, config.inner.steps if config.eval.steps is None else config.eval.steps)
     return score_episodes(Scoring(model, fast, shared, loop, config, store.pad_id, torch.device("cpu")), episodes)
 
 

@@ -5,8 +5,9 @@
 For each split the recipe `intents` with algorithm=prototypes (a new task costs one forward pass), trained on episodes
 of 20 classes (more ways than a task has teach more: Snell et al. 2017, arXiv 1703.05175, section 3.1), then meta-test
 episodes of classes never seen, beside prototypes of the frozen encoder on the same episodes. Both also refined
-(eval.refine): class means move to the query set, which is then classified together (transductively). Goes on from what
---run-dir and the record hold. Writes benchmarks/results/intents.json. No row of the data is kept.
+(eval.refine): class means move to the query set, which is then classified together (transductively). `lexical` are
+class means of hashed n-grams of letters, which know no language. Goes on from what --run-dir and the record hold.
+Writes benchmarks/results/intents.json. No row of the data is kept.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from real_text import overrides
 from records import RESULTS
+from sklearn.feature_extraction.text import HashingVectorizer
 
 import distmeta
 from distmeta.config import load_config
@@ -77,11 +79,14 @@ def scored(run: Path, kinds: list[str], count: int, split: str) -> dict[str, dic
         )
         ids, features[name] = row_features(scoring, together)
         scales[name] = float(values["head_log_scale"].exp())
+    hashed = HashingVectorizer(n_features=4096, analyzer="char_wb", ngram_range=(3, 5))
+    letters = torch.from_numpy(hashed.transform([store.text(int(row)) for row in ids]).toarray())
     out: dict[str, dict[str, Any]] = {}
     for kind, some in episodes.items():
         means = {name: score_means(ids, x, some, scales[name], ROUNDS) for name, x in features.items()}
+        means["lexical"] = score_means(ids, letters, some)
         alone = {name: summarise([one.at_start() for one in each])["accuracy"] for name, each in means.items()}
-        out[kind] = alone | {f"{name} refined": summarise(each)["accuracy"] for name, each in means.items()}
+        out[kind] = alone | {f"{name} refined": summarise(means[name])["accuracy"] for name in features}
     return out
 
 

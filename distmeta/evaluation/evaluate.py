@@ -139,6 +139,8 @@ def _methods(setting: Setting) -> Evaluation:
         "split": split, "episodes": count, "seed": config.run.seed, "inner_steps": setting.steps, "method": name,
         "tasks": len(store.groups[split].ids), "rows": store.groups[split].examples,
     }  # fmt: skip
+    if config.eval.refine:
+        about["refine"] = config.eval.refine
     more: dict[str, Any] = {"settings": about, name: details_of(scored) | {"curves": curves(scored)}}
     more[name] |= {key: methods[name][key] for key in (WORST, GAP) if key in methods[name]}
     if config.task.has_classes:

@@ -188,13 +188,23 @@ def show_results(run: Run) -> None:
 
 def closing(details: dict[str, Any]) -> list[str]:
     """What goes below the table of an evaluation: paired differences, what it reaches, and its warnings, each once."""
-    about = [paired(details), reach(details), subgroups(details)]
+    about = [together(details), paired(details), reach(details), subgroups(details)]
     if "data_weights" in details:
         from distmeta.algorithms.data_weights import sentence
 
         about.append(sentence(details["data_weights"]))
     lines = [*about, *(health.sentence(warning) for warning in details.get("warnings", []))]
     return list(dict.fromkeys(line for line in lines if line))
+
+
+def together(details: dict[str, Any]) -> str:
+    """One line where the rows of a query set were not classified each by itself."""
+    if not (rounds := details.get("settings", {}).get("refine")):
+        return ""
+    return (
+        f"The rows of a query set were classified together, in {rounds} rounds (eval.refine), so these scores do not "
+        "compare with those of a model that sees one at a time; the steps in the table are rounds."
+    )
 
 
 def show_pretraining(run: Pretrained) -> None:

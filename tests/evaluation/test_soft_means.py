@@ -16,6 +16,7 @@ from distmeta.evaluation.adapt import adapt, load_adapted
 from distmeta.evaluation.evaluate import evaluate
 from distmeta.evaluation.scoring import score_means
 from distmeta.evaluation.soft_means import soft_k_means
+from distmeta.runs.progress import closing
 from distmeta.tasks.rows import Episode, Rows
 
 PROTOTYPES = {"model": {"head": "prototype"}, "algorithm": "prototypes", "inner": {"steps": 0}}
@@ -66,7 +67,9 @@ def test_where_texts_lie_around_their_classes_means_of_one_example_gain_by_them(
 
 def test_an_evaluation_says_each_round_and_begins_without_one(checkpoint):
     plain = evaluate(checkpoint, episodes=6).details["meta_trained"]["curves"]
-    refined = evaluate(checkpoint, episodes=6, refine=3).details["meta_trained"]["curves"]
+    told = evaluate(checkpoint, episodes=6, refine=3).details
+    assert "together, in 3 rounds" in closing(told)[0]
+    refined = told["meta_trained"]["curves"]
     for name, curve in plain.items():
         assert len(curve["mean"]) == 1 and len(refined[name]["mean"]) == 4
         assert refined[name]["mean"][0] == pytest.approx(curve["mean"][0], abs=1e-6)

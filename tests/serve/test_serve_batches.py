@@ -54,6 +54,17 @@ def test_batched_is_one_by_one_is_adapt(variant, tmp_path, words_csv):
     assert together[0][0]["probabilities"] != pytest.approx(together[1][0]["probabilities"], abs=1e-4)
 
 
+def test_class_means_are_refined_as_an_adapted_model_refines_them(tmp_path, words_csv):
+    source = small.checkpoint_of(tmp_path / "step-000001", words_csv, **VARIANTS["prototypes"])
+    base, supports = Base(source), [serving.support(t, each=2 + t) for t in range(2)]
+    tasks = tasks_of(base, supports)
+    found = base.refine([(task, serving.TEXTS, 3) for task in tasks])
+    for rows, predictions in zip(supports, found, strict=True):
+        own = adapt(source, [{"text": r["text"], "label": r["label"]} for r in rows]).predict(serving.TEXTS, 3)
+        for one, expected in zip(predictions, own, strict=True):
+            assert one["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
+
+
 def test_tasks_of_another_number_of_labels_have_heads_of_their_own(tmp_path, words_csv):
     source = small.checkpoint_of(tmp_path / "step-000001", words_csv, model={"head": "prototype"}, **CLASSES)
     base = Base(source)

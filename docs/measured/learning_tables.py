@@ -1,55 +1,12 @@
-"""What each table of measured figures says, by its name in TABLES, from benchmarks/results/*.json."""
+"""Tables of what was learnt."""
 
 from __future__ import annotations
 
-import functools
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
-
-Score = Mapping[str, Any]  # mean, low, high: a mean over episodes and its 95% interval
-
-
-@functools.cache
-def record(name: str) -> Any:
-    """What benchmarks/results/NAME.json says."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def number(score: Score, digits: int = 3) -> str:
-    """0.967"""
-    return f"{score['mean']:.{digits}f}"
-
-
-def interval(score: Score, digits: int = 3) -> str:
-    """0.967 [0.961, 0.972]"""
-    return f"{score['mean']:.{digits}f} [{score['low']:.{digits}f}, {score['high']:.{digits}f}]"
-
-
-def half(score: Score) -> str:
-    """0.967 ± 0.005"""
-    return f"{score['mean']:.3f} ± {(score['high'] - score['low']) / 2:.3f}"
-
-
-def three(value: float) -> str:
-    """Three digits: 1.24, 55.3, 366."""
-    return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f}"
-
-
-def listed(values: Iterable[float], digits: int = 3) -> str:
-    """0.961, 0.962, 0.960"""
-    return ", ".join(f"{value:.{digits}f}" for value in values)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
-    lines.insert(1, "|---" * len(header) + "|")
-    return "\n".join(lines).replace("|  |", "| |").replace("|  |", "| |") + "\n"
+from measured.reading import half, interval, listed, number, record, table, three
 
 
 def default() -> str:
@@ -79,103 +36,6 @@ DEFAULT_ROWS = {
     "multi_task": "trained on the pooled tasks (`multi_task`), 150 steps",
     "prototypes": "prototypes of the untrained features",
 }
-
-PEER_ROWS = [  # the row's name in the record, our variant, how the page calls it
-    ("exact-all", "unroll", "exact, all parameters, unroll"),
-    ("exact-all", "walk", "exact, all parameters, walk in 320-token parts"),
-    ("exact-lora", "unroll", "exact, LoRA rank 8, unroll"),
-    ("exact-lora", "walk", "exact, LoRA rank 8, walk in 320-token parts"),
-    ("exact-lora-50", "walk", "the same, 50 steps, walk"),
-    ("first-order-all", "auto", "first order, all parameters"),
-    ("first-order-lora", "auto", "first order, LoRA"),
-    ("top-quarter", "unroll", "exact, LoRA in the last of 4 layers, unroll"),
-    ("top-quarter", "walk", "the same, walk"),
-    ("head-only", "auto", "exact, the head alone"),
-    ("frozen-base", "second pass", "LoRA in the last layer, a second pass over the same examples"),
-    ("tiny-tasks", "unroll", "exact, LoRA, 8 tasks of 5 x 16 tokens, batched"),
-    ("sinusoid", "batched", "sinusoid network, 25 tasks, batched"),
-    ("sinusoid-compiled", "compiled", "the same, compiled"),
-    ("text-clinc150", "auto", "exact, LoRA, CLINC150 as it comes"),
-    ("text-zh", "unroll", "exact, LoRA, Chinese reviews as they come, unroll"),
-    ("text-zh", "walk", "the same, walk"),
-    ("text-arsc", "unroll", "exact, LoRA, English reviews as they come, unroll"),
-    ("text-arsc", "walk", "the same, walk"),
-]
-
-
-def peer(row: str, system: str) -> tuple[str, str, str]:
-    """(time over the best peer's, memory (the best peer's), multiple of the FLOP floor (the best peer's))."""
-    result = next(one for one in record("peers")["rows"] if one["row"] == row)
-    ours = {"unroll", "walk", "auto", "batched", "compiled", "second pass"}
-    memory = {name: mb for name, mb in result["memory_mb"].items() if name == system or name not in ours}
-    best = min(mb for name, mb in memory.items() if name != system)
-    time, floor = "", ""
-    if result["systems"]:
-        ratio = result["systems"][system]["ratio"]
-        time = f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
-        floors = [result["systems"][name]["over_floor"] for name in (system, result["peer"])]
-        floor = f"{floors[0]:.1f} ({floors[1]:.1f})"
-    return time, f"{memory[system]:.0f} ({best:.0f})", floor
-
-
-def peers() -> str:
-    header = ["", "time / peer", "memory, MB (peer)", "times the FLOP floor (peer)"]
-    return table(header, ([about, *peer(row, system)] for row, system, about in PEER_ROWS))
-
-
-def exact_walk() -> str:
-    labels = ["5 steps, unroll", "5 steps, walk in 320-token parts", "50 steps, walk"]
-    rows = ([label, *peer(row, system)[:2]] for label, (row, system, _) in zip(labels, PEER_ROWS[2:5]))
-    return table(["", "time / best peer", "memory, MB (peer)"], rows)
-
-
-DEPTH_WAYS = {
-    "eager": "every layer's graph kept, transformers' attention", "walk": "the same, attention in blocks",
-    "layers": "`inner.memory=layers`", "first": "first order", "first_again": "first order, layers run again",
-}  # fmt: skip
-
-
-def depth() -> str:
-    ways = record("depth")["cases"]["30x1x512"]
-    plain = ways["eager"]
-    rows = (
-        [about, f"{ways[way]['peak_mb']:,.0f}", f"{ways[way]['peak_mb'] / plain['peak_mb']:.2f}",
-         f"{ways[way]['cpu_s'] / plain['cpu_s']:.2f}"] for way, about in DEPTH_WAYS.items()
-    )  # fmt: skip
-    return table(["", "memory above the model, MB", "of the first row", "CPU seconds, of the first row"], rows)
-
-
-PAPER_WAYS = {
-    "blocks": "exact, walk",
-    "layers": "exact, `inner.memory=layers`",
-    "again": "first order, layers run again",
-}
-
-
-def paper() -> str:
-    """What fits a card, and how long a task takes there."""
-    rows = []
-    for tokens, ways in record("paper")["tokens"].items():
-        for way, about in PAPER_WAYS.items():
-            gb, cards = ways[way]["gb"], ways[way]["cards"].values()
-            cells = [f"{card['rows']}, {card['seconds']:.0f} s" if card["rows"] else "does not fit" for card in cards]
-            rows.append([f"{int(tokens):,}", about, f"{gb['1']:.0f} / {gb['8']:.0f}", *cells])
-    return table(["tokens a row", "order", "GB, 1 / 8 rows at once", *record("paper")["cards"]], rows)
-
-
-def scaling_points(name: str) -> dict[tuple[str, int], Any]:
-    return {(point["mode"], point["workers"]): point for point in record(name)["points"]}
-
-
-def scaling() -> str:
-    rows = []
-    for mode in ("weak", "strong"):
-        point = scaling_points("scaling")[mode, 2]
-        shares = [f"{point['share'][part]:.1%}" for part in ("wait", "inner", "peers", "aggregate", "checkpoint")]
-        speed = f"{number(point['tasks_per_s'], 1)} ± {(point['tasks_per_s']['high'] - point['tasks_per_s']['low']) / 2:.1f}"
-        rows.append([mode, "2", speed, half(point["efficiency"]), *shares])
-    header = ["", "ranks", "tasks/s", "efficiency", "wait", "inner", "idle for peers", "aggregate", "checkpoint"]
-    return table(header, rows)
 
 
 def time_to_quality() -> str:
@@ -220,11 +80,14 @@ def classics() -> str:
     rows = [
         [about, *(classic(name, method, metric, n) for n in steps)] for name, method, metric, steps, about in CLASSICS
     ]
-    recipes = ("sinusoid", "loss", 10, "squared error"), ("omniglot", "accuracy", 3, "5-way 1-shot")
-    for name, metric, last, about in recipes:
-        trained = record("trained_classics")[name]
-        ends = [{end: trained[metric][end][k] for end in ("mean", "low", "high")} for k in (1, last)]
-        rows.append([f"`distmeta train {name}`, {about}, {trained['meta_steps']:,} meta-steps", *map(interval, ends)])
+    trained = record("trained_classics")["sinusoid"]
+    ends = [{end: trained["loss"][end][k] for end in ("mean", "low", "high")} for k in (1, 10)]
+    about = f"squared error, {trained['meta_steps']:,} meta-steps"
+    rows.append([f"`distmeta train sinusoid`, {about}", *map(interval, ends)])
+    drawn = record("images")["omniglot_small_published"]["maml"]
+    about = f"5-way 1-shot, 64 filters, {drawn['meta_steps']:,} meta-steps"
+    first = f"{drawn['accuracy']['curve'][1]:.3f}"
+    rows.append([f"`distmeta train omniglot`, {about}", first, interval(drawn["accuracy"])])
     return table(["", "after 1 step", "after 10 (sinusoid), 3 (Omniglot)"], rows)
 
 
@@ -281,40 +144,6 @@ def algorithms_real() -> str:
         rows.append(cells)
     header = ["`inner.lr`, steps", "meta-steps, CPU s", "MB"]
     return table(["", "CLINC150: accuracy", *header, "reviews: accuracy", *header], rows)
-
-
-def padding() -> str:
-    rows = []
-    for name, about in (("zh_online_shopping10", "Chinese reviews, characters"), ("arsc", "Amazon reviews, words")):
-        shares = record("sampling")[name]["padding"]
-        tasks = shares["tasks_in_a_group"]
-        cells = [f"{shares[key]:.1%}" for key in ("one_batch_a_set", "by_length", "by_length_in_groups")]
-        rows.append([about, *cells[:2], cells[2] + (f" ({tasks} tasks)" if tasks > 1 else "")])
-    return table(["", "one batch", "by length", "tasks as one"], rows)
-
-
-def compression() -> str:
-    models = record("compression")["models"]
-    names = {
-        "as trained": ("as trained", "as it is"), "magnitude 50%": ("`magnitude:0.5` (zeros are stored)", ""),
-        "magnitude 80%": ("`magnitude:0.8`", ""), "units 50%": ("`units:0.5`", "units 50%"),
-        "int8": ("int8", "as it is, int8"), "units 50%, int8": ("`units:0.5`, int8", "units 50%, int8"),
-    }  # fmt: skip
-    rows = []
-    for form, (about, base) in names.items():
-        full, lora = models["full"][form], models["lora"][form]
-        large = models["bert-base, random weights"].get(base)
-        rows.append([
-            about, f"{full['bytes'] / 1e6:.2f}", medians(full, 1), interval(full["accuracy"]), interval(lora["accuracy"]),
-            *((f"{large['bytes'] / 1e6:.0f}", medians(large, 0)) if large else ("", "")),
-        ])  # fmt: skip
-    header = ["", "default: MB", "ms (1, 32)", "accuracy", "LoRA: accuracy", "BERT-base: MB", "ms (1, 32)"]
-    return table(header, rows)
-
-
-def medians(form: Mapping[str, Any], digits: int) -> str:
-    """Milliseconds of a forward pass of 1 and of 32 texts."""
-    return listed((form[f"batch_{n}_s"]["median"] * 1000 for n in (1, 32)), digits)
 
 
 def answers() -> str:
@@ -385,6 +214,17 @@ def sentiment_whole() -> str:
     return table(["", *FOUR_NAMES], rows)
 
 
+def arsc() -> str:
+    rows = []
+    for name, about in (("arsc", "learnt inner rates, no step"), ("arsc_constant_rate", "a fixed inner rate, 3 steps")):
+        of = record(name)["mean"]
+        cells = [
+            f"{of[when][metric]:.3f}" for when in ("no_adaptation", "adapted") for metric in ("balanced", "accuracy")
+        ]
+        rows.append([about, *cells])
+    return table(["mean of 12 tasks", "before: balanced", "accuracy", "adapted: balanced", "accuracy"], rows)
+
+
 def intents_of(kind: str, method: str) -> list[float]:
     """Accuracy of each of the five class splits."""
     return [run[kind][method]["mean"] for run in record("intents")["runs"].values()]
@@ -393,9 +233,10 @@ def intents_of(kind: str, method: str) -> list[float]:
 def intents() -> str:
     rows = []
     for kind, about in (("5x1", "5-way 1-shot"), ("5x5", "5-way 5-shot"), ("20x1", "20-way 1-shot")):
-        both = [intents_of(kind, method) for method in ("meta_trained", "frozen")]
-        cells = [f"{mean(values):.3f} ({listed(values)})" for values in both]
-        rows.append([about, *cells, f"{sum(a > b for a, b in zip(*both))} of {len(both[0])}"])
+        for each, how in (("", about), (" refined", "the same, refined")):
+            both = [intents_of(kind, method + each) for method in ("meta_trained", "frozen")]
+            cells = [f"{mean(values):.3f} ({listed(values)})" for values in both]
+            rows.append([how, *cells, f"{sum(a > b for a, b in zip(*both))} of {len(both[0])}"])
     return table(["", "meta-trained", "frozen encoder", "better in"], rows)
 
 
@@ -412,15 +253,6 @@ def documents_runs(name: str = "documents") -> str:
 
 def documents_pretrained() -> str:
     return documents_runs("documents_pretrained")
-
-
-def documents_memory() -> str:
-    rows = [
-        [str(row["steps"]), str(row["snapshots"]), str(row["held"]), f"{row['planned_mb']:.0f} MB",
-         f"{row['peak_mb']:.0f} MB", f"{row['cpu_s']:.0f}"]
-        for row in record("documents_memory")["cases"]
-    ]  # fmt: skip
-    return table(["inner steps", "`inner.snapshots`", "held", "these take", "peak above the model", "CPU s"], rows)
 
 
 def influence() -> str:
@@ -506,7 +338,10 @@ def letters_methods() -> str:
 
 def images() -> str:
     rows = []
-    for name, about in (("built_in", "drawn by the program"), ("omniglot_small", "136 characters of Omniglot")):
+    for name, about in (
+        ("built_in", "drawn by the program"), ("omniglot_small", "136 characters of Omniglot"),
+        ("omniglot_small_published", "the same, the published network"),
+    ):  # fmt: skip
         if found := record("images").get(name):
             cells = [f"{interval(found[a]['accuracy'])}" for a in ("maml", "prototypes")]
             apart = found["maml less prototypes"]
@@ -576,14 +411,3 @@ def pays() -> str:
          f"`maml` {number(sinusoid['exact']['mse_after_1'])}", "exact order too"],
     ]  # fmt: skip
     return table(["tasks", "model", "examples", "without, or the simpler way", "meta-trained", "pays"], rows)
-
-
-TABLES: dict[str, Callable[[], str]] = {
-    made.__name__: made
-    for made in (
-        default, default_short, peers, exact_walk, depth, paper, scaling, time_to_quality, classics, orders, algorithms,
-        algorithms_short, algorithms_real, padding, compression, answers, sentiment, sentiment_rows,
-        sentiment_train_whole, sentiment_whole, images, captions, intents, letters, letters_methods, documents_builtin,
-        documents_runs, documents_pretrained, documents_memory, influence, data_weights, rejection, pays,
-    )
-}  # fmt: skip

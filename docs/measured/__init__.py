@@ -1,0 +1,25 @@
+"""The measured figures of the pages: tables by name, and sentences with the figures that they must have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from measured import cost_sentences, cost_tables, learning_sentences, learning_tables
+from measured.reading import Sentence
+
+COST = ("peers", "exact_walk", "depth", "paper", "scaling", "padding", "compression", "documents_memory")
+LEARNING = (
+    "default", "default_short", "time_to_quality", "classics", "orders", "algorithms", "algorithms_short",
+    "algorithms_real", "answers", "sentiment", "sentiment_rows", "sentiment_train_whole", "sentiment_whole",
+    "images", "captions", "intents", "arsc", "letters", "letters_methods", "documents_builtin",
+    "documents_runs", "documents_pretrained", "influence", "data_weights", "rejection", "pays",
+)  # fmt: skip
+TABLES: dict[str, Callable[[], str]] = {
+    name: getattr(room, name) for room, names in ((cost_tables, COST), (learning_tables, LEARNING)) for name in names
+}
+
+
+def sentences() -> Iterator[Sentence]:
+    """Every sentence with a measured figure that has a record."""
+    for section in (*cost_sentences.SECTIONS, *learning_sentences.SECTIONS):
+        yield from section()

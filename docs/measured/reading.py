@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ Sentence = tuple[str, str]  # the page, and what has to stand in it, line breaks
 Score = Mapping[str, Any]  # mean, low, high: a mean over episodes and its 95% interval
 
 
+@functools.cache
 def record(name: str) -> Any:
     """What benchmarks/results/NAME.json says."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))

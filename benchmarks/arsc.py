@@ -1,14 +1,12 @@
 """Amazon reviews by Yu et al. 2018 (arXiv 1805.07513): 57 tasks to meta-train on, 12 of domains never seen.
 
-    python benchmarks/arsc.py --data DIR/arsc --pretrained ENCODER [--adapt head|bias] [section.key=value ...]
+    python benchmarks/arsc.py --data DIR/arsc --pretrained ENCODER [section.key=value ...]
 
-A run on the source tasks, then `distmeta.adapt` to each target task's own five examples a label and `predict` on all of
-its test part, as somebody with ten labelled reviews would. Every fifth source domain is left for meta-validation, which
-chooses how many steps to adapt with. The tests are imbalanced, so balanced accuracy is what counts; the mean of 12
-tasks, and the same tasks before any inner step. No target text chooses anything. The encoder is meta-learnt, and at
-learnt rates either the whole head adapts (ANIL), or the two numbers of its bias alone: where a rating begins to be good
-differs between tasks, what is good does not. Writes benchmarks/results/arsc.json or arsc_bias.json; no row of the data
-is kept.
+A run on the source tasks (ANIL: the encoder is meta-learnt, the head adapts at learnt rates), then `distmeta.adapt` to
+each target task's own five examples a label and `predict` on all of its test part, as somebody with ten labelled
+reviews would. Every fifth source domain is left for meta-validation, which chooses how many steps to adapt with. The
+tests are imbalanced, so balanced accuracy is what counts; the mean of 12 tasks, and the same tasks before any inner
+step. No target text chooses anything. Writes benchmarks/results/arsc.json; no row of the data is kept.
 """
 
 from __future__ import annotations
@@ -29,16 +27,11 @@ from distmeta.runs.checkpoint import write_text
 
 SETTINGS = [
     "model.distance=euclidean",
-    "task.shots=5", "task.queries=7", "model.max_tokens=96", "outer.lr=1e-4", "outer.meta_batch_size=4",
+    "algorithm=anil", "task.shots=5", "task.queries=7", "model.max_tokens=96", "inner.lr=0.1", "inner.steps=3",
+    "inner.learn_lr=per_layer_step", "outer.lr=1e-4", "outer.rate_lr=0.02", "outer.meta_batch_size=4",
     "outer.steps=150", "outer.warmup_steps=10", "outer.schedule=cosine", "eval.every=0", "eval.episodes=12",
     "eval.baselines=false",
 ]  # fmt: skip
-
-ADAPT = {
-    "head": ["algorithm=anil", "inner.lr=0.1", "inner.steps=3", "inner.learn_lr=per_layer_step", "outer.rate_lr=0.02"],
-    "bias": ["algorithm=maml", "inner.adapt=head_bias", "inner.lr=1", "inner.steps=5", "inner.learn_lr=per_layer",
-             "outer.rate_lr=0.02"],
-}  # fmt: skip
 
 
 def splits(source: Path) -> dict[str, list[str]]:
@@ -71,7 +64,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pretrained", required=True)
-    parser.add_argument("--adapt", choices=list(ADAPT), default="head")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/arsc"))
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
     options = parser.parse_intermixed_args()
@@ -79,8 +71,7 @@ def main() -> None:
 
     source = options.data / "data.parquet"
     words = [f"data.path={source}", f"data.splits={json.dumps(splits(source))}"]
-    settings = [*SETTINGS, *ADAPT[options.adapt], *options.more]
-    words += [f"model.pretrained={options.pretrained}", *settings]
+    words += [f"model.pretrained={options.pretrained}", *SETTINGS, *options.more]
     run = distmeta.train(load_config("default", [*words, f"run.dir={options.run_dir}"]), resume=True, show=True)
     validation = distmeta.evaluate(run.checkpoint, split="validation", episodes=200).methods["meta_trained"]["accuracy"]
     curve = validation["curve"]
@@ -99,14 +90,14 @@ def main() -> None:
         }
         print(task, json.dumps(tasks[task]), flush=True)
     record = {
-        **setting({"run": 0}), "command": " ".join(sys.argv), "settings": settings,
+        **setting({"run": 0}), "command": " ".join(sys.argv), "settings": [*SETTINGS, *options.more],
         "seconds": sum(r[k] for r in run.metrics for k in ("wait_s", "inner_s", "aggregate_s", "checkpoint_s")),
         "adapt_steps": best, "validation": validation, "inner_lr": run.metrics[-1]["inner_lr"],
         "mean": {method: mean([task[method] for task in tasks.values()]) for method in ("adapted", "no_adaptation")},
         "tasks": tasks,
     }  # fmt: skip
     print(json.dumps(record["mean"]))
-    write_text(RESULTS / ("arsc.json" if options.adapt == "head" else "arsc_bias.json"), json.dumps(record, indent=1))
+    write_text(RESULTS / "arsc.json", json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

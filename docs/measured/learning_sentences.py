@@ -249,6 +249,23 @@ def letters() -> Iterator[Sentence]:
     yield "README.md", f"| {one:.3f} and {five:.3f} (means of three seeds); as it comes {base[0]} and {base[1]} |"
 
 
+def afterwards() -> Iterator[Sentence]:
+    found = record("afterwards")
+    other = found["elsewhere"]["instructions of inputs"]
+    for shots in ("1", "5"):
+        yield (
+            "docs/llm.md",
+            f"{interval(other[shots]['meta_trained'])} where the model as it comes has {number(other[shots]['base'])}",
+        )
+    known = found["known"]
+    apart = known["meta_trained less base"]
+    yield (
+        "docs/llm.md",
+        f"{number(known['meta_trained'])} after meta-training and {number(known['base'])} before: "
+        f"{apart['mean']:+.3f} [{apart['low']:+.3f}, {apart['high']:+.3f}]",
+    )
+
+
 def search() -> Iterator[Sentence]:
     found = record("search")
     factor, share = f"{found['factor']:.2f}", f"{found['share_of_meta_steps']:.2f}"
@@ -302,6 +319,7 @@ def features() -> Iterator[Sentence]:
 
 
 SECTIONS = (
+    afterwards,
     default,
     time_to_quality,
     classics,

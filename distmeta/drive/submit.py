@@ -64,7 +64,12 @@ def submit(request: Request, config: Config | None, say: Callable[[str], None]) 
     for note in check_files(request, config):
         say(f"note: {note}")
     client = connect(request.address)
-    nodes = started(request.address, lambda: living(client), say)
+
+    def ask() -> list[dict[str, Any]]:
+        with one_line(request.address):  # a head may end while it is waited for
+            return living(client)
+
+    nodes = started(request.address, ask, say)
     check_room(nodes, request, config)
 
     job = {

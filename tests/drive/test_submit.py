@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import requests
 
 from distmeta.config import make_config
 from distmeta.drive import cluster, submit
@@ -81,6 +82,17 @@ def test_a_job_runs_with_the_interpreter_of_its_cluster(meet):
     assert head.jobs[0]["entrypoint"] == f"'{PYTHON}' -m distmeta evaluate '/runs/a b'"
     meet(head, runtime_env={"py_executable": "uv run"})
     assert head.jobs[1]["entrypoint"] == "python -m distmeta evaluate '/runs/a b'"
+
+
+def test_a_head_that_ends_while_it_is_waited_for_is_one_line(meet):
+    class Ending(Head):
+        def living(self, client):
+            if self.nodes == 1:
+                raise requests.exceptions.ConnectionError("connection refused")
+            return super().living(client)
+
+    with pytest.raises(InputError, match="--address http://head:8265: nothing answers as Ray's Jobs API"):
+        meet(Ending(nodes=3, agents=0))
 
 
 def test_nodes_are_those_that_live_once_one_has_told_its_command():

@@ -27,10 +27,15 @@ RAY = str(Path(sys.executable).with_name("ray"))
 
 
 class Nodes:
-    """head, then workers by name; `address` is the Jobs API's, `gcs` the cluster's own."""
+    """head, then workers by name; `address` is the Jobs API's, `gcs` the cluster's own.
 
-    def __init__(self, folder: Path, cpus: dict[str, int], spread: bool = True, token: str | None = None) -> None:
-        self.folder, self.cpus = folder, cpus
+    redis: whether a Redis outside of the nodes keeps what the head knows, for a head that is lost and comes back.
+    """
+
+    def __init__(
+        self, folder: Path, cpus: dict[str, int], spread: bool = True, token: str | None = None, redis: bool = False
+    ) -> None:
+        self.folder, self.cpus, self.redis = folder, cpus, free_port() if redis else None
         self.token = folder / "token"
         self.token.write_text(token or secrets.token_hex(32))
         self.token.chmod(0o600)
@@ -66,12 +71,27 @@ class Nodes:
             command += ["--head", f"--port={self.ports[0]}", "--include-dashboard=true",
                         f"--dashboard-port={self.ports[1]}", f"--dashboard-host={self.ip[name]}",
                         f"--metrics-export-port={self.metrics}", f"--temp-dir={self.folder / 'ray'}"]  # fmt: skip
+            # One that was killed has left its address, and Ray finds the other nodes' processes on this machine.
+            for left in self.folder.glob("*/ray_current_cluster"):
+                left.unlink()
         else:
             command += [f"--address={self.gcs}"]
-        with (self.folder / f"{name}.log").open("wb") as log:
+        kept = {}
+        if name == self.head and self.redis:
+            kept = {"RAY_REDIS_ADDRESS": f"{self.outside}:{self.redis}"}
+            command += [f"--redis-password={self.token.read_text()}"]
+        self._run(name, self.inside(name, command), kept)
+
+    def _run(self, name: str, command: list[str], more: dict[str, str]) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(
-                self.inside(name, command), env=self.environment, stdout=log, stderr=log, start_new_session=True
+                command, env=self.environment | more, stdout=log, stderr=log, start_new_session=True
             )
+
+    @property
+    def outside(self) -> str:
+        """This machine's address, as its nodes see it."""
+        return f"{self.ip[self.head].rsplit('.', 1)[0]}.1" if self.apart else "127.0.0.1"
 
     def inside(self, name: str, command: list[str]) -> list[str]:
         """The command, run where the node is."""
@@ -124,6 +144,9 @@ class Nodes:
         try:
             if self.apart:
                 self._connect()
+            if self.redis:
+                words = ["--port", str(self.redis), "--bind", self.outside, "--save", "", "--dir", str(self.folder)]
+                self._run("redis", ["redis-server", *words, "--requirepass", self.token.read_text()], {})
             for count, name in enumerate(self.cpus, 1):
                 self.start(name)
                 if name == self.head or not self.apart:  # on one disk, two at once would choose the same socket
@@ -144,8 +167,11 @@ class Nodes:
 
     def _connect(self) -> None:
         bridge = f"{self.tag}br"
-        network = self.ip[self.head].rsplit(".", 1)[0]
-        sh(f"ip link add {bridge} type bridge", f"ip addr add {network}.1/24 dev {bridge}", f"ip link set {bridge} up")
+        sh(
+            f"ip link add {bridge} type bridge",
+            f"ip addr add {self.outside}/24 dev {bridge}",
+            f"ip link set {bridge} up",
+        )
         for i, name in enumerate(self.cpus):
             space, outer = f"{self.tag}{name}", f"{self.tag}v{i}"
             sh(f"ip netns add {space}", f"ip link add {outer} type veth peer name eth0 netns {space}",

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +18,8 @@ from distmeta.runs import interrupt
 from distmeta.versions import no_fixed_port, read_token_again, workers_without_uv_run
 
 CONNECT_S = 10.0
+WATCH_S = 5.0
+RECONNECT_S = "RAY_gcs_rpc_server_reconnect_timeout_s"
 
 
 class TrainingError(RuntimeError):
@@ -73,7 +78,8 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
             reason = cut(str(error), 300)  # where versions differ, of several lines
             raise InputError(f"cluster.address = {address}: cannot connect to Ray: {reason}") from None
     try:
-        yield resources(local=address is None)
+        with contextlib.nullcontext() if address is None else watching_head():
+            yield resources(local=address is None)
     finally:
         ray.shutdown()
         if address is None and mode is None:
@@ -109,6 +115,48 @@ def check_reachable(address: str) -> None:
             f"cluster.address = {address}: no Ray cluster answers there ({reason}); give the head's HOST:PORT as "
             "`ray start` printed it, or none to start one here"
         ) from None
+
+
+@contextlib.contextmanager
+def watching_head() -> Iterator[None]:
+    """Within it, what is done once the head is lost is `end_without_head`.
+
+    Ray goes on trying for RAY_gcs_rpc_server_reconnect_timeout_s seconds (60), and then ends this process, from native
+    code and without a word on the run. So this comes after three quarters of that time.
+    """
+    import ray
+
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    patience_s = 0.75 * float(os.environ.get(RECONNECT_S, "60"))
+    over = threading.Event()
+
+    def watch() -> None:
+        answered = time.monotonic()
+        while not over.wait(WATCH_S):
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=WATCH_S).close()
+                answered = time.monotonic()
+            except OSError:
+                if time.monotonic() - answered >= patience_s:
+                    end_without_head(f"{host}:{port}", patience_s)
+                    return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def end_without_head(address: str, patience_s: float) -> None:
+    """Say what is kept, and end the verb at once: Ray's own end would wait for the head. Code that called distmeta goes
+    on for as long as Ray lets it."""
+    print(
+        f"\ndistmeta: the head of the Ray cluster ({address}) has not answered for {patience_s:g} s; start it again; "
+        f"{interrupt.kept()}", file=sys.stderr, flush=True,
+    )  # fmt: skip
+    if interrupt.is_caught():
+        os._exit(1)
 
 
 def resources(local: bool) -> Cluster:

@@ -30,6 +30,10 @@ R = TypeVar("R")
 WRITERS = ("train", "tune", "pretrain", "pipeline")  # verbs with a run directory
 
 
+class NoAnswer(InputError):
+    """Nothing answers at the cluster's address."""
+
+
 @dataclass(frozen=True)
 class Request:
     """A job as it is asked for. Resources are those of the process of the verb itself; learners ask for their own."""
@@ -155,7 +159,7 @@ def one_line(address: str) -> Iterator[None]:
     except (ConnectionError, requests.exceptions.RequestException) as error:
         late = isinstance(error, requests.exceptions.Timeout)
         reason = "no answer in 20 s" if late else "nothing answers as Ray's Jobs API"
-        raise InputError(
+        raise NoAnswer(
             f"--address {address}: {reason}; it is the dashboard's address, by default http://HEAD:8265 "
             "(ray start --head --include-dashboard=true, or an ssh tunnel to it)"
         ) from None
@@ -292,13 +296,22 @@ def follow(address: str, job: str, out: Callable[[str], None]) -> str:
                 out(fresh)
                 shown = max(shown, seen)
 
+    gone: float | None = None  # since when nothing answers
     while True:
         with contextlib.suppress(RuntimeError, OSError):
             asyncio.run(tail())
-        state = status(address, job)["status"]
+        try:
+            state, gone = status(address, job)["status"], None
+        except NoAnswer:
+            state, gone = "UNKNOWN", gone or time.monotonic()
+            if time.monotonic() - gone > START_S:
+                raise InputError(
+                    f"--address {address}: the head has not answered for {START_S:g} s, and job {job} may have ended "
+                    "with it; start the head again, and send the same command with --resume"
+                ) from None
         if state in ("SUCCEEDED", "FAILED", "STOPPED"):
             return str(state)
-        time.sleep(1.0)
+        time.sleep(POLL_S)
 
 
 def status(address: str, job: str) -> dict[str, Any]:

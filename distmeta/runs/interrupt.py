@@ -93,6 +93,11 @@ def exit_code() -> int | None:
     return 128 + _caught[0] if _caught else None
 
 
+def is_caught() -> bool:
+    """Whether this process is a verb of the command line."""
+    return bool(_installed)
+
+
 def check() -> None:
     """Raises KeyboardInterrupt if there was a signal that some library's code has swallowed."""
     if _caught:
@@ -113,15 +118,20 @@ def keeping(what: str) -> None:
 
 def farewell() -> str:
     """What a person reads who has ended this process: what is kept, and how to go on."""
+    return f"interrupted; {kept()}"
+
+
+def kept() -> str:
+    """What there is of the work of this process, and how to go on with it."""
     if _kept:
-        return f"interrupted; {_kept[0]}"
+        return _kept[0]
     if not _run_dir:
-        return "interrupted; nothing was written"
+        return "nothing was written"
     from distmeta.runs.checkpoint import checkpoints_of
 
-    kept = checkpoints_of(_run_dir[0])
-    what = f"{kept[0].name} is kept in {_run_dir[0]}" if kept else f"no checkpoint was written yet in {_run_dir[0]}"
-    return f"interrupted; {what}; the same command with --resume continues the run"
+    whole = checkpoints_of(_run_dir[0])
+    what = f"{whole[0].name} is kept in {_run_dir[0]}" if whole else f"no checkpoint was written yet in {_run_dir[0]}"
+    return f"{what}; the same command with --resume continues the run"
 
 
 def wait(work: Callable[[], Any], run_dir: Path, ends_at: float | None = None, grace_s: float = 600.0) -> Any:

@@ -167,3 +167,36 @@ def test_the_token_of_a_local_run_is_not_that_of_a_later_submit(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     refused, header = done.stdout.splitlines()[-2:]
     assert "nothing answers as Ray's Jobs API" in refused and re.search("Bearer of-the-cluster", header)
+
+
+class Followed:
+    """A head whose job has written lines; it answers as often as it is told to, and is then gone for some time."""
+
+    def __init__(self, monkeypatch, *answers):
+        self.answers = list(answers)
+        monkeypatch.setattr(submit, "connect", lambda address: self)
+        monkeypatch.setattr(submit, "status", self.status)
+        monkeypatch.setattr(submit, "POLL_S", 0.001)
+
+    async def tail_job_logs(self, job):
+        yield "a line\n"
+
+    def status(self, address, job):
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if answer is None:
+            raise submit.NoAnswer("nothing answers")
+        return {"status": answer}
+
+
+def test_a_job_is_followed_through_a_restart_of_the_head(monkeypatch):
+    out = []
+    Followed(monkeypatch, "RUNNING", None, None, "RUNNING", "SUCCEEDED")
+    assert submit.follow("http://head:8265", "job-1", out.append) == "SUCCEEDED"
+    assert out == ["a line\n"]
+
+
+def test_a_head_that_does_not_come_back_is_one_line_that_says_how_to_go_on(monkeypatch):
+    monkeypatch.setattr(submit, "START_S", 0.05)
+    Followed(monkeypatch, "RUNNING", None)
+    with pytest.raises(InputError, match=r"^--address http://head:8265: the head has not answered .* with --resume$"):
+        submit.follow("http://head:8265", "job-1", lambda text: None)

@@ -72,8 +72,8 @@ class Nodes:
                         f"--dashboard-port={self.ports[1]}", f"--dashboard-host={self.ip[name]}",
                         f"--metrics-export-port={self.metrics}", f"--temp-dir={self.folder / 'ray'}"]  # fmt: skip
             # One that was killed has left its address, and Ray finds the other nodes' processes on this machine.
-            for left in self.folder.glob("*/ray_current_cluster"):
-                left.unlink()
+            for left in ("ray", f"disk-{name}"):
+                (self.folder / left / "ray_current_cluster").unlink(missing_ok=True)
         else:
             command += [f"--address={self.gcs}"]
         kept = {}
@@ -167,17 +167,16 @@ class Nodes:
 
     def _connect(self) -> None:
         bridge = f"{self.tag}br"
-        sh(
-            f"ip link add {bridge} type bridge",
-            f"ip addr add {self.outside}/24 dev {bridge}",
-            f"ip link set {bridge} up",
-        )
+        sh(f"ip link add {bridge} type bridge", f"ip addr add {self.outside}/24 dev {bridge}",
+           f"ip link set {bridge} up")  # fmt: skip
         for i, name in enumerate(self.cpus):
             space, outer = f"{self.tag}{name}", f"{self.tag}v{i}"
             sh(f"ip netns add {space}", f"ip link add {outer} type veth peer name eth0 netns {space}",
                f"ip link set {outer} master {bridge}", f"ip link set {outer} up",
                f"ip -n {space} addr add {self.ip[name]}/24 dev eth0", f"ip -n {space} link set eth0 up",
-               f"ip -n {space} link set lo up")  # fmt: skip
+               f"ip -n {space} link set lo up",
+               # by which a driver that is started there finds out its own address
+               f"ip -n {space} route add default via {self.outside}")  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import glob
 import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from distmeta.config.sections import Config
@@ -93,3 +95,10 @@ def _made(directory: str | None) -> str | None:
     if directory is None or "://" in directory:
         return directory
     return os.path.abspath(os.path.expanduser(directory))
+
+
+def age_s(path: Path) -> float:
+    """Seconds since `path` was written, by its file system's clock: machines that share it may have clocks that differ.
+    Raises OSError."""
+    with tempfile.TemporaryFile(dir=path.parent) as now:
+        return os.fstat(now.fileno()).st_mtime - path.stat().st_mtime

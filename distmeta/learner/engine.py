@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from distmeta.algorithms import data_weights
 from distmeta.algorithms.rates import PREFIX
 from distmeta.config import Config
+from distmeta.config.paths import age_s
 from distmeta.errors import InputError
 
 SMALL = 1 << 20  # numbers: smaller meta-parameters are joined for DeepSpeed
@@ -383,7 +384,7 @@ def wait_for_build(lock: Path, name: str, most_s: float = 600.0) -> None:
     """
     while lock.exists():
         with contextlib.suppress(OSError):
-            if time.time() - lock.stat().st_mtime > most_s and not is_open(lock):
+            if age_s(lock) > most_s and not is_open(lock):
                 raise InputError(
                     f"{name}: {lock} is left of a build that was killed; remove this file, unless another machine is "
                     "building there just now"

@@ -23,6 +23,8 @@ import torch.distributed as dist
 
 from distmeta.runs import checkpoint as checkpoints
 
+WRITE_S = 3600.0  # longest wait for another rank's disk, which may be slow
+SAY_S = 30.0
 PART_BYTES = 64 * 2**20  # of meta-parameters and optimizer state; a smaller checkpoint is written by rank 0 alone
 
 
@@ -33,16 +35,18 @@ class WriteError(OSError):
 class Saver:
     """Writes a run's checkpoints. All ranks make it, and call `save` and `wait`, together.
 
-    part: number of this rank's part of `parts`; None if it has none.
+    say: is told where the learner waits for the disk.
     """
 
-    def __init__(self, run_dir: Path, keep: int, rank: int, world: int, timeout_s: float) -> None:
-        self.run_dir, self.keep, self.rank, self.world, self.timeout_s = run_dir, keep, rank, world, timeout_s
+    def __init__(
+        self, run_dir: Path, keep: int, rank: int, world: int, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self.run_dir, self.keep, self.rank, self.world, self.say = run_dir, keep, rank, world, say
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._group: Any = None
         if world > 1:
-            self._group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
+            self._group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=WRITE_S))
 
     def __enter__(self) -> Saver:
         return self
@@ -78,7 +82,7 @@ class Saver:
         self.wait()
         path = self.run_dir / "checkpoints" / f"step-{step:06d}"
         self._thread = threading.Thread(
-            target=self._run, args=(path, write_part, write_rest, best, pending), daemon=True
+            target=self._run, args=(path, write_part, write_rest, best, pending), name=path.name, daemon=True
         )
         self._thread.start()
 
@@ -91,7 +95,10 @@ class Saver:
     def wait(self) -> None:
         """Until what was begun is on the disk. Raises WriteError."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(SAY_S)
+            if self._thread.is_alive():
+                self.say(f"waiting for the disk: {self._thread.name} is still being written")
+                self._thread.join()
             self._thread = None
         self.check()
 

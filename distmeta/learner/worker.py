@@ -105,7 +105,7 @@ def learn(
     validations = Validations(this, reached, ask, store_path, every if ending is None else 0)
     source.reach(step, cache)
     auto, clock = AutoSamplers(this, store_path, samplers), Clock(engine, base_shards, model.fast_shards)
-    with Saver(run_dir, config.run.keep, rank, world, config.run.timeout_s) as saver:
+    with Saver(run_dir, config.run.keep, rank, world, this.say) as saver:
         for episodes, wait_s in window if ending is None else ():
             step += 1
             clock.begin(wait_s)

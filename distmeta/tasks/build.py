@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from distmeta.config import DataConfig, ModelConfig, TaskConfig
+from distmeta.config.paths import age_s
 from distmeta.errors import InputError
 from distmeta.tasks import (
     captions,
@@ -247,7 +247,7 @@ def _remove_abandoned(root: Path, after_s: float = 86400) -> None:
     """What builds that were killed have left, after a day."""
     for path in root.glob(".*.*"):
         try:
-            if path.is_dir() and time.time() - path.stat().st_mtime > after_s:
+            if path.is_dir() and age_s(path) > after_s:
                 shutil.rmtree(path, ignore_errors=True)
         except OSError:
             continue

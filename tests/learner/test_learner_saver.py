@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_every_rank_wrote_its_part(runs):
 
 
 def begin(run, step, write=lambda draft: None, **options):
-    saver = Saver(run, 2, 0, 1, 10)
+    saver = Saver(run, 2, 0, 1, **options)
     saver.save(step, write, lambda draft: (draft / "state.json").write_text("{}"))
     return saver
 
@@ -96,6 +97,34 @@ def test_the_learner_goes_on_and_the_next_checkpoint_waits(tmp_path):
     assert order == ["first", "second"] and (tmp_path / "checkpoints" / "step-000002").exists()
 
 
+@pytest.mark.usefixtures("one_rank")
+def test_a_slow_disk_is_waited_for_and_said(tmp_path, words_csv, monkeypatch):
+    """However long: not by run.timeout_s, which is for another rank's meta-step."""
+    config = small.config(words_csv, outer={"steps": 3}, run={"checkpoint_every": 1, "timeout_s": 0.2})
+    store, right = build_store(config.data, config.task, config.model), checkpoint.sync
+    for name in ("quick", "slow"):
+        (tmp_path / name).mkdir()
+    learn(config, tmp_path / "quick", store, [], 0, 1, torch.device("cpu"))
+
+    def slow(path):
+        time.sleep(0.3)
+        right(path)
+
+    monkeypatch.setattr(checkpoint, "sync", slow)
+    monkeypatch.setattr(savers, "SAY_S", 0.05)
+    learn(config, tmp_path / "slow", store, [], 0, 1, torch.device("cpu"))
+    assert small.records(tmp_path / "slow") == small.records(tmp_path / "quick")
+    assert "waiting for the disk: step-000001 is still being written" in (tmp_path / "slow" / "log.txt").read_text()
+    assert "waiting for the disk" not in (tmp_path / "quick" / "log.txt").read_text()
+
+
+def test_ranks_wait_for_another_s_disk_by_a_time_of_its_own(monkeypatch):
+    asked = []
+    monkeypatch.setattr(savers.dist, "new_group", lambda **given: asked.append(given["timeout"].total_seconds()))
+    Saver(Path("."), 1, 0, 2)
+    assert asked == [savers.WRITE_S] and savers.WRITE_S >= 3600
+
+
 @pytest.mark.parametrize("noticed", ["check", "wait", "save"])
 def test_a_write_that_fails_is_an_error(noticed, tmp_path):
     def full(draft):
@@ -110,7 +139,7 @@ def test_a_write_that_fails_is_an_error(noticed, tmp_path):
 
 
 def test_parts_are_consecutive_and_of_about_the_same_size(monkeypatch):
-    saver = Saver(Path("."), 1, 0, 1, 10)
+    saver = Saver(Path("."), 1, 0, 1)
     saver.world = 3
     sizes = {f"p{i}": 10 + i for i in range(12)}
     assert saver.shares(sizes) == [list(sizes)]  # small

@@ -174,9 +174,7 @@ class Nodes:
             sh(f"ip netns add {space}", f"ip link add {outer} type veth peer name eth0 netns {space}",
                f"ip link set {outer} master {bridge}", f"ip link set {outer} up",
                f"ip -n {space} addr add {self.ip[name]}/24 dev eth0", f"ip -n {space} link set eth0 up",
-               f"ip -n {space} link set lo up",
-               # by which a driver that is started there finds out its own address
-               f"ip -n {space} route add default via {self.outside}")  # fmt: skip
+               f"ip -n {space} link set lo up")  # fmt: skip
 
 
 @contextlib.contextmanager

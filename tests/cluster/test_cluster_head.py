@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,9 +61,20 @@ def test_code_that_called_distmeta_goes_on_without_the_head(head, monkeypatch, c
     assert "has not answered for 0.3 s" in capfd.readouterr().err
 
 
+# A driver takes the head for its own node where it sees the head's processes, as it does here.
+DRIVER = """
+import functools, sys
+import ray
+ray.init = functools.partial(ray.init, _node_ip_address=sys.argv.pop(1))
+from distmeta.cli import main
+main()
+"""
+
+
 def start_driver(nodes, place, *words):
     """`distmeta train` on node a, and not on the head's: its process."""
-    command = nodes.inside("a", [*small.CLI, "train", "tiny.yaml", f"cluster.address={nodes.gcs}", *words])
+    words = ["train", "tiny.yaml", f"cluster.address={nodes.gcs}", *words]
+    command = nodes.inside("a", [sys.executable, "-c", DRIVER, nodes.ip["a"], *words])
     env = nodes.environment | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     with (place / "stderr").open("w") as err:
         return subprocess.Popen(command, cwd=place, env=env, stdout=err, stderr=err, start_new_session=True)

@@ -103,7 +103,7 @@ def test_the_runtime_environment_is_one():
 def test_versions_are_those_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {re.split(r"[\[<>=]", line)[0]: line for line in project["dependencies"]}
-    assert ">=2.59,<2.61" in wanted["ray"]
+    assert ">=2.58,<2.61" in wanted["ray"]
     for path in CLUSTER.iterdir():
         text = path.read_text()
         assert set(re.findall(r"ray(?:project/ray:|\[[\w,]+\]==)(\d+\.\d+\.\d+)", text)) <= {RAY}, path

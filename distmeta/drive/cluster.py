@@ -58,6 +58,9 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
             config.cluster.most + config.validates_beside,
             4 if config.sampling.actors == "auto" else config.sampling.actors,
         )
+        if mode is None:  # before Ray 2.59 a cluster has tokens where they are asked for alone
+            os.environ["RAY_AUTH_MODE"] = "token"
+            read_token_again()
         need = workers * config.cluster.cpus_per_worker + samplers * config.cluster.cpus_per_sampler
         try:
             with interrupt.while_ray_starts(), no_fixed_port():
@@ -83,7 +86,7 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
     finally:
         ray.shutdown()
         if address is None and mode is None:
-            os.environ.pop("RAY_AUTH_MODE", None)  # which ray.init has set for its own cluster
+            os.environ.pop("RAY_AUTH_MODE", None)
             read_token_again()
 
 

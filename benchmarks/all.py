@@ -156,7 +156,8 @@ def listed() -> Iterator[str]:
     quick = {one.record for one in QUICK}
     for file in sorted(RESULTS.glob("*.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
-        command = content.get("command") or next((v["command"] for v in content.values() if "command" in v), "")
+        parts = [content, *content.values()] if isinstance(content, dict) else content
+        command = next((part["command"] for part in parts if isinstance(part, dict) and "command" in part), "")
         yield f"{file.stem:32} {'quick' if file.stem in quick else '':6} {command}"
 
 

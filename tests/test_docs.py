@@ -202,6 +202,13 @@ def test_measured_figures_are_what_the_records_say(monkeypatch):
     assert [line.split(":")[0] for line in wrong()] == ["docs/algorithms.md", "docs/llm.md", "README.md"]
 
 
+def test_no_record_names_a_place_of_the_machine_that_made_it():
+    records = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    assert len(records) > 50
+    place = re.compile(r"(?<![\w.])/(home|root|tmp|work|mnt|Users|var)/")
+    assert [file.name for file in records if place.search(file.read_text(encoding="utf-8"))] == []
+
+
 def test_the_wheel_holds_what_the_package_needs_and_nothing_else(tmp_path):
     if find_spec("setuptools") is None or find_spec("pip") is None:
         pytest.skip("the wheel is built with pip and setuptools, which are not both in this environment")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from measured import cost_sentences, cost_tables, learning_sentences, learning_tables
 from measured.reading import Sentence
 
-COST = ("peers", "exact_walk", "depth", "paper", "scaling", "padding", "compression", "documents_memory")
+COST = ("peers", "exact_walk", "depth", "paper", "scaling", "padding", "compression", "documents_memory", "versions")
 LEARNING = (
     "default", "default_short", "time_to_quality", "classics", "orders", "algorithms", "algorithms_short",
     "algorithms_real", "answers", "sentiment", "sentiment_rows", "sentiment_train_whole", "sentiment_whole",

@@ -134,6 +134,15 @@ def compression() -> str:
     return table(header, rows)
 
 
+def versions() -> str:
+    rows = []
+    for row in sorted(record("versions"), key=lambda r: r["tests"]):
+        named = ", ".join(f"{name} {row[name]}" for name in row["tests"])
+        failures = len(row["failures"])
+        rows.append([named, str(row["passed"]), str(failures), f"{row['seconds'] / 60:.0f}"])
+    return table(["release", "tests passed", "failed", "minutes"], rows)
+
+
 def medians(form: Mapping[str, Any], digits: int) -> str:
     """Milliseconds of a forward pass of 1 and of 32 texts."""
     return listed((form[f"batch_{n}_s"]["median"] * 1000 for n in (1, 32)), digits)

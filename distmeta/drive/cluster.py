@@ -68,6 +68,8 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
                     address="local", num_cpus=max(os.cpu_count() or 1, int(need + 1)), include_dashboard=False, **quiet
                 )  # fmt: skip
         except Exception as error:  # Ray's processes wait for one another in many ways, each with an error of its own
+            if mode is None:
+                without_token()
             raise TrainingError(
                 f"Ray did not start on this machine ({cut(' '.join(str(error).split()), 200)}): where its cores or its "
                 "memory are taken by other work, wait for that, and give the same command again"
@@ -86,8 +88,13 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
     finally:
         ray.shutdown()
         if address is None and mode is None:
-            os.environ.pop("RAY_AUTH_MODE", None)
-            read_token_again()
+            without_token()
+
+
+def without_token() -> None:
+    """A cluster of a run's own is over, and with it the token that it asked for."""
+    os.environ.pop("RAY_AUTH_MODE", None)
+    read_token_again()
 
 
 def check_gpus(config: Config) -> None:

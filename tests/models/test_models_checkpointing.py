@@ -1,6 +1,7 @@
 """Layers that are run again on the way back: the same gradients from less memory, at every order."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,31 @@ from distmeta.tasks.episodes.collate import collate
 VOCABULARY, PAD, CLASSES = 40, 0, 3
 
 
+class Kept:
+    """The most bytes that graphs keep at once; a storage counts for as long as a graph holds it."""
+
+    def __init__(self):
+        self.holders, self.now, self.peak = Counter(), 0, 0
+
+    def pack(self, tensor):
+        return Held(self, tensor)
+
+
+class Held:
+    def __init__(self, kept, tensor):
+        storage = tensor.untyped_storage()
+        self.kept, self.tensor, self.address, self.size = kept, tensor, storage.data_ptr(), storage.nbytes()
+        kept.now += 0 if kept.holders[self.address] else self.size
+        kept.holders[self.address] += 1
+        kept.peak = max(kept.peak, kept.now)
+
+    def __del__(self):
+        self.kept.holders[self.address] -= 1
+        self.kept.now -= 0 if self.kept.holders[self.address] else self.size
+
+
 def run(kind, algorithm, adapt, again, dropout=0.0, layers=3, tasks=2, words=False, loop=None, base="auto"):
-    """(gradients, query loss, bytes that are kept at once by the graphs) of a group of tasks."""
+    """(gradients, query loss, the most bytes that graphs keep at once) of a group of tasks."""
     count = {"gpt2": "n_layer", "t5": "num_layers"}.get(kind, "num_hidden_layers")
     shape = {**small.BACKBONES[kind], count: layers}
     model = {"config": shape, "dropout": dropout, "activation_checkpointing": again}
@@ -45,17 +69,12 @@ def run(kind, algorithm, adapt, again, dropout=0.0, layers=3, tasks=2, words=Fal
     else:
         sets = [small.rows([6] * tasks, VOCABULARY, CLASSES, seed=s, pad=PAD) for s in (0, 1)]
     groups = tuple(model.batches(collate(rows, 1, PAD, part_tokens=50), "cpu") for rows in sets)
-    kept = {}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
+    kept = Kept()
     loop = loop or InnerLoop(steps=2, lr=0.3, seed=3 if dropout else None)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda held: held.tensor):
         result, grads = group_gradient(model, fast, shared, load_algorithm(algorithm), loop, groups, ["a", "b"][:tasks])
     rates = {"lr": result.lr_grads} if isinstance(result.lr_grads, torch.Tensor) else {}
-    return grads | rates, result.loss, sum(kept.values())
+    return grads | rates, result.loss, kept.peak
 
 
 def assert_same(found, expected):
@@ -113,7 +132,7 @@ def test_the_graph_of_an_exact_step_grows_by_boundaries_alone():
         )
         return many - few
 
-    assert grown(True) < 0.1 * grown(False)
+    assert grown(True) < 0.15 * grown(False)
 
 
 @pytest.mark.parametrize("adapt", ["all", "lora"])
@@ -191,7 +210,7 @@ def test_scores_of_a_vocabulary_in_blocks_of_tokens_give_the_same_second_derivat
     found, in_blocks, less = run(kind, "maml", adapt, again, **more)
     torch.testing.assert_close(in_blocks, loss, rtol=1e-12, atol=0)
     assert_same(found, expected)
-    assert less < 1.05 * kept  # addresses that are used again blur the sum
+    assert less < kept
 
 
 @pytest.mark.parametrize("again", [False, True])

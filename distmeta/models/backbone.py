@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 from collections.abc import Iterator, Set
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,16 +119,32 @@ def model_config(config: ModelConfig, vocab_size: int, pad_id: int) -> Any:
     """The transformers configuration of `config.pretrained`, else of `config.architecture`. Raises InputError."""
     from transformers.utils import logging
 
-    from distmeta.models import conv4, lstm, mlp
-
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    lstm.register()
-    conv4.register()
-    mlp.register()
+    _register_own(config)
     if config.pretrained is not None:
         return _pretrained_config(config.pretrained)
     return _fresh_config(config, vocab_size, pad_id)
+
+
+def _register_own(config: ModelConfig) -> None:
+    """distmeta's own model types become known to transformers, unless it knows the model's type without them.
+
+    They import transformers' modelling code, two seconds that a driver of one of its own models does not need.
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind: Any = config.architecture
+    if config.pretrained is not None:
+        try:
+            kind = json.loads(Path(config.pretrained, "config.json").read_text(encoding="utf-8"))["model_type"]
+        except (OSError, ValueError, KeyError, TypeError):
+            kind = None  # of the hub, or a directory that is refused below
+    if kind is None or kind not in CONFIG_MAPPING:
+        from distmeta.models import conv4, lstm, mlp
+
+        for own in (conv4, lstm, mlp):
+            own.register()
 
 
 def _pretrained_config(name: str) -> Any:

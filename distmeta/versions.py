@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -78,6 +79,24 @@ def workers_without_uv_run() -> None:
         from ray._private import ray_constants
 
         setattr(ray_constants, UV_RUN, False)  # which has read the environment if Ray was imported before
+
+
+def gather_one_by_one() -> None:
+    """Have DeepSpeed's ZeRO 3 gather one parameter after another before 0.19.8: of those that it gathers together it
+    waits for the last alone, and the others' numbers may not be there yet."""
+    import deepspeed
+
+    version = tuple(int(number) for number in re.findall(r"\d+", deepspeed.__version__)[:3])
+    sharded: Any = deepspeed.zero.Init
+    together = sharded._allgather_params_coalesced
+    if version >= (0, 19, 8) or together.__module__ == __name__:
+        return
+
+    def one_by_one(self: Any, parameters: list[Any], *more: Any, **named: Any) -> None:
+        for parameter in parameters:
+            together(self, [parameter], *more, **named)
+
+    sharded._allgather_params_coalesced = one_by_one
 
 
 def trainer_class() -> Any:

@@ -64,6 +64,22 @@ def test_a_model_s_settings_are_taken_by_a_configuration_that_is_no_dataclass():
     assert vars(Config(width=2, name="x")) == {"width": 2, "pad_token_id": 0, "name": "x"}
 
 
+@pytest.mark.parametrize(("version", "gathers"), [("0.18.9", [["a"], ["b"]]), ("0.19.8+cpu", [["a", "b"]])])
+def test_a_deepspeed_that_waits_for_the_last_of_several_gathers_makes_one_at_a_time(version, gathers, monkeypatch):
+    made = []
+
+    class Init:
+        def _allgather_params_coalesced(self, parameters, hierarchy=0, quantize=False):
+            made.append(parameters)
+
+    module = SimpleNamespace(__version__=version, zero=SimpleNamespace(Init=Init))
+    monkeypatch.setitem(sys.modules, "deepspeed", module)
+    versions.gather_one_by_one()
+    versions.gather_one_by_one()  # for another engine
+    Init()._allgather_params_coalesced(["a", "b"], 0, quantize=False)
+    assert made == gathers
+
+
 def test_what_some_releases_have_not_got_is_used_in_one_place():
     root = Path(versions.__file__).parent
     used = re.compile(r"huggingface_hub\.dataclasses|\bPreTrainedConfig\b|from ray\._private|ray\.train\.v2")

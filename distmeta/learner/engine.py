@@ -24,6 +24,7 @@ from distmeta.algorithms.rates import PREFIX
 from distmeta.config import Config
 from distmeta.config.paths import age_s
 from distmeta.errors import InputError
+from distmeta.versions import gather_one_by_one
 
 SMALL = 1 << 20  # numbers: smaller meta-parameters are joined for DeepSpeed
 
@@ -77,6 +78,7 @@ class MetaEngine:
         from deepspeed.utils import groups, logger
 
         import_muon()
+        gather_one_by_one()
         logger.setLevel("ERROR")
         groups.mpu = None  # that of an engine before this one, which DeepSpeed would go by
         self._divided = divided
@@ -370,6 +372,12 @@ def deepspeed_optimizer(params: list[dict[str, Any]], config: Config) -> torch.o
             else DeepSpeedCPUAdam(params, eps=outer.eps, **common)
         )
         return made
+    except ValueError:  # earlier releases have no Lion for a machine without a GPU
+        import deepspeed
+
+        raise InputError(
+            f"{name}: DeepSpeed {deepspeed.__version__} has none for this machine; install a later one, or take adamw"
+        ) from None
     except RuntimeError as error:
         reason = str(error.__cause__ or error).partition(":")[0]  # what follows is the compiler's command
         raise InputError(

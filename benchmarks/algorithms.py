@@ -3,6 +3,7 @@
     python benchmarks/algorithms.py builtin --seeds 0,1,2
     python benchmarks/algorithms.py intents   --data DIR/clinc150 --pretrained MODEL_DIR
     python benchmarks/algorithms.py sentiment --data DIR/zh_reviews_3class
+    python benchmarks/algorithms.py mixed     --data DIR       (what benchmarks/mixed.py wrote)
 
 The budget is what the recipe's meta-steps cost under MAML; an algorithm whose meta-step costs less takes more of them.
 A gradient counts 1, a Hessian-vector product 2. Each algorithm's inner learning rate is the best of three on
@@ -35,7 +36,7 @@ from distmeta.config import Config, load_config
 from distmeta.config.algorithms import ALGORITHMS
 from distmeta.runs.checkpoint import write_text
 
-RECIPES = {"builtin": "default", "intents": "intents", "sentiment": "sentiment"}
+RECIPES = {"builtin": "default", "intents": "intents", "sentiment": "sentiment", "mixed": "{data}/mixed.yaml"}
 FACTORS = (0.3, 1.0, 3.0)  # of the recipe's inner.lr
 LEFT_OUT = {"online": "its tasks arrive one after another; it is measured by its regret"}
 WITHOUT_DECODER = {"in_context": "a decoder reads its support set, and the model of this suite is an encoder"}
@@ -52,14 +53,14 @@ def cost(name: str, config: Config) -> float:
     }.get(name, exact)  # fmt: skip
 
 
-def configured(suite: str, name: str, words: list[str], share: float = 1.0) -> Config:
+def configured(recipe: str, name: str, words: list[str], share: float = 1.0) -> Config:
     """The algorithm's run, with as many meta-steps as `share` of the budget allows."""
-    base = load_config(RECIPES[suite], [*words, "algorithm=maml"])
-    configured = load_config(RECIPES[suite], [*words, f"algorithm={name}"])
+    base = load_config(recipe, [*words, "algorithm=maml"])
+    configured = load_config(recipe, [*words, f"algorithm={name}"])
     steps = base.outer.steps * cost("maml", base) / cost(name, configured)
     count = 1 if name == "fine_tune" else max(1, round(share * steps))
     return load_config(
-        RECIPES[suite],
+        recipe,
         [*words, f"algorithm={name}", f"outer.steps={count}", f"run.checkpoint_every={count}", "eval.every=0",
          "eval.baselines=false", "eval.episodes=2", "outer.until=null", "cluster.workers=1", "sampling.actors=0"],
     )  # fmt: skip
@@ -116,7 +117,7 @@ def run_child(settings: dict[str, Any]) -> None:
         out = []
         for i, lr in enumerate(settings["rates"]):
             words = [*settings["words"], f"inner.lr={lr}"]
-            config = configured(settings["suite"], settings["algorithm"], words, settings["share"])
+            config = configured(settings["recipe"], settings["algorithm"], words, settings["share"])
             trained, seconds = train_here(config, Path(place) / f"run{i}")
             most = settings["longer"] * settings["steps"] if config.inner.steps else 0
             curve = curves(scored("validation", settings["validation"], most, *trained))["accuracy"]["mean"]
@@ -126,11 +127,22 @@ def run_child(settings: dict[str, Any]) -> None:
                 "adapt_steps": best, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             }  # fmt: skip
             if settings["test"]:
-                summary = summarise(scored("test", settings["episodes"], best, *trained))
+                found = scored("test", settings["episodes"], best, *trained)
+                summary = summarise(found)
                 result["test"] = {k: summary[k] for k in ("accuracy", "loss")}
+                if config.data.sources is not None:
+                    result["by_source"] = by_source(found)
             out.append(result)
         print(json.dumps(out))
         dist.destroy_process_group()
+
+
+def by_source(found: list[Any]) -> dict[str, float]:
+    """Accuracy after the last step, of each source's episodes; a task's name begins with its source."""
+    of: dict[str, list[float]] = {}
+    for one in found:
+        of.setdefault(one.task.split("/")[0], []).append(float(one.metrics()["accuracy"][-1]))
+    return {name: statistics.mean(values) for name, values in sorted(of.items())}
 
 
 def child(**settings: Any) -> list[dict[str, Any]]:
@@ -162,11 +174,13 @@ def main() -> None:
         return run_child(json.loads(options.child))
     from distmeta.bench.measure import setting
 
-    data = [] if options.suite == "builtin" else overrides(options.suite, options.data, options.pretrained)
+    recipe = RECIPES[options.suite].format(data=options.data)
+    of_file = options.suite in ("builtin", "mixed")
+    data = [] if of_file else overrides(options.suite, options.data, options.pretrained)
     words = [*data, *options.more]
     out = options.out or RESULTS / f"algorithms_{options.suite}.json"
     record: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"algorithms": {}}
-    base = load_config(RECIPES[options.suite], words)
+    base = load_config(recipe, words)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     left_out = LEFT_OUT | (WITHOUT_DECODER if options.suite != "builtin" else {})
     names = (
@@ -180,7 +194,7 @@ def main() -> None:
         entry = record["algorithms"].setdefault(name, {"search": [], "runs": {}})
         factors = (1.0,) if name in ("prototypes", "in_context") else FACTORS  # those two have no inner loop
         rates = [base.inner.lr * factor for factor in factors]
-        about = {"suite": options.suite, "algorithm": name, "steps": base.inner.steps, **chosen}
+        about = {"recipe": recipe, "algorithm": name, "steps": base.inner.steps, **chosen}
         if not entry["search"]:
             entry["search"] = child(**about, words=[*words, "run.seed=0"], rates=rates, share=options.share, test=False)
         lr = max(entry["search"], key=lambda trial: trial["validation"])["inner_lr"]

@@ -1,9 +1,11 @@
 """outer.keep_base: the gradient of the divergence from the pretrained base is that of transformers' own model."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import small
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from distmeta.learner.worker import learn
 from distmeta.models.backbone import set_attention
 from distmeta.models.build import build_model
 from distmeta.models.layers import give_task_axis
+from distmeta.runs import checkpoint
 from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.store import open_store
 
@@ -141,6 +144,23 @@ def test_a_run_records_it_and_stays_nearer_to_its_base(algorithm, folder, tmp_pa
         assert found[0] == pytest.approx(0, abs=1e-6) and len(found) == 4
         last[weight] = found[-1]
     assert 0 < last[30.0] < 0.5 * last[1e-6]
+
+
+def test_ranks_share_it(folder, tmp_path):
+    """As a mean over a meta-step's texts, whoever draws them: two ranks end where one does."""
+    keep = {"weight": 0.3, "path": str(folder / "other.txt")}
+    config = configured(folder, outer={"keep_base": keep, "steps": 3, "lr": 0.01})
+    ends = {world: tmp_path / f"{world}" for world in (1, 2)}
+    ranks.run(
+        str(Path(__file__).with_name("kept_cases.py")),
+        [(world, (tmp_path / f"store{world}", end, config.model_dump_json())) for world, end in ends.items()],
+        tmp_path,
+    )
+    one, two = (checkpoint.load(end).meta for end in ends.values())
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=2e-5)  # of 3e-2 that they move
+    kl = {w: [json.loads(line)["kept_kl"] for line in (end / "metrics.jsonl").open()] for w, end in ends.items()}
+    assert kl[2] == pytest.approx(kl[1], rel=1e-4, abs=1e-7) and kl[1][-1] > 1e-5
 
 
 @pytest.mark.parametrize(

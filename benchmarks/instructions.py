@@ -44,7 +44,7 @@ METHODS = {
     "fomaml": ["algorithm=fomaml", *ADAM],
     "in context + fomaml": ["algorithm=fomaml", "model.head=context", *ADAM],
     "maml": ["algorithm=maml", *ADAM],
-    "reptile": ["algorithm=reptile", "outer.lr=0.3", *ADAM],
+    "reptile": ["algorithm=reptile", *ADAM],
     "multi_task": ["algorithm=multi_task", *ADAM],
 }
 BASE = ("base_zero_shot", "base_in_context", "fine_tuned")  # rows of a fold that its first run brings

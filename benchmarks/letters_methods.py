@@ -48,7 +48,7 @@ METHODS: dict[str, tuple[list[str], int]] = {  # settings, rows under a gradient
     "in context + fomaml": (
         ["algorithm=fomaml", "model.head=context", *GRADIENT], STEPS * SUPPORT + SUPPORT + QUERY),
     "maml": (["algorithm=maml", *GRADIENT], 3 * STEPS * SUPPORT + QUERY),
-    "reptile": (["algorithm=reptile", f"inner.steps={STEPS}", "outer.lr=0.3"], STEPS * SUPPORT),
+    "reptile": (["algorithm=reptile", f"inner.steps={STEPS}"], STEPS * SUPPORT),
     "multi_task": (["algorithm=multi_task"], SUPPORT + QUERY),
 }  # fmt: skip
 LOOPS = (("sgd", 0.1), ("sgd", 0.5), ("adam", 1e-3), ("adam", 5e-3))

@@ -146,6 +146,28 @@ def algorithms_real() -> str:
     return table(["", "CLINC150: accuracy", *header, "reviews: accuracy", *header], rows)
 
 
+MIXED = ("intents", "products", "sentiment", "instructions")
+
+
+def algorithms_mixed() -> str:
+    """Mean over seeds, the lowest and the highest of them, and the mean of each kind of task."""
+    suite = record("algorithms_mixed")["algorithms"]
+    found = {
+        name: [run["test"]["accuracy"]["mean"] for run in of["runs"].values()]
+        for name, of in suite.items()
+        if of["runs"]
+    }
+    rows = []
+    for name in sorted(found, key=lambda name: -mean(found[name])):
+        runs = list(suite[name]["runs"].values())
+        kinds = (f"{mean(run['by_source'][kind] for run in runs):.3f}" for kind in MIXED)
+        rows.append([
+            f"`{name}`", f"{mean(found[name]):.3f} ({min(found[name]):.3f} to {max(found[name]):.3f})", *kinds,
+            str(runs[0]["meta_steps"]), ", ".join(str(run["adapt_steps"]) for run in runs),
+        ])  # fmt: skip
+    return table(["", "accuracy (seeds)", *MIXED, "meta-steps", "steps to adapt with"], rows)
+
+
 def answers() -> str:
     methods = {
         "meta_trained": "meta-trained, 4 inner steps", "no_adaptation": "the same, zero-shot",
@@ -314,26 +336,6 @@ def documents_builtin() -> str:
     return table(
         ["method, on 96 ledgers never seen", "loss [95% interval]", "perplexity", "loss of chunks 1 to 8"], rows
     )
-
-
-def letters() -> str:
-    runs = record("letters")["runs"]
-    names = {"0": "meta-trained, 160 steps of 2 episodes, seed 0", "1": "seed 1", "2": "seed 2"}
-    every = [("SmolLM2-135M-Instruct as it comes", record("letters")["base"])]
-    every += [(names[seed], run["by_shots"]) for seed, run in runs.items()]
-    rows = ([about, half(by[0]), *(number(one) for one in by[1:-1]), half(by[-1])] for about, by in every)
-    return table(["examples of each class", "1", "2", "3", "4", "5"], rows)
-
-
-def letters_methods() -> str:
-    found = record("letters_methods")
-    rows = []
-    for name, of in found["methods"].items():
-        one, five = (interval(of["shots"][shots]["accuracy"]) for shots in ("1", "5"))
-        rows.append([name, str(of.get("meta_steps", "")), one, five])
-    means = (f"{mean(found['class means'][shots]):.3f}" for shots in ("1", "5"))
-    rows.append(["class means of a frozen sentence encoder", "", *means])
-    return table(["SmolLM2-135M-Instruct, LoRA", "meta-steps", "1 shot", "5 shots"], rows)
 
 
 def images() -> str:

@@ -21,12 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from real_text import overrides
 from records import RESULTS
 
 import distmeta
+from distmeta.algorithms.rates import inner_loop
 from distmeta.config import load_config
+from distmeta.evaluation.evaluate import load_model
+from distmeta.evaluation.paired import difference
+from distmeta.evaluation.scoring import Scoring, score_episodes, split_meta
+from distmeta.runs import checkpoint
 from distmeta.runs.checkpoint import write_text
+from distmeta.tasks.episodes.episode import sample_episode
+from distmeta.tasks.store import open_store
 
 RANGE = [0.01, 3.0]
 STEPS = 81
@@ -101,15 +109,31 @@ def real(name: str, words: list[str], place: Path, seed: int, more: list[str]) -
     tuned = distmeta.train(
         load_config(Path(search["path"]) / "best.yaml", [f"run.dir={place / 'tuned'}"]), resume=True, show=True
     )
-    plain = distmeta.train(load_config(name, [*words, f"run.dir={place / 'defaults'}"]), resume=True, show=True)
+    defaults = load_config(name, [*words, f"run.dir={place / 'defaults'}"])
+    plain = distmeta.train(defaults, resume=True, show=True)
+    count = defaults.eval.episodes
+    paired = difference(by_episode(tuned.path, count), by_episode(plain.path, count), by_class=name == "intents")
     return {
         "search": search,
+        "tuned less defaults": paired,
         "meta_test": {
             "tuned": tuned.evaluation["meta_trained"],
             "defaults": plain.evaluation["meta_trained"],
             "baselines": {k: v for k, v in plain.evaluation.items() if k != "meta_trained"},
         },
     }
+
+
+def by_episode(run: Path, count: int) -> list[Any]:
+    """The first `count` meta-test episodes, as the run adapts to them."""
+    saved = checkpoint.load(run)
+    config, model = saved.config, load_model(saved)
+    store = open_store(json.loads((run / "environment.json").read_text())["store"])
+    fast, shared, rates = split_meta(model, saved.meta)
+    loop = inner_loop(config.inner, rates, config.inner.steps if config.eval.steps is None else config.eval.steps)
+    scoring = Scoring(model, fast, shared, loop, config.of_evaluation(), store.pad_id, torch.device("cpu"))
+    task = config.of_evaluation().task
+    return score_episodes(scoring, [sample_episode(store, task, config.run.seed, "test", i) for i in range(count)])
 
 
 def main() -> None:

@@ -119,8 +119,9 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
     of = {name: {metric: over_folds(record, name, None, metric) for metric in SHOWN} for name in names}
     for name in names:
         for other in ("base_in_context", "fine_tuned"):
-            if name != other and (less := over_folds(record, name, other, "token_f1")):
-                of[name][f"token_f1 less {other}"] = less
+            for metric in ("token_f1", "loss"):
+                if name != other and (less := over_folds(record, name, other, metric)):
+                    of[name][f"{metric} less {other}"] = less
     return of
 
 

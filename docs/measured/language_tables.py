@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import mean
 
-from measured.reading import half, interval, number, record, table
+from measured.reading import half, interval, number, record, signed, table
 
 
 def letters() -> str:
@@ -48,7 +48,7 @@ def instructions() -> str:
         if name in found:
             of = found[name]
             less = of.get("token_f1 less base_in_context")
-            paired = f"{less['mean']:+.3f} [{less['low']:+.3f}, {less['high']:+.3f}]" if less else ""
+            paired = signed(less) if less else ""
             rows.append([
                 about, str(of["token_f1"]["tasks"]), interval(of["token_f1"]), number(of["exact_match"]),
                 number(of["loss"]), paired,

@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from measured.learning_tables import intents_of
-from measured.reading import Sentence, interval, listed, number, record, three
+from measured.reading import Sentence, interval, listed, number, record, signed, three
 
 
 def default() -> Iterator[Sentence]:
@@ -198,9 +198,7 @@ def documents() -> Iterator[Sentence]:
         ),
     )
     runs = record("documents")
-    apart = {
-        name: f"{of['mean']:+.3f} [{of['low']:+.3f}, {of['high']:+.3f}]" for name, of in runs["differences"].items()
-    }
+    apart = {name: signed(of) for name, of in runs["differences"].items()}
     seen = runs["differences"]["maml less fomaml_as_many_steps"]["least_visible"]
     seconds: dict[str, float] = {}  # the least of the seeds, which ran beside other work
     for run in runs["runs"]:
@@ -214,7 +212,7 @@ def documents() -> Iterator[Sentence]:
     yield "docs/documents.md", f"{seconds['maml'] / seconds['multi_task']:.1f} times as long as an ordinary step"
     large = record("documents_pretrained")
     less = next(run["less_naive"] for run in large["runs"] if run["algorithm"] == "maml")
-    yield "docs/documents.md", f"less `naive` is {less['mean']:+.3f} [{less['low']:+.3f}, {less['high']:+.3f}]"
+    yield "docs/documents.md", f"less `naive` is {signed(less)}"
     orders = large["differences"]["maml less fomaml_as_many_steps"]
     yield (
         "docs/documents.md",
@@ -261,8 +259,7 @@ def afterwards() -> Iterator[Sentence]:
     apart = known["meta_trained less base"]
     yield (
         "docs/llm.md",
-        f"{number(known['meta_trained'])} after meta-training and {number(known['base'])} before: "
-        f"{apart['mean']:+.3f} [{apart['low']:+.3f}, {apart['high']:+.3f}]",
+        f"{number(known['meta_trained'])} after meta-training and {number(known['base'])} before: " + signed(apart),
     )
 
 
@@ -282,11 +279,40 @@ def search() -> Iterator[Sentence]:
         "docs/search.md",
         f"ASHA spent {asha['meta_steps']:,} meta-steps, {share} of the grid's {grid['meta_steps']:,}",
     )
-    for name, metric in (("intents", "accuracy"), ("sentiment", "recall")):
+    for name, metric in (("intents_inner", "accuracy"), ("sentiment", "recall")):
         scores = [record(f"search_{name}")["meta_test"][by][metric] for by in ("tuned", "defaults")]
         yield "docs/search.md", f"{interval(scores[0])} and {interval(scores[1])}"
+    intents = record("search_intents")
+    tuned, plain = (interval(intents["meta_test"][by]["accuracy"]) for by in ("tuned", "defaults"))
+    more = {
+        key: signed(intents["tuned less defaults"][key]) for key in ("recall", "accuracy")
+    }  # over episodes, classes
+    less = intents["tuned less defaults"]["loss"]
+    yield "docs/search.md", f"{tuned} where the recipe's defaults after as many meta-steps have {plain}"
+    yield "docs/search.md", f"of the same episodes {more['recall']}, over classes {more['accuracy']}"
+    yield "docs/search.md", f"lower by {-less['mean']:.3f} [{-less['high']:.3f}, {-less['low']:.3f}]"
+    spent = intents["search"]
+    yield "docs/search.md", f"{spent['meta_steps']} meta-steps in {spent['wall_s'] / 60:.0f} minutes"
     early = record("search_sentiment_early")["meta_test"]["tuned"]["recall"]
     yield "docs/search.md", f"meta-test {interval(early)}"
+
+
+def instructions() -> Iterator[Sentence]:
+    found = record("instructions")
+    ours = found["summary"]["in_context, seed 0"]
+    by_task: dict[str, dict[str, list[float]]] = {}
+    for fold in found["folds"].values():
+        for name in ("in_context, seed 0", "base_in_context"):
+            for task, value in zip(fold[name]["task"], fold[name]["token_f1"], strict=True):
+                by_task.setdefault(task, {}).setdefault(name, []).append(value)
+    drawn = sum(len(fold["base_in_context"]["task"]) for fold in found["folds"].values())
+    loss = ours["loss less base_in_context"]
+    yield "docs/instructions.md", f"Of the 24 tasks {len(by_task)} were drawn, in {drawn} episodes."
+    yield "docs/instructions.md", f"token F1 {signed(ours['token_f1 less base_in_context'])} over tasks"
+    yield "docs/instructions.md", f"falls by {-loss['mean']:.3f} [{-loss['high']:.3f}, {-loss['low']:.3f}]"
+    for task in ("first_word_letter", "active_to_passive"):
+        before, after = (mean(by_task[task][name]) for name in ("base_in_context", "in_context, seed 0"))
+        yield "docs/instructions.md", f"`{task}` {before:.2f} to {after:.2f}"
 
 
 def features() -> Iterator[Sentence]:
@@ -330,5 +356,6 @@ SECTIONS = (
     documents,
     letters,
     search,
+    instructions,
     features,
 )

@@ -29,6 +29,11 @@ def interval(score: Score, digits: int = 3) -> str:
     return f"{score['mean']:.{digits}f} [{score['low']:.{digits}f}, {score['high']:.{digits}f}]"
 
 
+def signed(score: Score, digits: int = 3) -> str:
+    """+0.007 [-0.004, +0.018]"""
+    return f"{score['mean']:+.{digits}f} [{score['low']:+.{digits}f}, {score['high']:+.{digits}f}]"
+
+
 def half(score: Score) -> str:
     """0.967 ± 0.005"""
     return f"{score['mean']:.3f} ± {(score['high'] - score['low']) / 2:.3f}"

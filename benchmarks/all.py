@@ -59,7 +59,7 @@ def interval(score: Any) -> tuple[float, float]:
 
 
 def seeds(name: str) -> Callable[[Any], dict[str, float]]:
-    """From the lowest to the highest of an algorithm's seeds: another processor's rounding is as good as another seed."""
+    """From the lowest to the highest seed of an algorithm: another processor rounds as another seed draws."""
 
     def span(record: Any) -> dict[str, float]:
         scores = [run["test"]["accuracy"] for run in record["algorithms"][name]["runs"].values()]

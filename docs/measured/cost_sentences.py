@@ -217,4 +217,17 @@ def serving() -> Iterator[Sentence]:
     )
 
 
-SECTIONS = (inner_loop, sharding, scaling, sampling, faults, serving)
+def long_episodes() -> Iterator[Sentence]:
+    found = record("long_episodes")
+    driver, sampler, rank = (found["most"][kind] for kind in ("driver", "sampler", "rank"))
+    yield "docs/results.md", f"an episode of 45 texts of 2,048 tokens is {found['episode_mb']:.2f} MB"
+    yield "docs/results.md", f"wait {found['phases']['wait']:.1%} of the time for them"
+    yield (
+        "docs/results.md",
+        f"holds {found['store_mb_most']:.0f} MB at most, a sampler has {sampler['private_mb']:.0f} MB",
+    )
+    yield "docs/results.md", f"takes {sampler['cpu_s']:.1f} CPU seconds, the driver {driver['private_mb']:.0f} MB"
+    yield "docs/results.md", f"{rank['private_mb']:.0f} MB each at their peak"
+
+
+SECTIONS = (inner_loop, sharding, scaling, long_episodes, sampling, faults, serving)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from measured.learning_tables import intents_of
@@ -230,6 +230,13 @@ def documents() -> Iterator[Sentence]:
         ),
     )
     yield "docs/llm.md", f"the model as it comes has {accuracy['base_in_context']}."
+    ours, none = (
+        record("letters_methods")["methods"][n]["shots"]["1"]["by_episode"] for n in ("reptile", "no meta-training")
+    )
+    less = [one - other for one, other in zip(ours, none, strict=True)]
+    width = 2.069 * stdev(less) / len(less) ** 0.5  # Student's t of 24 episodes
+    apart = {"mean": mean(less), "low": mean(less) - width, "high": mean(less) + width}
+    yield "docs/llm.md", f"the same episodes ({signed(apart)} at one shot)"
     five = record("letters_20way")["five_shots"]
     ours, plain = (interval(five[name]["accuracy"]) for name in ("meta_trained", "base_in_context"))
     context = "at 20 ways and five shots, a context of a hundred examples, the model as it comes"

@@ -1,5 +1,8 @@
 """Which parameters adapt, LoRA against peft, initial values from the seed, and models that cannot be built."""
 
+import subprocess
+import sys
+
 import pytest
 import small
 import torch
@@ -174,3 +177,18 @@ def test_a_recipe_s_sizes_are_those_of_any_architecture(architecture):
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     made = model_config(make_config({"model": {"architecture": architecture, "config": sizes}}).model, 50, 0)
     assert 24 in [getattr(made, name) for name in WIDTHS if hasattr(made, name)] and made.hidden_size == 8
+
+
+def test_the_configuration_of_one_of_transformers_models_imports_no_modelling_code(tmp_path):
+    """What a driver reads before Ray starts; one of distmeta's own types is known all the same."""
+    small.decoder(tmp_path / "m")
+    code = (
+        "import sys; from distmeta.config import ModelConfig; from distmeta.models.backbone import model_config; "
+        "kind = model_config(ModelConfig(**{}), 40, 0).model_type; "
+        "print(kind, 'transformers.modeling_utils' in sys.modules)"
+    )
+    for given, expected in (
+        ({"pretrained": str(tmp_path / "m")}, "False"), ({"architecture": "lstm", "config": {}}, "lstm True"),
+    ):  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", code.replace("{}", repr(given))], capture_output=True, text=True)
+        assert done.stdout.strip().endswith(expected), done.stderr[-2000:]

@@ -1,9 +1,12 @@
 """Does meta-training help a pretrained decoder with instruction tasks that it has never seen?
 
     python benchmarks/instructions.py --data DIR/instruction_induction --pretrained MODEL_DIR [--methods in_context ...]
+    python benchmarks/instructions.py --data DIR/natural_instructions_v1 --pretrained MODEL_DIR --by-corpus \
+        --out benchmarks/results/natural_instructions.json model.max_tokens=128 model.answer_tokens=32 outer.steps=100
 
 Leave-tasks-out: the 24 tasks are divided into folds of eight; of each fold's 16 others, three are for validation and 13
-for meta-training. A task is given by five examples without its instruction. All methods of a fold are scored on the
+for meta-training. --by-corpus: one fold instead, whose test tasks are of source corpora (CosmosQA, QASC) that no other
+task was made from. A task is given by five examples without its instruction. All methods of a fold are scored on the
 same episodes, by the words of their answers (token F1) and the loss of the right answer; differences are paired, and
 their intervals are over the tasks of all folds. Goes on from what the record holds; writes
 benchmarks/results/instructions.json. No row of the data is kept.
@@ -23,10 +26,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from real_text import held_out
 from records import RESULTS
 
 import distmeta
-from distmeta.algorithms.rates import inner_loop
+from distmeta.algorithms.rates import initial_log_rates, inner_loop
 from distmeta.bench.measure import setting
 from distmeta.config import Config, load_config
 from distmeta.evaluation import baselines
@@ -38,7 +42,7 @@ from distmeta.runs.checkpoint import write_text
 from distmeta.tasks.store import open_store
 
 FOLDS, VALIDATION, SHUFFLE = 3, 3, 0
-ADAM = ["inner.optimizer=adam", "inner.lr=5e-4", "inner.steps=4"]
+ADAM = ["inner.optimizer=adam", "inner.lr=1.5e-3", "inner.steps=4"]
 METHODS = {
     "in_context": ["algorithm=in_context"],
     "fomaml": ["algorithm=fomaml", *ADAM],
@@ -61,9 +65,10 @@ def splits(data: Path, fold: int) -> dict[str, list[str]]:
 
 def configured(options: argparse.Namespace, method: str, fold: int, seed: int) -> Config:
     place = options.run_dir / f"{method.replace(' ', '')}-fold{fold}-seed{seed}"
+    tasks = held_out(options.data) if options.by_corpus else splits(options.data, fold)
     return load_config("instructions", [
         f"data.path={options.data}/data.parquet", "data.input=text", "data.target=answers",
-        f"data.splits={json.dumps(splits(options.data, fold))}", f"model.pretrained={options.pretrained}",
+        f"data.splits={json.dumps(tasks)}", f"model.pretrained={options.pretrained}",
         "task.prompt=plain", "task.instructions=false", "task.queries=2", "model.lora_rank=16", "model.lora_alpha=32",
         "model.lora_targets=all-linear", "outer.base=freeze",
         "outer.lr=5e-4", "outer.schedule=linear", "outer.meta_batch_size=2", "eval.every=0", "eval.baselines=false",
@@ -100,6 +105,13 @@ def trained_row(found: baselines.Setting) -> Any:
     return found.score_all(found.scoring, found.episodes)
 
 
+def untrained_row(found: baselines.Setting) -> Any:
+    """The same inner steps from the model as it comes, at the rates that the training began with."""
+    inner, model = found.config.inner, found.scoring.model
+    loop = inner_loop(inner, initial_log_rates(inner, model.adapted))
+    return found.score_all(replace(found.untrained, loop=loop), found.episodes)
+
+
 def over_folds(record: dict[str, Any], name: str, other: str | None, metric: str) -> dict[str, float]:
     """Mean of a row (less another's), with its interval over the tasks of all folds that have both."""
     values: list[float] = []
@@ -118,7 +130,7 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
     names = dict.fromkeys(name for fold in record["folds"].values() for name in fold)
     of = {name: {metric: over_folds(record, name, None, metric) for metric in SHOWN} for name in names}
     for name in names:
-        for other in ("base_in_context", "fine_tuned"):
+        for other in ("base_in_context", "fine_tuned", f"{name.split(',')[0]}, not meta-trained"):
             for metric in ("token_f1", "loss"):
                 if name != other and (less := over_folds(record, name, other, metric)):
                     of[name][f"{metric} less {other}"] = less
@@ -131,7 +143,9 @@ def main() -> None:
     parser.add_argument("--pretrained", required=True)
     parser.add_argument("--run-dir", type=Path, default=Path("runs/instructions"))
     parser.add_argument("--methods", nargs="+", default=["in_context"], choices=METHODS)
-    parser.add_argument("--folds", nargs="+", type=int, default=list(range(FOLDS)))
+    folds = parser.add_mutually_exclusive_group()
+    folds.add_argument("--folds", nargs="+", type=int, default=list(range(FOLDS)))
+    folds.add_argument("--by-corpus", action="store_true", help="one fold, held out by source corpus")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--episodes", type=int, default=40, help="of each fold")
     parser.add_argument("--base", nargs="*", default=list(BASE), choices=BASE, help="rows beside the methods'")
@@ -147,21 +161,26 @@ def main() -> None:
         write_text(options.out, json.dumps(record, indent=1))
         print(fold, name, round(float(np.mean(record["folds"][str(fold)][name]["token_f1"])), 3), flush=True)
 
-    for fold in options.folds:
+    for fold in [0] if options.by_corpus else options.folds:
         for method in options.methods:
             for seed in options.seeds:
-                name = f"{method}, seed {seed}"
+                name, config = f"{method}, seed {seed}", configured(options, method, fold, seed)
                 rows = record["folds"].setdefault(str(fold), {})
                 asked = [one for one in options.base if one not in rows]
-                if name in rows and not asked:
+                untrained = f"{method}, not meta-trained"
+                wanted = config.algorithm != "in_context" and untrained not in rows
+                if name in rows and not asked and not wanted:
                     continue
-                config = configured(options, method, fold, seed)
                 run = Path(config.run.dir)
                 if not (run / "evaluation.json").is_file():
                     distmeta.train(config, resume=True, show=True)
                 found = of_run(run, options.episodes)
+                words = [*METHODS[method], *options.more]
+                record.setdefault("methods", {})[name] = {"meta_steps": config.outer.steps, "settings": words}
                 if name not in rows:
                     note(fold, name, trained_row(found))
+                if wanted:
+                    note(fold, untrained, untrained_row(found))
                 for one in asked:
                     if (result := baselines.BASELINES[one](found)) is not None:
                         note(fold, one, result[0])

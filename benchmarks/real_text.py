@@ -43,6 +43,15 @@ HELD_OUT = {
 LABELS = ("neg", "neu", "pos")
 
 
+def held_out(data: Path) -> dict[str, list[str]]:
+    """The instruction tasks of each split: by their names, or by the source corpus that they were made from."""
+    rows = pq.read_table(data / "data.parquet", columns=["task", "domain"]).to_pylist()
+    kept: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for task, domain in sorted({(row["task"], row["domain"]) for row in rows}):
+        kept[next((s for s in HELD_OUT if {task, domain} & HELD_OUT[s]), "train")].append(task)
+    return kept
+
+
 def overrides(name: str, data: Path, pretrained: str | None) -> list[str]:
     if name == "intents":
         return [
@@ -52,13 +61,9 @@ def overrides(name: str, data: Path, pretrained: str | None) -> list[str]:
             "model.distance=euclidean",
         ]
     if name == "instructions":
-        rows = pq.read_table(data / "data.parquet", columns=["task", "domain"]).to_pylist()
-        kept: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-        for task, domain in sorted({(row["task"], row["domain"]) for row in rows}):
-            kept[next((s for s in HELD_OUT if {task, domain} & HELD_OUT[s]), "train")].append(task)
         return [
             f"data.path={data}/data.parquet", "data.input=text", "data.target=answers",
-            f"data.splits={json.dumps(kept)}", f"model.pretrained={pretrained}",
+            f"data.splits={json.dumps(held_out(data))}", f"model.pretrained={pretrained}",
         ]  # fmt: skip
     # One of its test domains has 11 neutral reviews of 60 characters.
     words = [f"data.path={data}/matched60.parquet", "task.queries=6"]

@@ -31,27 +31,30 @@ INSTRUCTIONS_ROWS = {
     "base_zero_shot": "the model as it comes, without examples",
     "base_in_context": "the model as it comes reads the examples",
     "fine_tuned": "the model as it comes, fine-tuned on them as is best on validation tasks",
-    "in_context, seed 0": "`in_context`, 200 meta-steps",
-    "in_context, seed 1": "`in_context`, seed 1",
-    "in_context, seed 2": "`in_context`, seed 2",
-    "fomaml, seed 0": "`fomaml`, 200 meta-steps",
-    "reptile, seed 0": "`reptile`, 200 meta-steps",
-    "multi_task, seed 0": "`multi_task`, 200 meta-steps",
-    "maml, seed 0": "`maml`, 200 meta-steps",
 }
 
 
 def instructions() -> str:
-    found = record("instructions")["summary"]
+    return instruction_rows("instructions", "SmolLM2-135M-Instruct")
+
+
+def natural_instructions() -> str:
+    return instruction_rows("natural_instructions", "SmolLM2-135M-Instruct, CosmosQA and QASC")
+
+
+def instruction_rows(name: str, model: str) -> str:
+    found = record(name)
     rows = []
-    for name, about in INSTRUCTIONS_ROWS.items():
-        if name in found:
-            of = found[name]
-            less = of.get("token_f1 less base_in_context")
-            paired = signed(less) if less else ""
-            rows.append([
-                about, str(of["token_f1"]["tasks"]), interval(of["token_f1"]), number(of["exact_match"]),
-                number(of["loss"]), paired,
-            ])  # fmt: skip
-    header = ["SmolLM2-135M-Instruct", "tasks", "token F1", "exact match", "loss"]
-    return table([*header, "F1 less the second row's, paired, over tasks"], rows)
+    names = {**INSTRUCTIONS_ROWS, **{
+        row: "`{}`, {steps} meta-steps,{}".format(*row.split(","), steps=of["meta_steps"])
+        for row, of in found["methods"].items()
+    }}  # fmt: skip
+    for row, about in names.items():
+        of = found["summary"][row]
+        less = (of.get(f"token_f1 less {other}") for other in ("base_in_context", "fine_tuned"))
+        rows.append([
+            about, interval(of["token_f1"]), number(of["exact_match"]), number(of["loss"]),
+            *(signed(one) if one else "" for one in less),
+        ])  # fmt: skip
+    header = [model, "token F1", "exact match", "loss", "F1 less the second row's", "F1 less the third row's"]
+    return table(header, rows)

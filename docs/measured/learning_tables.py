@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from measured.reading import half, interval, listed, number, record, signed, table, three
@@ -236,6 +236,50 @@ def sentiment_whole() -> str:
     return table(["", *FOUR_NAMES], rows)
 
 
+PRETRAINED = {
+    "sentiment": "random weights",
+    "sentiment_pretrained": "masked characters",
+    "sentiment_transfer_0": "masked characters, then good or bad; seed 0",
+    "sentiment_transfer_1": "seed 1",
+    "sentiment_transfer_2": "seed 2",
+}
+
+
+def sentiment_pretrained() -> str:
+    rows = []
+    for name, before in PRETRAINED.items():
+        scores = record(f"real_text_{name}")["every_row"]
+        rows.append(
+            [before, *(f"{scores[m][key]['recall']:.3f}" for m in ("no_adaptation", "adapted") for key in PLACES)]
+        )
+    lexical = [f"{scores['lexical'][key]['recall']:.3f}" for key in PLACES]
+    rows.append(["lexical", *lexical, *lexical])
+    header = [*(f"no step: {place}" for place in PLACES.values()), *(f"3 steps: {place}" for place in PLACES.values())]
+    return table(["trained before on", *header], rows)
+
+
+FEWCLUE_ROWS = {
+    "meta_trained": "meta-trained, steps chosen on the 32 others",
+    "meta_trained, no steps": "meta-trained, no steps",
+    "fine_tune": "the same pretrained model, fine-tuned on the 32",
+    "n-grams of the 32": "n-grams of the 32",
+    "n-grams of the other products": "n-grams of all reviews of the other products",
+}
+
+
+def fewclue() -> str:
+    products = record("chinese")["products"]
+    rows = []
+    for name, about in FEWCLUE_ROWS.items():
+        found = [of["balanced_accuracy"][name] for of in products.values()]
+        spread = [f" ± {stdev(values):.3f}" if len(set(values)) > 1 else "" for values in found]
+        cells = [f"{mean(values):.3f}{more}" for values, more in zip(found, spread, strict=True)]
+        rows.append([about, *cells, f"{mean(mean(values) for values in found):.3f}"])
+    rest = (f"{of['rows']:,}" for of in products.values())
+    rows.append(["test reviews", *rest, ""])
+    return table(["", "phones", "water heaters", "milk", "mean"], rows)
+
+
 def arsc() -> str:
     rows = []
     for name, about in (("arsc", "learnt inner rates, no step"), ("arsc_constant_rate", "a fixed inner rate, 3 steps")):
@@ -377,7 +421,11 @@ def pays() -> str:
     texts = record("documents")
     drawn = record("images")["built_in"]
     sinusoid = record("classics_sinusoid")["methods"]
-
+    told = record("instructions")["summary"]
+    of_reviews = {
+        method: mean(record(f"real_text_sentiment_transfer_{seed}")["every_row"][method]["all"]["recall"] for seed in range(3))
+        for method in ("adapted", "no_adaptation", "lexical")
+    }  # fmt: skip
     mixed = {name: mean(run["test"]["accuracy"]["mean"] for run in of["runs"].values())
              for name, of in record("algorithms_mixed")["algorithms"].items()}  # fmt: skip
 
@@ -402,6 +450,12 @@ def pays() -> str:
         ["sentiment, labels mean the same everywhere (Chinese reviews)", "encoder from random weights",
          "5 of each label", f"`maml` without adapting {number(zh['no_adaptation']['accuracy'])}",
          f"`maml` {number(zh['meta_trained']['accuracy'])}", "adapting does not"],
+        ["the same, macro recall on all rows", "encoder that has read other products' reviews", "the same",
+         f"without adapting {of_reviews['no_adaptation']:.3f}; n-grams {of_reviews['lexical']:.3f}",
+         f"`maml` {of_reviews['adapted']:.3f}", "adapting does; n-grams are as good"],
+        ["24 instruction tasks, token F1", "SmolLM2-135M", "5",
+         f"fine-tuned {number(told['fine_tuned']['token_f1'])}; reads them {number(told['base_in_context']['token_f1'])}",
+         f"`fomaml` {number(told['fomaml, seed 0']['token_f1'])}", "against fine-tuning"],
         ["two labels dealt anew in each task: intents, products, good or bad, instructions", "2 layers of MiniLM",
          "5 of each label", f"fine-tuned, never meta-trained {mixed['fine_tune']:.3f}", f"`maml` {mixed['maml']:.3f}",
          "no"],

@@ -15,7 +15,7 @@ LEARNING = (
     "images", "captions", "intents", "arsc", "documents_builtin",
     "documents_runs", "documents_pretrained", "influence", "data_weights", "rejection", "pays",
 )  # fmt: skip
-LANGUAGE = ("letters", "letters_methods", "instructions")
+LANGUAGE = ("letters", "letters_methods", "instructions", "natural_instructions")
 ROOMS = ((cost_tables, COST), (learning_tables, LEARNING), (language_tables, LANGUAGE))
 TABLES: dict[str, Callable[[], str]] = {name: getattr(room, name) for room, names in ROOMS for name in names}
 

@@ -31,6 +31,7 @@ INSTRUCTIONS_ROWS = {
     "base_zero_shot": "the model as it comes, without examples",
     "base_in_context": "the model as it comes reads the examples",
     "fine_tuned": "the model as it comes, fine-tuned on them as is best on validation tasks",
+    "fomaml, not meta-trained": "the model as it comes, after the four steps that `fomaml` takes",
 }
 
 
@@ -50,6 +51,8 @@ def instruction_rows(name: str, model: str) -> str:
         for row, of in found["methods"].items()
     }}  # fmt: skip
     for row, about in names.items():
+        if row not in found["summary"]:
+            continue
         of = found["summary"][row]
         less = (of.get(f"token_f1 less {other}") for other in ("base_in_context", "fine_tuned"))
         rows.append([

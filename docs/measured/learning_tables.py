@@ -237,7 +237,7 @@ def sentiment_whole() -> str:
 
 
 PRETRAINED = {
-    "sentiment": "random weights",
+    "sentiment": "nothing (random weights, two layers of 96)",
     "sentiment_pretrained": "masked characters",
     "sentiment_transfer_0": "masked characters, then good or bad; seed 0",
     "sentiment_transfer_1": "seed 1",

@@ -125,8 +125,24 @@ def over_folds(record: dict[str, Any], name: str, other: str | None, metric: str
     return over_groups(np.array(values), tasks, "tasks", bounds) if values else {}
 
 
+def with_means(rows: dict[str, Any]) -> dict[str, Any]:
+    """Rows of a fold, and of a method with several seeds the mean of each episode over them."""
+    seeds: dict[str, list[Any]] = {}
+    for name, row in rows.items():
+        method, _, seed = name.partition(", seed ")
+        if seed:
+            seeds.setdefault(method, []).append(row)
+    return rows | {
+        f"{method}, mean of {len(each)} seeds": {
+            "task": each[0]["task"], **{metric: np.mean([one[metric] for one in each], 0).tolist() for metric in SHOWN}
+        }
+        for method, each in seeds.items() if len(each) > 1
+    }  # fmt: skip
+
+
 def summary(record: dict[str, Any]) -> dict[str, Any]:
-    """Of each row its scores, and what it has more than the base that reads the same examples."""
+    """Of each row its scores, and what it has more than the others that a user would take."""
+    record = {"folds": {fold: with_means(rows) for fold, rows in record["folds"].items()}}
     names = dict.fromkeys(name for fold in record["folds"].values() for name in fold)
     of = {name: {metric: over_folds(record, name, None, metric) for metric in SHOWN} for name in names}
     for name in names:

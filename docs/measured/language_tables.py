@@ -50,6 +50,9 @@ def instruction_rows(name: str, model: str) -> str:
         row: "`{}`, {steps} meta-steps,{}".format(*row.split(","), steps=of["meta_steps"])
         for row, of in found["methods"].items()
     }}  # fmt: skip
+    names |= {
+        row: f"`{row.split(',')[0]}`, mean of both" for row in found["summary"] if row.endswith("mean of 2 seeds")
+    }
     for row, about in names.items():
         if row not in found["summary"]:
             continue

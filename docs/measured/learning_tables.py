@@ -453,9 +453,10 @@ def pays() -> str:
         ["the same, macro recall on all rows", "encoder that has read other products' reviews", "the same",
          f"without adapting {of_reviews['no_adaptation']:.3f}; n-grams {of_reviews['lexical']:.3f}",
          f"`maml` {of_reviews['adapted']:.3f}", "adapting does; n-grams are as good"],
-        ["24 instruction tasks, loss of the right answer", "SmolLM2-135M", "5",
-         f"the same steps {number(told['fomaml, not meta-trained']['loss'])}; reads them {number(told['base_in_context']['loss'])}",
-         f"`fomaml` {number(told['fomaml, seed 0']['loss'])}", "against the same steps"],
+        ["24 instruction tasks, token F1", "SmolLM2-135M", "5",
+         f"the same steps {number(told['fomaml, not meta-trained']['token_f1'])}; "
+         f"reads them {number(told['base_in_context']['token_f1'])}",
+         f"`fomaml` {number(told['fomaml, mean of 2 seeds']['token_f1'])}", "a little"],
         ["two labels dealt anew in each task: intents, products, good or bad, instructions", "2 layers of MiniLM",
          "5 of each label", f"fine-tuned, never meta-trained {mixed['fine_tune']:.3f}", f"`maml` {mixed['maml']:.3f}",
          "no"],

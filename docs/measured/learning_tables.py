@@ -263,7 +263,7 @@ FEWCLUE_ROWS = {
     "meta_trained, no steps": "meta-trained, no steps",
     "fine_tune": "the same pretrained model, fine-tuned on the 32",
     "n-grams of the 32": "n-grams of the 32",
-    "n-grams of the other products": "n-grams of all reviews of the other products",
+    "n-grams of the other products": "n-grams of all labelled reviews of the six other products",
 }
 
 

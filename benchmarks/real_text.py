@@ -53,13 +53,11 @@ def held_out(data: Path) -> dict[str, list[str]]:
 
 
 def overrides(name: str, data: Path, pretrained: str | None) -> list[str]:
-    if name == "intents":
-        return [
-            f"data.path={data}/data.parquet",
-            f"data.splits={data}/splits.json#01",
-            f"model.pretrained={pretrained}",
-            "model.distance=euclidean",
-        ]
+    if name in ("intents", "letters"):
+        words = [
+            f"data.path={data}/data.parquet", f"data.splits={data}/splits.json#01", f"model.pretrained={pretrained}",
+        ]  # fmt: skip
+        return [*words, "model.distance=euclidean"] if name == "intents" else words
     if name == "instructions":
         return [
             f"data.path={data}/data.parquet", "data.input=text", "data.target=answers",
@@ -95,34 +93,45 @@ def reviews(kind: str, data: Path, place: Path) -> tuple[Path, int]:
     return place / "reviews.parquet", 160
 
 
-def every_row(checkpoint: Path, file: Path, most: int, shots: int) -> dict[str, Any]:
-    """Scores of each model over all rows of the meta-test domains but the first `shots` of each label, adapted to."""
+def lexical(train: list[dict[str, str]], C: float = 10) -> Any:
+    """N-grams of one and two characters, and a logistic regression fitted to these rows."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
+
+    grams = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    model = make_pipeline(grams, LogisticRegression(C=C, max_iter=300, class_weight="balanced"))
+    return model.fit([row["text"] for row in train], [row["label"] for row in train])
+
+
+def by_domain(rows: list[dict[str, str]], split: str, shots: int) -> dict[str, tuple[list[Any], list[Any]]]:
+    """Of each domain of a split the first `shots` rows of each label, to adapt to, and all others."""
+    parts = {}
+    for domain in dict.fromkeys(row["task"] for row in rows if row["split"] == split):
+        found = [row for row in rows if row["task"] == domain]
+        support = [row for label in LABELS for row in [r for r in found if r["label"] == label][:shots]]
+        parts[domain] = (support, [row for row in found if row not in support])
+    return parts
+
+
+def every_row(checkpoint: Path, file: Path, most: int, shots: int) -> dict[str, Any]:
+    """Scores of each model over all rows of the meta-test domains but the first `shots` of each label, adapted to."""
     from sklearn.tree import DecisionTreeClassifier
 
     rows = [{**row, "text": row["text"][:most]} for row in pq.read_table(file).to_pylist()]
     train = [row for row in rows if row["split"] == "train"]
-    grams = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    lexical = make_pipeline(grams, LogisticRegression(C=10, max_iter=300, class_weight="balanced"))
-    lexical.fit([row["text"] for row in train], [row["label"] for row in train])
+    grams = lexical(train)
     length = DecisionTreeClassifier(max_leaf_nodes=8, class_weight="balanced", random_state=0)
     length.fit([[len(row["text"])] for row in train], [row["label"] for row in train])
-    domains: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
-        if row["split"] == "test":
-            domains.setdefault(row["task"], []).append(row)
+    domains = by_domain(rows, "test", shots)
     predictions: dict[str, dict[str, list[str]]] = {}
     kept: dict[str, list[str]] = {}
-    for domain, found in domains.items():
-        support = [row for label in LABELS for row in [r for r in found if r["label"] == label][:shots]]
-        rest = [row for row in found if row not in support]
+    for domain, (support, rest) in domains.items():
         texts, kept[domain] = [row["text"] for row in rest], [row["label"] for row in rest]
         predictions[domain] = {
             "adapted": [p["label"] for p in distmeta.adapt(checkpoint, support).predict(texts)],
             "no_adaptation": [p["label"] for p in distmeta.adapt(checkpoint, support, steps=0).predict(texts)],
-            "lexical": list(lexical.predict(texts)),
+            "lexical": list(grams.predict(texts)),
             "length": list(length.predict([[len(text)] for text in texts])),
         }
     models = list(next(iter(predictions.values())))

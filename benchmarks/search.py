@@ -3,11 +3,12 @@
     python benchmarks/search.py builtin
     python benchmarks/search.py intents   --data DIR/clinc150 --pretrained MODEL_DIR
     python benchmarks/search.py sentiment --data DIR/zh_reviews_3class
+    python benchmarks/search.py letters   --data DIR/clinc150 --pretrained DECODER_DIR
 
 builtin: 16 trials with ASHA, and a grid of 16 rates over the same range, each to its end: do they agree, and how many
 meta-steps did each spend? The others: a search from the recipe's defaults, then its best.yaml and the defaults are
-trained and scored on the same meta-test episodes. Searches that were begun in --run-dir are continued. Writes
-benchmarks/results/search.json or search_NAME.json. No row of the data is kept.
+trained and scored on the same meta-test episodes (letters: recipe `llm`, intents under letters). Searches that were
+begun in --run-dir are continued. Writes benchmarks/results/search.json or search_NAME.json. No row of the data is kept.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from distmeta.runs.checkpoint import write_text
 from distmeta.tasks.episodes.episode import sample_episode
 from distmeta.tasks.store import open_store
 
+RECIPES = {"intents": "intents", "sentiment": "sentiment", "letters": "llm"}
 RANGE = [0.01, 3.0]
 STEPS = 81
 # One rank a trial, so that two cores hold two trials; the rate is constant, and all else is the recipe's.
@@ -105,14 +107,15 @@ def real(name: str, words: list[str], place: Path, seed: int, more: list[str]) -
     `more` holds for the search and for both runs.
     """
     words = [*words, *more, f"run.seed={seed}"]
-    search = searched([*words, f"tune.dir={place / 'search'}"], name)
+    recipe = RECIPES[name]
+    search = searched([*words, f"tune.dir={place / 'search'}"], recipe)
     tuned = distmeta.train(
         load_config(Path(search["path"]) / "best.yaml", [f"run.dir={place / 'tuned'}"]), resume=True, show=True
     )
-    defaults = load_config(name, [*words, f"run.dir={place / 'defaults'}"])
+    defaults = load_config(recipe, [*words, f"run.dir={place / 'defaults'}"])
     plain = distmeta.train(defaults, resume=True, show=True)
     count = defaults.eval.episodes
-    paired = difference(by_episode(tuned.path, count), by_episode(plain.path, count), by_class=name == "intents")
+    paired = difference(by_episode(tuned.path, count), by_episode(plain.path, count), by_class=name != "sentiment")
     return {
         "search": search,
         "tuned less defaults": paired,
@@ -138,7 +141,7 @@ def by_episode(run: Path, count: int) -> list[Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=["builtin", "intents", "sentiment"])
+    parser.add_argument("name", choices=["builtin", *RECIPES])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--pretrained")
     parser.add_argument("--run-dir", type=Path, default=None)

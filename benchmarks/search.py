@@ -8,7 +8,8 @@
 builtin: 16 trials with ASHA, and a grid of 16 rates over the same range, each to its end: do they agree, and how many
 meta-steps did each spend? The others: a search from the recipe's defaults, then its best.yaml and the defaults are
 trained and scored on the same meta-test episodes (letters: recipe `llm`, intents under letters). Searches that were
-begun in --run-dir are continued. Writes benchmarks/results/search.json or search_NAME.json. No row of the data is kept.
+begun in --run-dir are continued. Writes benchmarks/results/search.json or search_NAME.json, or --out. No row of the
+data is kept.
 """
 
 from __future__ import annotations
@@ -101,24 +102,29 @@ def builtin(place: Path, seed: int, grid: dict[str, Any] | None) -> dict[str, An
     }
 
 
-def real(name: str, words: list[str], place: Path, seed: int, more: list[str]) -> dict[str, Any]:
+def real(name: str, words: list[str], place: Path, seed: int, more: list[str], steps: int | None) -> dict[str, Any]:
     """The search's best against the recipe's defaults, both trained anew and scored on the same episodes.
 
-    `more` holds for the search and for both runs.
+    `more` holds for the search and for both runs. steps: the meta-steps of both; None: as many as a trial's.
     """
     words = [*words, *more, f"run.seed={seed}"]
     recipe = RECIPES[name]
     search = searched([*words, f"tune.dir={place / 'search'}"], recipe)
-    tuned = distmeta.train(
-        load_config(Path(search["path"]) / "best.yaml", [f"run.dir={place / 'tuned'}"]), resume=True, show=True
-    )
-    defaults = load_config(recipe, [*words, f"run.dir={place / 'defaults'}"])
+    longer = [f"outer.steps={steps}"] if steps else []
+    runs = {which: place / (f"{which}-{steps}" if steps else which) for which in ("tuned", "defaults")}
+    best = load_config(Path(search["path"]) / "best.yaml", [*longer, f"run.dir={runs['tuned']}"])
+    tuned = distmeta.train(best, resume=True, show=True)
+    defaults = load_config(recipe, [*words, *longer, f"run.dir={runs['defaults']}"])
     plain = distmeta.train(defaults, resume=True, show=True)
-    count = defaults.eval.episodes
-    paired = difference(by_episode(tuned.path, count), by_episode(plain.path, count), by_class=name != "sentiment")
+    paired = {}
+    for split in ("validation", "test"):
+        ours, theirs = (by_episode(run.path, split, defaults.eval.episodes) for run in (tuned, plain))
+        paired[split] = difference(ours, theirs, by_class=name != "sentiment")
     return {
         "search": search,
-        "tuned less defaults": paired,
+        "meta_steps": defaults.outer.steps,
+        "tuned less defaults": paired["test"],
+        "tuned less defaults, on meta-validation": paired["validation"],
         "meta_test": {
             "tuned": tuned.evaluation["meta_trained"],
             "defaults": plain.evaluation["meta_trained"],
@@ -127,8 +133,8 @@ def real(name: str, words: list[str], place: Path, seed: int, more: list[str]) -
     }
 
 
-def by_episode(run: Path, count: int) -> list[Any]:
-    """The first `count` meta-test episodes, as the run adapts to them."""
+def by_episode(run: Path, split: str, count: int) -> list[Any]:
+    """The first `count` episodes of a split, as the run adapts to them."""
     saved = checkpoint.load(run)
     config, model = saved.config, load_model(saved)
     store = open_store(json.loads((run / "environment.json").read_text())["store"])
@@ -136,7 +142,7 @@ def by_episode(run: Path, count: int) -> list[Any]:
     loop = inner_loop(config.inner, rates, config.inner.steps if config.eval.steps is None else config.eval.steps)
     scoring = Scoring(model, fast, shared, loop, config.of_evaluation(), store.pad_id, torch.device("cpu"))
     task = config.of_evaluation().task
-    return score_episodes(scoring, [sample_episode(store, task, config.run.seed, "test", i) for i in range(count)])
+    return score_episodes(scoring, [sample_episode(store, task, config.run.seed, split, i) for i in range(count)])
 
 
 def main() -> None:
@@ -146,11 +152,15 @@ def main() -> None:
     parser.add_argument("--pretrained")
     parser.add_argument("--run-dir", type=Path, default=None)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="train the search's best and the defaults for so many meta-steps")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--keep-grid", action="store_true", help="builtin: take the grid from search.json")
     parser.add_argument("more", nargs="*", help="further overrides of the search and of both runs, section.key=value")
     options = parser.parse_intermixed_args()
     if options.keep_grid and not (options.name == "builtin" and (RESULTS / "search.json").exists()):
         parser.error(f"--keep-grid: only for builtin, after a run that has written {RESULTS / 'search.json'}")
+    if options.steps and options.name == "builtin":
+        parser.error("--steps: the built-in search is compared with a grid, not with longer runs; leave it out")
     place = options.run_dir or Path("runs") / f"search-{options.name}-{options.seed}"
     if options.name == "builtin":
         before = json.loads((RESULTS / "search.json").read_text())["grid"] if options.keep_grid else None
@@ -160,8 +170,9 @@ def main() -> None:
         if options.data is None:
             parser.error("--data is needed")
         result = real(
-            options.name, overrides(options.name, options.data, options.pretrained), place, options.seed, options.more
-        )
+            options.name, overrides(options.name, options.data, options.pretrained), place, options.seed, options.more,
+            options.steps,
+        )  # fmt: skip
         environment = json.loads((place / "search" / "environment.json").read_text())
     record = {
         "command": " ".join(sys.argv),
@@ -171,9 +182,8 @@ def main() -> None:
         **({"note": "the grid is of an earlier run of this command"} if options.keep_grid else {}),
         **result,
     }
-    RESULTS.mkdir(exist_ok=True)
     name = "search.json" if options.name == "builtin" else f"search_{options.name}.json"
-    write_text(RESULTS / name, json.dumps(record, indent=1, ensure_ascii=False))
+    write_text(options.out or RESULTS / name, json.dumps(record, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":

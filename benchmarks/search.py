@@ -123,6 +123,7 @@ def real(name: str, words: list[str], place: Path, seed: int, more: list[str], s
     return {
         "search": search,
         "meta_steps": defaults.outer.steps,
+        "training_s": {name: seconds(run.path) for name, run in (("tuned", tuned), ("defaults", plain))},
         "tuned less defaults": paired["test"],
         "tuned less defaults, on meta-validation": paired["validation"],
         "meta_test": {
@@ -131,6 +132,12 @@ def real(name: str, words: list[str], place: Path, seed: int, more: list[str], s
             "baselines": {k: v for k, v in plain.evaluation.items() if k != "meta_trained"},
         },
     }
+
+
+def seconds(run: Path) -> float:
+    """What the meta-steps of a run took, without validation."""
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return float(sum(step["wait_s"] + step["inner_s"] + step["aggregate_s"] for step in steps))
 
 
 def by_episode(run: Path, split: str, count: int) -> list[Any]:

@@ -11,7 +11,7 @@ COST = ("peers", "exact_walk", "depth", "paper", "scaling", "padding", "compress
 LEARNING = (
     "default", "default_short", "time_to_quality", "classics", "orders", "algorithms", "algorithms_short",
     "algorithms_mixed", "algorithms_real", "answers", "sentiment", "sentiment_rows", "sentiment_train_whole",
-    "sentiment_whole", "sentiment_pretrained", "fewclue",
+    "sentiment_whole", "sentiment_pretrained", "ensemble", "fewclue",
     "images", "captions", "intents", "arsc", "documents_builtin",
     "documents_runs", "documents_pretrained", "influence", "data_weights", "rejection", "pays",
 )  # fmt: skip

@@ -258,6 +258,20 @@ def sentiment_pretrained() -> str:
     return table(["trained before on", *header], rows)
 
 
+def ensemble() -> str:
+    models = record("ensemble")["models"]
+    about = {
+        "n-grams": "n-grams", "run 0": "meta-trained, seed 0", "run 1": "seed 1", "run 2": "seed 2",
+        "runs": "mean of the three seeds' probabilities", "runs and n-grams": "mean of those and the n-grams'",
+    }  # fmt: skip
+    rows = (
+        [words, interval(of["recall"]), "" if name == "n-grams" else signed(of["less the n-grams"])]
+        for name, words in about.items()
+        if (of := models[name])
+    )
+    return table(["", "macro recall, all rows", "less the n-grams, on the same rows"], rows)
+
+
 FEWCLUE_ROWS = {
     "meta_trained": "meta-trained, steps chosen on the 32 others",
     "meta_trained, no steps": "meta-trained, no steps",
@@ -452,7 +466,7 @@ def pays() -> str:
          f"`maml` {number(zh['meta_trained']['accuracy'])}", "adapting does not"],
         ["the same, macro recall on all rows", "encoder that has read other products' reviews", "the same",
          f"without adapting {of_reviews['no_adaptation']:.3f}; n-grams {of_reviews['lexical']:.3f}",
-         f"`maml` {of_reviews['adapted']:.3f}", "adapting does; n-grams are as good"],
+         f"`maml` {of_reviews['adapted']:.3f}", "adapting does; n-grams are as good, both together better"],
         ["24 instruction tasks, token F1", "SmolLM2-135M", "5",
          f"the same steps {number(told['fomaml, not meta-trained']['token_f1'])}; "
          f"reads them {number(told['base_in_context']['token_f1'])}",

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 from records import RESULTS
 
@@ -60,6 +61,16 @@ def mean(scores: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.mean(each[key] for each in scores) for key in scores[0]}
 
 
+def adapted_less_before(tasks: dict[str, Any]) -> dict[str, Any]:
+    """Of each score the mean difference, with its 95% interval over the tasks."""
+    from distmeta.evaluation.metrics import over_groups
+
+    less = {
+        key: [t["adapted"][key] - t["no_adaptation"][key] for t in tasks.values()] for key in ("balanced", "accuracy")
+    }
+    return {key: over_groups(np.array(each), list(tasks), "tasks", (-1.0, 1.0)) for key, each in less.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -93,6 +104,7 @@ def main() -> None:
         **setting({"run": 0}), "command": " ".join(sys.argv), "settings": [*SETTINGS, *options.more],
         "seconds": sum(r[k] for r in run.metrics for k in ("wait_s", "inner_s", "aggregate_s", "checkpoint_s")),
         "adapt_steps": best, "validation": validation, "inner_lr": run.metrics[-1]["inner_lr"],
+        "adapted less before": adapted_less_before(tasks),
         "mean": {method: mean([task[method] for task in tasks.values()]) for method in ("adapted", "no_adaptation")},
         "tasks": tasks,
     }  # fmt: skip

@@ -296,7 +296,11 @@ def fewclue() -> str:
 
 def arsc() -> str:
     rows = []
-    for name, about in (("arsc", "learnt inner rates, no step"), ("arsc_constant_rate", "a fixed inner rate, 3 steps")):
+    runs = {
+        "arsc": "learnt inner rates, no step", "arsc_constant_rate": "a fixed inner rate, 3 steps",
+        "arsc_bias": "pooled training, then the head's bias alone, 2 steps",
+    }  # fmt: skip
+    for name, about in runs.items():
         of = record(name)["mean"]
         cells = [
             f"{of[when][metric]:.3f}" for when in ("no_adaptation", "adapted") for metric in ("balanced", "accuracy")

@@ -25,6 +25,7 @@ from distmeta.runs import checkpoint as checkpoints
 from distmeta.runs import interrupt, trackers
 from distmeta.runs.directory import refuse_limit, run_directory, write_setting
 from distmeta.search.results import Search, collect, write_results
+from distmeta.search.runs import have_ended
 from distmeta.search.space import Params, points, read_space, with_params
 
 if TYPE_CHECKING:
@@ -83,15 +84,18 @@ def tune(config: ConfigSource | None = None, *, resume: bool = False, show: Show
             if not fresh:
                 check_same_search(sweep_dir, config)
             write_setting(sweep_dir, claimed, store)
-            display.waiting("starting Ray")
-            # Tune, and Ray's own thread that tells of processes that end, speak there whatever they are told.
-            with contextlib.redirect_stdout(io.StringIO()), ray_cluster(base) as cluster:
-                interrupt.check()
-                check_room(base, cluster)
-                at_once = concurrency(base, cluster)
-                display.phase(f"{len(trials)} trials, {at_once} at once, in {sweep_dir}")
-                run_search(base, axes, trials, at_once, sweep_dir, store, display)
-                interrupt.check()
+            if have_ended(sweep_dir, len(trials)):
+                display.phase(f"all {len(trials)} trials of {sweep_dir} have ended; there is nothing to continue")
+            else:
+                display.waiting("starting Ray")
+                # Tune, and Ray's own thread that tells of processes that end, speak there whatever they are told.
+                with contextlib.redirect_stdout(io.StringIO()), ray_cluster(base) as cluster:
+                    interrupt.check()
+                    check_room(base, cluster)
+                    at_once = concurrency(base, cluster)
+                    display.phase(f"{len(trials)} trials, {at_once} at once, in {sweep_dir}")
+                    run_search(base, axes, trials, at_once, sweep_dir, store, display)
+                    interrupt.check()
         rows = collect(sweep_dir, base)
         display.phase("writing results")
         search = write_results(sweep_dir, config, base, rows)

@@ -27,6 +27,11 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     return record
 
 
+def have_ended(sweep_dir: Path, trials: int) -> bool:
+    """Whether each of so many trials has ended."""
+    return all(read_record(trial_dir(sweep_dir, number)).get("status") in ENDED for number in range(trials))
+
+
 def update_record(run_dir: Path, **changes: Any) -> dict[str, Any]:
     run_dir.mkdir(parents=True, exist_ok=True)
     record = {**read_record(run_dir), **changes}

@@ -31,3 +31,13 @@ def test_a_search_ends_with_its_table_and_a_recipe(words_csv, tmp_path, monkeypa
     assert "tune" not in yaml.safe_load((search.path / "best.yaml").read_text())
     assert pq.read_table(search.path / "results.parquet").num_rows == 1
     assert (search.path / "report.html").is_file() and list((search.path / "figures").glob("*.png"))
+
+    def no_cluster(config):
+        raise AssertionError("a search that has ended needs no Ray")
+
+    monkeypatch.setattr("distmeta.drive.cluster.ray_cluster", no_cluster)
+    before = (search.path / "best.yaml").read_bytes()
+    again = CliRunner().invoke(app, ["tune", "tiny.yaml", "--run-dir", "search", "--json", "--resume"])
+    assert again.exit_code == 0, again.output[-3000:]
+    assert json.loads(again.stdout) == json.loads(shown.stdout)
+    assert (search.path / "best.yaml").read_bytes() == before

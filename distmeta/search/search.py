@@ -157,6 +157,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
     def __init__(self, sweep_dir: Path, config: Config, say: Callable[[str], None], trials: int) -> None:
         self.sweep_dir, self.config, self.say, self.trials = sweep_dir, config, say, trials
+        self.best: tuple[float, int] | None = None  # the best score so far, and its trial's number
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune writes its callbacks down, which nothing here reads; a display cannot be."""
@@ -178,12 +179,19 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        metric = self.config.tune.metric
-        if metric in result and read_record(trial_dir(self.sweep_dir, number_of(trial))).get("status") not in ENDED:
+        metric, number = self.config.tune.metric, number_of(trial)
+        score = result.get(metric)
+        if score is None:
+            return
+        if math.isfinite(score):
+            better = min if metric == "loss" else max
+            self.best = better(self.best or (score, number), (score, number), key=lambda of: of[0])
+        if read_record(trial_dir(self.sweep_dir, number)).get("status") not in ENDED:
             shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in _shown(trial).items())
-            score = f"{metric} {result[metric]:.3f} after {result['adapt_steps']}"
-            where = f"trial {number_of(trial)} of {self.trials}  step {result['step']}/{self.config.outer.steps}"
-            self.say(f"{where}  {score}  {shown}")
+            where = f"trial {number} of {self.trials}  step {result['step']}/{self.config.outer.steps}"
+            adapted = f" after {result['adapt_steps']} inner steps" if self.config.inner.steps else ""
+            so_far = f"  (best {self.best[0]:.3f}, trial {self.best[1]})" if self.best else ""
+            self.say(f"{where}  {metric} {score:.3f}{adapted}{so_far}  {shown}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         path = trial_dir(self.sweep_dir, number_of(trial))

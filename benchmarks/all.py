@@ -121,6 +121,20 @@ QUICK = (
         Figure("5 ways, 1 shot, meta-trained", lambda r: r["runs"]["01"]["5x1"]["meta_trained"]),
         Figure("5 ways, 1 shot, frozen", lambda r: r["runs"]["01"]["5x1"]["frozen"]),
     )),
+    Quick("real_text_sentiment_60", (
+        "benchmarks/real_text.py sentiment --data {data}/zh_reviews_3class --run-dir {work}/sentiment "
+        "--out {work}/real_text_sentiment_60.json outer.steps=60 eval.baselines=false eval.episodes=150 "
+        "cluster.workers=1 sampling.actors=0",
+    ), (
+        Figure("accuracy after adaptation", lambda r: r["meta_test"]["meta_trained"]["accuracy"]),
+        Figure("macro recall of n-grams on all rows", lambda r: r["every_row"]["lexical"]["all"]["recall"], 1.001),
+    )),
+    Quick("algorithms_mixed", (
+        "benchmarks/mixed.py --clinc {data}/clinc150 --arsc {data}/arsc --induction {data}/instruction_induction "
+        "--pretrained {encoder} --out {work}/mixed",
+        "benchmarks/algorithms.py mixed --data {work}/mixed --seeds 0 --validation 32 --episodes 160 "
+        "--algorithms maml",
+    ), (Figure("accuracy of maml", seeds("maml")),)),
     Quick("rejection", (
         "benchmarks/rejection.py --data {data}/clinc150 --pretrained {encoder} --episodes 20 outer.steps=30 "
         "outer.lr=3e-5",

@@ -72,6 +72,10 @@ def with_interval(models: dict[str, np.ndarray], labels: np.ndarray) -> dict[str
     }
 
 
+def mixture(models: dict[str, np.ndarray], weight: float) -> np.ndarray:
+    return (1 - weight) * models["runs"] + weight * models["n-grams"]
+
+
 def best(scores: dict[Any, float]) -> Any:
     return max(scores, key=scores.__getitem__)
 
@@ -101,10 +105,9 @@ def main() -> None:
         found["val"][name], found["test"][name] = curve[steps], probabilities(run, parts["test"], steps)
     for models in found.values():
         models["runs"] = np.mean([values for name, values in models.items() if name != "n-grams"], axis=0)
-    mixed = {split: lambda w, m=models: (1 - w) * m["runs"] + w * m["n-grams"] for split, models in found.items()}
-    by_weight = {w: recall(mixed["val"](w), labels["val"]) for w in WEIGHTS}
+    by_weight = {w: recall(mixture(found["val"], w), labels["val"]) for w in WEIGHTS}
     weight = best(by_weight)
-    found["test"]["runs and n-grams"] = mixed["test"](weight)
+    found["test"]["runs and n-grams"] = mixture(found["test"], weight)
     record = {
         **setting({"runs": len(options.runs)}), "command": " ".join(sys.argv), "rows": len(labels["test"]),
         "validation": {"by_steps": by_steps, "by_regularisation": by_c, "by_weight": by_weight},

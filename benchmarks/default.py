@@ -2,9 +2,11 @@
 
     distmeta train && python benchmarks/default.py runs/default
     distmeta train captions && python benchmarks/default.py runs/captions
+    distmeta train --seeds 1,2,3,4 --run-dir runs/seeds && python benchmarks/default.py runs/default runs/seeds/*
 
 Writes benchmarks/results/NAME.json: scores of the meta-test tasks, the checkpoint that was kept, and what share of
-a meta-step the ranks spent on handing gradients over.
+a meta-step the ranks spent on handing gradients over; of further runs, which differ in their seed, the scores. A run
+follows the rounding of its processor as it does its seed, so another machine's scores lie among those of the seeds.
 """
 
 from __future__ import annotations
@@ -35,6 +37,12 @@ def main() -> None:
         "comm_share": sum(step["comm_s"] for step in steps) / sum(step[part] for step in steps for part in parts),
         "evaluation": run.evaluation,
     }
+    if others := [Run(Path(path)) for path in sys.argv[2:]]:
+        seeds = [read_config(other.path / "config.yaml").run.seed for other in others]
+        record["other_seeds"] = {
+            str(seed): {method: scores["accuracy"] for method, scores in other.evaluation.items()}
+            for seed, other in zip(seeds, others, strict=True)
+        }
     write_text(RESULTS / f"{name}.json", json.dumps(record, indent=1) + "\n")
 
 

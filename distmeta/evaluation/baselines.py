@@ -4,7 +4,7 @@
     in_context       the meta-trained decoder reads the support set, and nothing is adapted
     base_zero_shot   the pretrained model as it is, from the prompt alone
     base_in_context  the pretrained model as it is reads the support set
-    fine_tuned       the untrained weights, adapted as is best on other tasks (distmeta.evaluation.fine_tuning)
+    fine_tuned       the untrained weights, adapted by settings chosen on other tasks (evaluation.fine_tuning)
     multi_task       likewise, from weights trained on the pooled meta-train tasks for as many steps as the run has
     prototypes       nearest class mean of the untrained features
 

@@ -30,7 +30,7 @@ def letters_methods() -> str:
 INSTRUCTIONS_ROWS = {
     "base_zero_shot": "the model as it comes, without examples",
     "base_in_context": "the model as it comes reads the examples",
-    "fine_tuned": "the model as it comes, fine-tuned on them as is best on validation tasks",
+    "fine_tuned": "the model as it comes, fine-tuned on them (settings chosen on validation tasks)",
     "fomaml, not meta-trained": "the model as it comes, after the four steps that `fomaml` takes",
 }
 

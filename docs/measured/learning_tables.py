@@ -32,7 +32,7 @@ def default_short() -> str:
 DEFAULT_ROWS = {
     "meta_trained": "meta-trained",
     "no_adaptation": "the same, no adaptation",
-    "fine_tuned": "fine-tuned from the untrained weights, as is best on validation tasks",
+    "fine_tuned": "fine-tuned from the untrained weights (settings chosen on validation tasks)",
     "multi_task": "trained on the pooled tasks (`multi_task`), 150 steps",
     "prototypes": "prototypes of the untrained features",
 }
@@ -425,7 +425,7 @@ def captions() -> str:
 CAPTIONS_ROWS = {
     "no_adaptation": "meta-trained, by the descriptions alone",
     "meta_trained": "the same checkpoint, after 2 inner steps on 5 images of each class",
-    "fine_tuned": "not meta-trained, fine-tuned as is best on validation tasks",
+    "fine_tuned": "not meta-trained, fine-tuned (settings chosen on validation tasks)",
     "prototypes": "not meta-trained, class means",
 }
 

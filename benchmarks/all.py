@@ -68,15 +68,10 @@ def seeds(name: str) -> Callable[[Any], dict[str, float]]:
     return span
 
 
-def seeds_of_default(method: str) -> Callable[[Any], dict[str, float]]:
-    """From the lowest to the highest seed of `distmeta train`."""
-
-    def span(record: Any) -> dict[str, float]:
-        scores = [record["evaluation"][method]["accuracy"]]
-        scores += [of[method] for of in record.get("other_seeds", {}).values()]
-        return {"low": min(score["low"] for score in scores), "high": max(score["high"] for score in scores)}
-
-    return span
+def seeds_of_default(record: Any) -> dict[str, float]:
+    """From the lowest to the highest seed of `distmeta train`, adapted."""
+    scores = [record["evaluation"]["meta_trained"]["accuracy"], *record.get("other_seeds", {}).values()]
+    return {"low": min(score["low"] for score in scores), "high": max(score["high"] for score in scores)}
 
 
 def row(name: str, system: str) -> Callable[[Any], float]:
@@ -92,8 +87,8 @@ QUICK = (
         Figure("memory at 8 rows", lambda r: r["tokens"]["1024"]["layers"]["gb"]["8"], 1.001),
     )),
     Quick("default", ("-m distmeta train default --run-dir {work}/default", "benchmarks/default.py {work}/default"), (
-        Figure("accuracy after adaptation", seeds_of_default("meta_trained")),
-        Figure("accuracy before it", seeds_of_default("no_adaptation")),
+        Figure("accuracy after adaptation", seeds_of_default),
+        Figure("accuracy of pooled training", lambda r: r["evaluation"]["multi_task"]["accuracy"]),
     )),
     Quick("depth", ("benchmarks/depth.py --cases 30x1x512 --ways eager layers --rounds 1",), (
         Figure("memory of layers over eager", lambda r: ratio(r["cases"]["30x1x512"], "layers", "peak_mb"), 1.25),

@@ -2,11 +2,12 @@
 
     distmeta train && python benchmarks/default.py runs/default
     distmeta train captions && python benchmarks/default.py runs/captions
-    distmeta train --seeds 1,2,3,4 --run-dir runs/seeds && python benchmarks/default.py runs/default runs/seeds/*
+    distmeta train default eval.baselines=false --seeds 1,2,3,4 --run-dir runs/seeds
+    python benchmarks/default.py runs/default runs/seeds/*
 
 Writes benchmarks/results/NAME.json: scores of the meta-test tasks, the checkpoint that was kept, and what share of
-a meta-step the ranks spent on handing gradients over; of further runs, which differ in their seed, the scores. A run
-follows the rounding of its processor as it does its seed, so another machine's scores lie among those of the seeds.
+a meta-step the ranks spent on handing gradients over; of further runs, which differ in their seed, the accuracy. A
+run follows the rounding of its processor as it does its seed: expect another machine's score among those of the seeds.
 """
 
 from __future__ import annotations
@@ -40,8 +41,7 @@ def main() -> None:
     if others := [Run(Path(path)) for path in sys.argv[2:]]:
         seeds = [read_config(other.path / "config.yaml").run.seed for other in others]
         record["other_seeds"] = {
-            str(seed): {method: scores["accuracy"] for method, scores in other.evaluation.items()}
-            for seed, other in zip(seeds, others, strict=True)
+            str(seed): other.evaluation["meta_trained"]["accuracy"] for seed, other in zip(seeds, others, strict=True)
         }
     write_text(RESULTS / f"{name}.json", json.dumps(record, indent=1) + "\n")
 

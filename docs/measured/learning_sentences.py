@@ -323,6 +323,18 @@ def afterwards() -> Iterator[Sentence]:
     )
 
 
+def mixed() -> Iterator[Sentence]:
+    runs = {name: of["runs"]["0"] for name, of in record("algorithms_mixed_decoder")["algorithms"].items()}
+    before, after = (interval(runs[name]["test"]["accuracy"]) for name in ("fine_tune", "in_context"))
+    yield "docs/algorithms.md", f"as it comes it answers {before} right on 80"
+    yield "docs/algorithms.md", f"{runs['in_context']['cpu_s'] / 60:.0f} minutes of one core) {after}."
+    rise = {
+        kind: (runs["fine_tune"]["by_source"][kind], value) for kind, value in runs["in_context"]["by_source"].items()
+    }
+    told = ", ".join(f"{kind} from {rise[kind][0]:.3f} to {rise[kind][1]:.3f}" for kind in ("instructions", "products"))
+    yield "docs/algorithms.md", f"Intents rise from {rise['intents'][0]:.3f} to {rise['intents'][1]:.3f}, {told};"
+
+
 def search() -> Iterator[Sentence]:
     found = record("search")
     factor, share = f"{found['factor']:.2f}", f"{found['share_of_meta_steps']:.2f}"

@@ -446,6 +446,8 @@ def pays() -> str:
     }  # fmt: skip
     mixed = {name: mean(run["test"]["accuracy"]["mean"] for run in of["runs"].values())
              for name, of in record("algorithms_mixed")["algorithms"].items()}  # fmt: skip
+    decoder = {name: of["runs"]["0"]["test"]["accuracy"]["mean"]
+               for name, of in record("algorithms_mixed_decoder")["algorithms"].items()}  # fmt: skip
 
     def texts_of(name: str) -> float:
         return mean(run["reading"]["loss"] for run in texts["runs"] if run["algorithm"] == name)
@@ -478,6 +480,8 @@ def pays() -> str:
         ["two labels dealt anew in each task: intents, products, good or bad, instructions", "2 layers of MiniLM",
          "5 of each label", f"fine-tuned, never meta-trained {mixed['fine_tune']:.3f}", f"`maml` {mixed['maml']:.3f}",
          "no"],
+        ["the same, under letters", "SmolLM2-135M", "5 of each label",
+         f"the model as it comes {decoder['fine_tune']:.3f}", f"`in_context` {decoder['in_context']:.3f}", "yes"],
         ["texts that define their own words (built-in ledgers), loss", "decoder from random weights", "8 chunks",
          f"steps from pooled weights {number(ledgers['naive']['loss'])}",
          f"`maml` {number(ledgers['meta_trained']['loss'])}", "yes"],

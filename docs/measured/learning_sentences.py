@@ -365,6 +365,15 @@ def search() -> Iterator[Sentence]:
     yield "docs/search.md", f"lower by {-less['mean']:.3f} [{-less['high']:.3f}, {-less['low']:.3f}]"
     spent = intents["search"]
     yield "docs/search.md", f"{spent['meta_steps']} meta-steps in {spent['wall_s'] / 60:.0f} minutes"
+    letters = record("search_letters")
+    spent, scores = letters["search"], [letters["meta_test"][by]["accuracy"] for by in ("tuned", "defaults")]
+    yield "docs/search.md", f"{spent['meta_steps']} meta-steps in {spent['wall_s'] / 60:.0f} minutes"
+    yield "docs/search.md", f"({spent['best']['params']['outer.lr']:.4f}, without warm-up)"
+    yield (
+        "docs/search.md",
+        f"{interval(scores[0])} where the recipe's defaults after as many meta-steps have {interval(scores[1])}, over classes "
+        + signed(letters["tuned less defaults"]["accuracy"]),
+    )
     long = record("search_intents_200")
     scores = [long["meta_test"][by]["accuracy"] for by in ("tuned", "defaults")]
     held_out = long["tuned less defaults, on meta-validation"]["recall"]

@@ -6,7 +6,7 @@ A run on the source tasks (ANIL: the encoder is meta-learnt, the head adapts at 
 each target task's own five examples a label and `predict` on all of its test part, as somebody with ten labelled
 reviews would. Every fifth source domain is left for meta-validation, which chooses how many steps to adapt with. The
 tests are imbalanced, so balanced accuracy is what counts; the mean of 12 tasks, and the same tasks before any inner
-step. No target text chooses anything. Writes benchmarks/results/arsc.json; no row of the data is kept.
+step. No target text chooses anything. Writes benchmarks/results/arsc.json, or --out; no row of the data is kept.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pretrained", required=True)
     parser.add_argument("--run-dir", type=Path, default=Path("runs/arsc"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "arsc.json")
     parser.add_argument("more", nargs="*", help="further overrides, section.key=value")
     options = parser.parse_intermixed_args()
     from distmeta.bench.measure import setting
@@ -109,7 +110,7 @@ def main() -> None:
         "tasks": tasks,
     }  # fmt: skip
     print(json.dumps(record["mean"]))
-    write_text(RESULTS / "arsc.json", json.dumps(record, indent=1))
+    write_text(options.out, json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

@@ -131,16 +131,17 @@ def test_a_trial_is_complete_if_its_end_was_heard(told, evaluated, status, tmp_p
     assert found["status"] == status and found["scored_at"] == told
 
 
-@pytest.mark.parametrize(("metric", "best"), [("accuracy", [0, 0, 2, 2]), ("loss", [0, 1, 1, 1])])
+@pytest.mark.parametrize(("metric", "best"), [("accuracy", [1, 1, 3]), ("loss", [1, 2, 2])])
 def test_a_score_is_told_beside_the_best_so_far(metric, best, tmp_path):
     said: list[str] = []
     recorder = Recorder(tmp_path, small.config(tune={"metric": metric}), said.append, 4)
-    for number, score in enumerate([0.5, 0.4, 0.6, math.nan]):
+    for number, score in enumerate([math.nan, 0.5, 0.4, 0.6]):
         config = {"kind": "search", "params": {"inner.lr": 0.1}}
         trial = SimpleNamespace(custom_trial_name=f"trial-{number:04d}", config=config)
         recorder.on_trial_result(0, [], trial, {metric: score, "adapt_steps": 2, "step": 8})
-    assert [int(line.split("best ")[1].split("trial ")[1].split(")")[0]) for line in said] == best
-    assert said[1].startswith("trial 1 of 4  step 8/") and f"{metric} 0.400 after 2 inner steps" in said[1]
+    assert [int(line.split("best ")[1].split("trial ")[1].split(")")[0]) for line in said[1:]] == best
+    assert "best" not in said[0]  # a score that is no number is none
+    assert said[2].startswith("trial 2 of 4  step 8/") and f"{metric} 0.400 after 2 inner steps" in said[2]
 
 
 def test_a_trial_that_failed_says_which_rank_and_why(tmp_path, monkeypatch):
